@@ -1,0 +1,93 @@
+"""Measure one part of hf_denseseg against a named peer, in one run, and write the figures beside.
+
+    python scripts/benchmark.py dsct --threads 1
+    python scripts/benchmark.py --list
+
+Each benchmark is a module of `scripts/benchmarks/` with `add_arguments(parser)` and `run(args) -> dict`. The figures go to
+`scripts/benchmarks/results/<name>.json` together with the command, the versions and the machine, and are quoted from there.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import platform
+import shlex
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import torch
+import transformers
+
+from hf_denseseg.files import write_atomic
+
+FOLDER = Path(__file__).resolve().parent / "benchmarks"
+
+
+def names() -> list[str]:
+    return sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("_"))
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", FOLDER / f"{name}.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def processor_name() -> str:
+    """Name of the CPU as the system reports it, else its architecture."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def environment() -> dict[str, object]:
+    """What a figure depends on besides the code: versions, processor, threads, accelerator."""
+    return {
+        "command": "python scripts/benchmark.py " + shlex.join(sys.argv[1:]),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "processor": processor_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def show(figures: dict, indent: int = 0) -> None:
+    """Print nested figures as an indented table."""
+    for key, value in figures.items():
+        if isinstance(value, dict):
+            print(" " * indent + f"{key}:")
+            show(value, indent + 2)
+        else:
+            text = f"{value:.4g}" if isinstance(value, float) else value
+            print(" " * indent + f"{key:<{44 - indent}} {text}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--list", action="store_true", help="print the names of the benchmarks and stop")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads (default 1)")
+    parser.add_argument("--output", type=Path, help="JSON file (default scripts/benchmarks/results/<name>.json)")
+    commands = parser.add_subparsers(dest="name", metavar="NAME")
+    modules = {name: load(name) for name in names()}
+    for name, module in modules.items():
+        summary = (module.__doc__ or name).strip().splitlines()[0]
+        module.add_arguments(commands.add_parser(name, help=summary, description=module.__doc__))
+    args = parser.parse_args()
+    if args.list or not args.name:
+        parser.print_help()
+        return
+    torch.set_num_threads(args.threads)
+    result = {"benchmark": args.name, **environment(), "figures": modules[args.name].run(args)}
+    show(result)
+    write_atomic(args.output or FOLDER / "results" / f"{args.name}.json", json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Label specifications, dataset loaders and augmentation."""

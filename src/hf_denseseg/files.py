@@ -1,0 +1,74 @@
+"""Write files aside and rename them, so that nothing half-written is ever taken for a whole."""
+
+import errno
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hf_denseseg.errors import InputError, RunError
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Give a temporary path with the same ending in the same folder, and rename it to `path` if the block succeeds.
+
+    Raises:
+        RunError: the disk is full or the folder cannot be written; `path` keeps its former content.
+    """
+    path = Path(path)
+    with _explain_write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+        aside = Path(name)
+        try:
+            yield aside
+            # mkstemp makes private files; a result belongs to whoever may read the folder.
+            mask = os.umask(0)
+            os.umask(mask)
+            aside.chmod(0o666 & ~mask)
+            with aside.open("rb+") as written:
+                os.fsync(written.fileno())
+            os.replace(aside, path)
+        finally:
+            aside.unlink(missing_ok=True)
+
+
+def write_atomic(path: str | Path, data: str | bytes) -> None:
+    """Write text (UTF-8) or bytes to `path` in one step, see `atomic_path`."""
+    with atomic_path(path) as aside:
+        aside.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def check_output_folder(folder: str | Path) -> Path:
+    """Create `folder` and prove that it can be written, before any work is done.
+
+    Raises:
+        InputError: the path is a file, or the folder cannot be made or written.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"x")
+    except OSError as error:
+        raise InputError(
+            f"Output folder {folder} cannot be written ({error.strerror}). Give another folder or mend its permissions."
+        ) from error
+    return folder
+
+
+@contextmanager
+def _explain_write_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            reason = "the disk is full: free some space"
+        elif error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR):
+            reason = f"{error.strerror}: give a folder that can be written"
+        else:
+            raise
+        raise RunError(f"Could not write {path}: {reason}, then run the same command again.") from error

@@ -1,0 +1,1 @@
+"""One folder per paper; `registration` finds them by walking this package."""

@@ -1,0 +1,1 @@
+"""DSCT: dual-stream convolution and Transformer (BMVC 2021)."""
