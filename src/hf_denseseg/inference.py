@@ -1,0 +1,333 @@
+"""From a picture to a label map: whole image or sliding window, several scales, flip, at bounded memory.
+
+The evaluation, `denseseg predict` and the pipeline all call these functions. The protocol is the one of mmsegmentation
+and SETR: logits of overlapping windows are averaged by visit count, probabilities are averaged over scales and flips.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+from torchvision.transforms.v2.functional import resize
+from transformers import ImageSegmentationPipeline
+from transformers.utils import ModelOutput
+
+from hf_denseseg.inference_settings import InferenceSettings
+
+Size = tuple[int, int]
+Channels = Sequence[float] | torch.Tensor
+
+
+class Preprocessing(NamedTuple):
+    """What a checkpoint's image processor does to a picture, in the terms of this module."""
+
+    mean: tuple[float, ...]  # of channels scaled to 0..1
+    std: tuple[float, ...]
+    base_size: Size | None  # (short, long) limit of a resize that keeps the ratio; None = no resize
+
+    @classmethod
+    def from_image_processor(cls, image_processor: Any) -> "Preprocessing":
+        """Read mean, deviation and size; of a fixed `height` and `width` the smaller becomes the short side."""
+        # `pixel * factor` equals `pixel / 255 * gain`; the gain is folded into mean and deviation.
+        gain = 255 * image_processor.rescale_factor if image_processor.do_rescale else 255.0
+        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+        if image_processor.do_normalize:
+            mean, std = tuple(image_processor.image_mean), tuple(image_processor.image_std)
+        base_size = None
+        if image_processor.do_resize:
+            size = dict(image_processor.size)
+            short = size.get("shortest_edge") or min(size["height"], size["width"])
+            base_size = (short, size.get("longest_edge") or 4 * short)
+        return cls(tuple(value / gain for value in mean), tuple(value / gain for value in std), base_size)
+
+
+def window_corners(size: Size, crop_size: Size, stride: Size) -> list[tuple[int, int]]:
+    """Top left corners `(y, x)` of windows that cover `size`; the last of a row or column is shifted inside."""
+    corners = []
+    for length, crop, step in zip(size, crop_size, stride, strict=True):
+        count = max(math.ceil((length - crop) / step), 0) + 1
+        corners.append([max(min(k * step, length - crop), 0) for k in range(count)])
+    return [(y, x) for y in corners[0] for x in corners[1]]
+
+
+@torch.no_grad()
+def slide_logits(model: nn.Module, pixel_values: torch.Tensor, settings: InferenceSettings) -> torch.Tensor:
+    """Average the logits of overlapping windows by visit count.
+
+    Args:
+        model: called as `model(pixel_values=...)`, returns `.logits` of any resolution; put it in eval mode first.
+        pixel_values: `(B, 3, H, W)`, normalised, on the model's device.
+        settings: `crop_size`, `stride`, `window_batch_size` (windows per model call, times B) and
+            `accumulation_device` are read.
+
+    Returns:
+        `(B, num_labels, H, W)` float32 on the accumulation device.
+    """
+    batch, _, height, width = pixel_values.shape
+    crop_size, stride = settings.window()
+    crop = (min(crop_size[0], height), min(crop_size[1], width))
+    corners = window_corners((height, width), crop, stride)
+    device = settings.accumulation_device or pixel_values.device
+    total, visits = None, torch.zeros(height, width, device=device)
+    for start in range(0, len(corners), settings.window_batch_size):
+        group = corners[start : start + settings.window_batch_size]
+        windows = torch.cat([pixel_values[:, :, y : y + crop[0], x : x + crop[1]] for y, x in group])
+        logits = _upsample(model(pixel_values=windows).logits, crop, align_corners_of(model)).to(device)
+        if total is None:
+            total = logits.new_zeros(batch, logits.shape[1], height, width)
+        for (y, x), part in zip(group, logits.split(batch), strict=True):
+            total[:, :, y : y + crop[0], x : x + crop[1]] += part
+            visits[y : y + crop[0], x : x + crop[1]] += 1
+    assert total is not None  # window_corners gives at least one corner
+    return total.div_(visits)
+
+
+@torch.no_grad()
+def predict_logits(model: nn.Module, pixel_values: torch.Tensor, settings: InferenceSettings) -> torch.Tensor:
+    """Logits of a normalised batch: the model's own resolution for the whole image, `(H, W)` for sliding windows.
+
+    A window that covers the image is the whole image, bit for bit.
+    """
+    if settings.mode == "slide":
+        crop_size, _ = settings.window()
+        if pixel_values.shape[-2] > crop_size[0] or pixel_values.shape[-1] > crop_size[1]:
+            return slide_logits(model, pixel_values, settings)
+    return model(pixel_values=pixel_values).logits
+
+
+def segment(
+    model: nn.Module,
+    image: torch.Tensor,
+    settings: InferenceSettings,
+    mean: Channels,
+    std: Channels,
+    size: Size | None = None,
+) -> torch.Tensor:
+    """Label every pixel of one picture.
+
+    Args:
+        model: segmentation model in eval mode.
+        image: `(3, H, W)` uint8, any device.
+        settings: how to look at the picture.
+        mean: channel means of pictures scaled to 0..1.
+        std: channel deviations of the same.
+        size: `(height, width)` of the result; None is the picture's own size.
+
+    Returns:
+        `(height, width)` int64 class ids.
+    """
+    if settings.views > 1:
+        return class_probabilities(model, image, settings, mean, std, size).argmax(0)
+    logits = _single_view(model, image, settings, mean, std)
+    return resize_argmax(logits, size or _size(image), align_corners_of(model), settings.chunk_classes)[0]
+
+
+def segment_with_confidence(
+    model: nn.Module,
+    image: torch.Tensor,
+    settings: InferenceSettings,
+    mean: Channels,
+    std: Channels,
+    size: Size | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Class ids as `segment` gives them, and the probability of each pixel's class, float32 of the same size."""
+    if settings.views > 1:
+        confidence, ids = class_probabilities(model, image, settings, mean, std, size).max(0)
+        return ids, confidence
+    logits = _single_view(model, image, settings, mean, std)
+    ids, confidence = resize_confidence(logits, size or _size(image), align_corners_of(model), settings.chunk_classes)
+    return ids[0], confidence[0]
+
+
+@torch.no_grad()
+def class_probabilities(
+    model: nn.Module,
+    image: torch.Tensor,
+    settings: InferenceSettings,
+    mean: Channels,
+    std: Channels,
+    size: Size | None = None,
+) -> torch.Tensor:
+    """Probabilities `(num_labels, height, width)` of one picture, averaged over all scales and flips.
+
+    Each view's logits are resized to `size` first. With `average="logits"` these are averaged and the softmax comes
+    last.
+    """
+    total = None
+    for pixel_values, flipped in _views(model, image, settings, mean, std):
+        logits = predict_logits(model, pixel_values, settings)
+        if flipped:
+            logits = logits.flip(-1)
+        if settings.accumulation_device:
+            logits = logits.to(settings.accumulation_device)
+        logits = _upsample(logits, size or _size(image), align_corners_of(model))
+        part = logits.softmax(1) if settings.average == "probabilities" else logits
+        total = part if total is None else total.add_(part)
+    assert total is not None  # the settings hold at least one scale
+    total = total.div_(settings.views)[0]
+    return total if settings.average == "probabilities" else total.softmax(0)
+
+
+def resize_argmax(
+    logits: torch.Tensor, size: Size, align_corners: bool = False, chunk_classes: int = 8
+) -> torch.Tensor:
+    """Resize logits bilinearly and take the argmax, a few classes at a time.
+
+    Equal to `F.interpolate(logits, size, mode="bilinear").argmax(1)` for finite logits, ties included (first class
+    wins), but holds `chunk_classes` instead of all classes at full resolution.
+
+    Args:
+        logits: `(B, num_labels, h, w)`, any floating dtype; compared in float32.
+        size: `(height, width)` of the result.
+        align_corners: see `torch.nn.functional.interpolate`.
+        chunk_classes: classes held at once.
+
+    Returns:
+        `(B, height, width)` int64.
+    """
+    best = ids = None
+    for start, values in _resized_chunks(logits, size, align_corners, chunk_classes):
+        value, index = values.max(1)
+        if best is None or ids is None:
+            best, ids = value, index
+            continue
+        better = value > best
+        best = torch.where(better, value, best)
+        ids = torch.where(better, index + start, ids)
+    assert ids is not None  # a model has at least one class
+    return ids
+
+
+def resize_confidence(
+    logits: torch.Tensor, size: Size, align_corners: bool = False, chunk_classes: int = 8
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `resize_argmax`, with the softmax probability `(B, height, width)` of the class that won."""
+    best = ids = log_sum = None
+    for start, values in _resized_chunks(logits, size, align_corners, chunk_classes):
+        (value, index), part = values.max(1), values.logsumexp(1)
+        if best is None or ids is None or log_sum is None:
+            best, ids, log_sum = value, index, part
+            continue
+        better = value > best
+        best, ids = torch.where(better, value, best), torch.where(better, index + start, ids)
+        log_sum = torch.logaddexp(log_sum, part)
+    assert best is not None and ids is not None and log_sum is not None
+    return ids, (best - log_sum).exp()
+
+
+def view_size(size: Size, scale: float, settings: InferenceSettings) -> Size:
+    """Size of one scale: the ratio is kept inside `scale * base_size` (its long and short limit, in any order).
+
+    Without a base size the picture's own size is multiplied. With `raise_short_side` a short side below the window's
+    is raised to it, the ratio still kept (SETR's multi-scale test).
+    """
+    factor = scale
+    if settings.base_size:
+        limits = sorted(int(limit * scale) for limit in settings.base_size)
+        factor = min(limits[0] / min(size), limits[1] / max(size))
+    if settings.raise_short_side:
+        factor = max(factor, min(settings.window()[0]) / min(size))
+    height, width = (max(int(length * factor + 0.5), 1) for length in size)
+    return height, width
+
+
+def align_corners_of(model: nn.Module) -> bool:
+    """How the model's logits are meant to be resized."""
+    return bool(getattr(getattr(model, "config", None), "align_corners", False))
+
+
+def _views(
+    model: nn.Module, image: torch.Tensor, settings: InferenceSettings, mean: Channels, std: Channels
+) -> Iterator[tuple[torch.Tensor, bool]]:
+    """Normalised `(1, 3, h, w)` on the model's device for each scale and flip, and whether it is flipped."""
+    weight = next(model.parameters(), torch.empty(0))
+    image = image.to(weight.device)
+    shift, spread = (torch.as_tensor(each, device=weight.device).view(3, 1, 1) for each in (mean, std))
+    for scale in settings.scales:
+        size = view_size(_size(image), scale, settings)
+        # Antialiased like the image processors, and on bytes, so that a resized picture is the processor's.
+        view = image if size == _size(image) else resize(image, list(size), antialias=True)
+        pixel_values = ((view / 255 - shift) / spread).to(weight.dtype)[None]
+        yield pixel_values, False
+        if settings.flip:
+            yield pixel_values.flip(-1), True
+
+
+@torch.no_grad()
+def _single_view(
+    model: nn.Module, image: torch.Tensor, settings: InferenceSettings, mean: Channels, std: Channels
+) -> torch.Tensor:
+    pixel_values, _ = next(_views(model, image, settings, mean, std))
+    return predict_logits(model, pixel_values, settings)
+
+
+@torch.no_grad()
+def _resized_chunks(
+    logits: torch.Tensor, size: Size, align_corners: bool, chunk_classes: int
+) -> Iterator[tuple[int, torch.Tensor]]:
+    # Contiguous, because interpolation of channels-last memory rounds differently from that of a slice of it.
+    logits = logits.contiguous()
+    for start in range(0, logits.shape[1], chunk_classes):
+        yield start, _upsample(logits[:, start : start + chunk_classes], size, align_corners)
+
+
+def _upsample(logits: torch.Tensor, size: Size, align_corners: bool) -> torch.Tensor:
+    logits = logits.float()
+    if logits.shape[-2:] == size:
+        return logits
+    return F.interpolate(logits, size=size, mode="bilinear", align_corners=align_corners)
+
+
+def _size(image: torch.Tensor) -> Size:
+    return image.shape[-2], image.shape[-1]
+
+
+class SlidingWindowSegmentationPipeline(ImageSegmentationPipeline):
+    """`pipeline("image-segmentation")` with sliding windows, pictures of mixed sizes, and a score for each mask.
+
+    Used as `pipeline("image-segmentation", model=..., pipeline_class=SlidingWindowSegmentationPipeline,
+    crop_size=(512, 512), stride=(341, 341))`; without `crop_size` the whole image is seen at once. `score` is the mean
+    probability of the class over its mask. `batch_size` counts windows of one picture, not pictures.
+    """
+
+    def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:
+        preprocess, forward, postprocess = super()._sanitize_parameters(**kwargs)
+        names = ("crop_size", "stride", "window_batch_size")
+        window: dict[str, Any] = {name: kwargs[name] for name in names if name in kwargs}
+        if window:
+            forward["settings"] = InferenceSettings(mode="slide", **window)
+        return preprocess, forward, postprocess
+
+    def get_iterator(self, inputs: Any, num_workers: int, batch_size: int, *args: Any) -> Any:
+        """Feed the pictures one by one: they differ in size, and the windows are batched already."""
+        return super().get_iterator(inputs, num_workers, 1, *args)
+
+    def _forward(self, model_inputs: dict, settings: InferenceSettings | None = None) -> ModelOutput:
+        logits = predict_logits(self.model, model_inputs["pixel_values"], settings or InferenceSettings())
+        return ModelOutput(logits=logits, target_size=model_inputs["target_size"])
+
+    def postprocess(  # type: ignore[override]
+        self, model_outputs: ModelOutput, subtask: str | None = None, **unused: Any
+    ) -> list[dict[str, Any]]:
+        """One `{"score", "label", "mask"}` per class present, as the plain pipeline gives them."""
+        if subtask not in {"semantic", None}:
+            raise ValueError(f"Subtask {subtask} is not supported for {type(self.model).__name__}. Use 'semantic'.")
+        height, width = (int(length) for length in model_outputs["target_size"][0])
+        ids, confidence = resize_confidence(model_outputs["logits"], (height, width), align_corners_of(self.model))
+        names = self.model.config.id2label or {}
+        annotation = []
+        for label in ids.unique().tolist():
+            mask = ids[0] == label
+            annotation.append(
+                {
+                    "score": float(confidence[0][mask].mean()),
+                    "label": names[label],
+                    "mask": Image.fromarray(mask.cpu().numpy().astype(np.uint8) * 255),
+                }
+            )
+        return annotation

@@ -1,0 +1,171 @@
+"""How a picture is looked at when it is segmented; saved beside a checkpoint as `inference_settings.json`."""
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.utils import cached_file
+
+from hf_denseseg.errors import InputError
+from hf_denseseg.files import write_atomic
+
+SETTINGS_FILE = "inference_settings.json"
+
+
+@dataclass(frozen=True)
+class InferenceSettings:
+    """Protocol of inference; all sizes are `(height, width)` in pixels.
+
+    Args:
+        mode: `"whole"` image or `"slide"` (overlapping windows).
+        crop_size: window, needed for `"slide"`.
+        stride: step of the window; default two thirds of it (512 -> 341, 769 -> 513).
+        scales: ratios of the multi-scale test.
+        flip: also look at the mirrored picture.
+        base_size: the picture is resized into this size times the scale, ratio kept; None is its own size.
+        raise_short_side: a scale never makes the short side smaller than the window's (SETR's multi-scale test).
+        average: what is averaged over scales and flips, `"probabilities"` or `"logits"`.
+        window_batch_size: windows per model call.
+        accumulation_device: where full-size scores are summed, e.g. `"cpu"`; None is the model's device.
+        chunk_classes: classes held at full resolution at once when the argmax is taken.
+
+    Raises:
+        InputError: a value is out of range, or values do not fit each other.
+    """
+
+    mode: str = "whole"
+    crop_size: tuple[int, int] | None = None
+    stride: tuple[int, int] | None = None
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+    base_size: tuple[int, int] | None = None
+    raise_short_side: bool = False
+    average: str = "probabilities"
+    window_batch_size: int = 4
+    accumulation_device: str | None = None
+    chunk_classes: int = 8
+
+    def __post_init__(self) -> None:
+        _choice("mode", self.mode, ("whole", "slide"))
+        _choice("average", self.average, ("probabilities", "logits"))
+        for name in ("crop_size", "stride", "base_size"):
+            object.__setattr__(self, name, _size_pair(name, getattr(self, name)))
+        for name in ("window_batch_size", "chunk_classes"):
+            if not _is_positive_int(getattr(self, name)):
+                raise InputError(f"Inference setting {name} is {getattr(self, name)!r}. Give a whole number above 0.")
+        for name in ("flip", "raise_short_side"):
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(f"Inference setting {name} is {getattr(self, name)!r}. Give true or false.")
+        object.__setattr__(self, "scales", _scales(self.scales))
+        self._check_window()
+        if self.accumulation_device is not None:
+            try:
+                torch.device(self.accumulation_device)
+            except (RuntimeError, TypeError) as error:
+                raise InputError(
+                    f"accumulation_device {self.accumulation_device!r} is no device. Use 'cpu' or 'cuda'."
+                ) from error
+
+    def _check_window(self) -> None:
+        if self.crop_size is None:
+            if self.mode == "slide" or self.stride or self.raise_short_side:
+                raise InputError(
+                    "Sliding windows, `stride` and `raise_short_side` need `crop_size`. Give it as (height, width)."
+                )
+        elif self.stride and (self.stride[0] > self.crop_size[0] or self.stride[1] > self.crop_size[1]):
+            raise InputError(
+                f"stride {self.stride} is larger than crop_size {self.crop_size} and leaves pixels between windows. "
+                "Make it at most the crop size."
+            )
+
+    @property
+    def views(self) -> int:
+        """Number of times the picture is looked at: scales, twice if flipped."""
+        return len(self.scales) * (2 if self.flip else 1)
+
+    def window(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Window and its stride, the default stride filled in.
+
+        Raises:
+            InputError: there is no `crop_size`.
+        """
+        if self.crop_size is None:
+            raise InputError("These inference settings have no window. Give `crop_size` as (height, width).")
+        default = (max(round(self.crop_size[0] * 2 / 3), 1), max(round(self.crop_size[1] * 2 / 3), 1))
+        return self.crop_size, self.stride or default
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for YAML and JSON; `from_dict` reads them back."""
+        values = dataclasses.asdict(self)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "InferenceSettings":
+        """Settings from a recipe section.
+
+        Raises:
+            InputError: a key is unknown (the nearest one is proposed) or a value is wrong.
+        """
+        names = [field.name for field in dataclasses.fields(cls)]
+        for key in values:
+            if key not in names:
+                near = difflib.get_close_matches(str(key), names, n=1)
+                hint = f"Did you mean {near[0]!r}?" if near else f"Known are {', '.join(names)}."
+                raise InputError(f"Inference setting {key!r} is unknown. {hint}")
+        return cls(**values)
+
+    def save(self, folder: str | Path) -> None:
+        """Write `inference_settings.json` into a checkpoint folder."""
+        write_atomic(Path(folder) / SETTINGS_FILE, json.dumps(self.to_dict(), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, checkpoint: str | Path) -> "InferenceSettings":
+        """Settings saved with a checkpoint folder or hub id; the defaults if it has none."""
+        path = cached_file(
+            str(checkpoint),
+            SETTINGS_FILE,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+            _raise_exceptions_for_gated_repo=False,
+        )
+        if path is None:
+            return cls()
+        try:
+            values = json.loads(Path(path).read_text())
+        except ValueError as error:
+            raise InputError(
+                f"{path} is not valid JSON ({error}). Mend it, or delete it to use the defaults."
+            ) from error
+        if not isinstance(values, dict):
+            raise InputError(f'{path} holds no settings. It must be one JSON object, e.g. {{"mode": "whole"}}.')
+        return cls.from_dict(values)
+
+
+def _choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise InputError(f"Inference setting {name} is {value!r}. Use {' or '.join(map(repr, choices))}.")
+
+
+def _is_positive_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _size_pair(name: str, value: Any) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    pair = tuple(value) if isinstance(value, list | tuple) else (value, value)
+    if len(pair) != 2 or not all(map(_is_positive_int, pair)):
+        raise InputError(f"Inference setting {name} is {value!r}. Give (height, width) in pixels, e.g. [512, 512].")
+    return pair[0], pair[1]
+
+
+def _scales(value: Any) -> tuple[float, ...]:
+    scales = tuple(value) if isinstance(value, list | tuple) else (value,)
+    if not scales or not all(isinstance(s, int | float) and not isinstance(s, bool) and 0 < s < 100 for s in scales):
+        raise InputError(f"Inference setting scales is {value!r}. Give ratios above 0, e.g. [0.75, 1.0, 1.25].")
+    return tuple(float(scale) for scale in scales)

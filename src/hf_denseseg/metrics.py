@@ -1,0 +1,201 @@
+"""Exact segmentation metrics from one int64 confusion matrix over all images."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from hf_denseseg.errors import InputError
+
+LabelMap = torch.Tensor | np.ndarray
+ABSENT_CONVENTIONS = ("zero", "skip")
+# Bins are kept for every id between the smallest and the largest legal one, so a far-off void id costs memory.
+LARGEST_ID_RANGE = 4096
+
+
+def confusion_matrix(prediction: LabelMap, label: LabelMap, num_labels: int, ignore_index: int = 255) -> torch.Tensor:
+    """Count the pixels of each (true class, predicted class) pair exactly.
+
+    One histogram of joint ids, without a mask: void and unknown ids fall into bins of their own and are read there.
+
+    Args:
+        prediction: class ids of any shape and integer dtype, on any device; anything is allowed where `label` is void
+            as long as it is a class or void.
+        label: true class ids of the same shape; `ignore_index` marks void.
+        num_labels: number of classes C.
+        ignore_index: void id, outside 0..C-1.
+
+    Returns:
+        `(C, C)` int64 on the device of `prediction`, rows = truth, columns = prediction.
+
+    Raises:
+        InputError: shapes differ, an id is neither a class nor void, a labelled pixel is predicted void, or
+            `ignore_index` is a class.
+    """
+    low, high = _id_range(num_labels, ignore_index)
+    prediction = _integer_map(prediction, "prediction")
+    label = _integer_map(label, "label").to(prediction.device)
+    if prediction.shape != label.shape:
+        raise InputError(
+            f"Prediction has shape {tuple(prediction.shape)}, label {tuple(label.shape)}. "
+            "Resize the prediction to the label's own size first."
+        )
+    for ids, role in ((prediction, "prediction"), (label, "label")):
+        _check_range(ids, low, high, role)
+    width = high - low + 1
+    joint = (label.to(torch.int32) - low) * width + (prediction.to(torch.int32) - low)
+    counts = torch.bincount(joint.flatten(), minlength=width * width).view(width, width)
+    matrix = counts[-low : num_labels - low, -low : num_labels - low]
+    void_row = counts[ignore_index - low]
+    counted = matrix.sum() + void_row[-low : num_labels - low].sum() + void_row[ignore_index - low]
+    if int(counted) != label.numel():
+        raise InputError(_unknown_ids(counts.cpu(), low, num_labels, ignore_index))
+    return matrix.clone()
+
+
+def _id_range(num_labels: int, ignore_index: int) -> tuple[int, int]:
+    if num_labels < 1:
+        raise InputError(f"num_labels is {num_labels}. Give the number of classes, 1 or more.")
+    if 0 <= ignore_index < num_labels:
+        raise InputError(
+            f"ignore_index {ignore_index} is one of the {num_labels} classes, so its false positives would vanish. "
+            "Encode void pixels as 255 (or -100) and keep every class in the metric."
+        )
+    low, high = min(0, ignore_index), max(num_labels - 1, ignore_index)
+    if high - low >= LARGEST_ID_RANGE:
+        raise InputError(f"ignore_index {ignore_index} is too far from the {num_labels} classes. Use 255 or -100.")
+    return low, high
+
+
+def _integer_map(ids: LabelMap, role: str) -> torch.Tensor:
+    ids = torch.as_tensor(ids)
+    if ids.is_floating_point() or ids.is_complex():
+        raise InputError(f"The {role} has dtype {ids.dtype}. Give class ids as integers (for logits: their argmax).")
+    if ids.dtype == torch.bool:
+        return ids.to(torch.uint8)
+    # The wider unsigned types lack most operations in torch.
+    return ids.long() if ids.dtype in (torch.uint16, torch.uint32, torch.uint64) else ids
+
+
+def _check_range(ids: torch.Tensor, low: int, high: int, role: str) -> None:
+    """Refuse ids that have no bin; bytes always have one with the usual void id 255, which saves a pass."""
+    if ids.numel() == 0 or (ids.dtype == torch.uint8 and high >= 255):
+        return
+    smallest, largest = (int(value) for value in torch.aminmax(ids))
+    if smallest < low or largest > high:
+        raise InputError(
+            f"The {role} holds ids from {smallest} to {largest}, legal are {low} to {high}. "
+            "Map raw ids to train ids and padding to the void id first."
+        )
+
+
+def _unknown_ids(counts: torch.Tensor, low: int, num_labels: int, ignore_index: int) -> str:
+    legal = {*range(num_labels), ignore_index}
+    for role, totals in (("label", counts.sum(1)), ("prediction", counts.sum(0))):
+        unknown = [index + low for index in totals.nonzero().flatten().tolist() if index + low not in legal]
+        if unknown:
+            return (
+                f"The {role} holds ids {unknown[:8]}, legal are 0 to {num_labels - 1} and {ignore_index} (void). "
+                "Check `num_labels` and the label specification."
+            )
+    return (
+        f"The prediction is void ({ignore_index}) at labelled pixels. "
+        "Predict a class for every pixel; only labels may be void."
+    )
+
+
+class ConfusionMeter:
+    """Sum of confusion matrices over a data set; memory does not grow with the number or size of images."""
+
+    def __init__(self, num_labels: int, ignore_index: int = 255) -> None:
+        _id_range(num_labels, ignore_index)
+        self.num_labels = num_labels
+        self.ignore_index = ignore_index
+        self.matrix = torch.zeros(num_labels, num_labels, dtype=torch.int64)
+
+    def update(self, prediction: LabelMap | Iterable[LabelMap], label: LabelMap | Iterable[LabelMap]) -> None:
+        """Add one pair of maps, a batch, or two equally long sequences of maps that may differ in size."""
+        if isinstance(prediction, torch.Tensor | np.ndarray) and isinstance(label, torch.Tensor | np.ndarray):
+            self.add(confusion_matrix(prediction, label, self.num_labels, self.ignore_index))
+            return
+        predictions, labels = list(prediction), list(label)
+        if len(predictions) != len(labels):
+            raise InputError(
+                f"{len(predictions)} predictions came with {len(labels)} labels. Give one label for each."
+            )
+        # All pairs are counted before any is added: a refused batch leaves the meter as it was.
+        matrices = [
+            confusion_matrix(each, truth, self.num_labels, self.ignore_index)
+            for each, truth in zip(predictions, labels, strict=True)
+        ]
+        for matrix in matrices:
+            self.add(matrix)
+
+    def add(self, matrix: torch.Tensor) -> None:
+        """Add a `(C, C)` matrix, or several as `(N, C, C)`, e.g. gathered from other processes."""
+        if matrix.is_floating_point() or matrix.shape[-2:] != self.matrix.shape or matrix.ndim > 3:
+            raise InputError(
+                f"A confusion matrix of shape {tuple(matrix.shape)} and dtype {matrix.dtype} cannot be added. "
+                f"Give integer counts of shape ({self.num_labels}, {self.num_labels})."
+            )
+        self.matrix += matrix.to("cpu", torch.int64).reshape(-1, *self.matrix.shape).sum(0)
+
+    def compute(self, classes: Sequence[str], absent: str = "zero") -> dict[str, Any]:
+        """Metrics of everything added so far, see `segmentation_metrics`."""
+        return segmentation_metrics(self.matrix, classes, absent)
+
+
+def segmentation_metrics(matrix: LabelMap, classes: Sequence[str], absent: str = "zero") -> dict[str, Any]:
+    """Summarise a confusion matrix; all figures are fractions.
+
+    IoU = TP / (TP + FP + FN) of the summed counts, then the mean over classes. A class in neither labels nor
+    predictions has no IoU and is left out. One that is only predicted counts as 0 under `"zero"` (mmsegmentation,
+    `evaluate`; the papers' numbers) and is left out under `"skip"` (detectron2, ultralytics).
+
+    Args:
+        matrix: `(C, C)` counts, rows = truth.
+        classes: C names.
+        absent: convention of `mean_iou` and of the per-class IoU.
+
+    Returns:
+        `mean_iou`, `pixel_accuracy`, `mean_accuracy`, `frequency_weighted_iou`, `absent` (the convention's name),
+        `mean_iou_by_absent` (both), `pixels` (labelled) and `per_class`, a list of `class`, `iou`, `accuracy`,
+        `pixels`; None stands for a figure that does not exist.
+
+    Raises:
+        InputError: unknown convention, or the matrix does not fit the names.
+    """
+    if absent not in ABSENT_CONVENTIONS:
+        raise InputError(f"absent={absent!r} is unknown. Use one of {', '.join(map(repr, ABSENT_CONVENTIONS))}.")
+    counts = torch.as_tensor(matrix).cpu().numpy()
+    if counts.shape != (len(classes), len(classes)):
+        raise InputError(f"A {counts.shape} confusion matrix does not fit {len(classes)} class names.")
+    true_positive, truth, predicted = counts.diagonal(), counts.sum(1), counts.sum(0)
+    with np.errstate(invalid="ignore"):
+        accuracy = true_positive / truth
+        iou = {"zero": true_positive / (truth + predicted - true_positive)}
+    iou["skip"] = np.where(truth > 0, iou["zero"], np.nan)
+    total = int(truth.sum())
+    return {
+        "mean_iou": _mean(iou[absent]),
+        "pixel_accuracy": int(true_positive.sum()) / total if total else None,
+        "mean_accuracy": _mean(accuracy),
+        "frequency_weighted_iou": float(np.nansum(iou["zero"] * truth) / total) if total else None,
+        "absent": absent,
+        "mean_iou_by_absent": {name: _mean(iou[name]) for name in ABSENT_CONVENTIONS},
+        "pixels": total,
+        "per_class": [
+            {"class": name, "iou": _number(iou[absent][k]), "accuracy": _number(accuracy[k]), "pixels": int(truth[k])}
+            for k, name in enumerate(classes)
+        ],
+    }
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+def _mean(values: np.ndarray) -> float | None:
+    present = values[~np.isnan(values)]
+    return float(present.mean()) if present.size else None
