@@ -1,3 +1,27 @@
 """Dense prediction for transformers: DSCT, SETR + HLG, UN-EPT and HFGD."""
 
+from typing import Any
+
+from hf_denseseg.registration import (
+    create_config,
+    create_model,
+    list_models,
+    load_official,
+    register,
+)
+
 __version__ = "0.1.0"
+
+_CLASSES = register()
+globals().update(_CLASSES)
+
+__all__ = ["create_config", "create_model", "list_models", "load_official", "load_segmentation", *_CLASSES]
+
+
+def __getattr__(name: str) -> Any:
+    # `datasets` is an extra and slow to import: only who asks for data pays for it.
+    if name == "load_segmentation":
+        from hf_denseseg.data.datasets import load_segmentation
+
+        return load_segmentation
+    raise AttributeError(f"module 'hf_denseseg' has no attribute {name!r}")

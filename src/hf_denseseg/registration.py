@@ -1,0 +1,159 @@
+"""Find every family below `models/`, register it with the Auto classes, and build models by their published names."""
+
+import fnmatch
+import importlib
+import pkgutil
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from transformers import (
+    AutoBackbone,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForObjectDetection,
+    AutoModelForSemanticSegmentation,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
+
+import hf_denseseg.models
+from hf_denseseg.errors import InputError
+from hf_denseseg.naming import unknown_name
+
+AUTO_CLASSES = {
+    "ForSemanticSegmentation": AutoModelForSemanticSegmentation,
+    "ForImageClassification": AutoModelForImageClassification,
+    "ForObjectDetection": AutoModelForObjectDetection,
+    "Backbone": AutoBackbone,
+    "Model": AutoModel,
+}
+"""Ending of a class name after the family's prefix -> Auto class that knows it."""
+
+
+def families() -> list[str]:
+    """Return the sorted names of the folders below `models/`."""
+    return sorted(module.name for module in pkgutil.iter_modules(hf_denseseg.models.__path__) if module.ispkg)
+
+
+def family_module(family: str, part: str) -> ModuleType:
+    """Import `models/<family>/<part>_<family>.py`.
+
+    Raises:
+        InputError: no family has this name.
+    """
+    if family not in families():
+        raise InputError(unknown_name("family", family, families()))
+    return importlib.import_module(f"hf_denseseg.models.{family}.{part}_{family}")
+
+
+def register() -> dict[str, type]:
+    """Register every family with the Auto classes; return its public classes by name. Safe to call again."""
+    public: dict[str, type] = {}
+    for family in families():
+        classes = {
+            name: getattr(module, name)
+            for part in ("configuration", "modeling", "image_processing")
+            for module in [family_module(family, part)]
+            for name in module.__all__
+            if isinstance(getattr(module, name), type)
+        }
+        _register_family(classes)
+        public.update(classes)
+    return public
+
+
+def _register_family(classes: dict[str, type]) -> None:
+    config_class = next(each for each in classes.values() if issubclass(each, PreTrainedConfig))
+    prefix, model_type = config_class.__name__.removesuffix("Config"), config_class.model_type
+    AutoConfig.register(model_type, config_class, exist_ok=True)
+    for suffix, auto_class in AUTO_CLASSES.items():
+        if prefix + suffix in classes:
+            auto_class.register(config_class, classes[prefix + suffix], exist_ok=True)
+    processors = {"torchvision": f"{prefix}ImageProcessor", "pil": f"{prefix}ImageProcessorPil"}
+    AutoImageProcessor.register(
+        config_class,
+        image_processor_classes={backend: classes[name] for backend, name in processors.items()},
+        exist_ok=True,
+    )
+    if f"{prefix}ForSemanticSegmentation" in classes:
+        # The pipeline compares class names with this table and logs an error for strangers.
+        MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES[model_type] = f"{prefix}ForSemanticSegmentation"
+
+
+def _variants() -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for family in families():
+        for name, fields in family_module(family, "configuration").VARIANTS.items():
+            yield name, family, fields
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Return the sorted names of the published variants that match a glob pattern such as `"dsct-*"`."""
+    return sorted(fnmatch.filter((name for name, _, _ in _variants()), pattern))
+
+
+def _variant(name: str) -> tuple[str, dict[str, Any]]:
+    for known, family, fields in _variants():
+        if known == name:
+            return family, fields
+    raise InputError(unknown_name("model", name, list_models()))
+
+
+def create_config(name: str, **overrides: Any) -> PreTrainedConfig:
+    """Build the configuration of a published variant.
+
+    Args:
+        name: one of `list_models()`.
+        overrides: configuration fields, for example `num_labels=19`.
+
+    Raises:
+        InputError: unknown name or unknown field; proposes the nearest.
+    """
+    family, variant = _variant(name)
+    fields = {key: value for key, value in variant.items() if key != "architecture"}
+    config_class = next(
+        each
+        for each in vars(family_module(family, "configuration")).values()
+        if isinstance(each, type) and issubclass(each, PreTrainedConfig) and each.model_type == family
+    )
+    known = {each for each in dir(config_class()) if not each.startswith("_")}
+    for key in overrides:
+        if key not in known:
+            raise InputError(unknown_name(f"{config_class.__name__} field", key, known))
+    return config_class(architectures=[variant["architecture"]], **{**fields, **overrides})
+
+
+def create_model(name: str, **overrides: Any) -> PreTrainedModel:
+    """Build a published variant with random weights; under `torch.device("meta")` without allocating any.
+
+    Args:
+        name: one of `list_models()`.
+        overrides: configuration fields, for example `num_labels=19`.
+    """
+    config = create_config(name, **overrides)
+    return _task_class(config)(config)
+
+
+def _task_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
+    return getattr(family_module(config.model_type, "modeling"), config.architectures[0])
+
+
+def load_official(
+    family: str, weights: str | Path | dict[str, torch.Tensor], hyper_parameters: str | Path | dict[str, Any]
+) -> PreTrainedModel:
+    """Convert the authors' weights to our model, in eval mode.
+
+    Args:
+        family: name of a folder below `models/`.
+        weights: `.safetensors`, `.pth`, `.bin` or `.tar` file, or a state dict, with the official key names.
+        hyper_parameters: sizes in the official words (JSON file or dict), or a published name.
+
+    Raises:
+        InputError: unreadable file, or unused, missing or wrongly shaped keys (all listed in one message).
+    """
+    return family_module(family, "convert").load_official(weights, hyper_parameters)
