@@ -307,7 +307,9 @@ class SlidingWindowSegmentationPipeline(ImageSegmentationPipeline):
         """Feed the pictures one by one: they differ in size, and the windows are batched already."""
         return super().get_iterator(inputs, num_workers, 1, *args)
 
-    def _forward(self, model_inputs: dict, settings: InferenceSettings | None = None) -> ModelOutput:
+    def _forward(  # type: ignore[override]
+        self, model_inputs: dict[str, Any], settings: InferenceSettings | None = None
+    ) -> ModelOutput:
         logits = predict_logits(self.model, model_inputs["pixel_values"], settings or InferenceSettings())
         return ModelOutput(logits=logits, target_size=model_inputs["target_size"])
 
