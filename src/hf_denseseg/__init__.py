@@ -4,9 +4,11 @@ from typing import Any
 
 from hf_denseseg.registration import (
     create_config,
+    create_image_processor,
     create_model,
     list_models,
     load_official,
+    model_info,
     register,
 )
 
@@ -15,7 +17,16 @@ __version__ = "0.1.0"
 _CLASSES = register()
 globals().update(_CLASSES)
 
-__all__ = ["create_config", "create_model", "list_models", "load_official", "load_segmentation", *_CLASSES]
+__all__ = [
+    "create_config",
+    "create_image_processor",
+    "create_model",
+    "list_models",
+    "load_official",
+    "load_segmentation",
+    "model_info",
+    *_CLASSES,
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -38,7 +38,7 @@ class SegmentationImageProcessorKwargs(ImagesKwargs, total=False):
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Turn a picture of any mode into upright 8-bit RGB: EXIF rotation applied, 16 bit scaled, transparency dropped."""
+    """Turn a picture of any mode into upright 8-bit RGB: EXIF turned, 16 bit scaled, transparency dropped."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
         # Plain conversion would clip at 255 and leave a white picture.
@@ -113,8 +113,8 @@ class _SegmentationMixin:
         sizes = sorted({tuple(each.shape[-2:]) for each in data["pixel_values"]})
         if return_tensors is not None and len(sizes) > 1:
             raise InputError(
-                f"The pictures of this batch come out in different sizes {sizes} and cannot be stacked. Process them one "
-                "by one, or give a fixed size such as size={'height': 512, 'width': 512}."
+                f"The pictures of this batch come out in different sizes {sizes} and cannot be stacked. Process them "
+                "one by one, or give a fixed size such as size={'height': 512, 'width': 512}."
             )
         return BatchFeature(data=data, tensor_type=return_tensors)
 

@@ -3,7 +3,7 @@
 import fnmatch
 import importlib
 import pkgutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,9 +20,11 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.image_processing_utils import BaseImageProcessor
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 
 import hf_denseseg.models
+from hf_denseseg.counting import ModelInfo, count_forward
 from hf_denseseg.errors import InputError
 from hf_denseseg.naming import unknown_name
 
@@ -140,11 +142,55 @@ def create_model(name: str, **overrides: Any) -> PreTrainedModel:
 
 
 def _task_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
+    if not config.architectures:
+        raise InputError("The configuration names no task class. Set `architectures`, for example by `create_config`.")
     return getattr(family_module(config.model_type, "modeling"), config.architectures[0])
 
 
+def create_image_processor(config: PreTrainedConfig, **options: Any) -> BaseImageProcessor:
+    """Build the image processor (torchvision) of a configuration's family with `options` such as `size`."""
+    processor_class = next(
+        each
+        for each in vars(family_module(config.model_type, "image_processing")).values()
+        if isinstance(each, type) and each.__name__ == type(config).__name__.removesuffix("Config") + "ImageProcessor"
+    )
+    if hasattr(config, "align_corners"):
+        options.setdefault("align_corners", config.align_corners)
+    return processor_class(**options)
+
+
+def model_info(
+    name_or_config: str | PreTrainedConfig, image_size: tuple[int, int] = (512, 512), **overrides: Any
+) -> ModelInfo:
+    """Count parameters, multiply-adds and activations for one picture, without allocating weights.
+
+    Args:
+        name_or_config: one of `list_models()`, or a configuration whose `architectures` names the task class.
+        image_size: (height, width) in pixels.
+        overrides: configuration fields for a name, for example `num_labels=19`.
+    """
+    config = create_config(name_or_config, **overrides) if isinstance(name_or_config, str) else name_or_config
+    with torch.device("meta"):
+        model = _task_class(config)(config)
+    channels = getattr(config, "num_channels", 3)
+    executed = count_forward(model, image_size, channels)
+    literal = family_module(config.model_type, "literal")
+    published = count_forward(literal.literal(model), image_size, channels)
+    return ModelInfo(
+        name=name_or_config if isinstance(name_or_config, str) else type(model).__name__,
+        image_size=image_size,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        multiply_adds=literal.published_multiply_adds(published),
+        executed_multiply_adds=executed.layer_multiply_adds + executed.product_multiply_adds,
+        activations=executed.activations,
+    )
+
+
 def load_official(
-    family: str, weights: str | Path | dict[str, torch.Tensor], hyper_parameters: str | Path | dict[str, Any]
+    family: str,
+    weights: str | Path | Mapping[str, torch.Tensor],
+    hyper_parameters: str | Path | Mapping[str, Any],
+    **overrides: Any,
 ) -> PreTrainedModel:
     """Convert the authors' weights to our model, in eval mode.
 
@@ -152,8 +198,9 @@ def load_official(
         family: name of a folder below `models/`.
         weights: `.safetensors`, `.pth`, `.bin` or `.tar` file, or a state dict, with the official key names.
         hyper_parameters: sizes in the official words (JSON file or dict), or a published name.
+        overrides: configuration fields, for example `num_labels=19`.
 
     Raises:
         InputError: unreadable file, or unused, missing or wrongly shaped keys (all listed in one message).
     """
-    return family_module(family, "convert").load_official(weights, hyper_parameters)
+    return family_module(family, "convert").load_official(weights, hyper_parameters, **overrides)

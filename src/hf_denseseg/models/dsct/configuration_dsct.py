@@ -81,7 +81,7 @@ class DsctConfig(BackboneConfigMixin, PreTrainedConfig):
         for i, size in enumerate(sizes):
             if size < 4 or size % 4:
                 raise ValueError(
-                    f"`spatial_hidden_sizes[{i}]` is {size}, but a bottleneck is a quarter as wide. Use a multiple of 4."
+                    f"`spatial_hidden_sizes[{i}]` is {size}, but its bottleneck has a quarter. Use a multiple of 4."
                 )
         if self.num_hidden_layers < 6 or self.num_hidden_layers % 3:
             raise ValueError(

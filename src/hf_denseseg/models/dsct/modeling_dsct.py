@@ -240,7 +240,7 @@ class DsctSpatialToContext(nn.Module):
     def forward(self, features: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         height, width = grid
         pooled = F.avg_pool2d(features, self.pool_size) if self.pool_size > 1 else features
-        # The token grid is floored at stride 16, so odd sizes may pool to one row or column more than there are tokens.
+        # The token grid is floored at stride 16: odd sizes may pool to one row or column more than there are tokens.
         tokens = self.projection(pooled[:, :, :height, :width]).flatten(2).transpose(1, 2)
         return F.gelu(self.layernorm(tokens))
 
@@ -278,7 +278,7 @@ class DsctCoupledBlock(nn.Module):
         in_channels = config.spatial_hidden_sizes[third - 1] if first else channels
         reduced = config.output_stride == 32 or third < 2
         dilation = 2 if config.dilated and not reduced else 1
-        # The convolution that lost its stride keeps dilation 1; the later ones then see the spacing they were trained at.
+        # The convolution that lost its stride keeps dilation 1; later ones then see the spacing they were trained at.
         self.spatial = DsctConvBlock(
             in_channels,
             channels,
@@ -335,7 +335,7 @@ class DsctEncoder(nn.Module):
         """Give the spatial maps named in `kept` together with the context map, and the tokens of the last block."""
         if not torch.compiler.is_compiling() and min(pixel_values.shape[-2:]) < 13:
             raise InputError(
-                f"Pictures of {pixel_values.shape[-2]}x{pixel_values.shape[-1]} pixels are too small: one token covers "
+                f"Pictures of {pixel_values.shape[-2]}x{pixel_values.shape[-1]} pixels are too small: a token covers "
                 "16 pixels, so both sides need at least 13. Enlarge or pad the picture."
             )
         stem = self.stem(pixel_values)
@@ -465,7 +465,7 @@ class DsctSacHead(nn.Module):
 
 
 class DsctSappHead(nn.Module):
-    """Stream Aggregation with Progressive uPsampling (Sec. 3.2): unify, sum, then three times convolution + up-sampling.
+    """Stream Aggregation with Progressive uPsampling (Sec. 3.2): unify, sum, three times convolution + up-sampling.
 
     Gives logits at 1/2; the third up-sampling, to the picture, is done by the loss and by post-processing. Targets are
     explicit sizes (97 -> 193 -> 385 for 769), as the FLOP column of the paper demands.

@@ -1,0 +1,170 @@
+"""Read the authors' checkpoints without trusting them, rename their keys by a table, and load them key by key."""
+
+import json
+import pickle
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from hf_denseseg.errors import InputError
+
+TORCH_ENDINGS = (".pth", ".pt", ".bin", ".tar")
+
+
+@dataclass(frozen=True)
+class KeyTable:
+    """How official key names become ours.
+
+    Args:
+        renames: (regular expression, replacement) pairs, applied in order, each wherever it matches.
+        splits: part of a key -> the parts that replace it; the rows of the tensor are cut in as many equal pieces.
+        dropped: regular expression of official keys that our model has no use for.
+    """
+
+    renames: Sequence[tuple[str, str | Callable[[re.Match[str]], str]]]
+    splits: Mapping[str, tuple[str, ...]]
+    dropped: str = r"(?!)"
+
+    def targets(self, key: str) -> list[str]:
+        """Return our name of an official key, or several if its tensor is cut; an empty list if it is dropped."""
+        if re.search(self.dropped, key):
+            return []
+        for pattern, replacement in self.renames:
+            key = re.sub(pattern, replacement, key)
+        for part, pieces in self.splits.items():
+            if part in key:
+                return [key.replace(part, piece) for piece in pieces]
+        return [key]
+
+
+def read_weights(weights: str | Path | Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Read a checkpoint as a flat state dict; code inside a pickle is never executed.
+
+    Args:
+        weights: `.safetensors`, `.pth`, `.pt`, `.bin` or `.tar` file, or a state dict; a dict that holds the weights
+            under `model` or `state_dict` is unpacked.
+
+    Raises:
+        InputError: missing, damaged or unsafe file, or something in it that is no tensor.
+    """
+    state: Any = weights if isinstance(weights, Mapping) else _read_file(Path(weights))
+    for wrapper in ("model", "state_dict"):
+        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
+            state = state[wrapper]
+    if not isinstance(state, Mapping):
+        raise InputError(f"The checkpoint holds a {type(state).__name__}; a dictionary of tensors is needed.")
+    strangers = [str(key) for key, value in state.items() if not isinstance(value, torch.Tensor)]
+    if strangers:
+        raise InputError(
+            f"The checkpoint holds entries that are no tensors: {', '.join(strangers[:10])}. "
+            "Give the state dict itself, or one under `model` or `state_dict`."
+        )
+    return {str(key): value for key, value in state.items()}
+
+
+def _read_file(path: Path) -> Any:
+    if not path.is_file():
+        raise InputError(
+            f"Weights {path} do not exist. Give a .safetensors file or one of {', '.join(TORCH_ENDINGS)}."
+        )
+    if path.suffix not in (".safetensors", *TORCH_ENDINGS):
+        raise InputError(f"Weights {path}: unknown ending. Use .safetensors or one of {', '.join(TORCH_ENDINGS)}.")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"Weights {path} are damaged or hold more than tensors, and such a file can run code: not opened. "
+            "Ask its author for safetensors."
+        ) from error
+    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise InputError(
+            f"Weights {path} cannot be read ({error}). The file may be cut off; fetch it again."
+        ) from error
+
+
+def read_hyper_parameters(hyper_parameters: str | Path | Mapping[str, Any]) -> dict[str, Any]:
+    """Read the official sizes from a dict or a JSON file.
+
+    Raises:
+        InputError: no such file, or no JSON object in it.
+    """
+    if isinstance(hyper_parameters, Mapping):
+        return dict(hyper_parameters)
+    path = Path(hyper_parameters)
+    try:
+        read = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"Hyper-parameters {str(path)!r} are neither a published name nor a readable JSON file ({error})."
+        ) from error
+    if not isinstance(read, dict):
+        raise InputError(f"Hyper-parameters {path} hold a {type(read).__name__}; a JSON object is needed.")
+    return read
+
+
+def need(hyper_parameters: Mapping[str, Any], *names: str) -> list[Any]:
+    """Return the values of `names`.
+
+    Raises:
+        InputError: some are missing; lists them.
+    """
+    missing = [name for name in names if name not in hyper_parameters]
+    if missing:
+        raise InputError(
+            f"The hyper-parameters lack {', '.join(missing)}. Add them in the words of the official code."
+        )
+    return [hyper_parameters[name] for name in names]
+
+
+def load_converted(
+    model: torch.nn.Module, official: Mapping[str, torch.Tensor], table: KeyTable, may_miss: str = r"(?!)"
+) -> list[str]:
+    """Rename `official` by `table` and load it into `model`, every key in one place.
+
+    Args:
+        model: receives the weights.
+        official: state dict with the authors' names.
+        table: how they become ours.
+        may_miss: regular expression of our keys that the checkpoint need not bring (a new head).
+
+    Returns:
+        The official keys that the table drops.
+
+    Raises:
+        InputError: unused, missing or wrongly shaped keys; all are listed.
+    """
+    wanted = model.state_dict()
+    found: dict[str, torch.Tensor] = {}
+    dropped, unused, wrong = [], [], []
+    for key, tensor in official.items():
+        names = table.targets(key)
+        if not names:
+            dropped.append(key)
+        elif any(name not in wanted or name in found for name in names):
+            unused.append(key)
+        elif tensor.shape[:1].numel() % len(names):
+            wrong.append(f"{key} {list(tensor.shape)} (cannot be cut in {len(names)} equal parts)")
+        else:
+            pieces = tensor.chunk(len(names)) if len(names) > 1 else (tensor,)
+            for name, piece in zip(names, pieces, strict=True):
+                found[name] = piece
+                if piece.shape != wanted[name].shape:
+                    wrong.append(f"{key} {list(piece.shape)} (our {name} has {list(wanted[name].shape)})")
+    missing = [name for name in wanted if name not in found and not re.search(may_miss, name)]
+    problems = {"unused keys": unused, "missing keys": missing, "wrong shapes": wrong}
+    if any(problems.values()):
+        lists = "; ".join(f"{len(keys)} {kind}: {', '.join(keys)}" for kind, keys in problems.items() if keys)
+        raise InputError(
+            f"The weights do not fit {type(model).__name__} with these hyper-parameters. {lists}. "
+            "Check that weights and hyper-parameters belong together."
+        )
+    model.load_state_dict(found, strict=False)
+    return dropped

@@ -1,0 +1,95 @@
+"""Count parameters, multiply-adds and activations of a model on the meta device, where nothing is allocated."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+_ATEN = torch.ops.aten
+_LAYERS = {_ATEN.convolution, _ATEN.mm, _ATEN.addmm}
+_NORMS = {_ATEN.native_batch_norm, _ATEN._native_batch_norm_legit, _ATEN._native_batch_norm_legit_no_training}
+_NORMS |= {_ATEN.cudnn_batch_norm, _ATEN._batch_norm_no_update}
+
+
+@dataclass
+class OperationCounts:
+    """What one forward pass computes.
+
+    Args:
+        layer_multiply_adds: of convolutions and linear layers, bias not counted.
+        product_multiply_adds: of products between activations (attention).
+        norm_outputs: elements that BatchNorms give out.
+        activations: elements that convolutions, linear layers and products give out.
+    """
+
+    layer_multiply_adds: int = 0
+    product_multiply_adds: int = 0
+    norm_outputs: int = 0
+    activations: int = 0
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """Size and cost of a model for one picture.
+
+    Args:
+        name: published name, or class of the model.
+        image_size: (height, width) in pixels.
+        parameters: number of parameters.
+        multiply_adds: as the paper of the family counts them.
+        executed_multiply_adds: what the model as written here computes, each product once.
+        activations: elements given out by convolutions, linear layers and attention products.
+    """
+
+    name: str
+    image_size: tuple[int, int]
+    parameters: int
+    multiply_adds: int
+    executed_multiply_adds: int
+    activations: int
+
+
+@dataclass
+class _Counter(TorchDispatchMode):
+    counts: OperationCounts = field(default_factory=OperationCounts)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        packet = func._overloadpacket
+        if packet not in flop_registry and packet not in _NORMS and func is not _ATEN.size.default:
+            with self:
+                decomposed = func.decompose(*args, **kwargs)
+            if decomposed is not NotImplemented:
+                return decomposed
+        output = func(*args, **kwargs)
+        if packet in _NORMS:
+            self.counts.norm_outputs += output[0].numel()
+        elif packet in flop_registry:
+            operations = flop_registry[packet](*args, **kwargs, out_val=output) // 2
+            if packet in _LAYERS:
+                self.counts.layer_multiply_adds += operations
+            else:
+                self.counts.product_multiply_adds += operations
+            self.counts.activations += (output[0] if isinstance(output, tuple) else output).numel()
+        return output
+
+
+def count_operations(run: Callable[[], object]) -> OperationCounts:
+    """Count what `run()` computes; use modules and tensors on the meta device."""
+    counter = _Counter()
+    with torch.no_grad(), counter:
+        run()
+    return counter.counts
+
+
+def count_forward(model: nn.Module, image_size: tuple[int, int], channels: int = 3) -> OperationCounts:
+    """Count one forward pass of `model` (on the meta device) over one picture of (height, width) pixels."""
+    pixel_values = torch.empty(1, channels, *image_size, device="meta")
+    return count_operations(lambda: model.eval()(pixel_values=pixel_values))
