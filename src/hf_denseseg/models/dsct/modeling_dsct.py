@@ -369,10 +369,18 @@ class DsctPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": DsctLayer, "attentions": DsctAttention}
+    _no_weight_decay = ("cls_token",)
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the first layer, the stem convolution."""
         return next(module for module in self.modules() if isinstance(module, DsctStem)).convolution
+
+    def parameter_depth(self, name: str) -> tuple[int, int]:
+        """Give the block an encoder parameter belongs to (0 = stem and tokens), and the number behind the last."""
+        deepest = self.config.num_hidden_layers + 1
+        parts = name.partition("encoder.")[2].split(".")
+        depths = {"stem": 0, "embeddings": 0, "spatial": 1, "context": 1, "layernorm": deepest}
+        return int(parts[1]) + 2 if parts[0] == "blocks" else depths[parts[0]], deepest
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
