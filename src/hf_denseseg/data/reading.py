@@ -1,0 +1,109 @@
+"""Read one picture or one label map from a file or from bytes, and say plainly what is wrong with it."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from hf_denseseg.data.labels import LabelSpec
+from hf_denseseg.errors import InputError
+
+# Modes whose pixel values are ids; every other mode would have to be guessed at.
+_ID_MODES = {"1", "L", "P", "I", "I;16", "I;16B", "I;16L"}
+
+
+def read_image(source: Any, name: str = "") -> Image.Image:
+    """Read a picture as 8-bit RGB, turned upright as its EXIF tag says.
+
+    Args:
+        source: path, bytes, a `{"bytes", "path"}` row of an Image column, or an open picture.
+        name: how to call the picture in messages; the path when empty.
+
+    Raises:
+        InputError: missing, empty, truncated, too large or no picture at all.
+    """
+    picture = ImageOps.exif_transpose(_open(source, name))
+    if picture.mode == "RGB":
+        return picture
+    if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
+        grey = np.asarray(picture).astype(np.float32)
+        grey = grey / 257 if grey.max(initial=0) > 255 else grey  # 65535 / 257 = 255
+        return Image.fromarray(grey.clip(0, 255).round().astype(np.uint8)).convert("RGB")
+    return picture.convert("RGB")
+
+
+def read_label(source: Any, spec: LabelSpec, name: str = "") -> np.ndarray:
+    """Read a label map as train ids and 255, `(H, W)` uint8; the index of a palette picture is the raw id.
+
+    Args:
+        source: as for `read_image`.
+        spec: what the raw ids (or colours) mean.
+        name: how to call the label map in messages; the path when empty.
+
+    Raises:
+        InputError: not readable, ids or colours that `spec` does not name, or a mode that holds no ids.
+    """
+    picture = _open(source, name)
+    try:
+        if picture.mode in _ID_MODES:
+            raw = np.asarray(picture)
+            return spec.encode(raw.astype(np.uint8) if raw.dtype == bool else raw)
+        if picture.mode in ("RGB", "RGBA"):
+            return spec.encode_colors(np.asarray(picture)[..., :3])
+    except InputError as error:
+        raise InputError(f"Label map {_call(source, name)}: {error}") from error
+    raise InputError(
+        f"Label map {_call(source, name)} has picture mode {picture.mode}, which holds no class ids. "
+        "Save it as PNG with one byte a pixel."
+    )
+
+
+def check_same_size(image: Image.Image, label: np.ndarray, name: str) -> None:
+    """Refuse a picture and a label map of different sizes.
+
+    Raises:
+        InputError: the sizes differ.
+    """
+    if (image.height, image.width) != label.shape:
+        raise InputError(
+            f"Sizes differ for {name}: image {image.height}x{image.width}, label {label.shape[0]}x{label.shape[1]} "
+            "(height x width). Export the label map at the size of the picture."
+        )
+
+
+def _open(source: Any, name: str) -> Image.Image:
+    if isinstance(source, Image.Image):
+        return source
+    if isinstance(source, dict):
+        source = source["path"] if source.get("bytes") is None else source["bytes"]
+    called = _call(source, name)
+    if len(source) == 0 if isinstance(source, bytes) else _is_empty(Path(source), called):
+        raise InputError(f"File {called} is empty (0 bytes). Copy it again or remove the pair.")
+    try:
+        picture = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+        picture.load()
+    except Image.DecompressionBombError as error:
+        raise InputError(
+            f"Picture {called} is too large to be opened safely ({error}). Cut it into tiles, or raise "
+            "`PIL.Image.MAX_IMAGE_PIXELS` if you trust it."
+        ) from error
+    except UnidentifiedImageError as error:
+        raise InputError(f"File {called} is not a picture that can be read. Convert it to PNG or JPEG.") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise InputError(f"Picture {called} is damaged ({error}). Copy it again or remove the pair.") from error
+    return picture
+
+
+def _is_empty(path: Path, called: str) -> bool:
+    try:
+        return path.stat().st_size == 0
+    except OSError as error:
+        raise InputError(f"File {called} cannot be read: {error.strerror}. Check the path and its rights.") from error
+
+
+def _call(source: Any, name: str) -> str:
+    if isinstance(source, dict) and not name:
+        name = str(source.get("path") or "")
+    return name or (str(source) if isinstance(source, (str, Path)) else "(bytes)")

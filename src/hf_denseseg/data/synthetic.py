@@ -1,0 +1,263 @@
+"""Embedded street scenes: drawn in memory, each a function of (split, index), so that everything runs offline.
+
+A road in perspective between pavements, houses, trees, fences, poles and signs, with cars, people and riders that hide
+each other, in changing light, weather and picture size. The car's own bonnet and odd objects are void.
+"""
+
+import re
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+
+from hf_denseseg.data import street_objects as street
+from hf_denseseg.data.labels import VOID, LabelSpec
+from hf_denseseg.errors import InputError
+
+SYNTHETIC_SPEC = LabelSpec(
+    name="synthetic-street-11",
+    classes=(
+        "road", "pavement", "building", "fence", "pole", "sign", "vegetation", "sky", "person", "rider", "car",
+    ),
+    palette=(
+        (128, 64, 128), (244, 35, 232), (100, 70, 70), (190, 153, 153), (180, 180, 180), (220, 200, 0), (107, 142, 35),
+        (70, 130, 180), (220, 20, 60), (255, 110, 0), (0, 0, 142),
+    ),
+    licence="Apache-2.0 (drawn by this package)",
+)  # fmt: skip
+SIZES = ((192, 256), (160, 240), (208, 256), (192, 288), (176, 224))  # (height, width)
+SPLITS = ("train", "validation", "test")
+DEFAULT_COUNT = 200
+_NEAR, _FAR = 2.2, 90.0  # metres
+# How strongly coarse and fine texture show on each class, in the order of `SYNTHETIC_SPEC.classes`.
+_TEXTURE = np.array(
+    [(0.08, 0.06), (0.08, 0.07), (0.10, 0.05), (0.06, 0.08), (0.05, 0.03), (0.03, 0.02), (0.22, 0.20), (0.03, 0.00),
+     (0.08, 0.06), (0.08, 0.06), (0.06, 0.02)], dtype=np.float32,
+)  # fmt: skip
+
+
+class SyntheticName(NamedTuple):
+    """What a name such as `synthetic:500@512x1024` asks for."""
+
+    counts: dict[str, int]
+    size: tuple[int, int] | None
+
+
+def parse_name(name: str) -> SyntheticName:
+    """Read `synthetic[:COUNT][@HEIGHTxWIDTH]`: COUNT training pictures, a fifth of it for each other split.
+
+    Raises:
+        InputError: the name has another form.
+    """
+    found = re.fullmatch(r"synthetic(?::(\d+))?(?:@(\d+)x(\d+))?", name)
+    count = int(found[1] or DEFAULT_COUNT) if found else 0
+    size = (int(found[2]), int(found[3])) if found and found[2] else None
+    if count < 1 or (size and min(size) < 16):
+        raise InputError(
+            f"Data set {name!r} is not understood. Write synthetic, synthetic:COUNT or synthetic:COUNT@HEIGHTxWIDTH, "
+            "such as synthetic:500@512x1024 (at least 1 picture of 16x16)."
+        )
+    return SyntheticName({split: count if split == "train" else max(1, count // 5) for split in SPLITS}, size)
+
+
+def render_scene(split: str, index: int, size: tuple[int, int] | None = None) -> tuple[Image.Image, np.ndarray]:
+    """Draw one scene.
+
+    Args:
+        split: `"train"`, `"validation"` or `"test"`; their scenes differ.
+        index: number of the scene, from 0.
+        size: (height, width); None draws one of `SIZES`.
+
+    Returns:
+        RGB picture and `(H, W)` uint8 train ids with 255 for void.
+    """
+    rng = np.random.default_rng((SPLITS.index(split), index))
+    drawn = SIZES[rng.integers(len(SIZES))]
+    height, width = size or drawn
+    camera = street.Camera(
+        focal=width * rng.uniform(0.65, 1.0),
+        center=width * rng.uniform(0.38, 0.62),
+        horizon=height * rng.uniform(0.36, 0.52),
+        height=rng.uniform(1.3, 2.0),
+        shift=rng.uniform(0.3, 2.2),
+        bend=rng.normal(0, 0.0018),
+    )
+    sky = np.array(street.pick(rng, [(150, 190, 235), (200, 205, 212), (225, 205, 185), (130, 150, 175)], 8))
+    canvas = street.Canvas(height, width, tuple(sky), rng.uniform(60, 260))
+    _draw_sky(canvas, camera, rng, sky)
+    half_road, pavement = rng.uniform(3.2, 5.5), rng.uniform(1.5, 3.5)
+    _draw_ground(canvas, camera, rng, half_road, pavement)
+    for thing in _arrange(rng, half_road, pavement):
+        thing(canvas, camera, rng)
+    if rng.random() < 0.4:
+        _draw_bonnet(canvas, rng)
+    label = np.array(canvas.label)
+    return _light(canvas.image, label, camera, rng), label
+
+
+def _draw_sky(canvas: street.Canvas, camera: street.Camera, rng: np.random.Generator, sky: np.ndarray) -> None:
+    """A gradient with clouds, and a far row of houses or trees on the horizon."""
+    height, width = canvas.label.height, canvas.label.width
+    ramp = np.linspace(rng.uniform(0.6, 0.9), 1.05, height, dtype=np.float32)[:, None, None]
+    clouds = _noise(rng, height, width, (5, 4))[..., None].clip(0, None) * rng.uniform(0, 45)
+    pixels = sky.astype(np.float32) * ramp + clouds
+    canvas.image.paste(Image.fromarray(pixels.clip(0, 255).astype(np.uint8)))
+    canvas.label.paste(street.SKY, (0, 0, width, height))
+    left, class_id = -5.0, int(rng.choice([street.BUILDING, street.VEGETATION]))
+    while left < width:
+        right, top = left + width * rng.uniform(0.04, 0.14), camera.horizon - height * rng.uniform(0.02, 0.1)
+        color = street.pick(rng, street.WALLS if class_id == street.BUILDING else [(60, 90, 50), (80, 105, 60)], 10)
+        box = [(left, top), (right, top), (right, camera.horizon + 3), (left, camera.horizon + 3)]
+        canvas.polygon(box, color, class_id, 70)
+        left, class_id = (
+            right,
+            class_id if rng.random() < 0.7 else int(rng.choice([street.BUILDING, street.VEGETATION])),
+        )
+
+
+def _draw_ground(
+    canvas: street.Canvas, camera: street.Camera, rng: np.random.Generator, half_road: float, pavement: float
+) -> None:
+    """Grass or paving, the pavements, kerbs, the road and its markings."""
+    height, width = canvas.label.height, canvas.label.width
+    verge_class = street.VEGETATION if rng.random() < 0.5 else street.PAVEMENT
+    verge = street.pick(
+        rng, [(85, 105, 55), (105, 110, 60)] if verge_class == street.VEGETATION else [(150, 140, 130)], 8
+    )
+    canvas.polygon(
+        [(0, camera.horizon), (width, camera.horizon), (width, height), (0, height)], verge, verge_class, 10
+    )
+    depths = np.geomspace(_FAR, 0.6, 24).tolist()
+
+    def strip(left: float, right: float, color: street.Rgb, class_id: int | None, zs: list[float] = depths) -> None:
+        for far, near in zip(zs, zs[1:], strict=False):
+            face = [(left, 0, far), (right, 0, far), (right, 0, near), (left, 0, near)]
+            canvas.polygon(street.quad(camera, face), color, class_id, near)
+
+    grey = rng.uniform(115, 170)
+    strip(-half_road - pavement, half_road + pavement, (grey + 8, grey, grey - 8), street.PAVEMENT)
+    strip(-half_road - 0.2, half_road + 0.2, (grey + 35,) * 3, street.PAVEMENT)
+    tar = rng.uniform(65, 115)
+    strip(-half_road, half_road, (tar, tar, tar + rng.uniform(-4, 8)), street.ROAD)
+    white: street.Rgb = (215, 215, 208)
+    if rng.random() < 0.85:
+        for start in np.arange(rng.uniform(0.5, 4), 60, rng.uniform(5, 9)).tolist():
+            strip(-0.08, 0.08, white, None, [start + 2.5, start])
+    if rng.random() < 0.5:
+        strip(-half_road + 0.3, -half_road + 0.42, white, None)
+        strip(half_road - 0.42, half_road - 0.3, white, None)
+    if rng.random() < 0.25:
+        start = rng.uniform(5, 15)
+        for bar in np.arange(-half_road + 0.4, half_road - 0.4, 1.0).tolist():
+            strip(bar, bar + 0.5, white, None, [start + 3, start])
+    if rng.random() < 0.4:  # a patch of other tar
+        start, left = rng.uniform(3, 20), rng.uniform(-half_road, 0)
+        strip(left, left + rng.uniform(1, 3), (tar * 0.8,) * 3, None, [start + rng.uniform(1, 6), start])
+
+
+def _arrange(rng: np.random.Generator, half_road: float, pavement: float) -> list:
+    """Everything that stands on the ground, far things first."""
+    things: list[tuple[float, partial]] = []
+
+    def add(z: float, draw: object, **where: float) -> None:
+        if z >= _NEAR:
+            things.append((z, partial(draw, z=z, **where)))  # type: ignore[call-overload]
+
+    lights = rng.permutation([1.1, 0.75])  # one side of the street lies in the shade
+    for side, light in zip((-1, 1), lights.tolist(), strict=True):
+        edge = half_road + pavement
+        built, z = rng.random(), _NEAR
+        setback = edge + rng.uniform(0.1, 4) * (rng.random() < 0.6)
+        while z < _FAR:
+            length = rng.uniform(7, 20)
+            if rng.random() < built + 0.2:
+                add(z, street.draw_building, x=side * setback, length=length, light=light)
+            elif rng.random() < 0.6:
+                add(z + length / 2, street.draw_tree, x=side * (setback + rng.uniform(1, 5)))
+            if setback > edge + 0.5 and rng.random() < 0.6:
+                low = street.draw_fence if rng.random() < 0.65 else street.draw_hedge
+                add(z, low, x=side * edge, length=min(length, 12.0))
+            z += length
+        kerb = half_road + 0.5
+        for z in np.arange(rng.uniform(3, 14), 60, rng.uniform(9, 22)).tolist():
+            add(z, street.draw_pole, x=side * kerb)
+        for z in np.arange(rng.uniform(5, 25), 60, rng.uniform(12, 30)).tolist():
+            add(z, street.draw_tree if rng.random() < 0.55 else street.draw_sign, x=side * (kerb + 0.2))
+        if rng.random() < 0.75:
+            add(rng.uniform(4, 16), street.draw_sign, x=side * (kerb + 0.3))
+        for z in np.arange(rng.uniform(5, 30), 70, rng.uniform(5.5, 25)).tolist():  # parked
+            if rng.random() < 0.7:
+                add(z, street.draw_car, x=side * (half_road - 1.0), oncoming=side < 0)
+        for _ in range(rng.poisson(2.2)):
+            add(rng.uniform(4, 25), street.draw_person, x=side * rng.uniform(half_road + 0.3, edge))
+        if rng.random() < 0.5:
+            add(rng.uniform(4, 20), street.draw_unlabelled, x=side * rng.uniform(half_road + 0.4, edge))
+        for _ in range(rng.poisson(0.6)):
+            add(rng.uniform(5, 22), street.draw_rider, x=side * (half_road - rng.uniform(0.4, 2.2)))
+        for z in np.arange(rng.uniform(7, 45), 80, rng.uniform(9, 30)).tolist():  # driving
+            add(z, street.draw_car, x=side * half_road * 0.42, oncoming=side < 0)
+    if rng.random() < 0.2:
+        add(rng.uniform(6, 15), street.draw_person, x=rng.uniform(-half_road, half_road))
+    return [draw for _, draw in sorted(things, key=lambda thing: -thing[0])]
+
+
+def _draw_bonnet(canvas: street.Canvas, rng: np.random.Generator) -> None:
+    """The bonnet of the own car at the lower edge: void."""
+    height, width = canvas.label.height, canvas.label.width
+    rise = height * rng.uniform(0.04, 0.12)
+    color = street.pick(rng, street.PAINTS, 8)
+    canvas.ellipse(width / 2, height + rise * 0.3, width * 0.55, rise * 1.3, color, VOID)
+    canvas.ellipse(width / 2, height + rise * 0.6, width * 0.45, rise, street.scaled(color, 1.25), VOID)
+
+
+def _noise(rng: np.random.Generator, height: int, width: int, cells: tuple[int, int]) -> np.ndarray:
+    """Smooth noise of about `cells` (columns, rows) bumps, in about -1..1."""
+    coarse = Image.fromarray(rng.normal(0, 0.6, (cells[1] + 1, cells[0] + 1)).astype(np.float32))
+    return np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def _light(image: Image.Image, label: np.ndarray, camera: street.Camera, rng: np.random.Generator) -> Image.Image:
+    """Textures, shadows on the ground, exposure, tint, soft focus and sensor noise."""
+    height, width = label.shape
+    pixels = np.asarray(image, dtype=np.float32)
+    strength = np.concatenate([_TEXTURE, np.full((245, 2), 0.04, dtype=np.float32)])[label]
+    grain = rng.standard_normal((height, width), dtype=np.float32)
+    blotches = _noise(rng, height, width, (width // 12, height // 12))
+    light = 1 + strength[..., 0] * blotches + strength[..., 1] * grain
+    light *= _ground_light(label, camera, rng)
+    rows, columns = np.linspace(-1, 1, height)[:, None], np.linspace(-1, 1, width)[None, :]
+    light *= (1 - rng.uniform(0, 0.25) * (rows**2 + columns**2) / 2 + rng.uniform(-0.12, 0.12) * columns).astype(
+        np.float32
+    )
+    tint = rng.uniform(0.93, 1.07, 3).astype(np.float32) * np.float32(rng.uniform(0.7, 1.12))
+    pixels = pixels * light[..., None] * tint
+    pixels += rng.standard_normal(pixels.shape, dtype=np.float32) * np.float32(rng.uniform(1, 5))
+    soft = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+    return soft.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 0.8) * height / 192))
+
+
+def _ground_light(label: np.ndarray, camera: street.Camera, rng: np.random.Generator) -> np.ndarray:
+    """Paving joints in perspective, and shadows of what stands beside the road, `(H, W)` factors."""
+    height, width = label.shape
+    row = np.arange(height, dtype=np.float32)[:, None]
+    z = camera.focal * camera.height / (row - np.float32(camera.horizon)).clip(0.5, None)
+    x = (np.arange(width, dtype=np.float32)[None, :] - camera.center) * z / camera.focal - camera.bend * z * z
+    joint = ((z % 1.0 < 0.08) | (x % 0.8 < 0.06)) & (label == street.PAVEMENT) & (z < 18)
+    light = np.where(joint, np.float32(0.85), np.float32(1))
+    if rng.random() < 0.6:
+        shade = Image.new("L", (width, height))
+        draw, side = ImageDraw.Draw(shade), rng.choice([-1, 1])
+        for start in np.arange(rng.uniform(1, 6), 50, rng.uniform(6, 16)).tolist():
+            reach = rng.uniform(-2, 4)
+            cast = [
+                (side * 9, 0, start),
+                (side * -reach, 0, start + 2),
+                (side * -reach, 0, start + 5),
+                (side * 9, 0, start + 4),
+            ]
+            draw.polygon(street.quad(camera, cast), fill=255)
+        shadow = np.asarray(shade.filter(ImageFilter.GaussianBlur(1.5)), dtype=np.float32) / 255
+        on_ground = (label == street.ROAD) | (label == street.PAVEMENT)
+        light = light * (1 - np.float32(rng.uniform(0.25, 0.5)) * shadow * on_ground)
+    return light

@@ -1,0 +1,233 @@
+"""Training augmentation (mmsegmentation's default, without OpenCV) and the datasets that apply it.
+
+A sample is a function of (seed, epoch, index), whatever the number of workers. Pictures and labels stay uint8 up to the
+device, where they are normalised.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset, IterableDataset, Sampler, get_worker_info
+
+from hf_denseseg.data.datasets import SegmentationData
+from hf_denseseg.data.labels import VOID
+from hf_denseseg.data.photometric import distort
+
+_CROP_TRIES = 10
+
+
+class TrainAugmentation:
+    """Resize by a random ratio, crop, flip, distort colours, pad: mmsegmentation's default training pipeline.
+
+    Args:
+        crop_size: (height, width) of the result.
+        base_size: (height, width) that ratio 1 fits the picture into, keeping its proportions (mmsegmentation's
+            `img_scale`, in either order); None takes the picture's own size.
+        scale_range: smallest and largest ratio, drawn uniformly.
+        max_class_ratio: a crop is drawn again (10 times at most) while one class covers this share of its labelled
+            pixels or more, or it shows fewer than two classes; 1 switches the rule off.
+        flip: mirror half of the samples.
+        photometric: distort brightness, contrast, saturation and hue.
+        pad_color: 8-bit colour beyond the picture. mmsegmentation pads with 0 after normalising, which is the mean
+            colour; this is the ImageNet mean.
+    """
+
+    def __init__(
+        self,
+        crop_size: Sequence[int],
+        base_size: Sequence[int] | None = None,
+        scale_range: Sequence[float] = (0.5, 2.0),
+        max_class_ratio: float = 0.75,
+        flip: bool = True,
+        photometric: bool = True,
+        pad_color: Sequence[int] = (124, 116, 104),
+    ) -> None:
+        self.crop_size = (int(crop_size[0]), int(crop_size[1]))
+        self.base_size = None if base_size is None else (int(base_size[0]), int(base_size[1]))
+        self.scale_range = (float(scale_range[0]), float(scale_range[1]))
+        self.max_class_ratio = max_class_ratio
+        self.flip = flip
+        self.photometric = photometric
+        self.pad_color = tuple(pad_color)
+
+    def __call__(
+        self, image: Image.Image, label: np.ndarray, rng: np.random.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Augment one pair: RGB picture and `(H, W)` train ids -> uint8 `(3, h, w)` and `(h, w)`, h, w = `crop_size`."""
+        size = self.scaled_size(image.height, image.width, rng)
+        label_image = Image.fromarray(label)
+        top, left, cut = self._crop(label_image, size, rng)
+        pixels = _window(image, size, (top, left, *cut.size[::-1]), Image.Resampling.BILINEAR)
+        flip = self.flip and rng.random() < 0.5
+        planes = distort(pixels, rng) if self.photometric else [np.asarray(band) for band in pixels.split()]
+        height, width = self.crop_size
+        labels = np.full((height, width), VOID, dtype=np.uint8)
+        labels[: cut.height, : cut.width] = np.asarray(cut)[:, ::-1] if flip else np.asarray(cut)
+        result = np.empty((3, height, width), dtype=np.uint8)
+        for target, plane, color in zip(result, planes, self.pad_color, strict=True):
+            target[cut.height :] = color
+            target[:, cut.width :] = color
+            target[: cut.height, : cut.width] = plane[:, ::-1] if flip else plane
+        return torch.from_numpy(result), torch.from_numpy(labels)
+
+    def scaled_size(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int]:
+        """Draw the ratio and give the (height, width) that the picture is resized to."""
+        low, high = self.scale_range
+        ratio = rng.random() * (high - low) + low
+        base = self.base_size or (height, width)
+        long_edge, short_edge = int(max(base) * ratio), int(min(base) * ratio)
+        factor = min(long_edge / max(height, width), short_edge / min(height, width))
+        return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
+
+    def _crop(
+        self, label: Image.Image, size: tuple[int, int], rng: np.random.Generator
+    ) -> tuple[int, int, Image.Image]:
+        """Draw a window of the resized label that meets the class rule: top, left, the cut label."""
+        height, width = min(size[0], self.crop_size[0]), min(size[1], self.crop_size[1])
+        for attempt in range(_CROP_TRIES + 1):
+            top = int(rng.integers(size[0] - height + 1))
+            left = int(rng.integers(size[1] - width + 1))
+            cut = _window(label, size, (top, left, height, width), Image.Resampling.NEAREST)
+            if self.max_class_ratio >= 1 or attempt == _CROP_TRIES or self._is_varied(cut):
+                break
+        return top, left, cut
+
+    def _is_varied(self, cut: Image.Image) -> bool:
+        counts = np.array(cut.histogram()[:VOID])
+        return np.count_nonzero(counts) > 1 and counts.max() / counts.sum() < self.max_class_ratio
+
+
+def _window(
+    picture: Image.Image, size: tuple[int, int], window: tuple[int, int, int, int], resample: Image.Resampling
+) -> Image.Image:
+    """Resize to `size` and cut out (top, left, height, width), in one step: only the window is computed."""
+    top, left, height, width = window
+    y, x = picture.height / size[0], picture.width / size[1]
+    box = (left * x, top * y, min((left + width) * x, picture.width), min((top + height) * y, picture.height))
+    return picture.resize((width, height), resample, box=box)
+
+
+class TrainDataset(Dataset):
+    """Augmented pairs: `{"pixel_values": uint8 (3, h, w), "labels": uint8 (h, w)}`.
+
+    Indexed by `(epoch, index)` as `EpochSampler` gives them, or by a plain index (epoch 0).
+
+    Args:
+        data: what `load_segmentation` returned.
+        augmentation: applied to every pair.
+        seed: with epoch and index it determines the sample.
+    """
+
+    def __init__(self, data: SegmentationData, augmentation: TrainAugmentation, seed: int = 0) -> None:
+        self.data = data
+        self.augmentation = augmentation
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.data.dataset)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, torch.Tensor]:
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        return _sample(self.data.dataset[index], self.augmentation, (self.seed, epoch, index))
+
+
+class StreamingTrainDataset(IterableDataset):
+    """`TrainDataset` for a source that can only be read in order; workers share its shards.
+
+    Args:
+        data: what `load_segmentation(..., streaming=True)` returned.
+        augmentation: applied to every pair.
+        seed: with the epoch and the place in the stream it determines the sample.
+        shuffle_buffer: number of rows among which the next one is drawn; 0 keeps the order.
+    """
+
+    def __init__(
+        self, data: SegmentationData, augmentation: TrainAugmentation, seed: int = 0, shuffle_buffer: int = 0
+    ) -> None:
+        self.data = data
+        self.augmentation = augmentation
+        self.seed = seed
+        self.epoch = 0
+        self.rows = data.dataset.shuffle(seed=seed, buffer_size=shuffle_buffer) if shuffle_buffer else data.dataset
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order and the augmentation of this epoch."""
+        self.epoch = epoch
+        self.rows.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        worker = get_worker_info()
+        stream = 0 if worker is None else worker.id
+        for place, row in enumerate(self.rows):
+            yield _sample(row, self.augmentation, (self.seed, self.epoch, stream, place))
+
+
+class EpochSampler(Sampler[tuple[int, int]]):
+    """Give `(epoch, index)` for every index once, in an order that depends on (seed, epoch) only.
+
+    Args:
+        length: number of pairs.
+        seed: of the order.
+        shuffle: False keeps the order 0, 1, 2, ...
+    """
+
+    def __init__(self, length: int, seed: int = 0, shuffle: bool = True) -> None:
+        self.length = length
+        self.seed = seed
+        self.shuffle = shuffle
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next pass."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        epoch = self.epoch
+        order = np.random.default_rng((self.seed, epoch)).permutation(self.length) if self.shuffle else None
+        for place in range(self.length):
+            yield epoch, place if order is None else int(order[place])
+
+
+class EvalDataset(Dataset):
+    """Pairs at their own size: `{"index", "image": uint8 (3, H, W), "label": uint8 (H, W), "id"}`.
+
+    Args:
+        data: what `load_segmentation` returned.
+    """
+
+    def __init__(self, data: SegmentationData) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = self.data.dataset[index]
+        image = torch.from_numpy(np.array(row["image"])).permute(2, 0, 1).contiguous()
+        return {"index": index, "image": image, "label": torch.from_numpy(np.array(row["label"])), "id": row["id"]}
+
+
+def collate_train(samples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Stack augmented pairs: `pixel_values` uint8 `(B, 3, h, w)`, `labels` uint8 `(B, h, w)`."""
+    return {key: torch.stack([sample[key] for sample in samples]) for key in ("pixel_values", "labels")}
+
+
+def collate_eval(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Gather pairs of any sizes: `index` int64 `(B,)`, and lists `images`, `labels`, `ids`."""
+    return {
+        "index": torch.tensor([sample["index"] for sample in samples], dtype=torch.int64),
+        "images": [sample["image"] for sample in samples],
+        "labels": [sample["label"] for sample in samples],
+        "ids": [sample["id"] for sample in samples],
+    }
+
+
+def _sample(row: dict[str, Any], augmentation: TrainAugmentation, seed: tuple[int, ...]) -> dict[str, torch.Tensor]:
+    pixel_values, labels = augmentation(row["image"], row["label"], np.random.default_rng(seed))
+    return {"pixel_values": pixel_values, "labels": labels}
