@@ -3,20 +3,18 @@
 Rows are always `image` (RGB picture), `label` ((H, W) uint8, train ids and 255) and `id` (text).
 """
 
-import difflib
+import importlib.util
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hf_denseseg.data.folders import find_pairs, find_spec, resolve_split
 from hf_denseseg.data.labels import LabelSpec
 from hf_denseseg.data.reading import check_same_size, read_image, read_label
+from hf_denseseg.data.shards import check_encoding, has_shards, import_datasets, open_table
 from hf_denseseg.data.synthetic import SYNTHETIC_SPEC, parse_name, render_scene
 from hf_denseseg.errors import InputError
-
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm"}
-SPEC_FILES = ("classes.json", "labels.json", "labels.yaml", "labels.yml", "classes.yaml")
-LABEL_FOLDERS = ("labels", "masks", "annotations")
-SPLIT_ALIASES = (("train", "training"), ("val", "validation", "valid", "dev"), ("test", "testing"))
 
 
 class SegmentationData(NamedTuple):
@@ -67,9 +65,28 @@ def load_segmentation(
         if found is not None:
             known = given or find_spec(folder)
             return SegmentationData(_table(found, DecodePairs(known), streaming, limit), known)
+        if not has_shards(folder):
+            raise InputError(
+                f"{folder} holds no data set: neither <split>/images + <split>/labels, nor images/<split> + "
+                "labels/<split>, nor Parquet or tar shards."
+            )
+        known = given or find_spec(folder)
     elif folder.exists():
         raise InputError(f"{folder} is a file. Give the folder that holds the data set.")
-    raise InputError(f"Data set {name!r}: no such folder.")
+    elif not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith("."):
+        raise InputError(
+            f"Data set {name!r}: there is no such folder, and it is no hub id (owner/name). Without data of your own "
+            "take 'synthetic'."
+        )
+    elif given is None:
+        raise InputError(f"Hub data set {name!r} needs `spec`: what its label ids mean is never guessed.")
+    else:
+        known = given
+    table = open_table(name, split, columns=columns, revision=revision, streaming=streaming)
+    check_encoding(table, known, name)
+    if limit is not None:
+        table = table.take(limit) if streaming else table.select(range(min(limit, len(table))))
+    return SegmentationData(_decoded(table, DecodePairs(known)), known)
 
 
 class DecodePairs:
@@ -106,97 +123,41 @@ class RenderScenes:
         }
 
 
-def find_spec(folder: Path) -> LabelSpec:
-    """Read the label specification that lies beside the data.
-
-    Raises:
-        InputError: there is none, or it is not valid.
-    """
-    for name in SPEC_FILES:
-        if (folder / name).is_file():
-            return LabelSpec.from_file(folder / name)
-    raise InputError(
-        f"No label specification in {folder} (looked for {', '.join(SPEC_FILES)}). Write one, at least "
-        '{"classes": ["road", ...]} in the order of the ids, or give `spec`.'
-    )
-
-
-def find_pairs(folder: Path, split: str) -> dict[str, list[Any]] | None:
-    """Pair the pictures and label maps of a split by their names; None when the folder has no such layout.
-
-    Raises:
-        InputError: the split is missing or empty, or a picture or a label map has no partner.
-    """
-    layouts = _layouts(folder)
-    if not layouts:
-        return None
-    name = resolve_split(split, sorted(layouts), str(folder))
-    images_folder, labels_folder = layouts[name]
-    images, labels = _pictures(images_folder), _pictures(labels_folder)
-    if not images:
-        raise InputError(f"Split {name!r} is empty: no pictures in {images_folder}.")
-    for these, others, what, where in (
-        (images, labels, "label map", labels_folder),
-        (labels, images, "picture", images_folder),
-    ):
-        alone = [these[key] for key in these if key not in others]
-        if alone:
-            more = f" (and {len(alone) - 1} more)" if len(alone) > 1 else ""
-            raise InputError(
-                f"{alone[0]}{more} has no {what} of the same name in {where}. Add it, or take the file out."
-            )
-    ids = sorted(images)
-    return {"image": [str(images[key]) for key in ids], "label": [str(labels[key]) for key in ids], "id": ids}
-
-
-def resolve_split(split: str, available: list[str], where: str) -> str:
-    """Find the split among the available ones, `val` and `validation` being the same.
-
-    Raises:
-        InputError: there is no such split.
-    """
-    same = next((group for group in SPLIT_ALIASES if split in group), (split,))
-    for name in (split, *same):
-        if name in available:
-            return name
-    near = difflib.get_close_matches(split, available, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise InputError(f"{where} has no split {split!r}; available: {', '.join(available) or 'none'}.{hint}")
-
-
-def _layouts(folder: Path) -> dict[str, tuple[Path, Path]]:
-    """Split -> (folder of pictures, folder of label maps), for both layouts."""
-    layouts = {}
-    for child in sorted(path for path in folder.iterdir() if path.is_dir()):
-        for name in LABEL_FOLDERS:
-            if (child / "images").is_dir() and (child / name).is_dir():
-                layouts[child.name] = (child / "images", child / name)
-            if child.name == "images" and (folder / name).is_dir():
-                for part in sorted(path for path in child.iterdir() if path.is_dir()):
-                    layouts[part.name] = (part, folder / name / part.name)
-    return layouts
-
-
-def _pictures(folder: Path) -> dict[str, Path]:
-    """Path below `folder` without ending -> file, for every picture."""
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in paths}
-
-
 def _synthetic_rows(name: str, split: str) -> dict[str, list[Any]]:
     counts = parse_name(name).counts
     split = resolve_split(split, sorted(counts), "The embedded data set")
     return {"id": [f"{split}-{index:05d}" for index in range(counts[split])]}
 
 
+class Rows:
+    """Stands in for an indexed data set where `datasets` is not installed: folders of pairs and embedded scenes."""
+
+    def __init__(self, rows: dict[str, list[Any]], decode: Any) -> None:
+        self.rows = rows
+        self.decode = decode
+
+    def __len__(self) -> int:
+        return len(self.rows["id"])
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        batch = self.decode({key: [values[index]] for key, values in self.rows.items()})
+        return {key: values[0] for key, values in batch.items()}
+
+
 def _table(rows: dict[str, list[Any]], decode: Any, streaming: bool, limit: int | None) -> Any:
     """Rows as a data set that decodes when asked."""
-    from datasets import Dataset, Features, Image, Value
-
     if limit is not None:
         rows = {key: values[:limit] for key, values in rows.items()}
-    features = Features({key: Value("string") if key == "id" else Image(decode=False) for key in rows})
-    table = Dataset.from_dict(rows, features=features)
-    if streaming:
-        return table.to_iterable_dataset().map(decode, batched=True, batch_size=1)
-    return table.with_transform(decode)
+    if not streaming and importlib.util.find_spec("datasets") is None:
+        return Rows(rows, decode)
+    datasets = import_datasets()
+    columns = {key: datasets.Value("string") if key == "id" else datasets.Image(decode=False) for key in rows}
+    table = datasets.Dataset.from_dict(rows, features=datasets.Features(columns))
+    return _decoded(table.to_iterable_dataset() if streaming else table, decode)
+
+
+def _decoded(table: Any, decode: Any) -> Any:
+    """The table with its rows decoded when they are asked for."""
+    if hasattr(table, "with_transform"):
+        return table.with_transform(decode)
+    return table.map(decode, batched=True, batch_size=1)

@@ -169,13 +169,13 @@ class LabelSpec:
         if unknown.any():
             colors = np.unique(rgb[unknown], axis=0)[:4].tolist()
             raise InputError(
-                f"Colours {colors} ({unknown.mean():.1%} of the pixels) are not in `colors` of the label specification "
-                f"{self.name!r}. Add them, and save masks without JPEG compression or smoothing."
+                f"Colours {colors} ({unknown.mean():.1%} of the pixels) are not in `colors` of the label "
+                f"specification {self.name!r}. Add them, and save masks without JPEG compression or smoothing."
             )
         return self.table[raws[order][place]]
 
     def decode(self, train: np.ndarray) -> np.ndarray:
-        """Map train ids back to raw ids (uint8, or uint16 where raw ids exceed 255); void becomes the first void id."""
+        """Map train ids back to raw ids (uint8, or uint16 beyond 255); void becomes the first void id."""
         return self.inverse_table[train]
 
     def to_dict(self) -> dict[str, Any]:
@@ -231,7 +231,9 @@ class LabelSpec:
                 palette=tuple(given.get("palette") or ()),
                 raw_to_train={int(raw): train for raw, train in (given.get("raw_to_train") or {}).items()},
                 raw_void=(void,) if isinstance(void, int) else tuple(void),
-                **{key: str(given.get(key, "")) for key in ("source_url", "licence", "citation")},
+                source_url=str(given.get("source_url", "")),
+                licence=str(given.get("licence", "")),
+                citation=str(given.get("citation", "")),
             )
             return spec if given.get("colors") is None else spec._with_colors(given["colors"])
         except (TypeError, AttributeError, KeyError) as error:

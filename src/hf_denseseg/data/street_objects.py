@@ -1,6 +1,7 @@
 """What stands in an embedded street scene: each function draws one object on the picture and on the label map."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,7 +100,7 @@ def pick(rng: np.random.Generator, colors: list[Rgb], spread: float = 18.0) -> R
     return float(red), float(green), float(blue)
 
 
-def quad(camera: Camera, corners: list[tuple[float, float, float]]) -> list[Point]:
+def quad(camera: Camera, corners: Sequence[tuple[float, float, float]]) -> list[Point]:
     """Project the corners of a face."""
     return [camera(*corner) for corner in corners]
 

@@ -5,6 +5,7 @@ each other, in changing light, weather and picture size. The car's own bonnet an
 """
 
 import re
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -160,9 +161,9 @@ def _arrange(rng: np.random.Generator, half_road: float, pavement: float) -> lis
     """Everything that stands on the ground, far things first."""
     things: list[tuple[float, partial]] = []
 
-    def add(z: float, draw: object, **where: float) -> None:
+    def add(z: float, draw: Callable[..., None], **where: float | bool) -> None:
         if z >= _NEAR:
-            things.append((z, partial(draw, z=z, **where)))  # type: ignore[call-overload]
+            things.append((z, partial(draw, z=z, **where)))
 
     lights = rng.permutation([1.1, 0.75])  # one side of the street lies in the shade
     for side, light in zip((-1, 1), lights.tolist(), strict=True):

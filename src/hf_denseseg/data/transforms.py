@@ -1,7 +1,7 @@
 """Training augmentation (mmsegmentation's default, without OpenCV) and the datasets that apply it.
 
-A sample is a function of (seed, epoch, index), whatever the number of workers. Pictures and labels stay uint8 up to the
-device, where they are normalised.
+A sample is a function of (seed, epoch, index), whatever the number of workers. Pictures and labels stay uint8 up to
+the device, where they are normalised.
 """
 
 from collections.abc import Iterator, Sequence
@@ -56,7 +56,7 @@ class TrainAugmentation:
     def __call__(
         self, image: Image.Image, label: np.ndarray, rng: np.random.Generator
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Augment one pair: RGB picture and `(H, W)` train ids -> uint8 `(3, h, w)` and `(h, w)`, h, w = `crop_size`."""
+        """Augment one pair: RGB picture and `(H, W)` train ids -> uint8 `(3, h, w)` and `(h, w)`."""
         size = self.scaled_size(image.height, image.width, rng)
         label_image = Image.fromarray(label)
         top, left, cut = self._crop(label_image, size, rng)
@@ -97,7 +97,7 @@ class TrainAugmentation:
 
     def _is_varied(self, cut: Image.Image) -> bool:
         counts = np.array(cut.histogram()[:VOID])
-        return np.count_nonzero(counts) > 1 and counts.max() / counts.sum() < self.max_class_ratio
+        return bool(np.count_nonzero(counts) > 1 and counts.max() / counts.sum() < self.max_class_ratio)
 
 
 def _window(

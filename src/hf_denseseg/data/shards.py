@@ -1,0 +1,187 @@
+"""Tables of embedded pictures: Parquet or WebDataset shards in a folder, and data sets on the hub."""
+
+import io
+import json
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from hf_denseseg.data.folders import resolve_split
+from hf_denseseg.data.labels import VOID, LabelSpec
+from hf_denseseg.data.reading import read_label
+from hf_denseseg.errors import InputError, RunError
+from hf_denseseg.files import atomic_path, write_atomic
+
+SHARD_SUFFIXES = (".parquet", ".tar", ".arrow")
+CHECKED_ROWS = 32
+# Names seen in the wild, tried in this order.
+_KNOWN_COLUMNS = {
+    "image": ("image", "pixel_values", "jpg", "jpeg", "image.jpg", "image.png", "img", "webp"),
+    "label": (
+        *("label", "labels", "annotation", "annotations", "semantic_segmentation", "mask", "segmentation_mask"),
+        *("semantic_mask", "seg", "png", "label.png", "seg.png", "mask.png"),
+    ),
+    "id": ("id", "__key__", "image_id", "file_name", "filename"),
+}
+
+
+def import_datasets() -> Any:
+    """The `datasets` library.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise InputError(
+            "This needs the library `datasets`, which is not installed. Run `pip install 'hf-denseseg[train]'`."
+        ) from error
+    return datasets
+
+
+def has_shards(folder: Path) -> bool:
+    """Whether Parquet, Arrow or tar files lie in the folder or one below it."""
+    return any(path.suffix in SHARD_SUFFIXES for pattern in ("*", "*/*") for path in folder.glob(pattern))
+
+
+def open_table(
+    name: str,
+    split: str,
+    *,
+    columns: Mapping[str, str] | None = None,
+    revision: str | None = None,
+    streaming: bool = False,
+) -> Any:
+    """Open shards or a hub data set as a table with the columns `image`, `label` (both still encoded) and `id`.
+
+    Args:
+        name: folder of shards, or hub id.
+        split: name of the split; `val` and `validation` are the same.
+        columns: `{"image": ..., "label": ..., "id": ...}`; well-known names are found without it.
+        revision: of a hub data set.
+        streaming: read in order instead of storing an indexed copy in the cache of `datasets`.
+
+    Raises:
+        InputError: no such data set, split or column.
+        RunError: the hub cannot be reached.
+    """
+    datasets = import_datasets()
+    try:
+        splits = datasets.get_dataset_split_names(name, revision=revision)
+        found = resolve_split(split, splits, name)
+        table = datasets.load_dataset(name, split=found, revision=revision, streaming=streaming)
+    except InputError:
+        raise
+    except ConnectionError as error:
+        raise RunError(
+            f"Data set {name!r} is no folder here, and the hub cannot be reached ({error}). Check the path or the "
+            "network, or download it first with `hf download --repo-type dataset`."
+        ) from error
+    except RuntimeError as error:
+        if "scripts are no longer supported" not in str(error):
+            raise
+        raise InputError(
+            f"Data set {name!r} is a script, which `datasets` no longer runs. Try the converted copy with "
+            "revision='refs/convert/parquet', or convert it to Parquet."
+        ) from error
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"Data set {name!r} cannot be opened: {str(error).splitlines()[0]} Check name, revision and rights."
+        ) from error
+    return _with_known_columns(table, name, dict(columns or {}))
+
+
+def check_encoding(table: Any, spec: LabelSpec, name: str) -> None:
+    """Read the first label maps and compare their ids with the specification: encodings are never guessed.
+
+    Raises:
+        InputError: ids that `spec` does not name, or nothing but void.
+    """
+    classes = np.zeros(256, dtype=np.int64)
+    for row in islice(table, CHECKED_ROWS):
+        try:
+            classes += np.bincount(read_label(row["label"], spec, row["id"]).ravel(), minlength=256)
+        except InputError as error:
+            raise InputError(f"{name} does not fit its label specification. {error}") from error
+    if classes.any() and not classes[:VOID].any():
+        raise InputError(
+            f"All labels of the first {CHECKED_ROWS} rows of {name} are void in the specification {spec.name!r}. "
+            "Mend its `raw_to_train` or `raw_void`."
+        )
+
+
+def write_parquet(data: Any, folder: str | Path, split: str, rows_per_shard: int = 500) -> list[Path]:
+    """Write pairs as Parquet shards with the pictures inside, and the label specification beside them.
+
+    Files are taken byte for byte (labels keep their raw ids); embedded scenes are stored as PNG.
+
+    Args:
+        data: what `load_segmentation` returned.
+        folder: gets `<split>-00000-of-0000N.parquet` and `labels.json`.
+        split: name in the file names.
+        rows_per_shard: pairs per file.
+
+    Returns:
+        The shards.
+    """
+    datasets = import_datasets()
+    features = datasets.Features(image=datasets.Image(), label=datasets.Image(), id=datasets.Value("string"))
+    count = -(-len(data.dataset) // rows_per_shard)
+    rows, paths = _encoded_rows(data), []
+    for number in range(count):
+        part = list(islice(rows, rows_per_shard))
+        columns = {key: [row[key] for row in part] for key in features}
+        paths.append(Path(folder) / f"{split}-{number:05d}-of-{count:05d}.parquet")
+        with atomic_path(paths[-1]) as aside:
+            datasets.Dataset.from_dict(columns, features=features).to_parquet(aside)
+    write_atomic(Path(folder) / "labels.json", json.dumps(data.spec.to_dict(), indent=1) + "\n")
+    return paths
+
+
+def _encoded_rows(data: Any) -> Iterator[dict[str, Any]]:
+    """Rows whose pictures are `{"bytes", "path"}`."""
+    stored = data.dataset.with_format(None)
+    embedded = "image" not in stored.column_names
+    for row in data.dataset if embedded else stored:
+        result: dict[str, Any] = {"id": row["id"]}
+        for key in ("image", "label"):
+            if embedded:
+                picture = row["image"] if key == "image" else Image.fromarray(data.spec.decode(row["label"]))
+                buffer = io.BytesIO()
+                picture.save(buffer, "PNG")
+                result[key] = {"bytes": buffer.getvalue(), "path": None}
+            else:
+                content, path = row[key]["bytes"], row[key]["path"]
+                result[key] = {"bytes": Path(path).read_bytes() if content is None else content, "path": path}
+        yield result
+
+
+def _with_known_columns(table: Any, name: str, columns: dict[str, str]) -> Any:
+    """Rename the columns to `image`, `label`, `id`, drop the others, keep the pictures encoded."""
+    from datasets import Image as ImageColumn
+
+    present = list(table.column_names or next(iter(table)))
+    if wrong := set(columns) - set(_KNOWN_COLUMNS):
+        raise InputError(f"`columns` has the keys {sorted(wrong)}; it takes image, label and id.")
+    for key, known in _KNOWN_COLUMNS.items():
+        columns.setdefault(key, next((column for column in known if column in present), ""))
+        if columns[key] not in present and (key != "id" or columns[key]):
+            raise InputError(
+                f"{name} has no {key} column {columns[key] or '(none of the usual names)'!r}; its columns are "
+                f"{', '.join(present)}. Give `columns`, such as columns={{'image': 'photo', 'label': 'mask'}}."
+            )
+    if not columns["id"]:
+        del columns["id"]
+    table = table.remove_columns([column for column in present if column not in columns.values()])
+    renamed = {column: key for key, column in columns.items() if column != key}
+    table = table.rename_columns(renamed) if renamed else table
+    if "id" not in columns:
+        table = table.map(lambda row, index: {"id": f"{index:08d}"}, with_indices=True)
+    for key in ("image", "label"):
+        table = table.cast_column(key, ImageColumn(decode=False))
+    return table
