@@ -6,8 +6,12 @@ Rows are always `image` (RGB picture), `label` ((H, W) uint8, train ids and 255)
 import importlib.util
 import re
 from collections.abc import Mapping
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
 
 from hf_denseseg.data.folders import find_pairs, find_spec, resolve_split
 from hf_denseseg.data.labels import LabelSpec
@@ -107,6 +111,11 @@ class DecodePairs:
         return rows
 
 
+@lru_cache(maxsize=256)
+def _kept_scene(split: str, index: int) -> tuple[Image.Image, np.ndarray]:
+    return render_scene(split, index)
+
+
 class RenderScenes:
     """Batched row transform: numbers of embedded scenes -> `image`, `label`, `id`."""
 
@@ -115,7 +124,9 @@ class RenderScenes:
 
     def __call__(self, batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
         """Draw every scene of the batch."""
-        scenes = [render_scene(name.split("-")[0], int(name.split("-")[1]), self.size) for name in batch["id"]]
+        # A fixed size can be large; scenes of the usual sizes are kept, since every epoch asks for them again.
+        render = _kept_scene if self.size is None else partial(render_scene, size=self.size)
+        scenes = [render(name.split("-")[0], int(name.split("-")[1])) for name in batch["id"]]
         return {
             "image": [image for image, _ in scenes],
             "label": [label for _, label in scenes],

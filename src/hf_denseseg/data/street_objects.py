@@ -57,13 +57,14 @@ class Canvas:
         self.label = Image.new("L", (width, height), VOID)
         self._paint = ImageDraw.Draw(self.image)
         self._mark = ImageDraw.Draw(self.label)
-        self.haze = np.array(haze)
+        self.haze = haze
         self.visibility = visibility
 
     def _color(self, color: Rgb, z: float) -> tuple[int, int, int]:
         kept = math.exp(-z / self.visibility)
-        mixed = np.array(color) * kept + self.haze * (1 - kept)
-        red, green, blue = mixed.clip(0, 255).astype(int).tolist()
+        red, green, blue = (
+            min(255, max(0, int(own * kept + far * (1 - kept)))) for own, far in zip(color, self.haze, strict=True)
+        )
         return red, green, blue
 
     def polygon(self, points: list[Point], color: Rgb, class_id: int | None, z: float = 0.0) -> None:
@@ -96,8 +97,9 @@ def scaled(color: Rgb, factor: float) -> Rgb:
 
 def pick(rng: np.random.Generator, colors: list[Rgb], spread: float = 18.0) -> Rgb:
     """One of the colours, a little changed."""
-    red, green, blue = np.array(colors[rng.integers(len(colors))]) + rng.normal(0, spread, 3)
-    return float(red), float(green), float(blue)
+    red, green, blue = colors[rng.integers(len(colors))]
+    change = (spread * rng.standard_normal(3)).tolist()
+    return red + change[0], green + change[1], blue + change[2]
 
 
 def quad(camera: Camera, corners: Sequence[tuple[float, float, float]]) -> list[Point]:
@@ -153,7 +155,7 @@ def draw_building(
             start = z + (column + 0.5 - wide / 2) * length / columns
             stop = start + wide * length / columns
             low, high = floor * 3 + 0.8, floor * 3 + 2.3
-            if camera(x, low, start)[1] > 0:
+            if camera.focal / start * wide * length / columns > 1 and camera(x, low, start)[1] > 0:
                 window = [(x, low, start), (x, low, stop), (x, high, stop), (x, high, start)]
                 canvas.polygon(quad(camera, window), scaled(glass, rng.uniform(0.8, 1.3)), None, z)
 
@@ -166,11 +168,11 @@ def draw_tree(canvas: Canvas, camera: Camera, rng: np.random.Generator, x: float
     green = pick(rng, [(60, 95, 45), (85, 110, 50), (45, 75, 45), (130, 110, 45)], 10)
     radius = height * rng.uniform(0.25, 0.38) * scale
     middle = camera(x, height * 0.75, z)
-    for step in range(26):
-        turn, reach = rng.uniform(0, 2 * math.pi), radius * math.sqrt(rng.random())
+    leaves = 26 if radius > 8 else 9
+    for step, (turn, reach, size) in enumerate(rng.random((leaves, 3)).tolist()):
+        turn, reach, size = 2 * math.pi * turn, radius * math.sqrt(reach), radius * (0.2 + 0.25 * size)
         place = middle[0] + reach * math.cos(turn), middle[1] + 1.1 * reach * math.sin(turn)
-        size = radius * rng.uniform(0.2, 0.45)
-        brightness = 0.75 + 0.02 * step - 0.25 * (place[1] - middle[1]) / max(radius, 1)
+        brightness = 0.75 + 0.5 * step / leaves - 0.25 * (place[1] - middle[1]) / max(radius, 1)
         canvas.ellipse(*place, size, size * 0.8, scaled(green, brightness), VEGETATION, z)
 
 

@@ -31,11 +31,10 @@ SIZES = ((192, 256), (160, 240), (208, 256), (192, 288), (176, 224))  # (height,
 SPLITS = ("train", "validation", "test")
 DEFAULT_COUNT = 200
 _NEAR, _FAR = 2.2, 90.0  # metres
-# How strongly coarse and fine texture show on each class, in the order of `SYNTHETIC_SPEC.classes`.
-_TEXTURE = np.array(
-    [(0.08, 0.06), (0.08, 0.07), (0.10, 0.05), (0.06, 0.08), (0.05, 0.03), (0.03, 0.02), (0.22, 0.20), (0.03, 0.00),
-     (0.08, 0.06), (0.08, 0.06), (0.06, 0.02)], dtype=np.float32,
-)  # fmt: skip
+# How strongly coarse and fine texture show on each class, in the order of `SYNTHETIC_SPEC.classes`; then on void.
+_TEXTURE = np.full((2, 256), 0.03, dtype=np.float32)
+_TEXTURE[0, :11] = (0.08, 0.08, 0.10, 0.06, 0.05, 0.03, 0.20, 0.03, 0.08, 0.08, 0.06)
+_TEXTURE[1, :11] = (0.035, 0.04, 0.03, 0.05, 0.02, 0.02, 0.11, 0.0, 0.04, 0.04, 0.02)
 
 
 class SyntheticName(NamedTuple):
@@ -85,7 +84,7 @@ def render_scene(split: str, index: int, size: tuple[int, int] | None = None) ->
         bend=rng.normal(0, 0.0018),
     )
     sky = np.array(street.pick(rng, [(150, 190, 235), (200, 205, 212), (225, 205, 185), (130, 150, 175)], 8))
-    canvas = street.Canvas(height, width, tuple(sky), rng.uniform(60, 260))
+    canvas = street.Canvas(height, width, (float(sky[0]), float(sky[1]), float(sky[2])), rng.uniform(60, 260))
     _draw_sky(canvas, camera, rng, sky)
     half_road, pavement = rng.uniform(3.2, 5.5), rng.uniform(1.5, 3.5)
     _draw_ground(canvas, camera, rng, half_road, pavement)
@@ -100,7 +99,7 @@ def render_scene(split: str, index: int, size: tuple[int, int] | None = None) ->
 def _draw_sky(canvas: street.Canvas, camera: street.Camera, rng: np.random.Generator, sky: np.ndarray) -> None:
     """A gradient with clouds, and a far row of houses or trees on the horizon."""
     height, width = canvas.label.height, canvas.label.width
-    ramp = np.linspace(rng.uniform(0.6, 0.9), 1.05, height, dtype=np.float32)[:, None, None]
+    ramp = np.linspace(rng.uniform(0.7, 0.95), 1.05, height, dtype=np.float32)[:, None, None]
     clouds = _noise(rng, height, width, (5, 4))[..., None].clip(0, None) * rng.uniform(0, 45)
     pixels = sky.astype(np.float32) * ramp + clouds
     canvas.image.paste(Image.fromarray(pixels.clip(0, 255).astype(np.uint8)))
@@ -221,19 +220,20 @@ def _noise(rng: np.random.Generator, height: int, width: int, cells: tuple[int, 
 def _light(image: Image.Image, label: np.ndarray, camera: street.Camera, rng: np.random.Generator) -> Image.Image:
     """Textures, shadows on the ground, exposure, tint, soft focus and sensor noise."""
     height, width = label.shape
-    pixels = np.asarray(image, dtype=np.float32)
-    strength = np.concatenate([_TEXTURE, np.full((245, 2), 0.04, dtype=np.float32)])[label]
-    grain = rng.standard_normal((height, width), dtype=np.float32)
+    pixels = np.array(image, dtype=np.float32)
+    grain = rng.standard_normal((height + 2, width), dtype=np.float32)
     blotches = _noise(rng, height, width, (width // 12, height // 12))
-    light = 1 + strength[..., 0] * blotches + strength[..., 1] * grain
+    light = 1 + _TEXTURE[0][label] * blotches + _TEXTURE[1][label] * grain[:height]
     light *= _ground_light(label, camera, rng)
-    rows, columns = np.linspace(-1, 1, height)[:, None], np.linspace(-1, 1, width)[None, :]
+    rows = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
+    columns = np.linspace(-1, 1, width, dtype=np.float32)[None, :]
     light *= (1 - rng.uniform(0, 0.25) * (rows**2 + columns**2) / 2 + rng.uniform(-0.12, 0.12) * columns).astype(
         np.float32
     )
     tint = rng.uniform(0.93, 1.07, 3).astype(np.float32) * np.float32(rng.uniform(0.7, 1.12))
-    pixels = pixels * light[..., None] * tint
-    pixels += rng.standard_normal(pixels.shape, dtype=np.float32) * np.float32(rng.uniform(1, 5))
+    noise = grain * rng.uniform(1, 4)
+    pixels *= light[..., None] * tint
+    pixels += np.stack([noise[start : start + height] for start in range(3)], axis=-1)
     soft = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
     return soft.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 0.8) * height / 192))
 
