@@ -1,0 +1,72 @@
+"""`denseseg predict`: label pictures, folders or globs with a checkpoint."""
+
+import argparse
+import dataclasses
+from typing import Any
+
+from hf_denseseg.errors import InputError
+
+EPILOG = """examples:
+  denseseg predict runs/demo/model street.jpg --output masks
+  denseseg predict runs/camvid/model photos/ 'more/*.png' --output masks --crop_size 512 512 --flip
+  denseseg predict CHECKPOINT photos/ --output masks --scales 0.75 1.0 1.25 --flip --probabilities
+
+OUTPUT/masks/NAME.png holds class ids (a palette picture: viewers show colours, readers get ids),
+OUTPUT/overlays/NAME.jpg the colours over the picture, OUTPUT/results.json share and mean probability of each class.
+Pictures that are done already are skipped, so an interrupted run goes on when it is started again. Faulty files are
+reported and left out; the exit code is then 1."""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add `predict` to the command line."""
+    parser = subparsers.add_parser(
+        "predict",
+        help="label pictures with a checkpoint",
+        description="Label every pixel of pictures at their own size.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("checkpoint", help="folder or hub id of a segmentation model")
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="picture, folder (searched through) or glob")
+    parser.add_argument("--output", required=True, help="folder to write")
+    parser.add_argument("--mode", choices=("whole", "slide"), help="default: the checkpoint's, slide with --crop_size")
+    parser.add_argument("--crop_size", nargs=2, type=int, metavar=("H", "W"), help="sliding window in pixels")
+    parser.add_argument("--stride", nargs=2, type=int, metavar=("H", "W"), help="its step (default 2/3 of it)")
+    parser.add_argument("--base_size", nargs=2, type=int, metavar=("H", "W"), help="box to resize into, ratio kept")
+    parser.add_argument("--scales", nargs="+", type=float, metavar="RATIO", help="ratios averaged over")
+    parser.add_argument("--flip", action="store_true", default=None, help="average with the mirrored picture")
+    parser.add_argument("--window_batch_size", type=int, metavar="N", help="windows per model call (default 4)")
+    parser.add_argument("--accumulation_device", metavar="DEVICE", help="where full-size scores are summed, e.g. cpu")
+    parser.add_argument("--probabilities", action="store_true", help="also write OUTPUT/probabilities/NAME.npz")
+    parser.add_argument("--label_spec", metavar="FILE", help="label specification whose colours are used")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda if there is one)")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Label all pictures; 1 if some could not be read."""
+    from hf_denseseg.files import check_output_folder
+    from hf_denseseg.prediction import Predictor, collect_pictures, predict_all
+
+    output = check_output_folder(args.output)
+    pictures = collect_pictures(args.inputs, output)
+    predictor = Predictor.load(
+        args.checkpoint, _given_settings(args), args.device, args.probabilities, args.label_spec
+    )
+    done, skipped, failed = predict_all(predictor, pictures, output)
+    kept = f", {skipped} were done before" if skipped else ""
+    print(f"{done} pictures labelled{kept}, {len(failed)} left out; see {output / 'results.json'}")
+    return 1 if failed else 0
+
+
+def _given_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The inference settings named on the command line; they replace those saved with the checkpoint."""
+    from hf_denseseg.inference import InferenceSettings
+
+    names = [field.name for field in dataclasses.fields(InferenceSettings)]
+    given = {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
+    if "crop_size" in given:
+        if given.get("mode") == "whole":
+            raise InputError("--mode whole looks at the picture without a window. Leave out --crop_size or --mode.")
+        # The saved stride belongs to the saved window.
+        given = {"stride": None, **given, "mode": "slide"}
+    return given
