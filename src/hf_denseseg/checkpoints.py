@@ -3,16 +3,18 @@
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, PreTrainedModel
 
 from hf_denseseg.errors import InputError, RunError
 
 
-def load_trained_model(checkpoint: str) -> PreTrainedModel:
+def load_trained_model(checkpoint: str, **overrides: Any) -> PreTrainedModel:
     """Load a semantic segmentation model with all its weights, in eval mode.
 
     Args:
         checkpoint: folder or hub id.
+        overrides: configuration fields; `ignore_mismatched_sizes=True` makes a head for other classes anew.
 
     Raises:
         InputError: no folder of a saved model, a model of another kind, or one that lacks weights.
@@ -24,14 +26,17 @@ def load_trained_model(checkpoint: str) -> PreTrainedModel:
             f"{checkpoint} holds no config.json. Give the folder of a saved model (a run's `model` folder)."
         )
     try:
-        model, loaded = AutoModelForSemanticSegmentation.from_pretrained(checkpoint, output_loading_info=True)
+        model, loaded = AutoModelForSemanticSegmentation.from_pretrained(
+            checkpoint, output_loading_info=True, **overrides
+        )
     except OSError as error:
         if not folder.exists() and checkpoint.count("/") <= 1 and not checkpoint.startswith((".", "/")):
             raise RunError(f"Could not fetch {checkpoint} from the hub: {_first_line(error)}") from error
         raise InputError(f"{checkpoint} cannot be loaded: {_first_line(error)}") from error
-    except ValueError as error:
-        raise InputError(f"{checkpoint} is no semantic segmentation checkpoint: {_first_line(error)}") from error
-    lacking = sorted([*loaded["missing_keys"], *(key for key, *_ in loaded["mismatched_keys"])])
+    except (ValueError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"{checkpoint} is no whole semantic segmentation checkpoint: {_first_line(error)}") from error
+    mismatched = [] if overrides.get("ignore_mismatched_sizes") else [key for key, *_ in loaded["mismatched_keys"]]
+    lacking = sorted([*loaded["missing_keys"], *mismatched])
     if lacking:
         raise InputError(
             f"{checkpoint} lacks {len(lacking)} weights of {type(model).__name__} ({', '.join(lacking[:3])} ...): "

@@ -158,7 +158,7 @@ class SegmentationTrainingArguments(TrainingArguments):
         super().__post_init__()
 
 
-ARGUMENT_CLASSES: tuple[type, ...] = (ModelArguments, DataArguments, SegmentationTrainingArguments)
+ARGUMENT_CLASSES: tuple[Any, ...] = (ModelArguments, DataArguments, SegmentationTrainingArguments)
 
 
 class Recipe(typing.NamedTuple):
@@ -174,7 +174,7 @@ class Recipe(typing.NamedTuple):
         return yaml.safe_dump(self.given, sort_keys=False)
 
 
-def recipe_fields() -> dict[str, tuple[type, Any]]:
+def recipe_fields() -> dict[str, tuple[Any, Any]]:
     """Every key a recipe may hold: key -> (argument class, type)."""
     return {
         name: (owner, annotation)
@@ -239,8 +239,10 @@ def _parse_words(annotation: Any, words: list[str]) -> Any:
         return True
     kinds = _kinds(annotation)
     parsed = [yaml.safe_load(word) for word in words]
-    # YAML takes 1e-4 for text; on a command line the meaning is plain.
+    # YAML takes 1e-4 for text, and no for false; on a command line the meaning is plain.
     parsed = [_as_number(value) if {float, list} & kinds else value for value in parsed]
+    if str in kinds and list not in kinds:
+        parsed = [value if type(value) in kinds else word for value, word in zip(parsed, words, strict=True)]
     several = len(parsed) > 1 or (list in kinds and str not in kinds and not isinstance(parsed[0], list))
     return parsed if several else parsed[0]
 

@@ -38,7 +38,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--window_batch_size", type=int, metavar="N", help="windows per model call (default 4)")
     parser.add_argument("--accumulation_device", metavar="DEVICE", help="where full-size scores are summed, e.g. cpu")
     parser.add_argument("--probabilities", action="store_true", help="also write OUTPUT/probabilities/NAME.npz")
-    parser.add_argument("--label_spec", metavar="FILE", help="label specification whose colours are used")
+    parser.add_argument("--label_spec", metavar="FILE", help="colours (default: the checkpoint's labels.json)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda if there is one)")
 
 

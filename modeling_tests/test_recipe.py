@@ -1,0 +1,92 @@
+"""Reading of recipes: every wrong key, type and value is one clear sentence."""
+
+import pytest
+
+from hf_denseseg.errors import InputError
+from hf_denseseg.recipe import load_recipe, parse_overrides
+
+
+@pytest.fixture
+def recipe_file(tmp_path):
+    def write(text):
+        path = tmp_path / "recipe.yaml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def test_command_line_wins_over_the_file(recipe_file):
+    recipe = load_recipe(recipe_file("max_steps: 5\nlearning_rate: 1.0e-3\n"), ["--max_steps", "7", "--flip", "false"])
+    assert recipe.training.max_steps == 7
+    assert recipe.training.learning_rate == 1e-3
+    assert recipe.data.flip is False
+
+
+def test_output_folder_is_named_after_the_recipe(recipe_file):
+    assert load_recipe(recipe_file("max_steps: 5\n")).training.output_dir == "runs/recipe"
+
+
+def test_saved_recipe_reads_back_equal(recipe_file):
+    first = load_recipe(
+        recipe_file("max_steps: 5\ncrop_size: [64, 96]\n"), ["--config_overrides", "{hidden_size: 48}"]
+    )
+    again = load_recipe(recipe_file(first.to_yaml()))
+    assert again.given == first.given
+    assert (again.model, again.data) == (first.model, first.data)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--learning_rate", "1e-4"], {"learning_rate": 1e-4}),
+        (["--crop_size", "64", "96"], {"crop_size": [64, 96]}),
+        (["--test_scales", "0.5"], {"test_scales": [0.5]}),
+        (["--bf16"], {"bf16": True}),
+        (["--eval_strategy", "no"], {"eval_strategy": "no"}),
+        (["--max-steps=3"], {"max_steps": 3}),
+        (["--encoder_weights", "null"], {"encoder_weights": None}),
+        (["--lr_scheduler_kwargs", "{power: 1.0}"], {"lr_scheduler_kwargs": {"power": 1.0}}),
+        (["--class_weights", "stats.json:enet"], {"class_weights": "stats.json:enet"}),
+        (["--class_weights", "1", "2.5"], {"class_weights": [1, 2.5]}),
+    ],
+)
+def test_override_words_become_values(words, expected):
+    assert parse_overrides(words) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learnig_rate: 1.0e-4\n", "unknown key 'learnig_rate'. Did you mean learning_rate"),
+        ("learning_rate: 1e-4\n", r"learning_rate must be float, but is '1e-4' \(str\). Write numbers with a dot"),
+        ("max_steps: 1.5\n", "max_steps must be int"),
+        ("max_steps: true\n", "max_steps must be int"),
+        ("max_steps: 0\n", "max_steps is 0"),
+        ("crop_size: 512\n", "crop_size must be list"),
+        ("eval_strategy: no\n", "quote them"),
+        ("loss_normalization: mean\n", "use 'valid' or 'all'"),
+        ("lr_scheduler_type: poly\n", "poly"),
+        ("test_mode: slide\n", "crop_size"),
+        ("- a\n- b\n", "holds no `key: value` lines"),
+        ("a: [1\n", "no readable YAML"),
+    ],
+)
+def test_wrong_recipe_is_refused_with_the_remedy(recipe_file, text, message):
+    with pytest.raises(InputError, match=message):
+        load_recipe(recipe_file(text))
+
+
+def test_missing_recipe_is_refused(tmp_path):
+    with pytest.raises(InputError, match="No recipe at .*nowhere.yaml"):
+        load_recipe(tmp_path / "nowhere.yaml")
+
+
+def test_value_without_key_is_refused():
+    with pytest.raises(InputError, match="'100' stands alone"):
+        parse_overrides(["100"])
+
+
+def test_warm_up_longer_than_the_run_is_cut(recipe_file, caplog):
+    assert load_recipe(recipe_file("max_steps: 2\nwarmup_steps: 1500\n")).training.warmup_steps == 1
+    assert "warmup_steps is cut" in caplog.text

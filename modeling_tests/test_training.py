@@ -1,0 +1,257 @@
+"""Training and evaluation through the recipe: schedules, groups, resume, averaging, several processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import hf_denseseg
+from hf_denseseg import experiment
+from hf_denseseg.cli import main
+from hf_denseseg.errors import InputError
+from hf_denseseg.recipe import load_recipe
+from hf_denseseg.training import (
+    AveragedWeights,
+    is_complete,
+    last_complete_checkpoint,
+    load_class_weights,
+    mark_complete,
+    parameter_groups,
+)
+
+TINY = {
+    "spatial_hidden_sizes": [8, 16, 32],
+    "stem_channels": 8,
+    "hidden_size": 32,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 2,
+    "decoder_hidden_size": 16,
+}
+WORDS = [
+    *("--config_overrides", json.dumps(TINY)),
+    *("--dataset", "synthetic@64x96", "--max_train_samples", "24", "--max_eval_samples", "5"),
+    *("--crop_size", "32", "48", "--per_device_train_batch_size", "4", "--learning_rate", "1.0e-3"),
+    *("--use_cpu", "--eval_strategy", "no"),
+]
+
+
+def run(output, *words):
+    return experiment.train(load_recipe(None, [*WORDS, "--output_dir", str(output), *words]))
+
+
+def weights(output):
+    return load_file(Path(output) / "model" / "model.safetensors")
+
+
+def assert_same_weights(first, second):
+    assert first.keys() == second.keys()
+    different = [name for name in first if not torch.equal(first[name], second[name])]
+    assert not different, f"{len(different)} tensors differ, first {different[0]}"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run of 4 steps, evaluated at the end."""
+    output = tmp_path_factory.mktemp("finished")
+    return output, run(output, "--max_steps", "4")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    output = tmp_path_factory.mktemp("undisturbed")
+    run(output, "--max_steps", "20", "--save_steps", "10", "--ema_decay", "0.9")
+    return weights(output)
+
+
+def test_a_run_leaves_everything_a_reader_needs(finished):
+    output, results = finished
+    for name in ("recipe.yaml", "learning_curve.png", "pictures.png", "index.html", "results.json"):
+        assert (output / name).stat().st_size > 0, name
+    for name in ("config.json", "model.safetensors", "preprocessor_config.json", "labels.json", "README.md"):
+        assert (output / "model" / name).stat().st_size > 0, name
+    assert json.loads((output / "results.json").read_text())["scores"]["mean_iou"] == results["scores"]["mean_iou"]
+    page = (output / "index.html").read_text()
+    assert page.count("data:image/png;base64,") == 2
+    assert "http" not in page.replace("<!doctype html>", "")
+
+
+def test_card_is_parsed_by_the_hub_library(finished):
+    from huggingface_hub import ModelCard
+
+    output, results = finished
+    found = ModelCard.load(output / "model" / "README.md").data.eval_results
+    assert {result.metric_type: result.metric_value for result in found}["mean_iou"] == results["scores"]["mean_iou"]
+
+
+def test_finished_run_is_not_trained_again(finished, monkeypatch):
+    output, results = finished
+    monkeypatch.setattr(experiment, "build_model", lambda *args: pytest.fail("trained again"))
+    assert run(output, "--max_steps", "4")["scores"] == results["scores"]
+
+
+def test_folder_of_another_run_is_refused(finished):
+    with pytest.raises(InputError, match="holds another run, different in learning_rate"):
+        run(finished[0], "--max_steps", "4", "--learning_rate", "2.0e-3")
+
+
+def test_evaluation_gives_the_scores_of_the_run_again(finished, tmp_path):
+    output, results = finished
+    data = [*WORDS[WORDS.index("--dataset") :], "--output_dir", str(tmp_path)]
+    assert main(["evaluate", str(output / "model"), *data]) == 0
+    again = json.loads((tmp_path / "results.json").read_text())
+    assert again["scores"]["confusion_matrix"] == results["scores"]["confusion_matrix"]
+
+
+def test_killed_run_resumes_to_the_same_weights(undisturbed, tmp_path):
+    """20 steps equal 10, kill -9, and the rest, bit for bit: weights, averages, order, augmentation, drop-out."""
+    words = [*WORDS, "--max_steps", "20", "--save_steps", "10", "--ema_decay", "0.9", "--output_dir", str(tmp_path)]
+    process = subprocess.Popen([sys.executable, "-m", "hf_denseseg.cli", "train", *words], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "checkpoint-10" / "complete.json").exists():
+        assert process.poll() is None and time.monotonic() < deadline, "the run ended before it could be killed"
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "results.json").exists()
+    results = experiment.train(load_recipe(None, words))
+    assert results["training"]["resumed_from_step"] == 10
+    assert_same_weights(undisturbed, weights(tmp_path))
+
+
+def test_resume_within_an_epoch_skips_what_was_seen(undisturbed, tmp_path):
+    """Epochs have 6 steps, so step 10 lies within the second; a run stopped there goes on with the same samples."""
+    words = ("--max_steps", "20", "--save_steps", "10", "--ema_decay", "0.9")
+    run(tmp_path, *words)
+    (tmp_path / "results.json").unlink()
+    (tmp_path / "checkpoint-20" / "complete.json").unlink()  # as if the last save had been cut short
+    run(tmp_path, *words)
+    assert_same_weights(undisturbed, weights(tmp_path))
+
+
+def test_incomplete_checkpoint_is_never_resumed(tmp_path):
+    for step in (10, 20, 30):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(bytes(100))
+        if step < 30:
+            mark_complete(folder)
+    (tmp_path / "checkpoint-20" / "model.safetensors").write_bytes(bytes(50))  # cut short later
+    assert last_complete_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+    assert is_complete(tmp_path / "checkpoint-10")
+    assert not (tmp_path / "checkpoint-30").exists()
+
+
+def test_two_processes_count_every_picture_once(finished, tmp_path):
+    """5 pictures of different sizes on 2 processes: the matrix of one process, exactly."""
+    checkpoint = str(finished[0] / "model")
+    words = ["--dataset", "synthetic", "--max_eval_samples", "5", "--use_cpu", "--output_dir"]
+    assert main(["evaluate", checkpoint, *words, str(tmp_path / "one")]) == 0
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29541"]
+    command = [*launch, "-m", "hf_denseseg.cli", "evaluate", checkpoint, *words, str(tmp_path / "two")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (json.loads((tmp_path / name / "results.json").read_text())["scores"] for name in ("one", "two"))
+    assert two["confusion_matrix"] == one["confusion_matrix"]
+    assert one["pixels"] == sum(map(sum, one["confusion_matrix"]))
+
+
+def test_polynomial_schedule_has_warm_up_and_floor(tmp_path):
+    schedule = ["--lr_scheduler_kwargs", "{power: 0.9, lr_end: 1.0e-4}", "--warmup_steps", "2", "--logging_steps", "1"]
+    history = run(tmp_path, "--max_steps", "6", *schedule)["history"]
+    rates = [entry["learning_rate"] for entry in history if "learning_rate" in entry]
+    expected = [0.0, 0.5e-3] + [(1e-3 - 1e-4) * (1 - step / 4) ** 0.9 + 1e-4 for step in range(4)]
+    assert rates == pytest.approx(expected, rel=1e-6)
+
+
+def test_parameter_groups_separate_head_depth_and_decay():
+    model = hf_denseseg.create_model("dsct-tiny-sac", **TINY)
+    groups = parameter_groups(model, learning_rate=1.0, weight_decay=0.1, head_multiplier=10.0, layer_decay=0.5)
+    found = {name: (group["lr"], group["weight_decay"]) for group in groups for name in group["names"]}
+    assert found.keys() == dict(model.named_parameters()).keys()
+    assert found["decode_head.classifier.weight"] == (10.0, 0.1)
+    assert found["decode_head.classifier.bias"] == (10.0, 0.0)
+    assert found["dsct.encoder.embeddings.cls_token"] == (0.5**7, 0.0)
+    assert found["dsct.encoder.stem.convolution.weight"] == (0.5**7, 0.1)
+    assert found["dsct.encoder.context.mlp.fc1.weight"] == (0.5**6, 0.1)
+    assert found["dsct.encoder.blocks.0.context.mlp.fc1.weight"] == (0.5**5, 0.1)
+    assert found["dsct.encoder.blocks.4.context.mlp.fc1.weight"] == (0.5**1, 0.1)
+    assert found["dsct.encoder.layernorm.weight"] == (1.0, 0.0)
+
+
+def test_layer_decay_needs_a_model_that_knows_its_depth():
+    with pytest.raises(InputError, match="layer_decay is not known for Linear"):
+        parameter_groups(torch.nn.Linear(2, 2), learning_rate=1.0, weight_decay=0.1, layer_decay=0.9)
+
+
+def test_average_follows_its_equation(tmp_path):
+    model = torch.nn.Linear(2, 1, bias=False)
+    average = AveragedWeights(0.75)
+    model.weight.data = torch.tensor([[1.0, 0.0]])
+    average.start(model)
+    expected = model.weight.detach().clone()
+    for step in range(3):
+        model.weight.data = torch.full((1, 2), float(step + 2))
+        average.update(model)
+        # torch takes the first update as the start of the average.
+        expected = model.weight.detach() if step == 0 else 0.75 * expected + 0.25 * model.weight.detach()
+    average.save(tmp_path / "ema.safetensors")
+    again = AveragedWeights(0.75)
+    again.start(torch.nn.Linear(2, 1, bias=False))
+    again.load(tmp_path / "ema.safetensors")
+    with again.swapped_into(model):
+        assert torch.allclose(model.weight, expected)
+    assert torch.equal(model.weight, torch.full((1, 2), 4.0))
+
+
+def test_class_weights_come_from_the_statistics_file(tmp_path):
+    file = tmp_path / "stats.json"
+    file.write_text(json.dumps({"class_weights": {"enet": [1.0, 2.0]}}))
+    assert load_class_weights(f"{file}:enet", 2).tolist() == [1.0, 2.0]
+    with pytest.raises(InputError, match="no weights 'median'"):
+        load_class_weights(f"{file}:median", 2)
+    with pytest.raises(InputError, match="2 weights for 3 classes"):
+        load_class_weights(f"{file}:enet", 3)
+    with pytest.raises(InputError, match="is not FILE:NAME"):
+        load_class_weights("nowhere.json:enet", 2)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--model", "dsct-huge-sac"], "Did you mean"),
+        (["--config_overrides", "{hiden_size: 3}"], "hidden_size"),
+        (["--config_overrides", "{hidden_size: 33}"], "heads do not divide"),
+        (["--dataset", "nowhere/at/all"], "nowhere/at/all"),
+        (["--ema_decay", "1.5"], "ema_decay is 1.5"),
+        (["--encoder_weights", "nowhere.pth"], "nowhere.pth"),
+    ],
+)
+def test_wrong_input_ends_with_code_2_before_any_work(tmp_path, capsys, words, message):
+    assert main(["train", *WORDS, "--max_steps", "2", "--output_dir", str(tmp_path / "run"), *words]) == 2
+    assert message in capsys.readouterr().err
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
+
+
+def test_output_folder_that_is_a_file_is_refused(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert main(["train", *WORDS, "--max_steps", "2", "--output_dir", str(tmp_path / "file")]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_full_disk_ends_with_code_1_and_no_half_file(tmp_path, capsys, monkeypatch):
+    import errno
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    assert main(["train", *WORDS, "--max_steps", "2", "--output_dir", str(tmp_path)]) == 1
+    assert "disk is full" in capsys.readouterr().err
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]

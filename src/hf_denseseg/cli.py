@@ -1,0 +1,87 @@
+"""The `denseseg` command: one sub-command per step of the road from recipe to card."""
+
+import argparse
+import errno
+import importlib
+import logging
+import sys
+
+from hf_denseseg import __version__
+from hf_denseseg.errors import InputError, RunError
+
+COMMANDS = ("demo", "models", "data", "train", "evaluate", "predict", "convert", "export", "card", "push")
+EPILOG = """examples:
+  denseseg demo                                              train a small model on embedded data, without a network
+  denseseg models 'dsct-*'                                   names, sizes and costs
+  denseseg train scripts/recipes/dsct_tiny_sac_camvid_cpu.yaml --dataset path/to/camvid
+  denseseg predict runs/demo/model street.jpg --output masks
+
+exit codes: 0 done, 1 failed while running, 2 wrong input or usage"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all sub-commands; each module of `commands` adds its own."""
+    parser = argparse.ArgumentParser(
+        prog="denseseg",
+        description="Train, evaluate and use dense-prediction models of the Hugging Face family.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"hf-denseseg {__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name in COMMANDS:
+        importlib.import_module(f"hf_denseseg.commands.{name}").add_parser(subparsers)
+    return parser
+
+
+def parse_arguments(words: list[str]) -> argparse.Namespace:
+    """Parse a command line; what a command does not know itself goes to `overrides`, if it takes recipe keys.
+
+    A key takes all words up to the next `--`, so the command's own positional arguments come first.
+    """
+    parser = build_parser()
+    commands = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction)).choices
+    chosen = commands.get(words[0]) if words else None
+    own, overrides = list(words), list[str]()
+    if chosen is not None and chosen.get_default("takes_overrides"):
+        own.clear()
+        part = own
+        for word in words:
+            if word.startswith("--"):
+                part = own if word.split("=")[0] in chosen._option_string_actions else overrides
+            part.append(word)
+    args = parser.parse_args(own)
+    args.overrides = overrides
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    # What the libraries below log at this level is their business, not the user's.
+    for library in ("httpx", "httpcore", "filelock", "fsspec", "PIL", "matplotlib", "datasets", "urllib3"):
+        logging.getLogger(library).setLevel(logging.WARNING)
+    args = parse_arguments(sys.argv[1:] if argv is None else argv)
+    command = importlib.import_module(f"hf_denseseg.commands.{args.command}")
+    try:
+        return command.main(args)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except RunError as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        print(
+            f"failed: the disk is full ({error.filename}). Free some space and run the command again.", file=sys.stderr
+        )
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: run the same command again to go on from the last checkpoint.", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,52 @@
+"""`denseseg card`: cards of the published variants, from recipes and measured results."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+EPILOG = """examples:
+  denseseg card                                  every variant that a recipe of scripts/recipes names
+  denseseg card dsct-base-sac --results runs     with the results of finished runs, named like the recipe
+
+A trained model gets its own card (README.md) from `denseseg train`."""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add `card` to the command line."""
+    parser = subparsers.add_parser(
+        "card",
+        help="write model cards",
+        description="Write one card per published variant: published and measured numbers side by side.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("names", nargs="*", help="published names (default: all that recipes name)")
+    parser.add_argument("--recipes", type=Path, default=Path("scripts/recipes"), help="folder of recipes")
+    parser.add_argument("--results", type=Path, help="folder with <recipe name>/results.json of finished runs")
+    parser.add_argument("--output", type=Path, default=Path("model_cards"), help="folder to write")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Write the cards."""
+    from hf_denseseg.errors import InputError
+    from hf_denseseg.files import check_output_folder, write_atomic
+    from hf_denseseg.model_card import variant_card
+    from hf_denseseg.recipe import load_recipe
+
+    paths = sorted(args.recipes.glob("*.yaml"))
+    if not paths:
+        raise InputError(f"No recipes in {args.recipes}. Give the folder with --recipes.")
+    rows = [(path.stem, load_recipe(path)) for path in paths]
+    published = [(name, recipe) for name, recipe in rows if recipe.model.published]
+    measured = {}
+    for name, _ in published if args.results else ():
+        file = args.results / name / "results.json"
+        if file.exists():
+            measured[name] = json.loads(file.read_text())
+    output = check_output_folder(args.output)
+    for variant in args.names or sorted({recipe.model.model for _, recipe in published}):
+        own = [(name, recipe) for name, recipe in published if recipe.model.model == variant]
+        write_atomic(output / f"{variant}.md", variant_card(variant, own, measured))
+        print(f"{output / variant}.md: {len(own)} published rows")
+    return 0

@@ -1,0 +1,40 @@
+"""`denseseg evaluate`: score a checkpoint on a data set, with any test protocol."""
+
+import argparse
+from typing import Any
+
+from hf_denseseg.errors import InputError
+from hf_denseseg.recipe import load_recipe
+
+EPILOG = """examples:
+  denseseg evaluate runs/demo/model --dataset synthetic
+  denseseg evaluate runs/camvid/model --dataset path/to/camvid --eval_split val --output_dir runs/camvid_ms \\
+      --test_scales 0.75 1.0 1.25 --test_flip
+  torchrun --nproc_per_node 2 -m hf_denseseg.cli evaluate CHECKPOINT --dataset FOLDER --use_cpu
+
+Every data and test key of a recipe can be given (`denseseg train --keys`)."""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add `evaluate` to the command line."""
+    parser = subparsers.add_parser(
+        "evaluate",
+        help="score a checkpoint",
+        description="Score a checkpoint at the labels' own resolution: per-class table, results.json.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("checkpoint", help="folder or hub id of a model of this package")
+    parser.add_argument("--recipe", help="recipe whose data and test keys are used")
+    parser.set_defaults(takes_overrides=True)
+
+
+def main(args: argparse.Namespace) -> int:
+    """Evaluate and print the table."""
+    if any(word.startswith("--model") for word in args.overrides):
+        raise InputError("The model is the first argument of `denseseg evaluate`; take --model out.")
+    recipe = load_recipe(args.recipe, [*args.overrides, "--model", args.checkpoint])
+    from hf_denseseg.experiment import evaluate
+
+    evaluate(recipe)
+    return 0

@@ -1,0 +1,66 @@
+"""`denseseg export`: a checkpoint as one `torch.export` file, compared with the model before it counts."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+TOLERANCE = 1e-3
+
+EPILOG = """examples:
+  denseseg export runs/demo/model --output demo.pt2
+  python -c 'import torch; model = torch.export.load("demo.pt2").module(); print(model(torch.zeros(1, 3, 256, 320)))'
+
+The program takes normalised pixel_values (batch, 3, height, width) of any size and returns the logits."""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add `export` to the command line."""
+    parser = subparsers.add_parser(
+        "export",
+        help="write a checkpoint as a torch.export program",
+        description="Export with dynamic batch, height and width, and check it against the model at three sizes.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("checkpoint", help="folder or hub id")
+    parser.add_argument("--output", required=True, help="file to write, ending in .pt2")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Export, verify, save."""
+    import torch
+    from torch.export import Dim
+
+    from hf_denseseg.checkpoints import load_trained_model
+    from hf_denseseg.errors import InputError, RunError
+    from hf_denseseg.files import atomic_path
+
+    if Path(args.output).suffix != ".pt2":
+        raise InputError(f"--output {args.output}: give a file that ends in .pt2, the ending of torch.export.")
+
+    class Logits(torch.nn.Module):
+        """Tensors in, tensor out."""
+
+        def __init__(self, model: torch.nn.Module) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+            return self.model(pixel_values=pixel_values).logits
+
+    program = Logits(load_trained_model(args.checkpoint)).eval()
+    # A batch of 2: sizes 0 and 1 would be taken for constants.
+    exported = torch.export.export(
+        program, (torch.zeros(2, 3, 128, 160),), dynamic_shapes=({0: Dim.AUTO, 2: Dim.AUTO, 3: Dim.AUTO},)
+    )
+    for shape in ((1, 3, 96, 128), (2, 3, 128, 160), (3, 3, 161, 97)):
+        pixel_values = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            difference = (exported.module()(pixel_values) - program(pixel_values)).abs().max().item()
+        print(f"batch {shape[0]}, {shape[2]}x{shape[3]}: largest difference {difference:.1e}")
+        if not difference <= TOLERANCE:
+            raise RunError(f"The exported program differs by {difference:.1e} at {shape}; nothing was written.")
+    with atomic_path(args.output) as aside:
+        torch.export.save(exported, aside)
+    print(f"Written: {args.output}")
+    return 0

@@ -1,0 +1,53 @@
+"""`denseseg push`: upload a model folder with its card to the hub."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+EPILOG = """example:
+  denseseg push runs/demo/model your-name/dsct-demo --private
+
+Log in once with `hf auth login`. The folder needs config.json, model.safetensors and README.md (the card)."""
+
+NEEDED = ("config.json", "README.md", "preprocessor_config.json")
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add `push` to the command line."""
+    parser = subparsers.add_parser(
+        "push",
+        help="upload a model folder to the hub",
+        description="Upload a model folder with its card to the hub.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", type=Path, help="folder of a trained or converted model")
+    parser.add_argument("repository", help="owner/name on the hub")
+    parser.add_argument("--private", action="store_true", help="create the repository as private")
+    parser.add_argument("--message", default="Upload model", help="commit message (default: %(default)s)")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Check the folder, then upload it."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+    from huggingface_hub.utils import LocalTokenNotFoundError
+
+    from hf_denseseg.errors import InputError, RunError
+
+    missing = [name for name in NEEDED if not (args.folder / name).exists()]
+    if missing:
+        raise InputError(f"{args.folder} lacks {', '.join(missing)}. Give the `model` folder of a finished run.")
+    api = HfApi()
+    try:
+        api.create_repo(args.repository, private=args.private, exist_ok=True)
+        found = api.upload_folder(repo_id=args.repository, folder_path=args.folder, commit_message=args.message)
+    except HFValidationError as error:
+        raise InputError(f"{args.repository!r} is no repository name: write owner/name.") from error
+    except LocalTokenNotFoundError as error:
+        raise InputError("Not logged in to the hub: run `hf auth login` first.") from error
+    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise RunError(f"Nothing was pushed to {args.repository}: {reason}") from error
+    print(f"Pushed: {found}")
+    return 0

@@ -1,0 +1,62 @@
+"""`denseseg train`: train from a recipe, evaluate, and leave a folder that explains itself."""
+
+import argparse
+from typing import Any
+
+from hf_denseseg.recipe import ARGUMENT_CLASSES, load_recipe, recipe_fields
+
+DESCRIPTION = """Train from a recipe and write the run folder: checkpoints, model, results.json, learning curve,
+pictures, model card and one HTML page. Run the same command again after an interruption: it goes on from
+the last complete checkpoint, to the same result."""
+
+EPILOG = """examples:
+  denseseg train scripts/recipes/dsct_tiny_sac_synthetic.yaml
+  denseseg train scripts/recipes/dsct_tiny_sac_camvid_cpu.yaml --dataset path/to/camvid --output_dir runs/camvid
+  denseseg train RECIPE.yaml --print_config
+  accelerate launch scripts/train.py RECIPE.yaml --bf16
+  torchrun --nproc_per_node 2 scripts/train.py RECIPE.yaml --use_cpu
+
+`denseseg train --keys` lists every key of a recipe; each can be given as `--key value` too and then wins."""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add `train` to the command line."""
+    parser = subparsers.add_parser(
+        "train",
+        help="train from a recipe",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("recipe", nargs="?", help="YAML file; without it the defaults and `--key value` alone")
+    parser.add_argument("--print_config", action="store_true", help="print the resolved recipe and stop")
+    parser.add_argument("--keys", action="store_true", help="list every key of a recipe with its default and stop")
+    parser.set_defaults(takes_overrides=True)
+
+
+def main(args: argparse.Namespace) -> int:
+    """Train, or print what would be trained."""
+    if args.keys:
+        print_keys()
+        return 0
+    recipe = load_recipe(args.recipe, args.overrides)
+    if args.print_config:
+        print(recipe.to_yaml(), end="")
+        return 0
+    from hf_denseseg.experiment import train
+
+    train(recipe)
+    return 0
+
+
+def print_keys() -> None:
+    """Print name, default and meaning of our keys; those of transformers by name."""
+    inherited = []
+    for name, (owner, _) in recipe_fields().items():
+        field = owner.__dataclass_fields__[name]
+        if name in ARGUMENT_CLASSES[-1].__annotations__ or owner is not ARGUMENT_CLASSES[-1]:
+            default = field.default_factory() if callable(field.default_factory) else field.default
+            print(f"{name:<30} {field.metadata.get('help', '')} [default: {default}]")
+        else:
+            inherited.append(name)
+    print("\nand those of transformers.TrainingArguments: " + ", ".join(sorted(inherited)))

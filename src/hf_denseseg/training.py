@@ -1,0 +1,375 @@
+"""`SegmentationTrainer`: transformers' Trainer with segmentation's schedules, loss switches and exact evaluation."""
+
+import functools
+import json
+import logging
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
+from transformers.trainer_callback import TrainerControl, TrainerState
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+
+from hf_denseseg.data.labels import LabelSpec
+from hf_denseseg.data.transforms import EpochSampler, collate_eval, collate_train
+from hf_denseseg.errors import InputError
+from hf_denseseg.files import write_atomic
+from hf_denseseg.inference import InferenceSettings, segment
+from hf_denseseg.losses import segmentation_loss
+from hf_denseseg.metrics import confusion_matrix, segmentation_metrics
+from hf_denseseg.recipe import SegmentationTrainingArguments
+
+logger = logging.getLogger(__name__)
+
+COMPLETE_MARK = "complete.json"
+EMA_FILE = "ema.safetensors"
+
+
+class SegmentationTrainer(Trainer):
+    """Trains and evaluates any segmentation model of this package.
+
+    Training batches hold uint8 pictures, normalised here on the device. Evaluation runs the test protocol picture by
+    picture at the label's own resolution and hands back one confusion matrix per picture, so that its memory stays
+    flat, labels may differ in size, and several processes count every picture once.
+
+    Args:
+        model: a model of this package.
+        args: see `SegmentationTrainingArguments`.
+        image_processor: gives mean and std, and is saved with the checkpoints.
+        spec: label specification; its class names head the per-class table.
+        settings: test protocol.
+        train_dataset: `data.transforms.TrainDataset` or its streaming form.
+        eval_dataset: `data.transforms.EvalDataset`.
+    """
+
+    args: SegmentationTrainingArguments
+    model: PreTrainedModel
+    train_dataset: Any
+    eval_dataset: Any
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: SegmentationTrainingArguments,
+        *,
+        image_processor: Any,
+        spec: LabelSpec,
+        settings: InferenceSettings,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        self.spec, self.settings = spec, settings
+        self.scores: dict[str, Any] = {}
+        self._matrix = torch.zeros(spec.num_labels, spec.num_labels, dtype=torch.int64)
+        self._sampler: EpochSampler | None = None
+        model.loss_function = functools.partial(
+            segmentation_loss,
+            normalization=args.loss_normalization,
+            class_weights=load_class_weights(args.class_weights, spec.num_labels),
+            ohem_threshold=args.ohem_threshold,
+            ohem_min_kept=args.ohem_min_kept,
+        )
+        if args.sync_batch_norm and args.world_size > 1 and args.device.type == "cuda":
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        self.output = Path(args.output_dir or ".")
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=collate_train,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=image_processor,
+            compute_metrics=self._accumulate,
+            **kwargs,
+        )
+        self.mean, self.std = torch.tensor(image_processor.image_mean), torch.tensor(image_processor.image_std)
+        self.ema = None if args.ema_decay is None else AveragedWeights(args.ema_decay)
+        self.add_callback(_TrainingHooks(self))
+
+    # Training
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """AdamW (or `optim`) over the groups of `parameter_groups`."""
+        if self.optimizer is None:
+            model = args[0] if args and args[0] is not None else self.model
+            groups = parameter_groups(
+                model,
+                learning_rate=self.args.learning_rate,
+                weight_decay=self.args.weight_decay,
+                head_multiplier=self.args.head_learning_rate_multiplier,
+                layer_decay=self.args.layer_decay,
+            )
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+            self.optimizer = optimizer_class(groups, **options)
+        return self.optimizer
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        self._sampler = EpochSampler(len(dataset), seed)
+        return self._sampler
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        inputs = super()._prepare_inputs(inputs)
+        pixels = inputs.get("pixel_values")
+        if pixels is not None and pixels.dtype == torch.uint8:
+            mean, std = (value.to(pixels.device)[:, None, None] for value in (self.mean, self.std))
+            inputs["pixel_values"] = (pixels / 255 - mean) / std
+        return inputs
+
+    # Evaluation
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """As in transformers, with the collation that keeps pictures of different sizes apart."""
+        collator, self.data_collator = self.data_collator, collate_eval
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.data_collator = collator
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate (with the averaged weights, if there are any); `self.scores` keeps the per-class table."""
+        self._matrix.zero_()
+        with self.averaged_weights():
+            return super().evaluate(*args, **kwargs)
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[None, torch.Tensor, torch.Tensor]:
+        """Confusion matrices `(B, C, C)` of one batch, and the pictures' numbers `(B,)`.
+
+        Only these are gathered: label maps of different widths cannot be, and would cost the network 1,000 times more.
+        """
+        plain = self.accelerator.unwrap_model(model) if not self.is_fsdp_enabled else model
+        device = self.args.device
+        matrices = []
+        for image, label in zip(inputs["images"], inputs["labels"], strict=True):
+            with torch.no_grad(), self.compute_loss_context_manager():
+                prediction = segment(
+                    plain, image.to(device), self.settings, self.mean, self.std, size=label.shape[-2:]
+                )
+            matrices.append(confusion_matrix(prediction, label.to(prediction.device), self.spec.num_labels))
+        return None, torch.stack(matrices).to(device), inputs["index"].to(device)
+
+    def _accumulate(self, prediction: EvalPrediction, compute_result: bool = False) -> dict[str, float]:
+        """Add one gathered batch; the last one turns the sum into numbers."""
+        self._matrix += torch.as_tensor(prediction.predictions).sum(dim=0).cpu()
+        if not compute_result:
+            return {}
+        self.scores = segmentation_metrics(self._matrix, self.spec.classes)
+        self.scores["confusion_matrix"] = self._matrix.tolist()
+        self.scores["step"] = self.state.global_step
+        self._matrix.zero_()
+        return {key: self.scores[key] for key in ("mean_iou", "pixel_accuracy", "mean_accuracy")}
+
+    # Checkpoints
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Save, mark the folder as complete, and only then delete older ones."""
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(*args, **kwargs)
+        finally:
+            self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            folder = self.output / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            if self.ema is not None:
+                self.ema.save(folder / EMA_FILE)
+            mark_complete(folder)
+            rotate_checkpoints(
+                output_dir=str(self.output),
+                save_total_limit=limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+            )
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As in transformers, plus the label specification and the test protocol."""
+        super().save_model(output_dir, _internal_call=_internal_call)
+        if self.args.should_save:
+            folder = Path(output_dir) if output_dir else self.output
+            write_atomic(folder / "labels.json", json.dumps(self.spec.to_dict(), indent=1) + "\n")
+            self.settings.save(folder)
+
+    @contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """Run a block with the averaged weights in the model, and put the trained ones back."""
+        if self.ema is None or self.ema.average is None:
+            yield
+            return
+        with self.ema.swapped_into(self.accelerator.unwrap_model(self.model)):
+            yield
+
+
+class _TrainingHooks(TrainerCallback):
+    """Tell the sampler its epoch, and average the weights after every step."""
+
+    def __init__(self, trainer: SegmentationTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        ema = self.trainer.ema
+        if ema is not None:
+            ema.start(self.trainer.accelerator.unwrap_model(self.trainer.model))
+            checkpoint = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}" / EMA_FILE
+            if checkpoint.exists():
+                ema.load(checkpoint)
+
+    def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        # transformers reaches a sampler behind a skipped or sharded batch sampler only in some versions.
+        if self.trainer._sampler is not None:
+            self.trainer._sampler.set_epoch(int(state.epoch or 0))
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.trainer.ema is not None:
+            self.trainer.ema.update(self.trainer.accelerator.unwrap_model(self.trainer.model))
+
+
+class AveragedWeights:
+    """Exponential moving average of weights and BatchNorm statistics (`torch.optim.swa_utils`), saved with a run."""
+
+    def __init__(self, decay: float) -> None:
+        if not 0 < decay < 1:
+            raise InputError(f"ema_decay is {decay}: give a number between 0 and 1, such as 0.999.")
+        self.decay = decay
+        self.average: AveragedModel | None = None
+
+    def start(self, model: nn.Module) -> None:
+        """Begin with a copy of `model`."""
+        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(self.decay), use_buffers=True)
+
+    def update(self, model: nn.Module) -> None:
+        """Average in the weights of `model`."""
+        assert self.average is not None
+        self.average.update_parameters(model)
+
+    def save(self, path: Path) -> None:
+        """Write the averaged state as safetensors."""
+        from safetensors.torch import save_file
+
+        assert self.average is not None
+        save_file({name: value.contiguous() for name, value in self.average.state_dict().items()}, path)
+
+    def load(self, path: Path) -> None:
+        """Read what `save` wrote."""
+        from safetensors.torch import load_file
+
+        assert self.average is not None
+        self.average.load_state_dict(load_file(path))
+
+    @contextmanager
+    def swapped_into(self, model: nn.Module) -> Iterator[None]:
+        """Put the averaged state into `model` for a block."""
+        assert self.average is not None
+        trained = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        model.load_state_dict(self.average.module.state_dict())
+        try:
+            yield
+        finally:
+            model.load_state_dict(trained)
+
+
+def parameter_groups(
+    model: nn.Module,
+    *,
+    learning_rate: float,
+    weight_decay: float,
+    head_multiplier: float = 1.0,
+    layer_decay: float | None = None,
+) -> list[dict[str, Any]]:
+    """Sort parameters by learning rate and weight decay.
+
+    Norms, biases (all one-dimensional weights) and the tokens and position tables named in the model's
+    `_no_weight_decay` do not decay. What lies outside the base model is head. Layer-wise decay asks the model's
+    `parameter_depth(name) -> (depth, deepest)` and scales by `layer_decay ** (deepest - depth)`.
+
+    Returns:
+        Groups as torch optimizers take them, each with its `names`.
+
+    Raises:
+        InputError: `layer_decay` is given and the model does not say how deep its parameters lie.
+    """
+    prefix = getattr(model, "base_model_prefix", "") + "."
+    spared: tuple[str, ...] = getattr(model, "_no_weight_decay", ())
+    depth_of: Callable[[str], tuple[int, int]] | None = getattr(model, "parameter_depth", None)
+    if layer_decay is not None and depth_of is None:
+        raise InputError(f"layer_decay is not known for {type(model).__name__}: take it out of the recipe.")
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        in_head = not name.removeprefix("module.").startswith(prefix)
+        rate = learning_rate * (head_multiplier if in_head else 1.0)
+        if layer_decay is not None and depth_of is not None and not in_head:
+            depth, deepest = depth_of(name)
+            rate *= layer_decay ** (deepest - depth)
+        decay = 0.0 if parameter.ndim <= 1 or name.endswith(spared or ("\0",)) else weight_decay
+        group = groups.setdefault((rate, decay), {"params": [], "names": [], "lr": rate, "weight_decay": decay})
+        group["params"].append(parameter)
+        group["names"].append(name)
+    return list(groups.values())
+
+
+def load_class_weights(source: str | list[float] | None, num_labels: int) -> torch.Tensor | None:
+    """Class weights `(num_labels,)` from a list, or from `FILE:NAME` as `denseseg data stats` writes it.
+
+    Raises:
+        InputError: the file, the name in it, or the number of weights is wrong.
+    """
+    if source is None:
+        return None
+    if isinstance(source, str):
+        path, _, name = source.rpartition(":")
+        try:
+            table = json.loads(Path(path or source).read_text())["class_weights"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"class_weights: {source} is not FILE:NAME with a file of `denseseg data stats` ({error})."
+            ) from error
+        if name not in table:
+            raise InputError(f"class_weights: no weights {name!r} in {path}; it holds {', '.join(table)}.")
+        source = table[name]
+    if len(source) != num_labels:
+        raise InputError(f"class_weights: {len(source)} weights for {num_labels} classes. Give one for each class.")
+    return torch.tensor(source, dtype=torch.float32)
+
+
+def mark_complete(folder: Path) -> None:
+    """Write the list of files and sizes that makes a checkpoint folder complete."""
+    sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()}
+    write_atomic(folder / COMPLETE_MARK, json.dumps(sizes, indent=1) + "\n")
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether every file that `mark_complete` listed is there, at full length."""
+    try:
+        sizes = json.loads((folder / COMPLETE_MARK).read_text())
+        return all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError):
+        return False
+
+
+def last_complete_checkpoint(output_dir: str | Path) -> Path | None:
+    """Newest complete `checkpoint-<step>` of a run; what an interruption left half-written is removed."""
+    found: dict[int, Path] = {}
+    for folder in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        step = folder.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
+        if not step.isdigit():
+            continue
+        if is_complete(folder):
+            found[int(step)] = folder
+        else:
+            logger.warning("%s is incomplete (an interrupted save) and is removed.", folder)
+            shutil.rmtree(folder)
+    return found[max(found)] if found else None
