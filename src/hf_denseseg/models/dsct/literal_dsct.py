@@ -15,6 +15,7 @@ from hf_denseseg.models.dsct.modeling_dsct import (
     DsctAttention,
     DsctSacHead,
     DsctSpatialToContext,
+    crop_map,
 )
 
 
@@ -35,8 +36,8 @@ class LiteralDsctSpatialToContext(DsctSpatialToContext):
     """1x1 convolution at full resolution, then pooling."""
 
     def forward(self, features: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-        pooled = F.avg_pool2d(self.projection(features), self.pool_size)[:, :, : grid[0], : grid[1]]
-        return F.gelu(self.layernorm(pooled.flatten(2).transpose(1, 2)))
+        pooled = F.avg_pool2d(self.projection(features), self.pool_size)
+        return F.gelu(self.layernorm(crop_map(pooled, grid).flatten(2).transpose(1, 2)))
 
 
 class LiteralDsctSacHead(DsctSacHead):

@@ -86,7 +86,7 @@ class DsctPatchEmbeddings(nn.Module):
     def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
         patches = self.projection(features)
         tokens = patches.flatten(2).transpose(1, 2)  # (B, C, h, w) -> (B, h*w, C)
-        tokens = torch.cat((self.cls_token.expand(len(tokens), -1, -1), tokens), dim=1)
+        tokens = torch.cat((self.cls_token.expand(tokens.shape[0], -1, -1), tokens), dim=1)
         return tokens, (patches.shape[-2], patches.shape[-1])
 
 
@@ -203,7 +203,7 @@ class DsctDropPath(nn.Module):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         if self.rate == 0.0 or not self.training:
             return hidden_states
-        kept = hidden_states.new_empty(len(hidden_states), 1, 1).bernoulli_(1 - self.rate)
+        kept = hidden_states.new_empty(hidden_states.shape[0], 1, 1).bernoulli_(1 - self.rate)
         return hidden_states * (kept / (1 - self.rate))
 
 
@@ -238,10 +238,9 @@ class DsctSpatialToContext(nn.Module):
         self.layernorm = nn.LayerNorm(token_channels, eps=BLOCK_EPS)
 
     def forward(self, features: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-        height, width = grid
         pooled = F.avg_pool2d(features, self.pool_size) if self.pool_size > 1 else features
         # The token grid is floored at stride 16: odd sizes may pool to one row or column more than there are tokens.
-        tokens = self.projection(pooled[:, :, :height, :width]).flatten(2).transpose(1, 2)
+        tokens = self.projection(crop_map(pooled, grid)).flatten(2).transpose(1, 2)
         return F.gelu(self.layernorm(tokens))
 
 
@@ -260,6 +259,15 @@ class DsctContextToSpatial(nn.Module):
     def forward(self, patches: torch.Tensor, grid: tuple[int, int], size: tuple[int, int]) -> torch.Tensor:
         context = F.relu(self.norm(self.projection(tokens_to_map(patches, grid))), inplace=True)
         return F.interpolate(context, size=size, mode="nearest")
+
+
+def crop_map(features: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Keep the upper left `size` (height, width) of a map."""
+    if not torch.compiler.is_exporting():
+        return features[:, :, : size[0], : size[1]]
+    # A slice makes the exporter decide for all sizes whether anything is cut off; rows and columns by index do not.
+    rows, columns = (torch.arange(side, device=features.device) for side in size)
+    return features.index_select(2, rows).index_select(3, columns)
 
 
 def tokens_to_map(patches: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
