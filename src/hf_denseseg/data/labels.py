@@ -121,6 +121,10 @@ class LabelSpec:
         return table
 
     @cached_property
+    def _byte_table(self) -> bytes:
+        return self.table[:256].tobytes()
+
+    @cached_property
     def inverse_table(self) -> np.ndarray:
         """Train id -> raw id, `(256,)`; the smallest raw id of a class, the first `raw_void` for void."""
         void = self.raw_void[0] if self.raw_void else VOID
@@ -137,7 +141,10 @@ class LabelSpec:
         """
         if raw.dtype != np.uint8 and raw.size and (raw.min() < 0 or raw.max() > _MAX_RAW):
             raise InputError(f"Raw ids {raw.min()}..{raw.max()} are outside 0..{_MAX_RAW}: this is not a label map.")
-        train = self.table[raw]
+        if raw.dtype == np.uint8:  # translating bytes takes a third of the time of indexing
+            train = np.frombuffer(bytearray(raw.tobytes().translate(self._byte_table)), np.uint8).reshape(raw.shape)
+        else:
+            train = self.table[raw]
         unknown = train == _UNKNOWN
         if unknown.any():
             ids, counts = np.unique(raw[unknown], return_counts=True)

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset, IterableDataset, Sampler, get_worker_info
 from hf_denseseg.data.datasets import SegmentationData
 from hf_denseseg.data.labels import VOID
 from hf_denseseg.data.photometric import distort
+from hf_denseseg.errors import InputError
 
 _CROP_TRIES = 10
 
@@ -33,6 +34,9 @@ class TrainAugmentation:
         photometric: distort brightness, contrast, saturation and hue.
         pad_color: 8-bit colour beyond the picture. mmsegmentation pads with 0 after normalising, which is the mean
             colour; this is the ImageNet mean.
+
+    Raises:
+        InputError: a size or range is not made of two positive numbers.
     """
 
     def __init__(
@@ -45,6 +49,9 @@ class TrainAugmentation:
         photometric: bool = True,
         pad_color: Sequence[int] = (124, 116, 104),
     ) -> None:
+        for name, pair in (("crop_size", crop_size), ("base_size", base_size), ("scale_range", scale_range)):
+            if pair is not None and (len(pair) != 2 or min(pair) <= 0):
+                raise InputError(f"Augmentation: {name} is {list(pair)}. Give two positive numbers.")
         self.crop_size = (int(crop_size[0]), int(crop_size[1]))
         self.base_size = None if base_size is None else (int(base_size[0]), int(base_size[1]))
         self.scale_range = (float(scale_range[0]), float(scale_range[1]))
