@@ -1,8 +1,8 @@
 """CPU time per training sample, against mmsegmentation's pipeline written with OpenCV and numpy.
 
-Both read a 683x512 JPEG and a PNG label map and give a 512x512 crop: resize ratio 0.5-2, crop with the 75 % rule, flip,
-photometric distortion, pad. The peer normalises to float32 as mmsegmentation does; we hand over uint8, and normalise on
-the device. `peer_uint8` leaves that step out of the peer too. Needs OpenCV for the peer only:
+Both read a 683x512 JPEG and a PNG label map and give a 512x512 crop: resize ratio 0.5-2, crop with the 75 % rule,
+flip, photometric distortion, pad. The peer normalises to float32 as mmsegmentation does; we hand over uint8, and
+normalise on the device. `peer_uint8` leaves that step out of the peer too. Needs OpenCV for the peer only:
 `pip install opencv-python-headless`.
 """
 

@@ -16,7 +16,7 @@ from PIL import Image
 from hf_denseseg.data.folders import find_pairs, find_spec, resolve_split
 from hf_denseseg.data.labels import LabelSpec
 from hf_denseseg.data.reading import check_same_size, read_image, read_label
-from hf_denseseg.data.shards import check_encoding, has_shards, import_datasets, open_table
+from hf_denseseg.data.shards import check_encoding, find_shards, import_datasets, open_table
 from hf_denseseg.data.synthetic import SYNTHETIC_SPEC, parse_name, render_scene
 from hf_denseseg.errors import InputError
 
@@ -69,7 +69,7 @@ def load_segmentation(
         if found is not None:
             known = given or find_spec(folder)
             return SegmentationData(_table(found, DecodePairs(known), streaming, limit), known)
-        if not has_shards(folder):
+        if not find_shards(folder):
             raise InputError(
                 f"{folder} holds no data set: neither <split>/images + <split>/labels, nor images/<split> + "
                 "labels/<split>, nor Parquet or tar shards."
@@ -86,7 +86,9 @@ def load_segmentation(
         raise InputError(f"Hub data set {name!r} needs `spec`: what its label ids mean is never guessed.")
     else:
         known = given
-    table = open_table(name, split, columns=columns, revision=revision, streaming=streaming)
+    table = open_table(
+        str(folder) if folder.is_dir() else name, split, columns=columns, revision=revision, streaming=streaming
+    )
     check_encoding(table, known, name)
     if limit is not None:
         table = table.take(limit) if streaming else table.select(range(min(limit, len(table))))
@@ -103,7 +105,9 @@ class DecodePairs:
         """Decode every pair of the batch, in whatever form the picture columns are."""
         rows: dict[str, list[Any]] = {"image": [], "label": [], "id": []}
         for image, label, name in zip(batch["image"], batch["label"], batch["id"], strict=True):
-            picture, ids = read_image(image), read_label(label, self.spec)
+            # Embedded pictures have no path to be called by.
+            picture = read_image(image, _path(image) or f"{name} (image)")
+            ids = read_label(label, self.spec, _path(label) or f"{name} (label)")
             check_same_size(picture, ids, name)
             rows["image"].append(picture)
             rows["label"].append(ids)
@@ -114,6 +118,11 @@ class DecodePairs:
 @lru_cache(maxsize=256)
 def _kept_scene(split: str, index: int) -> tuple[Image.Image, np.ndarray]:
     return render_scene(split, index)
+
+
+def _path(source: Any) -> str | None:
+    """Path of an encoded picture, which may be a path, or a row of bytes with or without one."""
+    return source.get("path") if isinstance(source, dict) else source
 
 
 class RenderScenes:

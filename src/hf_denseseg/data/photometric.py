@@ -42,9 +42,9 @@ def distort(image: Image.Image, rng: np.random.Generator) -> Planes:
 def shift_hue_saturation(planes: Planes, degrees: int, saturation: float) -> Planes:
     """Turn the hue and scale the saturation of HSV, keeping the value; equal to the way through HSV up to rounding.
 
-    On the hexagon of hues a channel c is V - C + clip(U, 0, C), where V is the largest channel, C the chroma and U falls
-    linearly from the channel's own hue; a turn adds to or takes from U. So no hue is ever computed, and whole numbers of
-    16 bits are enough.
+    On the hexagon of hues a channel c is V - C + clip(U, 0, C), where V is the largest channel, C the chroma and U
+    falls linearly from the channel's own hue; a turn adds to or takes from U. So no hue is ever computed, and whole
+    numbers of 16 bits are enough.
 
     Args:
         planes: red, green, blue `(H, W)` uint8.

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -16,7 +17,7 @@ from hf_denseseg.data.reading import read_label
 from hf_denseseg.errors import InputError, RunError
 from hf_denseseg.files import atomic_path, write_atomic
 
-SHARD_SUFFIXES = (".parquet", ".tar", ".arrow")
+SHARD_FORMATS = {".parquet": "parquet", ".tar": "webdataset", ".arrow": "arrow"}
 CHECKED_ROWS = 32
 # Names seen in the wild, tried in this order.
 _KNOWN_COLUMNS = {
@@ -44,9 +45,17 @@ def import_datasets() -> Any:
     return datasets
 
 
-def has_shards(folder: Path) -> bool:
-    """Whether Parquet, Arrow or tar files lie in the folder or one below it."""
-    return any(path.suffix in SHARD_SUFFIXES for pattern in ("*", "*/*") for path in folder.glob(pattern))
+def find_shards(folder: Path) -> dict[str, list[Path]]:
+    """Split -> Parquet, Arrow or tar files in the folder or one below it.
+
+    The split is the beginning of the name (`train-00000-of-00002.parquet`) or, for mere numbers, the folder.
+    """
+    shards: dict[str, list[Path]] = {}
+    for path in sorted((*folder.glob("*"), *folder.glob("*/*"))):
+        if path.suffix in SHARD_FORMATS:
+            beginning = re.sub(r"[-_.]?\d*(-of-\d+)?$", "", path.stem)
+            shards.setdefault(beginning or path.parent.name, []).append(path)
+    return shards
 
 
 def open_table(
@@ -72,9 +81,16 @@ def open_table(
     """
     datasets = import_datasets()
     try:
-        splits = datasets.get_dataset_split_names(name, revision=revision)
-        found = resolve_split(split, splits, name)
-        table = datasets.load_dataset(name, split=found, revision=revision, streaming=streaming)
+        if Path(name).is_dir():
+            # Not `load_dataset(folder)`: it takes a word such as "test" anywhere in the path for the split.
+            shards = find_shards(Path(name))
+            found = resolve_split(split, sorted(shards), name)
+            files = [str(path) for path in shards[found]]
+            form = SHARD_FORMATS[shards[found][0].suffix]
+            table = datasets.load_dataset(form, data_files={found: files}, split=found, streaming=streaming)
+        else:
+            found = resolve_split(split, datasets.get_dataset_split_names(name, revision=revision), name)
+            table = datasets.load_dataset(name, split=found, revision=revision, streaming=streaming)
     except InputError:
         raise
     except ConnectionError as error:
@@ -157,7 +173,8 @@ def _encoded_rows(data: Any) -> Iterator[dict[str, Any]]:
                 result[key] = {"bytes": buffer.getvalue(), "path": None}
             else:
                 content, path = row[key]["bytes"], row[key]["path"]
-                result[key] = {"bytes": Path(path).read_bytes() if content is None else content, "path": path}
+                # Without a path: `datasets` drops the bytes of a picture whose path exists.
+                result[key] = {"bytes": Path(path).read_bytes() if content is None else content, "path": None}
         yield result
 
 
@@ -180,8 +197,8 @@ def _with_known_columns(table: Any, name: str, columns: dict[str, str]) -> Any:
     table = table.remove_columns([column for column in present if column not in columns.values()])
     renamed = {column: key for key, column in columns.items() if column != key}
     table = table.rename_columns(renamed) if renamed else table
-    if "id" not in columns:
-        table = table.map(lambda row, index: {"id": f"{index:08d}"}, with_indices=True)
     for key in ("image", "label"):
         table = table.cast_column(key, ImageColumn(decode=False))
+    if "id" not in columns:
+        table = table.map(lambda row, index: {"id": f"{index:08d}"}, with_indices=True)
     return table
