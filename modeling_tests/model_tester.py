@@ -1,0 +1,389 @@
+"""The same questions for every family: subclass `SegmentationModelTester`, name the classes, give tiny sizes."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch import nn
+from torch.export import Dim
+from transformers import (
+    AutoBackbone,
+    AutoConfig,
+    AutoModel,
+    AutoModelForSemanticSegmentation,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Trainer,
+    TrainingArguments,
+)
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+NUM_LABELS = 5
+
+
+def freeze_batch_norm(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+
+
+def fields(config: PreTrainedConfig) -> dict[str, Any]:
+    """Everything in a configuration but the folder that it came from."""
+    return {name: value for name, value in config.to_dict().items() if name != "_name_or_path"}
+
+
+def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: each.grad.clone() for name, each in model.named_parameters() if each.grad is not None}
+
+
+class Logits(nn.Module):
+    """Tensors in, tensor out, as the exporter wants it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.model(pixel_values=pixel_values).logits
+
+
+class SegmentationModelTester:
+    """Contract of a segmentation family; a subclass sets the attributes and adds what is special to its paper."""
+
+    config_class: type[PreTrainedConfig]
+    model_class: type[PreTrainedModel]
+    base_class: type[PreTrainedModel]
+    backbone_class: type[PreTrainedModel]
+    tiny: dict[str, Any]
+    output_stride: int
+    smallest_side = 13
+    smallest_exported_side = 29
+    typing_error = {"num_atention_heads": 2}
+
+    @pytest.fixture
+    def config(self) -> PreTrainedConfig:
+        return self.config_class(**self.tiny, num_labels=NUM_LABELS)
+
+    @pytest.fixture
+    def model(self, config: PreTrainedConfig) -> PreTrainedModel:
+        torch.manual_seed(0)
+        return self.model_class(config).eval()
+
+    @pytest.fixture
+    def batch(self) -> dict[str, torch.Tensor]:
+        generator = torch.Generator().manual_seed(1)
+        labels = torch.randint(0, NUM_LABELS, (2, 48, 64), generator=generator)
+        labels[0, :5] = 255
+        return {"pixel_values": torch.randn(2, 3, 48, 64, generator=generator), "labels": labels}
+
+    # --- saving, loading, initialising
+
+    @torch.no_grad()
+    def test_saved_model_gives_the_same_logits_through_the_auto_class(self, model, batch, tmp_path):
+        expected = model(batch["pixel_values"]).logits
+        model.save_pretrained(tmp_path / "first")
+        loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "first")
+        assert type(loaded) is self.model_class
+        assert torch.equal(loaded(batch["pixel_values"]).logits, expected)
+        loaded.save_pretrained(tmp_path / "second")
+        assert fields(AutoConfig.from_pretrained(tmp_path / "second")) == fields(loaded.config)
+
+    @torch.no_grad()
+    def test_loads_a_torch_file(self, model, batch, tmp_path):
+        model.config.save_pretrained(tmp_path)
+        torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+        loaded = self.model_class.from_pretrained(tmp_path)
+        assert torch.equal(loaded(batch["pixel_values"]).logits, model(batch["pixel_values"]).logits)
+
+    def test_loads_from_a_state_dict_that_is_not_contiguous(self, model):
+        state = {
+            name: value.t().contiguous().t() if value.ndim == 2 else value
+            for name, value in model.state_dict().items()
+        }
+        loaded = self.model_class.from_pretrained(None, config=model.config, state_dict=state)
+        assert all(torch.equal(value, state[name]) for name, value in loaded.state_dict().items())
+
+    def test_base_weights_load_into_the_task_model_and_back(self, config, model, tmp_path):
+        model.save_pretrained(tmp_path / "task")
+        base, report = self.base_class.from_pretrained(tmp_path / "task", output_loading_info=True)
+        assert not report["missing_keys"]
+        base.save_pretrained(tmp_path / "base")
+        task, report = self.model_class.from_pretrained(tmp_path / "base", output_loading_info=True)
+        prefix = f"{self.model_class.base_model_prefix}."
+        own = {name for name, _ in model.named_parameters() if not name.startswith(prefix)}
+        assert {name for name in report["missing_keys"] if name in own} == own
+        assert not any(name.startswith(prefix) for name in report["missing_keys"])
+
+    def test_wrong_number_of_labels_raises_or_starts_anew_on_request(self, model, tmp_path):
+        model.save_pretrained(tmp_path)
+        with pytest.raises(RuntimeError, match="size"):
+            self.model_class.from_pretrained(tmp_path, num_labels=NUM_LABELS + 2)
+        other = self.model_class.from_pretrained(tmp_path, num_labels=NUM_LABELS + 2, ignore_mismatched_sizes=True)
+        assert other.config.num_labels == NUM_LABELS + 2
+        assert all(value.isfinite().all() for value in other.parameters())
+
+    def test_missing_weights_are_initialised_exactly_as_by_the_constructor(self, config, monkeypatch):
+        # Every draw starts from one seed, so that values do not depend on how many draws came before.
+        for name in ("normal_", "uniform_"):
+            draw = getattr(torch.Tensor, name)
+
+            def seeded(tensor, *args, draw=draw, **kwargs):
+                torch.manual_seed(3)
+                return draw(tensor, *args, **kwargs)
+
+            monkeypatch.setattr(torch.Tensor, name, seeded)
+        built = self.model_class(copy.deepcopy(config)).state_dict()
+        loaded = self.model_class.from_pretrained(None, config=copy.deepcopy(config), state_dict={}).state_dict()
+        different = [name for name, value in built.items() if not torch.equal(value, loaded[name])]
+        assert not different, f"{different[:5]} are not produced by _init_weights"
+
+    @torch.no_grad()
+    def test_builds_on_the_meta_device_and_comes_to_life(self, config, batch):
+        with torch.device("meta"):
+            model = self.model_class(config)
+        assert {value.device.type for value in model.state_dict().values()} == {"meta"}
+        model = model.to_empty(device="cpu")
+        model.init_weights()
+        assert model.eval()(batch["pixel_values"]).logits.isfinite().all()
+
+    # --- configuration
+
+    def test_configuration_survives_json(self, config, tmp_path):
+        config.save_pretrained(tmp_path)
+        assert fields(AutoConfig.from_pretrained(tmp_path)) == fields(config)
+        assert fields(self.config_class.from_dict(config.to_dict())) == fields(config)
+
+    def test_default_configuration_is_valid_and_has_the_common_fields(self):
+        config = self.config_class()
+        assert config.hidden_size > 0 and config.num_attention_heads > 0 and config.num_hidden_layers > 0
+
+    def test_misspelled_field_proposes_the_right_one(self):
+        with pytest.raises(ValueError, match="Did you mean"):
+            self.config_class(**self.typing_error)
+
+    def test_wrong_type_is_refused(self):
+        with pytest.raises(StrictDataclassError):
+            self.config_class(hidden_size="wide")
+
+    # --- outputs
+
+    @torch.no_grad()
+    def test_forward_is_deterministic_and_pictures_do_not_mix(self, model, batch):
+        together = model(batch["pixel_values"]).logits
+        assert torch.equal(model(batch["pixel_values"]).logits, together)
+        alone = model(batch["pixel_values"][1:]).logits
+        torch.testing.assert_close(together[1:], alone, atol=1e-4 * float(alone.std()), rtol=0)
+
+    @torch.no_grad()
+    @pytest.mark.parametrize("size", [(0, 0), (0, 40), (37, 61), (64, 64), (97, 33)])
+    def test_any_size_gives_logits_of_the_stride(self, model, size):
+        height, width = (side or self.smallest_side for side in size)
+        logits = model(torch.randn(1, 3, height, width)).logits
+        assert logits.shape == (1, NUM_LABELS, -(-height // self.output_stride), -(-width // self.output_stride))
+        assert logits.isfinite().all()
+
+    def test_picture_below_one_patch_is_refused_with_the_reason(self, model):
+        with pytest.raises(ValueError, match=f"at least {self.smallest_side}"):
+            model(torch.zeros(1, 3, self.smallest_side - 1, 64))
+
+    @torch.no_grad()
+    def test_tuple_and_named_output_agree(self, model, batch):
+        named = model(**batch, output_hidden_states=True)
+        plain = model(**batch, output_hidden_states=True, return_dict=False)
+        assert torch.equal(plain[0], named.loss) and torch.equal(plain[1], named.logits)
+        assert len(plain) == len(named.to_tuple()) == 3
+        assert model(batch["pixel_values"], return_dict=False)[0].shape == named.logits.shape
+
+    def test_hidden_states_and_attentions_come_on_request(self, config, batch):
+        config._attn_implementation = "eager"
+        model = self.model_class(config).eval()
+        plain = model(batch["pixel_values"])
+        assert plain.hidden_states is None and plain.attentions is None
+        outputs = model(batch["pixel_values"], output_hidden_states=True, output_attentions=True)
+        assert len(outputs.hidden_states) == config.num_hidden_layers + 1
+        assert len(outputs.attentions) == config.num_hidden_layers
+        length = outputs.hidden_states[0].shape[1]
+        assert {tuple(each.shape) for each in outputs.attentions} == {(2, config.num_attention_heads, length, length)}
+        torch.testing.assert_close(outputs.attentions[0].sum(-1), torch.ones(2, config.num_attention_heads, length))
+        outputs.hidden_states[0].retain_grad()
+        outputs.logits.sum().backward()
+        assert outputs.hidden_states[0].grad.abs().sum() > 0
+
+    # --- training
+
+    @pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])
+    def test_void_may_be_255_or_minus_100_in_any_integer_type(self, model, batch, dtype):
+        expected = model(**batch).loss
+        labels = batch["labels"].to(dtype)
+        assert torch.equal(model(batch["pixel_values"], labels=labels).loss, expected)
+        if dtype.is_signed:
+            labels = torch.where(labels == 255, -100, labels)
+            assert torch.equal(model(batch["pixel_values"], labels=labels).loss, expected)
+
+    def test_crop_that_is_all_void_gives_zero_loss_and_finite_gradients(self, model, batch):
+        loss = model(batch["pixel_values"], labels=torch.full_like(batch["labels"], 255)).loss
+        loss.backward()
+        assert loss.item() == 0
+        assert all(gradient.isfinite().all() for gradient in gradients(model).values())
+
+    def test_every_parameter_learns(self, model, batch):
+        model.train()(**batch).loss.backward()
+        missing = [name for name, each in model.named_parameters() if each.requires_grad and each.grad is None]
+        assert not missing, f"no gradient reaches {missing[:5]}"
+
+    @pytest.mark.parametrize("reentrant", [False, True])
+    def test_gradient_checkpointing_changes_nothing_and_runs_batch_norms_once(self, model, batch, reentrant):
+        model.train()
+        for module in model.modules():
+            if isinstance(module, nn.Dropout) or hasattr(module, "rate"):
+                module.eval()
+        other = copy.deepcopy(model)
+        other.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+        layers = [each for each in other.modules() if isinstance(each, GradientCheckpointingLayer)]
+        assert layers and all(layer.gradient_checkpointing for layer in layers)
+        for each in (model, other):
+            each(**batch).loss.backward()
+        expected, found = gradients(model), gradients(other)
+        assert expected.keys() == found.keys() == dict(model.named_parameters()).keys()
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, msg=lambda text, name=name: f"{name}: {text}")
+        assert all(torch.equal(value, dict(other.named_buffers())[name]) for name, value in model.named_buffers())
+
+    def test_accumulated_gradients_equal_the_large_batch(self, model, batch):
+        """Trap: a loss that Trainer divides by the number of items would be wrong by the number of steps."""
+        assert model.accepts_loss_kwargs is False
+        labels = torch.where(batch["labels"] == 255, 0, batch["labels"])
+        model(batch["pixel_values"], labels=labels).loss.backward()
+        expected = gradients(model)
+        model.zero_grad()
+        for row in range(2):
+            (model(batch["pixel_values"][row : row + 1], labels=labels[row : row + 1]).loss / 2).backward()
+        # Some gradients are zero but for rounding (the bias of the keys), so the largest one sets the scale.
+        scale = max(value.abs().max().item() for value in expected.values())
+        for name, value in gradients(model).items():
+            torch.testing.assert_close(value, expected[name], atol=1e-6 * scale, rtol=1e-3)
+
+    def test_trainer_accumulates_without_rescaling_the_loss(self, config, batch, tmp_path):
+        rows = [{name: value[row] for name, value in batch.items()} for row in (0, 1)]
+        losses = []
+        for size, steps in ((2, 1), (1, 2)):
+            torch.manual_seed(0)
+            model = self.model_class(config)
+            model.train = lambda mode=True, model=model: nn.Module.train(model, False)  # no dropout, BatchNorm frozen
+            settings = TrainingArguments(
+                output_dir=str(tmp_path),
+                max_steps=1,
+                per_device_train_batch_size=size,
+                gradient_accumulation_steps=steps,
+                logging_steps=1,
+                save_strategy="no",
+                report_to=[],
+                use_cpu=True,
+                remove_unused_columns=False,
+                label_names=["labels"],
+                disable_tqdm=True,
+            )
+            labels = [{**row, "labels": torch.where(row["labels"] == 255, 0, row["labels"])} for row in rows]
+            trainer = Trainer(model=model, args=settings, train_dataset=labels)
+            trainer.train()
+            losses.append(next(entry["loss"] for entry in trainer.state.log_history if "loss" in entry))
+        assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+    # --- numerics
+
+    @torch.no_grad()
+    def test_bfloat16_weights_take_float32_pictures(self, model, batch):
+        expected = model(**batch)
+        low = model.to(torch.bfloat16)(**batch)
+        assert low.logits.dtype == torch.bfloat16 and low.loss.dtype == torch.float32
+        difference = (low.logits.float() - expected.logits).abs().mean() / expected.logits.std()
+        assert difference < 0.1
+
+    def test_autocast_trains(self, model, batch):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = model.train()(**batch).loss
+        loss.backward()
+        assert loss.dtype == torch.float32
+        assert all(gradient.isfinite().all() for gradient in gradients(model).values())
+
+    @torch.no_grad()
+    @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 0.1)])
+    def test_eager_and_sdpa_attention_agree(self, model, batch, dtype, tolerance):
+        model.to(dtype)
+        outputs = {}
+        for name in ("eager", "sdpa"):
+            model.set_attn_implementation(name)
+            outputs[name] = model(batch["pixel_values"]).logits.float()
+        difference = (outputs["eager"] - outputs["sdpa"]).abs().mean() / outputs["eager"].std()
+        assert difference < tolerance
+
+    @torch.no_grad()
+    def test_channels_last_gives_the_same_logits(self, model, batch):
+        expected = model(batch["pixel_values"]).logits
+        model.to(memory_format=torch.channels_last)
+        found = model(batch["pixel_values"].contiguous(memory_format=torch.channels_last)).logits
+        torch.testing.assert_close(found, expected, atol=1e-4 * float(expected.std()), rtol=0)
+
+    # --- compiling and exporting
+
+    def test_compiles_as_one_graph(self, model, batch):
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+        torch._dynamo.reset()
+        with torch.no_grad():
+            expected, found = model(**batch), compiled(**batch)
+        torch.testing.assert_close(found.logits, expected.logits, atol=1e-4 * float(expected.logits.std()), rtol=0)
+        torch.testing.assert_close(found.loss, expected.loss)
+
+    @torch.no_grad()
+    def test_exports_with_dynamic_batch_height_and_width(self, model):
+        program = Logits(model)
+        dynamic = ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},)
+        exported = torch.export.export(program, (torch.zeros(2, 3, 64, 96),), dynamic_shapes=dynamic).module()
+        for shape in ((1, 3, self.smallest_exported_side, 64), (3, 3, 61, 93), (2, 3, 97, 80)):
+            pixel_values = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+            expected = program(pixel_values)
+            torch.testing.assert_close(
+                exported(pixel_values), expected, atol=1e-4 * float(expected.std()), rtol=0, msg=f"at {shape}"
+            )
+
+    @torch.no_grad()
+    def test_exports_with_fixed_shapes(self, model, batch):
+        program = Logits(model)
+        exported = torch.export.export(program, (batch["pixel_values"],)).module()
+        expected = program(batch["pixel_values"])
+        torch.testing.assert_close(
+            exported(batch["pixel_values"]), expected, atol=1e-4 * float(expected.std()), rtol=0
+        )
+
+    # --- backbone
+
+    @torch.no_grad()
+    def test_backbone_gives_the_chosen_maps(self, config, batch, tmp_path):
+        names = config.stage_names
+        backbone = AutoBackbone.from_config(self.config_class(**self.tiny, out_features=list(names))).eval()
+        assert type(backbone) is self.backbone_class
+        outputs = backbone(batch["pixel_values"])
+        assert isinstance(outputs.feature_maps, tuple)
+        assert [each.shape[1] for each in outputs.feature_maps] == backbone.channels
+        assert outputs.hidden_states is None and outputs.attentions is None
+        backbone.save_pretrained(tmp_path)
+        for choice in (
+            {"out_features": [names[1], names[-1]]},
+            {"out_indices": [1, len(names) - 1]},
+            {"out_indices": [1, -1]},
+        ):
+            chosen = self.backbone_class.from_pretrained(tmp_path, **choice).eval()
+            found = chosen(batch["pixel_values"]).feature_maps
+            assert len(found) == 2
+            assert torch.equal(found[0], outputs.feature_maps[1]) and torch.equal(found[1], outputs.feature_maps[-1])
+
+    @torch.no_grad()
+    def test_base_model_loads_through_the_auto_class(self, config, batch, tmp_path):
+        base = self.base_class(config).eval()
+        base.save_pretrained(tmp_path)
+        loaded = AutoModel.from_pretrained(tmp_path)
+        assert type(loaded) is self.base_class
+        expected, found = base(batch["pixel_values"]), loaded(batch["pixel_values"])
+        assert torch.equal(found.last_hidden_state, expected.last_hidden_state)

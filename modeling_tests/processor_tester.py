@@ -1,0 +1,139 @@
+"""Contract of a family's image processors and of the pipeline that uses them."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, PreTrainedConfig, PreTrainedModel, pipeline
+from transformers.modeling_outputs import SemanticSegmenterOutput
+
+
+def picture(mode: str = "RGB", size: tuple[int, int] = (40, 30), seed: int = 0) -> Image.Image:
+    """A picture of any mode, `size` = (width, height) as PIL has it."""
+    noise = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    if mode == "I;16":
+        return Image.fromarray(noise[..., 0].astype(np.uint16) * 257)
+    return Image.fromarray(noise).convert(mode)
+
+
+def turned_picture(path: Any, size: tuple[int, int] = (40, 30)) -> Image.Image:
+    """A file whose EXIF says that it must be turned by 90 degrees."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture(size=size).save(path, exif=exif)
+    return Image.open(path)
+
+
+class ImageProcessorTester:
+    """A subclass names the two processor classes and a tiny model."""
+
+    torchvision_class: type
+    pil_class: type
+    config_class: type[PreTrainedConfig]
+    model_class: type[PreTrainedModel]
+    tiny: dict[str, Any]
+
+    @pytest.fixture(params=["torchvision", "pil"])
+    def processor(self, request: pytest.FixtureRequest) -> Any:
+        chosen = self.torchvision_class if request.param == "torchvision" else self.pil_class
+        return chosen(size={"shortest_edge": 32, "longest_edge": 64})
+
+    def test_both_backends_agree(self):
+        maps = np.random.default_rng(0).integers(0, 7, (60, 90))
+        outputs = [
+            chosen(size={"height": 32, "width": 48})(
+                picture(size=(90, 60)), segmentation_maps=maps, return_tensors="pt", do_reduce_labels=True
+            )
+            for chosen in (self.torchvision_class, self.pil_class)
+        ]
+        difference = (outputs[0]["pixel_values"] - outputs[1]["pixel_values"]).abs()
+        assert difference.max() < 0.1 and difference.mean() < 5e-3
+        assert torch.equal(outputs[0]["labels"], outputs[1]["labels"])
+
+    def test_values_are_normalised_by_mean_and_deviation_of_imagenet(self, processor):
+        pixel_values = processor(picture(), do_resize=False, return_tensors="pt")["pixel_values"][0]
+        values = torch.from_numpy(np.array(picture())).permute(2, 0, 1) / 255
+        mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+        torch.testing.assert_close(pixel_values, (values - mean[:, None, None]) / deviation[:, None, None])
+
+    def test_resize_keeps_the_ratio_up_to_the_longest_edge(self, processor):
+        assert processor(picture(size=(90, 60)), return_tensors="pt")["pixel_values"].shape[-2:] == (32, 48)
+        assert max(processor(picture(size=(300, 20)), return_tensors="pt")["pixel_values"].shape[-2:]) == 64
+
+    def test_labels_follow_the_picture_and_reduce_zero_to_void(self, processor):
+        maps = np.array([[0, 1], [2, 255]], dtype=np.uint8).repeat(8, axis=0).repeat(8, axis=1)
+        batch = processor(picture(size=(16, 16)), segmentation_maps=maps, do_reduce_labels=True, return_tensors="pt")
+        assert batch["labels"].dtype == torch.int64 and batch["labels"].shape == (1, 32, 32)
+        corners = batch["labels"][0, [0, 0, -1, -1], [0, -1, 0, -1]]
+        assert corners.tolist() == [255, 0, 1, 255]
+
+    @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1", "I;16", "CMYK"])
+    def test_every_mode_of_picture_becomes_three_channels(self, processor, mode):
+        assert processor(picture(mode), return_tensors="pt")["pixel_values"].shape[1] == 3
+
+    def test_sixteen_bit_is_scaled_and_not_clipped(self, processor):
+        deep = processor(picture("I;16"), return_tensors="pt")["pixel_values"]
+        channel = np.asarray(picture())[..., 0]
+        plain = processor(Image.fromarray(channel), return_tensors="pt")["pixel_values"]
+        torch.testing.assert_close(deep, plain)
+
+    def test_exif_rotation_is_applied(self, processor, tmp_path):
+        turned = turned_picture(tmp_path / "turned.png")
+        assert processor(turned, do_resize=False, return_tensors="pt")["pixel_values"].shape[-2:] == (40, 30)
+
+    def test_arrays_and_tensors_equal_pictures(self, processor):
+        array = np.array(picture())
+        expected = processor(picture(), return_tensors="pt")["pixel_values"]
+        for given in (array, torch.from_numpy(array).permute(2, 0, 1), [array]):
+            torch.testing.assert_close(processor(given, return_tensors="pt")["pixel_values"], expected)
+
+    def test_different_sizes_in_one_batch_are_refused_with_the_remedy(self, processor):
+        with pytest.raises(ValueError, match="different sizes.*'height'"):
+            processor([picture(size=(40, 30)), picture(size=(30, 40))], return_tensors="pt")
+        assert len(processor([picture(size=(40, 30)), picture(size=(30, 40))])["pixel_values"]) == 2
+
+    def test_options_of_a_call_do_not_stay(self, processor):
+        before = processor.to_dict()
+        processor(picture(), do_resize=False, image_mean=[0.0, 0.0, 0.0], do_reduce_labels=True)
+        assert processor.to_dict() == before
+
+    def test_settings_survive_saving_and_either_backend_loads(self, processor, tmp_path):
+        type(processor)(size={"height": 20, "width": 30}, do_normalize=False, align_corners=True).save_pretrained(
+            tmp_path
+        )
+        assert json.loads((tmp_path / "preprocessor_config.json").read_text())["align_corners"] is True
+        self.config_class(**self.tiny).save_pretrained(tmp_path)
+        for backend, expected in (("torchvision", self.torchvision_class), ("pil", self.pil_class)):
+            loaded = AutoImageProcessor.from_pretrained(tmp_path, backend=backend)
+            assert type(loaded) is expected
+            assert (loaded.do_normalize, loaded.align_corners) == (False, True)
+            assert loaded(picture(), return_tensors="pt")["pixel_values"].shape == (1, 3, 20, 30)
+
+    def test_masks_come_at_the_asked_size(self, processor):
+        outputs = SemanticSegmenterOutput(logits=torch.randn(2, 4, 8, 10))
+        masks = processor.post_process_semantic_segmentation(outputs, target_sizes=[(16, 21), (9, 5)])
+        assert [tuple(mask.shape) for mask in masks] == [(16, 21), (9, 5)] and masks[0].dtype == torch.int64
+        plain = processor.post_process_semantic_segmentation(outputs)
+        assert torch.equal(torch.stack(plain), outputs.logits.argmax(1))
+        scored = processor.post_process_semantic_segmentation(outputs, return_segmentation_scores=True)
+        assert scored[0].segmentation_scores.shape == (4, 8, 10)
+        with pytest.raises(ValueError, match="target sizes"):
+            processor.post_process_semantic_segmentation(outputs, target_sizes=[(16, 21)])
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_pipeline_masks_have_the_size_of_their_picture_and_partition_it(self, dtype, tmp_path):
+        self.model_class(self.config_class(**self.tiny, num_labels=5)).save_pretrained(tmp_path)
+        self.torchvision_class(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+        segment = pipeline("image-segmentation", model=str(tmp_path), dtype=dtype, device="cpu")
+        pictures = [
+            picture(mode, size=(40 + shift, 30)) for shift, mode in enumerate(("RGB", "L", "RGBA", "P", "I;16"))
+        ]
+        pictures.append(turned_picture(tmp_path / "turned.png", size=(50, 35)))
+        for given, masks in zip(pictures, segment(pictures, batch_size=4), strict=True):
+            width, height = (35, 50) if given is pictures[-1] else given.size
+            covered = sum((np.asarray(found["mask"]) > 0).astype(int) for found in masks)
+            assert covered.shape == (height, width) and (covered == 1).all()
+            assert {found["label"] for found in masks} <= {f"LABEL_{k}" for k in range(5)}

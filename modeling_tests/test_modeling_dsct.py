@@ -1,0 +1,201 @@
+"""DSCT: the common contract, and what its paper and specification fix."""
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from huggingface_hub.errors import StrictDataclassError
+from torch import nn
+
+import hf_denseseg
+from hf_denseseg import (
+    DsctBackbone,
+    DsctConfig,
+    DsctForImageClassification,
+    DsctForSemanticSegmentation,
+    DsctImageProcessor,
+    DsctImageProcessorPil,
+    DsctModel,
+)
+from hf_denseseg.models.dsct.literal_dsct import literal
+from hf_denseseg.models.dsct.modeling_dsct import DsctConvBlock
+from model_tester import SegmentationModelTester
+from processor_tester import ImageProcessorTester
+from reference import reference_folder
+
+TINY = {
+    "stem_channels": 8,
+    "spatial_hidden_sizes": [8, 16, 24],
+    "hidden_size": 16,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 2,
+    "decoder_hidden_size": 12,
+    "sapp_hidden_size": 8,
+}
+# Section 2 of the specification: name, classes -> parameters; section 9: paper's FLOPs in G at 769 (19) or 512 (150).
+PARAMETERS = {
+    ("dsct-tiny-sac", 19): 23_390_371,
+    ("dsct-tiny-sapp", 19): 26_331_299,
+    ("dsct-small-sac", 19): 37_360_915,
+    ("dsct-small-sapp", 19): 40_301_843,
+    ("dsct-base-sac", 19): 82_813_299,
+    ("dsct-base-sapp", 19): 85_754_227,
+    ("dsct-base-sac", 150): 82_914_038,
+    ("dsct-base-sapp", 150): 85_787_894,
+}
+PUBLISHED_GIGA = (179.4, 289.9, 338.7, 432.8, 654.8, 732.4, 253.2, 288.2)
+
+
+class TestDsctSac(SegmentationModelTester):
+    config_class, model_class, base_class, backbone_class = (
+        DsctConfig,
+        DsctForSemanticSegmentation,
+        DsctModel,
+        DsctBackbone,
+    )
+    tiny, output_stride = TINY, 4
+
+
+class TestDsctSapp:
+    """Only what the other head can change."""
+
+    tiny, output_stride = {**TINY, "decode_head": "sapp", "align_corners": True}, 2
+    test_sizes = SegmentationModelTester.test_any_size_gives_logits_of_the_stride
+    test_gradients = SegmentationModelTester.test_every_parameter_learns
+    test_initialisation = SegmentationModelTester.test_missing_weights_are_initialised_exactly_as_by_the_constructor
+    config_class, model_class = DsctConfig, DsctForSemanticSegmentation
+    smallest_side = 13
+    config, model, batch = SegmentationModelTester.config, SegmentationModelTester.model, SegmentationModelTester.batch
+
+
+class TestDsctImageProcessor(ImageProcessorTester):
+    torchvision_class, pil_class = DsctImageProcessor, DsctImageProcessorPil
+    config_class, model_class, tiny = DsctConfig, DsctForSemanticSegmentation, TINY
+
+
+@pytest.mark.parametrize("row", range(len(PARAMETERS)))
+def test_parameters_and_multiply_adds_equal_the_paper(row):
+    (name, num_labels), parameters = list(PARAMETERS.items())[row]
+    info = hf_denseseg.model_info(name, (769, 769) if num_labels == 19 else (512, 512), num_labels=num_labels)
+    assert info.parameters == parameters
+    assert info.multiply_adds == pytest.approx(PUBLISHED_GIGA[row] * 1e9, rel=0.005)
+    assert info.executed_multiply_adds < info.multiply_adds
+
+
+@pytest.mark.parametrize("size, parameters", [("tiny", 22_882_704), ("small", 36_263_424), ("base", 81_175_136)])
+def test_encoder_has_the_parameters_of_conformer(size, parameters):
+    with torch.device("meta"):
+        encoder = DsctModel(hf_denseseg.create_config(f"dsct-{size}-sac"))
+    assert sum(each.numel() for each in encoder.parameters()) == parameters
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("head", ["sac", "sapp"])
+@pytest.mark.parametrize("size, align_corners", [((64, 96), False), ((97, 61), True)])
+def test_rewrites_equal_the_literal_formulation(head, size, align_corners):
+    torch.manual_seed(0)
+    config = DsctConfig(**TINY, decode_head=head, align_corners=align_corners, num_labels=5)
+    model = DsctForSemanticSegmentation(config).eval()
+    pixel_values = torch.randn(2, 3, *size)
+    expected = literal(model)(pixel_values).logits
+    torch.testing.assert_close(model(pixel_values).logits, expected, atol=1e-4 * float(expected.std()), rtol=0)
+
+
+@torch.no_grad()
+def test_class_token_doubles_in_every_block():
+    """Section 3, step 3: with silent Transformer blocks the token is multiplied by 2^(D-1)."""
+    model = DsctModel(DsctConfig(**TINY, context_final_norm=False)).eval()
+    for name, parameter in model.named_parameters():
+        if "o_proj" in name or "fc2" in name:
+            parameter.zero_()
+    token = model(torch.randn(1, 3, 64, 64)).last_hidden_state[0, 0]
+    torch.testing.assert_close(token, model.encoder.embeddings.cls_token[0, 0] * 2**5)
+
+
+@pytest.mark.parametrize(
+    "fields, strides, dilations",
+    [
+        ({"output_stride": 32}, [1, 1, 1, 2, 1, 1, 1, 2, 1, 1, 2], [1] * 11),
+        ({"output_stride": 8, "dilated": False}, [1, 1, 1, 2, 1, 1, 1, 1, 1, 1, 1], [1] * 11),
+        ({"output_stride": 8, "dilated": True}, [1, 1, 1, 2, 1, 1, 1, 1, 1, 1, 1], [1] * 7 + [1, 2, 2, 2]),
+    ],
+)
+def test_strides_and_dilations_follow_section_4(fields, strides, dilations):
+    with torch.device("meta"):
+        encoder = DsctModel(DsctConfig(**{**TINY, "num_hidden_layers": 12}, **fields)).encoder
+    blocks: list[tuple[DsctConvBlock, DsctConvBlock]] = [(block.spatial, block.fusion) for block in encoder.blocks]
+    assert [first.conv2.stride[0] * second.conv2.stride[0] for first, second in blocks] == strides
+    assert [first.conv2.dilation[0] for first, _ in blocks] == dilations
+    later = [2 if fields.get("dilated") else 1] * 4
+    assert [second.conv2.dilation[0] for _, second in blocks] == [1] * 7 + later
+    assert all(conv.padding == conv.dilation for pair in blocks for conv in (pair[0].conv2, pair[1].conv2))
+
+
+@torch.no_grad()
+def test_769_gives_48_tokens_per_side_and_unpadded_maps():
+    config = DsctConfig(**TINY, out_features=["stem", "stage1", "stage2", "stage3", "stage4", "context"])
+    maps = DsctBackbone(config).eval()(torch.zeros(1, 3, 769, 769)).feature_maps
+    assert [each.shape[-1] for each in maps] == [193, 193, 97, 97, 97, 48]
+
+
+@torch.no_grad()
+def test_coupling_equals_its_equations_written_as_loops():
+    """Eq. 3-4 pixel by pixel: C2T averages k x k patches after a 1x1 convolution; T2C copies each token to k x k."""
+    torch.manual_seed(0)
+    block = DsctModel(DsctConfig(**TINY)).eval().encoder.blocks[0]
+    unit, features = block.spatial_to_context, torch.randn(1, 2, 12, 15)
+    weight, bias = unit.projection.weight[:, :, 0, 0], unit.projection.bias
+    for token, found in enumerate(unit(features, (3, 3))[0]):
+        row, column = divmod(token, 3)
+        pixels = [features[0, :, 4 * row + i, 4 * column + j] for i in range(4) for j in range(4)]
+        mean = sum(weight @ pixel + bias for pixel in pixels) / 16
+        expected = F.gelu(F.layer_norm(mean, (16,), unit.layernorm.weight, unit.layernorm.bias, 1e-6))
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    back, tokens = block.context_to_spatial, torch.randn(1, 9, 16)
+    spread = back(tokens, (3, 3), (12, 12))
+    weight, bias = back.projection.weight[:, :, 0, 0], back.projection.bias
+    for row, column in ((0, 0), (5, 2), (11, 11)):
+        expected = (weight @ tokens[0, row // 4 * 3 + column // 4] + bias).relu() / (1 + 1e-6) ** 0.5
+        torch.testing.assert_close(spread[0, :, row, column], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_classifier_averages_the_losses_of_both_streams():
+    torch.manual_seed(0)
+    model = DsctForImageClassification(DsctConfig(**TINY, output_stride=32, num_labels=7))
+    labels = torch.tensor([1, 6])
+    outputs = model(torch.randn(2, 3, 64, 64), labels=labels)
+    both = nn.CrossEntropyLoss()(outputs.spatial_logits, labels) + nn.CrossEntropyLoss()(
+        outputs.context_logits, labels
+    )
+    torch.testing.assert_close(outputs.loss, both / 2)
+    torch.testing.assert_close(outputs.logits, outputs.spatial_logits + outputs.context_logits)
+
+
+@pytest.mark.parametrize("variant", ["tiny", "small", "base"])
+def test_every_key_of_the_official_checkpoint_is_used_or_named(variant, caplog):
+    manifest = reference_folder("dsct") / f"manifest_conformer_{variant}.json"
+    shapes = {name: shape for name, shape in json.loads(manifest.read_text()).items() if name != "_totals"}
+    assert len(shapes) == 718
+    with torch.device("meta"):
+        official = {name: torch.empty(shape) for name, shape in shapes.items()}
+        model = hf_denseseg.load_official("dsct", official, f"dsct-{variant}-sac")
+    assert type(model) is DsctForSemanticSegmentation
+    named = [name for name in shapes if name in caplog.text]
+    assert named == [name for name in shapes if "_cls_head" in name] and len(named) == 4
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"num_hidden_layers": 7}, "multiple of 3"),
+        ({"num_attention_heads": 5}, "Change `hidden_size`"),
+        ({"spatial_hidden_sizes": [8, 16]}, "need 3"),
+        ({"spatial_hidden_sizes": [8, 16, 21]}, r"spatial_hidden_sizes\[2\]"),
+        ({"output_stride": 16}, "output_stride"),
+        ({"drop_path_rate": 1.5}, "probability"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused_with_the_remedy(fields, message):
+    with pytest.raises(StrictDataclassError, match=message):
+        DsctConfig(**{**TINY, **fields})

@@ -1,0 +1,58 @@
+"""Outputs of the official implementations, recorded outside, against ours.
+
+Runs over every case below `$DENSESEG_REFERENCE` and `fixtures/`. A family says in `parity_<family>.py` how a case is
+run: `run_case(folder, config, inputs) -> {recorded name: tensor}`, and the tolerance in units of each tensor's std.
+"""
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hf_denseseg.registration import families
+from reference import FIXTURES, REFERENCE, case_folders
+
+CASES = case_folders()
+
+
+def name_of(case: Path) -> str:
+    """`<family>/<case>`, with a mark for the copies inside the repository."""
+    return f"{case.parent.name}/{case.name}" + (" (fixture)" if FIXTURES in case.parents else "")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+def test_recorded_tensors_are_reproduced(case):
+    family = case.parent.name
+    if family not in families():
+        pytest.skip(f"family {family} is not in the package yet")
+    parity = importlib.import_module(f"parity_{family}")
+    config = json.loads((case / "config.json").read_text())
+    recorded = load_file(case / "io.safetensors")
+    ours = parity.run_case(case, config, recorded)
+    compared = [name for name in recorded if name not in parity.INPUTS]
+    missing = [name for name in compared if name not in ours]
+    assert compared and not missing, f"nothing of ours answers to the recorded {missing}"
+    errors = {}
+    for name in compared:
+        expected = recorded[name].double()
+        assert ours[name].shape == expected.shape, (
+            f"{name}: {tuple(ours[name].shape)}, recorded {tuple(expected.shape)}"
+        )
+        spread = expected.std().item() if expected.numel() > 1 else expected.abs().item()
+        errors[name] = (ours[name].double() - expected).abs().max().item() / max(spread, 1e-30)
+    worst = {name: error for name, error in errors.items() if not error <= parity.TOLERANCE}
+    assert not worst, f"off by more than {parity.TOLERANCE} of the std: {worst}"
+
+
+def test_every_family_has_a_fixture():
+    assert {path.parent.name for path in CASES if FIXTURES in path.parents} >= set(families())
+
+
+def test_the_folder_outside_is_read():
+    if not REFERENCE.is_dir():
+        pytest.skip(f"no folder {REFERENCE}; set DENSESEG_REFERENCE to the folder with the recorded outputs")
+    assert any(REFERENCE in path.parents for path in CASES)
