@@ -156,7 +156,7 @@ class _SegmentationMixin:
         return results if return_segmentation_scores else [result["segmentation"] for result in results]
 
 
-class SegmentationImageProcessor(_SegmentationMixin, TorchvisionBackend):
+class SegmentationImageProcessor(_SegmentationMixin, TorchvisionBackend):  # type: ignore[misc]
     """Resize (shorter side 512, ratio kept), rescale and normalise with torchvision."""
 
     resample = PILImageResampling.BILINEAR
@@ -174,9 +174,9 @@ class SegmentationImageProcessor(_SegmentationMixin, TorchvisionBackend):
     nearest = InterpolationMode.NEAREST_EXACT  # equals PIL's NEAREST in every pixel; plain NEAREST does not
 
     def __init__(self, **kwargs: Unpack[SegmentationImageProcessorKwargs]) -> None:
-        super().__init__(**kwargs)
+        super().__init__(**kwargs)  # type: ignore[misc]
 
-    def _preprocess(
+    def _preprocess(  # type: ignore[override]
         self,
         images: list[torch.Tensor],
         do_reduce_labels: bool,
@@ -200,10 +200,10 @@ class SegmentationImageProcessor(_SegmentationMixin, TorchvisionBackend):
         groups, order = group_images_by_shape(images, disable_grouping=disable_grouping)
         finish = (do_rescale, rescale_factor, do_normalize, image_mean, image_std)
         groups = {shape: self.rescale_and_normalize(stack, *finish) for shape, stack in groups.items()}
-        return reorder_images(groups, order)
+        return list(reorder_images(groups, order))
 
 
-class SegmentationImageProcessorPil(_SegmentationMixin, PilBackend):
+class SegmentationImageProcessorPil(_SegmentationMixin, PilBackend):  # type: ignore[misc]
     """The same with PIL and numpy."""
 
     resample = PILImageResampling.BILINEAR
@@ -221,9 +221,9 @@ class SegmentationImageProcessorPil(_SegmentationMixin, PilBackend):
     nearest = PILImageResampling.NEAREST
 
     def __init__(self, **kwargs: Unpack[SegmentationImageProcessorKwargs]) -> None:
-        super().__init__(**kwargs)
+        super().__init__(**kwargs)  # type: ignore[misc]
 
-    def _preprocess(
+    def _preprocess(  # type: ignore[override]
         self,
         images: list[np.ndarray],
         do_reduce_labels: bool,

@@ -54,17 +54,18 @@ def family_module(family: str, part: str) -> ModuleType:
     return importlib.import_module(f"hf_denseseg.models.{family}.{part}_{family}")
 
 
+def family_classes(family: str) -> dict[str, type]:
+    """Return the public classes of a family by name: configuration, models, image processors."""
+    modules = [family_module(family, part) for part in ("configuration", "modeling", "image_processing")]
+    public = {name: getattr(module, name) for module in modules for name in module.__all__}
+    return {name: each for name, each in public.items() if isinstance(each, type)}
+
+
 def register() -> dict[str, type]:
     """Register every family with the Auto classes; return its public classes by name. Safe to call again."""
     public: dict[str, type] = {}
     for family in families():
-        classes = {
-            name: getattr(module, name)
-            for part in ("configuration", "modeling", "image_processing")
-            for module in [family_module(family, part)]
-            for name in module.__all__
-            if isinstance(getattr(module, name), type)
-        }
+        classes = family_classes(family)
         _register_family(classes)
         public.update(classes)
     return public

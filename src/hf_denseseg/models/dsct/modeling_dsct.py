@@ -463,7 +463,7 @@ class DsctSacHead(nn.Module):
         )
         self.norm = nn.BatchNorm2d(config.decoder_hidden_size)
         self.dropout = nn.Dropout(config.classifier_dropout_prob)
-        self.classifier = nn.Conv2d(config.decoder_hidden_size, int(config.num_labels), kernel_size=1)
+        self.classifier = nn.Conv2d(config.decoder_hidden_size, config.num_labels, kernel_size=1)  # type: ignore[arg-type]
 
     def upsample(self, features: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         """Bilinear resize to `size`."""
@@ -501,7 +501,7 @@ class DsctSappHead(nn.Module):
         )
         self.norms = nn.ModuleList(nn.BatchNorm2d(width) for _ in in_channels)
         self.dropout = nn.Dropout(config.classifier_dropout_prob)
-        self.classifier = nn.Conv2d(width, int(config.num_labels), kernel_size=1)
+        self.classifier = nn.Conv2d(width, config.num_labels, kernel_size=1)  # type: ignore[arg-type]
 
     def upsample(self, features: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         """Bilinear resize to `size`."""
@@ -569,8 +569,8 @@ class DsctForImageClassification(DsctPreTrainedModel):
     def __init__(self, config: DsctConfig) -> None:
         super().__init__(config)
         self.dsct = DsctModel(config)
-        self.spatial_classifier = nn.Linear(config.spatial_hidden_sizes[-1], int(config.num_labels))
-        self.context_classifier = nn.Linear(config.hidden_size, int(config.num_labels))
+        self.spatial_classifier = nn.Linear(config.spatial_hidden_sizes[-1], config.num_labels)  # type: ignore[arg-type]
+        self.context_classifier = nn.Linear(config.hidden_size, config.num_labels)  # type: ignore[arg-type]
         self.post_init()
 
     @can_return_tuple
