@@ -199,3 +199,18 @@ def test_every_key_of_the_official_checkpoint_is_used_or_named(variant, caplog):
 def test_sizes_that_do_not_fit_are_refused_with_the_remedy(fields, message):
     with pytest.raises(StrictDataclassError, match=message):
         DsctConfig(**{**TINY, **fields})
+
+
+@pytest.mark.parametrize("head", ["sac", "sapp"])
+def test_weights_start_as_the_specification_says(head):
+    """Section 3 and 6: convolutions Kaiming (fan out), linear layers and class token 0.02, classifier 0.01 and 0."""
+    torch.manual_seed(0)
+    model = hf_denseseg.create_model(f"dsct-tiny-{head}", num_labels=19, num_hidden_layers=6)
+    encoder, classifier = model.dsct.encoder, model.decode_head.classifier
+    assert float(classifier.weight.std()) == pytest.approx(0.01, rel=0.05)
+    assert not classifier.bias.any()
+    assert float(encoder.embeddings.cls_token.std()) == pytest.approx(0.02, rel=0.1)
+    assert float(encoder.blocks[0].context.mlp.fc1.weight.std()) == pytest.approx(0.02, rel=0.02)
+    convolution = encoder.blocks[0].spatial.conv2
+    expected = (2 / (convolution.out_channels * 9)) ** 0.5
+    assert float(convolution.weight.std()) == pytest.approx(expected, rel=0.05)

@@ -393,7 +393,10 @@ class DsctPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Initialise as the Conformer code does; the classifier of a decode head as mmsegmentation does."""
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, DsctClassifier):
+            init.normal_(module.weight, std=0.01)
+            init.zeros_(module.bias)  # type: ignore[arg-type]
+        elif isinstance(module, nn.Conv2d):
             init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             if module.bias is not None:
                 bound = module.weight[0].numel() ** -0.5
@@ -406,9 +409,6 @@ class DsctPreTrainedModel(PreTrainedModel):
             super()._init_weights(module)
         if isinstance(module, DsctPatchEmbeddings):
             init.trunc_normal_(module.cls_token, std=self.config.initializer_range)
-        elif isinstance(module, DsctSacHead | DsctSappHead):
-            init.normal_(module.classifier.weight, std=0.01)
-            init.zeros_(module.classifier.bias)  # type: ignore[arg-type]
 
 
 class DsctModel(DsctPreTrainedModel):
@@ -445,6 +445,17 @@ class DsctBackbone(BackboneMixin, DsctPreTrainedModel):
         return BackboneOutput(feature_maps=tuple(maps[name] for name in self.out_features))
 
 
+class DsctClassifier(nn.Conv2d):
+    """Last 1x1 convolution of a decode head, a class of its own because it is initialised differently.
+
+    transformers skips modules without weights of their own when it initialises models from outside its tree, so the
+    head around it could not do that.
+    """
+
+    def __init__(self, in_channels: int, num_labels: int | None) -> None:
+        super().__init__(in_channels, int(num_labels or 0), kernel_size=1)
+
+
 class DsctSacHead(nn.Module):
     """Stream Aggregation with Concatenation (Sec. 3.2): both maps at 1/4, concat, 1x1 conv + BN + ReLU, classifier.
 
@@ -463,7 +474,7 @@ class DsctSacHead(nn.Module):
         )
         self.norm = nn.BatchNorm2d(config.decoder_hidden_size)
         self.dropout = nn.Dropout(config.classifier_dropout_prob)
-        self.classifier = nn.Conv2d(config.decoder_hidden_size, config.num_labels, kernel_size=1)  # type: ignore[arg-type]
+        self.classifier = DsctClassifier(config.decoder_hidden_size, config.num_labels)
 
     def upsample(self, features: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         """Bilinear resize to `size`."""
@@ -501,7 +512,7 @@ class DsctSappHead(nn.Module):
         )
         self.norms = nn.ModuleList(nn.BatchNorm2d(width) for _ in in_channels)
         self.dropout = nn.Dropout(config.classifier_dropout_prob)
-        self.classifier = nn.Conv2d(width, config.num_labels, kernel_size=1)  # type: ignore[arg-type]
+        self.classifier = DsctClassifier(width, config.num_labels)
 
     def upsample(self, features: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         """Bilinear resize to `size`."""
