@@ -304,3 +304,14 @@ def test_masks_of_every_form_that_holds_ids(tmp_path):
     assert read_label(Image.fromarray(np.array([[True, False]])), two).tolist() == [[1, 0]]
     with pytest.raises(InputError, match="mode LA, which holds no class ids"):
         read_label(Image.new("LA", (2, 2)), SPEC)
+
+
+def test_a_damaged_picture_inside_a_shard_is_named_by_its_id(tmp_path):
+    write_parquet(load_segmentation(write_pairs(tmp_path / "pairs"), "train"), tmp_path / "shards", "train")
+    path = tmp_path / "shards/train-00000-of-00001.parquet"
+    table = datasets.Dataset.from_parquet(str(path)).cast_column("image", datasets.Image(decode=False))
+    rows = table.to_list()
+    rows[2]["image"] = {"bytes": rows[2]["image"]["bytes"][:200], "path": None}
+    datasets.Dataset.from_list(rows, features=table.features).to_parquet(path)
+    with pytest.raises(InputError, match=r"city/p2 \(image\) is damaged"):
+        load_segmentation(tmp_path / "shards", "train").dataset[2]

@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -87,7 +88,7 @@ def write_pairs(folder: Path, count: int) -> list[tuple[Path, Path]]:
 
 
 def peer_sample(
-    cv2: object, image_path: Path, label_path: Path, rng: np.random.Generator, normalize: bool = True
+    cv2: ModuleType, image_path: Path, label_path: Path, rng: np.random.Generator, normalize: bool = True
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """mmsegmentation's default training pipeline, step by step, with OpenCV and numpy."""
     image = cv2.imdecode(np.fromfile(image_path, np.uint8), cv2.IMREAD_COLOR)
@@ -100,9 +101,9 @@ def peer_sample(
         top = rng.integers(max(label.shape[0] - CROP, 0) + 1)
         left = rng.integers(max(label.shape[1] - CROP, 0) + 1)
         cut = label[top : top + CROP, left : left + CROP]
-        ids, counts = np.unique(cut, return_counts=True)
-        counts = counts[ids != 255]
-        if attempt == 10 or (len(counts) > 1 and counts.max() / counts.sum() < 0.75):
+        # mmsegmentation calls `np.unique`, which is slower: the peer is given the fastest count.
+        counts = cv2.calcHist([np.ascontiguousarray(cut)], [0], None, [255], [0, 255])
+        if attempt == 10 or ((counts > 0).sum() > 1 and counts.max() / counts.sum() < 0.75):
             break
     image, label = image[top : top + CROP, left : left + CROP], cut
     if rng.random() < 0.5:
@@ -119,7 +120,7 @@ def peer_sample(
     return pixels, torch.from_numpy(label.astype(np.int64) if normalize else label)
 
 
-def peer_distort(cv2: object, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def peer_distort(cv2: ModuleType, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Brightness, contrast, saturation, hue, each with probability 1/2."""
 
     def convert(pixels: np.ndarray, factor: float = 1.0, offset: float = 0.0) -> np.ndarray:

@@ -69,30 +69,41 @@ def load_segmentation(
         if found is not None:
             known = given or find_spec(folder)
             return SegmentationData(_table(found, DecodePairs(known), streaming, limit), known)
+    source, known = _find_table(name, given)
+    table = open_table(source, split, columns=columns, revision=revision, streaming=streaming)
+    check_encoding(table, known, name)
+    if limit is not None:
+        table = table.take(limit) if streaming else table.select(range(min(limit, len(table))))
+    return SegmentationData(_decoded(table, DecodePairs(known)), known)
+
+
+def _find_table(name: str, spec: LabelSpec | None) -> tuple[str, LabelSpec]:
+    """Folder of shards or hub id, and its label specification.
+
+    Raises:
+        InputError: it is neither, or nothing says what the labels mean.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
         if not find_shards(folder):
             raise InputError(
                 f"{folder} holds no data set: neither <split>/images + <split>/labels, nor images/<split> + "
                 "labels/<split>, nor Parquet or tar shards."
             )
-        known = given or find_spec(folder)
-    elif folder.exists():
+        return str(folder), spec or find_spec(folder)
+    if folder.exists():
         raise InputError(f"{folder} is a file. Give the folder that holds the data set.")
-    elif not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith("."):
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith("."):
         raise InputError(
             f"Data set {name!r}: there is no such folder, and it is no hub id (owner/name). Without data of your own "
             "take 'synthetic'."
         )
-    elif given is None:
-        raise InputError(f"Hub data set {name!r} needs `spec`: what its label ids mean is never guessed.")
-    else:
-        known = given
-    table = open_table(
-        str(folder) if folder.is_dir() else name, split, columns=columns, revision=revision, streaming=streaming
-    )
-    check_encoding(table, known, name)
-    if limit is not None:
-        table = table.take(limit) if streaming else table.select(range(min(limit, len(table))))
-    return SegmentationData(_decoded(table, DecodePairs(known)), known)
+    if spec is None:
+        raise InputError(
+            f"Data set {name!r} is no folder here; a hub data set needs `spec` (label specification), since what its "
+            "label ids mean is never guessed."
+        )
+    return name, spec
 
 
 class DecodePairs:

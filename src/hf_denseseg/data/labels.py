@@ -243,7 +243,9 @@ class LabelSpec:
                 citation=str(given.get("citation", "")),
             )
             return spec if given.get("colors") is None else spec._with_colors(given["colors"])
-        except (TypeError, AttributeError, KeyError) as error:
+        except InputError:
+            raise
+        except (TypeError, AttributeError, KeyError, ValueError) as error:
             raise InputError(f"Label specification {name!r} has a value of the wrong form: {error}.") from error
 
     def _with_colors(self, colors: Any) -> "LabelSpec":

@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from hf_denseseg.data import street_objects as street
 from hf_denseseg.data.labels import VOID, LabelSpec
+from hf_denseseg.data.perspective import Camera, Canvas, Rgb, pick, quad, scaled
 from hf_denseseg.errors import InputError
 
 SYNTHETIC_SPEC = LabelSpec(
@@ -75,7 +76,7 @@ def render_scene(split: str, index: int, size: tuple[int, int] | None = None) ->
     rng = np.random.default_rng((SPLITS.index(split), index))
     drawn = SIZES[rng.integers(len(SIZES))]
     height, width = size or drawn
-    camera = street.Camera(
+    camera = Camera(
         focal=width * rng.uniform(0.65, 1.0),
         center=width * rng.uniform(0.38, 0.62),
         horizon=height * rng.uniform(0.36, 0.52),
@@ -83,8 +84,8 @@ def render_scene(split: str, index: int, size: tuple[int, int] | None = None) ->
         shift=rng.uniform(0.3, 2.2),
         bend=rng.normal(0, 0.0018),
     )
-    sky = np.array(street.pick(rng, [(150, 190, 235), (200, 205, 212), (225, 205, 185), (130, 150, 175)], 8))
-    canvas = street.Canvas(height, width, (float(sky[0]), float(sky[1]), float(sky[2])), rng.uniform(60, 260))
+    sky = np.array(pick(rng, [(150, 190, 235), (200, 205, 212), (225, 205, 185), (130, 150, 175)], 8))
+    canvas = Canvas(height, width, (float(sky[0]), float(sky[1]), float(sky[2])), rng.uniform(60, 260))
     _draw_sky(canvas, camera, rng, sky)
     half_road, pavement = rng.uniform(3.2, 5.5), rng.uniform(1.5, 3.5)
     _draw_ground(canvas, camera, rng, half_road, pavement)
@@ -96,7 +97,7 @@ def render_scene(split: str, index: int, size: tuple[int, int] | None = None) ->
     return _light(canvas.image, label, camera, rng), label
 
 
-def _draw_sky(canvas: street.Canvas, camera: street.Camera, rng: np.random.Generator, sky: np.ndarray) -> None:
+def _draw_sky(canvas: Canvas, camera: Camera, rng: np.random.Generator, sky: np.ndarray) -> None:
     """A gradient with clouds, and a far row of houses or trees on the horizon."""
     height, width = canvas.label.height, canvas.label.width
     ramp = np.linspace(rng.uniform(0.7, 0.95), 1.05, height, dtype=np.float32)[:, None, None]
@@ -107,7 +108,7 @@ def _draw_sky(canvas: street.Canvas, camera: street.Camera, rng: np.random.Gener
     left, class_id = -5.0, int(rng.choice([street.BUILDING, street.VEGETATION]))
     while left < width:
         right, top = left + width * rng.uniform(0.04, 0.14), camera.horizon - height * rng.uniform(0.02, 0.1)
-        color = street.pick(rng, street.WALLS if class_id == street.BUILDING else [(60, 90, 50), (80, 105, 60)], 10)
+        color = pick(rng, street.WALLS if class_id == street.BUILDING else [(60, 90, 50), (80, 105, 60)], 10)
         box = [(left, top), (right, top), (right, camera.horizon + 3), (left, camera.horizon + 3)]
         canvas.polygon(box, color, class_id, 70)
         left, class_id = (
@@ -116,31 +117,27 @@ def _draw_sky(canvas: street.Canvas, camera: street.Camera, rng: np.random.Gener
         )
 
 
-def _draw_ground(
-    canvas: street.Canvas, camera: street.Camera, rng: np.random.Generator, half_road: float, pavement: float
-) -> None:
+def _draw_ground(canvas: Canvas, camera: Camera, rng: np.random.Generator, half_road: float, pavement: float) -> None:
     """Grass or paving, the pavements, kerbs, the road and its markings."""
     height, width = canvas.label.height, canvas.label.width
     verge_class = street.VEGETATION if rng.random() < 0.5 else street.PAVEMENT
-    verge = street.pick(
-        rng, [(85, 105, 55), (105, 110, 60)] if verge_class == street.VEGETATION else [(150, 140, 130)], 8
-    )
+    verge = pick(rng, [(85, 105, 55), (105, 110, 60)] if verge_class == street.VEGETATION else [(150, 140, 130)], 8)
     canvas.polygon(
         [(0, camera.horizon), (width, camera.horizon), (width, height), (0, height)], verge, verge_class, 10
     )
     depths = np.geomspace(_FAR, 0.6, 24).tolist()
 
-    def strip(left: float, right: float, color: street.Rgb, class_id: int | None, zs: list[float] = depths) -> None:
+    def strip(left: float, right: float, color: Rgb, class_id: int | None, zs: list[float] = depths) -> None:
         for far, near in zip(zs, zs[1:], strict=False):
             face = [(left, 0, far), (right, 0, far), (right, 0, near), (left, 0, near)]
-            canvas.polygon(street.quad(camera, face), color, class_id, near)
+            canvas.polygon(quad(camera, face), color, class_id, near)
 
     grey = rng.uniform(115, 170)
     strip(-half_road - pavement, half_road + pavement, (grey + 8, grey, grey - 8), street.PAVEMENT)
     strip(-half_road - 0.2, half_road + 0.2, (grey + 35,) * 3, street.PAVEMENT)
     tar = rng.uniform(65, 115)
     strip(-half_road, half_road, (tar, tar, tar + rng.uniform(-4, 8)), street.ROAD)
-    white: street.Rgb = (215, 215, 208)
+    white: Rgb = (215, 215, 208)
     if rng.random() < 0.85:
         for start in np.arange(rng.uniform(0.5, 4), 60, rng.uniform(5, 9)).tolist():
             strip(-0.08, 0.08, white, None, [start + 2.5, start])
@@ -202,13 +199,13 @@ def _arrange(rng: np.random.Generator, half_road: float, pavement: float) -> lis
     return [draw for _, draw in sorted(things, key=lambda thing: -thing[0])]
 
 
-def _draw_bonnet(canvas: street.Canvas, rng: np.random.Generator) -> None:
+def _draw_bonnet(canvas: Canvas, rng: np.random.Generator) -> None:
     """The bonnet of the own car at the lower edge: void."""
     height, width = canvas.label.height, canvas.label.width
     rise = height * rng.uniform(0.04, 0.12)
-    color = street.pick(rng, street.PAINTS, 8)
+    color = pick(rng, street.PAINTS, 8)
     canvas.ellipse(width / 2, height + rise * 0.3, width * 0.55, rise * 1.3, color, VOID)
-    canvas.ellipse(width / 2, height + rise * 0.6, width * 0.45, rise, street.scaled(color, 1.25), VOID)
+    canvas.ellipse(width / 2, height + rise * 0.6, width * 0.45, rise, scaled(color, 1.25), VOID)
 
 
 def _noise(rng: np.random.Generator, height: int, width: int, cells: tuple[int, int]) -> np.ndarray:
@@ -217,7 +214,7 @@ def _noise(rng: np.random.Generator, height: int, width: int, cells: tuple[int, 
     return np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))
 
 
-def _light(image: Image.Image, label: np.ndarray, camera: street.Camera, rng: np.random.Generator) -> Image.Image:
+def _light(image: Image.Image, label: np.ndarray, camera: Camera, rng: np.random.Generator) -> Image.Image:
     """Textures, shadows on the ground, exposure, tint, soft focus and sensor noise."""
     height, width = label.shape
     pixels = np.array(image, dtype=np.float32)
@@ -238,7 +235,7 @@ def _light(image: Image.Image, label: np.ndarray, camera: street.Camera, rng: np
     return soft.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 0.8) * height / 192))
 
 
-def _ground_light(label: np.ndarray, camera: street.Camera, rng: np.random.Generator) -> np.ndarray:
+def _ground_light(label: np.ndarray, camera: Camera, rng: np.random.Generator) -> np.ndarray:
     """Paving joints in perspective, and shadows of what stands beside the road, `(H, W)` factors."""
     height, width = label.shape
     row = np.arange(height, dtype=np.float32)[:, None]
@@ -257,7 +254,7 @@ def _ground_light(label: np.ndarray, camera: street.Camera, rng: np.random.Gener
                 (side * -reach, 0, start + 5),
                 (side * 9, 0, start + 4),
             ]
-            draw.polygon(street.quad(camera, cast), fill=255)
+            draw.polygon(quad(camera, cast), fill=255)
         shadow = np.asarray(shade.filter(ImageFilter.GaussianBlur(1.5)), dtype=np.float32) / 255
         on_ground = (label == street.ROAD) | (label == street.PAVEMENT)
         light = light * (1 - np.float32(rng.uniform(0.25, 0.5)) * shadow * on_ground)
