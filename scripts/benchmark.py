@@ -3,8 +3,9 @@
     python scripts/benchmark.py dsct --threads 1
     python scripts/benchmark.py --list
 
-Each benchmark is a module of `scripts/benchmarks/` with `add_arguments(parser)` and `run(args) -> dict`. The figures go to
-`scripts/benchmarks/results/<name>.json` together with the command, the versions and the machine, and are quoted from there.
+Each benchmark is a module of `scripts/benchmarks/` with `add_arguments(parser)` and `run(args) -> dict`. The figures
+go to `scripts/benchmarks/results/<name>.json` together with the command, the versions and the machine, and are quoted
+from there.
 """
 
 import argparse

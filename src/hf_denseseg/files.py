@@ -55,7 +55,7 @@ def check_output_folder(folder: str | Path) -> Path:
             probe.write(b"x")
     except OSError as error:
         raise InputError(
-            f"Output folder {folder} cannot be written ({error.strerror}). Give another folder or mend its permissions."
+            f"Output folder {folder} cannot be written ({error.strerror}). Give another one or mend its permissions."
         ) from error
     return folder
 

@@ -20,6 +20,7 @@ from hf_denseseg.data.labels import LabelSpec
 from hf_denseseg.data.transforms import EpochSampler, collate_eval, collate_train
 from hf_denseseg.errors import InputError
 from hf_denseseg.files import write_atomic
+from hf_denseseg.hub import write_shim
 from hf_denseseg.inference import InferenceSettings, segment
 from hf_denseseg.losses import segmentation_loss
 from hf_denseseg.metrics import confusion_matrix, segmentation_metrics
@@ -195,12 +196,13 @@ class SegmentationTrainer(Trainer):
             )
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As in transformers, plus the label specification and the test protocol."""
+        """As in transformers, plus label specification, test protocol and the shim for `trust_remote_code`."""
         super().save_model(output_dir, _internal_call=_internal_call)
         if self.args.should_save:
             folder = Path(output_dir) if output_dir else self.output
             write_atomic(folder / "labels.json", json.dumps(self.spec.to_dict(), indent=1) + "\n")
             self.settings.save(folder)
+            write_shim(folder)
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:

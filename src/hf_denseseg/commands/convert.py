@@ -30,6 +30,7 @@ def main(args: argparse.Namespace) -> int:
     """Convert and save."""
     from hf_denseseg.experiment import create_image_processor, load_encoder
     from hf_denseseg.files import check_output_folder
+    from hf_denseseg.hub import write_shim
     from hf_denseseg.registration import create_model, list_models, load_official
 
     output = check_output_folder(args.output)
@@ -40,5 +41,6 @@ def main(args: argparse.Namespace) -> int:
         model = load_official(args.family, args.weights, args.hyper_parameters)
     model.save_pretrained(output)
     create_image_processor(model.config).save_pretrained(output)
+    write_shim(output)
     print(f"{type(model).__name__}, {model.num_parameters() / 1e6:.2f} M parameters -> {output}")
     return 0

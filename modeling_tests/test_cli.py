@@ -1,0 +1,144 @@
+"""The command line: help that teaches, exit codes, and the small commands."""
+
+import json
+
+import pytest
+import torch
+
+import hf_denseseg
+from hf_denseseg.cli import COMMANDS, main, parse_arguments
+from hf_denseseg.commands.demo import constant_prediction_miou
+from hf_denseseg.experiment import create_image_processor
+
+TINY = {
+    "spatial_hidden_sizes": [8, 16, 32],
+    "stem_channels": 8,
+    "hidden_size": 32,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 2,
+    "decoder_hidden_size": 16,
+}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("checkpoint")
+    model = hf_denseseg.create_model("dsct-tiny-sac", num_labels=3, **TINY)
+    model.save_pretrained(folder)
+    create_image_processor(model.config).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_every_command_shows_an_example(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert "example" in text and f"denseseg {command}" in text
+
+
+@pytest.mark.parametrize("words", [[], ["trian"], ["models", "--nonsense"], ["export", "folder"]])
+def test_wrong_usage_ends_with_code_2(words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 2
+
+
+def test_recipe_keys_and_own_options_are_told_apart():
+    args = parse_arguments(["train", "recipe.yaml", "--crop_size", "1", "2", "--print_config", "--max_steps", "3"])
+    assert (args.recipe, args.print_config) == ("recipe.yaml", True)
+    assert args.overrides == ["--crop_size", "1", "2", "--max_steps", "3"]
+    assert parse_arguments(["train", "--max_steps", "3"]).recipe is None
+
+
+def test_print_config_shows_the_resolved_recipe(capsys):
+    assert main(["train", "--max_steps", "3", "--print_config"]) == 0
+    assert "max_steps: 3" in capsys.readouterr().out
+
+
+def test_keys_are_listed_with_their_meaning(capsys):
+    assert main(["train", "--keys"]) == 0
+    text = capsys.readouterr().out
+    assert "max_class_ratio" in text and "(10 tries) [default: 0.75]" in text and "adam_beta2" in text
+
+
+def test_models_prints_the_counts_of_the_paper(capsys):
+    assert main(["models", "dsct-*", "--json"]) == 0
+    table = json.loads(capsys.readouterr().out)
+    assert sorted(table) == hf_denseseg.list_models("dsct-*")
+    assert table["dsct-base-sac"]["parameters"] == hf_denseseg.create_model("dsct-base-sac").num_parameters()
+    assert main(["models", "dsct-tiny-sac"]) == 0
+    assert "dsct-tiny-sac" in capsys.readouterr().out
+
+
+def test_exported_program_equals_the_model(checkpoint, tmp_path, capsys):
+    assert main(["export", str(checkpoint), "--output", str(tmp_path / "model.pt2")]) == 0
+    program = torch.export.load(tmp_path / "model.pt2").module()
+    model = hf_denseseg.DsctForSemanticSegmentation.from_pretrained(checkpoint).eval()
+    pixel_values = torch.randn(1, 3, 70, 83)
+    with torch.no_grad():
+        assert torch.allclose(program(pixel_values), model(pixel_values).logits, atol=1e-4)
+
+
+def test_export_refuses_another_ending(checkpoint, tmp_path, capsys):
+    assert main(["export", str(checkpoint), "--output", str(tmp_path / "model.onnx")]) == 2
+    assert "ends in .pt2" in capsys.readouterr().err
+
+
+def test_push_needs_a_whole_folder(tmp_path, capsys):
+    assert main(["push", str(tmp_path), "someone/something"]) == 2
+    assert "lacks config.json, README.md" in capsys.readouterr().err
+
+
+def test_push_without_network_is_one_sentence(checkpoint, capsys):
+    (checkpoint / "README.md").write_text("card")
+    assert main(["push", str(checkpoint), "someone/something"]) == 1
+    assert capsys.readouterr().err.startswith("failed: Nothing was pushed to someone/something")
+    assert main(["push", str(checkpoint), "not a name"]) == 2
+
+
+def test_push_uploads_the_folder_to_the_named_repository(checkpoint, capsys, monkeypatch):
+    import huggingface_hub
+
+    (checkpoint / "README.md").write_text("card")
+    calls = []
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", lambda self, name, **options: calls.append(name))
+    monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", lambda self, **options: calls.append(options))
+    assert main(["push", str(checkpoint), "someone/something"]) == 0
+    assert calls[0] == "someone/something"
+    assert (calls[1]["repo_id"], calls[1]["folder_path"]) == ("someone/something", checkpoint)
+
+
+def test_cards_show_published_and_unmeasured_numbers(tmp_path, capsys):
+    from huggingface_hub import ModelCard
+
+    assert main(["card", "dsct-base-sac", "--output", str(tmp_path)]) == 0
+    text = (tmp_path / "dsct-base-sac.md").read_text()
+    assert "| ADE20K val | 160,000 | 48.66 / 49.27 | not measured | `dsct_base_sac_ade20k_160k` |" in text
+    assert ModelCard(text).data.model_name == "dsct-base-sac"
+
+
+def test_damaged_and_foreign_checkpoints_are_refused(checkpoint, tmp_path, capsys):
+    from transformers import SegformerConfig, SegformerModel
+
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    (damaged / "config.json").write_text((checkpoint / "config.json").read_text())
+    (damaged / "model.safetensors").write_bytes((checkpoint / "model.safetensors").read_bytes()[:2000])
+    words = ["--dataset", "synthetic", "--output_dir", str(tmp_path / "out")]
+    assert main(["evaluate", str(damaged), *words]) == 2
+    assert "no whole semantic segmentation checkpoint" in capsys.readouterr().err
+    config = SegformerConfig(hidden_sizes=[8] * 4, depths=[1] * 4, num_attention_heads=[1] * 4)
+    SegformerModel(config).save_pretrained(tmp_path / "foreign")
+    assert main(["evaluate", str(tmp_path / "foreign"), *words]) == 2
+    assert "Train a segmentation head first" in capsys.readouterr().err
+    assert main(["evaluate", str(checkpoint), *words]) == 2  # three classes, the data has more
+    assert "knows 3 classes" in capsys.readouterr().err
+
+
+def test_chance_level_is_the_best_constant_answer():
+    """A constant answer has IoU share for its class, 0 for the others: 60 % of the pixels in 1 of 2 classes -> 0.3."""
+    rows = [{"class": "a", "pixels": 60}, {"class": "b", "pixels": 40}, {"class": "absent", "pixels": 0}]
+    assert constant_prediction_miou({"per_class": rows}) == (pytest.approx(0.3), "a")

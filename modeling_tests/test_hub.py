@@ -1,0 +1,50 @@
+"""A saved checkpoint carries what `trust_remote_code=True` needs where nobody imported the package."""
+
+import json
+import os
+import subprocess
+import sys
+
+import torch
+
+import hf_denseseg
+from hf_denseseg.hub import write_shim
+
+LOAD = """
+import sys
+from transformers import AutoBackbone, AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation
+assert "hf_denseseg" not in sys.modules
+folder = sys.argv[1]
+model = AutoModelForSemanticSegmentation.from_pretrained(folder, trust_remote_code=True)
+processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
+base = AutoModel.from_pretrained(folder, trust_remote_code=True)
+print(type(model).__module__, type(processor).__name__, type(base).__name__)
+"""
+
+
+def test_checkpoint_loads_in_a_process_that_did_not_import_the_package(tmp_path):
+    torch.manual_seed(0)
+    folder = tmp_path / "checkpoint"
+    fields = {"spatial_hidden_sizes": [8, 16, 32], "hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 6}
+    hf_denseseg.create_model("dsct-tiny-sac", **fields).save_pretrained(folder)
+    hf_denseseg.DsctImageProcessor().save_pretrained(folder)
+    write_shim(folder)
+    environment = os.environ | {"HF_HOME": str(tmp_path / "home")}
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, str(folder)], capture_output=True, text=True, env=environment, timeout=240
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    expected = "hf_denseseg.models.dsct.modeling_dsct DsctImageProcessor DsctModel"
+    assert done.stdout.strip().splitlines()[-1] == expected
+
+
+def test_shim_names_every_class_of_the_family(tmp_path):
+    hf_denseseg.create_config("dsct-tiny-sac").save_pretrained(tmp_path)
+    write_shim(tmp_path)
+    auto_map = json.loads((tmp_path / "config.json").read_text())["auto_map"]
+    assert auto_map["AutoConfig"] == "modeling_hf_denseseg.DsctConfig"
+    assert auto_map["AutoModelForSemanticSegmentation"] == "modeling_hf_denseseg.DsctForSemanticSegmentation"
+    assert {"AutoModel", "AutoBackbone", "AutoModelForImageClassification"} <= auto_map.keys()
+    names: dict = {}
+    exec((tmp_path / "modeling_hf_denseseg.py").read_text(), names)
+    assert all(reference.split(".")[1] in names for reference in auto_map.values())
