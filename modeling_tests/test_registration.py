@@ -1,8 +1,6 @@
 """Names, Auto classes, counts and conversion, as users reach them."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -11,7 +9,7 @@ from transformers import AutoConfig, AutoModelForSemanticSegmentation
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 
 import hf_denseseg
-from hf_denseseg import conversion, hub, registration
+from hf_denseseg import conversion, registration
 from hf_denseseg.counting import count_operations
 from hf_denseseg.errors import InputError
 from reference import FIXTURES
@@ -52,21 +50,6 @@ def test_registering_twice_changes_nothing():
     assert before["dsct"] == "DsctForSemanticSegmentation"
     model = AutoModelForSemanticSegmentation.from_config(AutoConfig.for_model("dsct", **SIZES))
     assert type(model) is hf_denseseg.DsctForSemanticSegmentation
-
-
-def test_checkpoint_with_shim_loads_where_only_remote_code_is_trusted(tmp_path):
-    hf_denseseg.DsctForSemanticSegmentation(hf_denseseg.DsctConfig(**SIZES)).save_pretrained(tmp_path)
-    hf_denseseg.DsctImageProcessor().save_pretrained(tmp_path)
-    hub.write_shim(tmp_path)
-    script = (
-        "import sys; from transformers import AutoModelForSemanticSegmentation, AutoImageProcessor\n"
-        "for auto_class in (AutoModelForSemanticSegmentation, AutoImageProcessor):\n"
-        "    print(type(auto_class.from_pretrained(sys.argv[1], trust_remote_code=True)))"
-    )
-    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    for name in ("modeling_dsct.DsctForSemanticSegmentation", "image_processing_dsct.DsctImageProcessor"):
-        assert f"hf_denseseg.models.dsct.{name}'" in done.stdout
 
 
 # --- counting

@@ -1,0 +1,52 @@
+"""DSCT: parameter counts, multiply-adds and checkpoint keys of the published variants, without allocating weights."""
+
+import json
+
+import pytest
+import torch
+
+import hf_denseseg
+from hf_denseseg import DsctForSemanticSegmentation, DsctModel
+from reference import reference_folder
+
+# Section 2 of the specification: name, classes -> parameters; section 9: paper's FLOPs in G at 769 (19) or 512 (150).
+PARAMETERS = {
+    ("dsct-tiny-sac", 19): 23_390_371,
+    ("dsct-tiny-sapp", 19): 26_331_299,
+    ("dsct-small-sac", 19): 37_360_915,
+    ("dsct-small-sapp", 19): 40_301_843,
+    ("dsct-base-sac", 19): 82_813_299,
+    ("dsct-base-sapp", 19): 85_754_227,
+    ("dsct-base-sac", 150): 82_914_038,
+    ("dsct-base-sapp", 150): 85_787_894,
+}
+PUBLISHED_GIGA = (179.4, 289.9, 338.7, 432.8, 654.8, 732.4, 253.2, 288.2)
+
+
+@pytest.mark.parametrize("row", range(len(PARAMETERS)))
+def test_parameters_and_multiply_adds_equal_the_paper(row):
+    (name, num_labels), parameters = list(PARAMETERS.items())[row]
+    info = hf_denseseg.model_info(name, (769, 769) if num_labels == 19 else (512, 512), num_labels=num_labels)
+    assert info.parameters == parameters
+    assert info.multiply_adds == pytest.approx(PUBLISHED_GIGA[row] * 1e9, rel=0.005)
+    assert info.executed_multiply_adds < info.multiply_adds
+
+
+@pytest.mark.parametrize("size, parameters", [("tiny", 22_882_704), ("small", 36_263_424), ("base", 81_175_136)])
+def test_encoder_has_the_parameters_of_conformer(size, parameters):
+    with torch.device("meta"):
+        encoder = DsctModel(hf_denseseg.create_config(f"dsct-{size}-sac"))
+    assert sum(each.numel() for each in encoder.parameters()) == parameters
+
+
+@pytest.mark.parametrize("variant", ["tiny", "small", "base"])
+def test_every_key_of_the_official_checkpoint_is_used_or_named(variant, caplog):
+    manifest = reference_folder("dsct") / f"manifest_conformer_{variant}.json"
+    shapes = {name: shape for name, shape in json.loads(manifest.read_text()).items() if name != "_totals"}
+    assert len(shapes) == 718
+    with torch.device("meta"):
+        official = {name: torch.empty(shape) for name, shape in shapes.items()}
+        model = hf_denseseg.load_official("dsct", official, f"dsct-{variant}-sac")
+    assert type(model) is DsctForSemanticSegmentation
+    named = [name for name in shapes if name in caplog.text]
+    assert named == [name for name in shapes if "_cls_head" in name] and len(named) == 4
