@@ -21,6 +21,7 @@ from hf_denseseg.inference_settings import InferenceSettings
 
 Size = tuple[int, int]
 Channels = Sequence[float] | torch.Tensor
+SMALL_MAP = 2**22  # elements of full-size logits (16 MiB) that are not worth cutting
 
 
 class Preprocessing(NamedTuple):
@@ -185,21 +186,12 @@ def resize_argmax(
         logits: `(B, num_labels, h, w)`, any floating dtype; compared in float32.
         size: `(height, width)` of the result.
         align_corners: see `torch.nn.functional.interpolate`.
-        chunk_classes: classes held at once.
+        chunk_classes: classes held at once; at least 4 are.
 
     Returns:
         `(B, height, width)` int64.
     """
-    best = ids = None
-    for start, values in _resized_chunks(logits, size, align_corners, chunk_classes):
-        value, index = values.max(1)
-        if best is None or ids is None:
-            best, ids = value, index
-            continue
-        better = value > best
-        best = torch.where(better, value, best)
-        ids = torch.where(better, index + start, ids)
-    assert ids is not None  # a model has at least one class
+    ids, _, _ = _winners(logits, size, align_corners, chunk_classes)
     return ids
 
 
@@ -207,17 +199,8 @@ def resize_confidence(
     logits: torch.Tensor, size: Size, align_corners: bool = False, chunk_classes: int = 8
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As `resize_argmax`, with the softmax probability `(B, height, width)` of the class that won."""
-    best = ids = log_sum = None
-    for start, values in _resized_chunks(logits, size, align_corners, chunk_classes):
-        (value, index), part = values.max(1), values.logsumexp(1)
-        if best is None or ids is None or log_sum is None:
-            best, ids, log_sum = value, index, part
-            continue
-        better = value > best
-        best, ids = torch.where(better, value, best), torch.where(better, index + start, ids)
-        log_sum = torch.logaddexp(log_sum, part)
-    assert best is not None and ids is not None and log_sum is not None
-    return ids, (best - log_sum).exp()
+    ids, best, log_sum = _winners(logits, size, align_corners, chunk_classes, with_sum=True)
+    return ids, (best - log_sum).exp_()
 
 
 def view_size(size: Size, scale: float, settings: InferenceSettings) -> Size:
@@ -267,13 +250,41 @@ def _single_view(
 
 
 @torch.no_grad()
+def _winners(
+    logits: torch.Tensor, size: Size, align_corners: bool, chunk_classes: int, with_sum: bool = False
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Best class, its logit and (if wanted) the log of the summed exponentials, each `(B, height, width)`."""
+    best = torch.full((len(logits), *size), -torch.inf, device=logits.device)
+    log_sum = best.clone() if with_sum else best
+    ids = torch.zeros(best.shape, dtype=torch.int16, device=logits.device)
+    for start, values in _resized_chunks(logits, size, align_corners, chunk_classes):
+        if with_sum:
+            torch.logaddexp(log_sum, values.logsumexp(1), out=log_sum)
+        for number, value in enumerate(values.unbind(1), start):
+            ids.masked_fill_(value > best, number)
+            torch.maximum(best, value, out=best)
+        del values, value  # before the next chunk is made
+    return ids.long(), best, log_sum
+
+
 def _resized_chunks(
     logits: torch.Tensor, size: Size, align_corners: bool, chunk_classes: int
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    # Contiguous, because interpolation of channels-last memory rounds differently from that of a slice of it.
+    """First class and full-size logits of each chunk.
+
+    On the CPU the last bit of an interpolated value depends on the memory format and, for small maps, on the number
+    of channels. So the logits are made contiguous, small maps are done at once, and all chunks have the same size:
+    the last one begins earlier, and what it repeats is cut off.
+    """
     logits = logits.contiguous()
-    for start in range(0, logits.shape[1], chunk_classes):
-        yield start, _upsample(logits[:, start : start + chunk_classes], size, align_corners)
+    classes, (height, width) = logits.shape[1], size
+    # Three channels are interpolated by another routine.
+    chunk = min(max(chunk_classes, 4), classes)
+    if len(logits) * classes * height * width <= SMALL_MAP or logits.shape[-2:].numel() == 1:
+        chunk = classes
+    for start in range(0, classes, chunk):
+        first = min(start, classes - chunk)
+        yield start, _upsample(logits[:, first : first + chunk], size, align_corners)[:, start - first :]
 
 
 def _upsample(logits: torch.Tensor, size: Size, align_corners: bool) -> torch.Tensor:
