@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from hf_denseseg.commands import predict
+from hf_denseseg.data.labels import LabelSpec
 from hf_denseseg.errors import InputError, RunError
 from hf_denseseg.inference import InferenceSettings, class_probabilities
 
@@ -179,6 +180,13 @@ def test_colours_come_from_the_label_specification(checkpoint, photos, tmp_path)
     spec.write_text(json.dumps({"classes": ["road", "tree", "sky"], "palette": [[9, 8, 7], [1, 2, 3], [4, 5, 6]]}))
     run(checkpoint, photos / "a.png", "--output", tmp_path / "out", "--label_spec", spec)
     assert Image.open(tmp_path / "out/masks/a.png").getpalette()[:9] == [9, 8, 7, 1, 2, 3, 4, 5, 6]
+    beside = LabelSpec("toy", ("road", "tree", "sky"), palette=((3, 3, 3), (6, 6, 6), (7, 7, 7))).to_dict()
+    (checkpoint / "labels.json").write_text(json.dumps(beside))
+    try:
+        run(checkpoint, photos / "a.png", "--output", tmp_path / "own")
+    finally:
+        (checkpoint / "labels.json").unlink()
+    assert Image.open(tmp_path / "own/masks/a.png").getpalette()[:9] == [3, 3, 3, 6, 6, 6, 7, 7, 7]
     spec.write_text(json.dumps({"classes": ["road", "tree"]}))
     with pytest.raises(InputError, match="names 2 classes"):
         run(checkpoint, photos / "a.png", "--output", tmp_path / "out", "--label_spec", spec)
@@ -211,7 +219,7 @@ def test_a_checkpoint_of_another_kind_or_without_a_processor_is_refused(checkpoi
         run(tmp_path / "bare", photos, "--output", tmp_path / "out")
     (tmp_path / "other").mkdir()
     (tmp_path / "other/config.json").write_text(json.dumps({"model_type": "bert", "hidden_size": 8}))
-    with pytest.raises(InputError, match="no semantic segmentation checkpoint"):
+    with pytest.raises(InputError, match="no whole semantic segmentation checkpoint"):
         run(tmp_path / "other", photos, "--output", tmp_path / "out")
     SegformerForImageClassification(SegformerConfig(**CONFIG)).save_pretrained(tmp_path / "classifier")
     SegformerImageProcessor().save_pretrained(tmp_path / "classifier")

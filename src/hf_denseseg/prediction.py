@@ -93,7 +93,7 @@ class Predictor:
             settings: inference settings that replace those saved with the checkpoint.
             device: torch device; None takes CUDA if there is one.
             probabilities: whether the probabilities of all classes are written.
-            label_spec: file with the colours; None makes them up.
+            label_spec: file with the colours; None takes the checkpoint's `labels.json`, or makes them up.
 
         Raises:
             InputError: not a segmentation checkpoint, no image processor, no such device, or colours that do not fit.
@@ -109,9 +109,11 @@ class Predictor:
         saved = {**InferenceSettings.load(checkpoint).to_dict(), **settings}
         saved["base_size"] = saved["base_size"] or preprocessing.base_size
         count = model.config.num_labels
-        palette = LabelSpec.from_file(label_spec).palette if label_spec else color_wheel(count)
+        beside = Path(checkpoint) / "labels.json"
+        spec_file = label_spec or (beside if beside.exists() else None)
+        palette = LabelSpec.from_file(spec_file).palette if spec_file else color_wheel(count)
         if len(palette) != count:
-            raise InputError(f"{label_spec} names {len(palette)} classes, {checkpoint} knows {count}. Give its own.")
+            raise InputError(f"{spec_file} names {len(palette)} classes, {checkpoint} knows {count}. Give its own.")
         return cls(checkpoint, model, preprocessing, InferenceSettings.from_dict(saved), probabilities, palette)
 
     def fingerprint(self, source: Path) -> dict[str, Any]:
