@@ -74,6 +74,9 @@ class DataArguments:
     test_stride: list[int] | None = field(default=None, metadata={"help": "step of the window: height width"})
     test_base_size: list[int] | None = field(default=None, metadata={"help": "box into which a picture is fitted"})
     test_scales: list[float] = field(default_factory=lambda: [1.0], metadata={"help": "multi-scale ratios"})
+    test_raise_short_side: bool = field(
+        default=False, metadata={"help": "enlarge a scale whose short side is below the window's (SETR)"}
+    )
     test_flip: bool = field(default=False, metadata={"help": "average with the mirrored picture"})
 
     def inference_settings(self) -> InferenceSettings:
@@ -86,6 +89,7 @@ class DataArguments:
                 "base_size": self.test_base_size,
                 "scales": self.test_scales,
                 "flip": self.test_flip,
+                "raise_short_side": self.test_raise_short_side,
             }
         )
 
