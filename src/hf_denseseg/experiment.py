@@ -30,7 +30,7 @@ from hf_denseseg.inference import segment
 from hf_denseseg.model_card import write_card
 from hf_denseseg.naming import unknown_name
 from hf_denseseg.recipe import DataArguments, ModelArguments, Recipe
-from hf_denseseg.registration import create_model, family_module, list_models, load_official
+from hf_denseseg.registration import create_config, create_model, family_module, list_models, load_official
 from hf_denseseg.reports import format_scores, write_report
 from hf_denseseg.training import SegmentationTrainer, last_complete_checkpoint
 from hf_denseseg.visualization import picture_grid, save_learning_curve
@@ -119,23 +119,14 @@ def build_model(arguments: ModelArguments, spec: LabelSpec) -> PreTrainedModel:
             raise InputError(unknown_name("model (neither a folder nor a hub id)", arguments.model, list_models()))
         # A head for other classes is made anew; the rest is what the checkpoint learned.
         return load_trained_model(arguments.model, ignore_mismatched_sizes=True, **labels, **overrides)
+    fields = labels | overrides
     try:
-        model = create_model(arguments.model, **labels, **overrides)
+        if arguments.encoder_weights is None:
+            return create_model(arguments.model, **fields)
+        family = create_config(arguments.model).model_type
+        return load_official(family, arguments.encoder_weights, arguments.model, **fields)
     except (StrictDataclassError, TypeError) as error:
         raise InputError(f"config_overrides {overrides}: {error}") from error
-    if arguments.encoder_weights is not None:
-        load_encoder(model, arguments.model, arguments.encoder_weights)
-    return model
-
-
-def load_encoder(model: PreTrainedModel, name: str, weights: str | Path) -> None:
-    """Copy an official checkpoint's encoder into a model of the published variant `name`; its heads stay as they are.
-
-    Raises:
-        InputError: unreadable weights, or unused, missing or wrongly shaped keys.
-    """
-    official = load_official(model.config.model_type, weights, name)
-    model.base_model.load_state_dict(official.base_model.state_dict())
 
 
 def build_image_processor(recipe: Recipe, model: PreTrainedModel) -> Any:

@@ -28,17 +28,14 @@ def add_parser(subparsers: Any) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Convert and save."""
-    from hf_denseseg.experiment import create_image_processor, load_encoder
+    from hf_denseseg.experiment import create_image_processor
     from hf_denseseg.files import check_output_folder
     from hf_denseseg.hub import write_shim
-    from hf_denseseg.registration import create_model, list_models, load_official
+    from hf_denseseg.registration import load_official
 
     output = check_output_folder(args.output)
-    if args.hyper_parameters in list_models() and args.num_labels is not None:
-        model = create_model(args.hyper_parameters, num_labels=args.num_labels)
-        load_encoder(model, args.hyper_parameters, args.weights)
-    else:
-        model = load_official(args.family, args.weights, args.hyper_parameters)
+    overrides = {} if args.num_labels is None else {"num_labels": args.num_labels}
+    model = load_official(args.family, args.weights, args.hyper_parameters, **overrides)
     model.save_pretrained(output)
     create_image_processor(model.config).save_pretrained(output)
     write_shim(output)
