@@ -1,0 +1,121 @@
+"""DSCT as written here against its literal formulation: forward and training step, time and peak memory.
+
+The peer computes the same function with the same weights the way the paper and the Conformer code write it: softmax
+attention with all weights in memory, 1x1 convolution before pooling, SAC on the concatenated map at 1/4. Both run in
+turn; a ratio is the median of the pairs, peer divided by ours, so above 1 means that we need less. Time is process
+time. Memory is the peak of resident memory during one step above that before it, each in a fresh process (Linux).
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import hf_denseseg
+from hf_denseseg.models.dsct.literal_dsct import literal
+
+EXAMPLE = "example: python scripts/benchmark.py --threads 1 dsct --variant dsct-base-sac --image_size 512 512"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EXAMPLE
+    parser.add_argument("--variant", default="dsct-base-sac", help="published name (default dsct-base-sac)")
+    parser.add_argument("--image_size", nargs=2, type=int, default=(512, 512), metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--batch_size", type=int, default=1)
+    parser.add_argument("--num_labels", type=int, default=19)
+    parser.add_argument("--repeats", type=int, default=5, help="pairs per figure (default 5)")
+
+
+def build(args: argparse.Namespace, peer: bool, training: bool) -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    torch.manual_seed(0)
+    model = hf_denseseg.create_model(args.variant, num_labels=args.num_labels).train(training)
+    batch = {"pixel_values": torch.randn(args.batch_size, 3, *args.image_size)}
+    if training:
+        batch["labels"] = torch.randint(0, args.num_labels, (args.batch_size, *args.image_size))
+    return (literal(model) if peer else model), batch
+
+
+def step(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """One forward pass, or with labels one training step without the optimizer."""
+    if "labels" not in batch:
+        with torch.inference_mode():
+            return model(**batch).logits
+    loss = model(**batch).loss
+    loss.backward()
+    model.zero_grad()
+    return loss
+
+
+def time_ratio(args: argparse.Namespace, training: bool) -> dict[str, float]:
+    ours, batch = build(args, peer=False, training=training)
+    peer, _ = build(args, peer=True, training=training)
+    seconds: dict[str, list[float]] = {"ours": [], "peer": []}
+    for repeat in range(args.repeats + 1):
+        for name, model in (("peer", peer), ("ours", ours)):
+            start = time.process_time()
+            step(model, batch)
+            if repeat:  # the first pair warms up
+                seconds[name].append(time.process_time() - start)
+    pairs = [peer / ours for peer, ours in zip(seconds["peer"], seconds["ours"], strict=True)]
+    return {
+        "time_ratio": statistics.median(pairs),
+        "ours_seconds": statistics.median(seconds["ours"]),
+        "literal_seconds": statistics.median(seconds["peer"]),
+    }
+
+
+def peak_memory(args: argparse.Namespace, peer: bool, training: bool) -> float:
+    """MiB above the loaded model, measured in a child process that runs one step."""
+    words = json.dumps({**vars(args), "peer": peer, "training": training, "output": None}, default=str)
+    child = [sys.executable, str(Path(__file__).resolve()), words]
+    return float(subprocess.run(child, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+def measure_memory(words: str) -> None:
+    settings = argparse.Namespace(**json.loads(words))
+    torch.set_num_threads(int(settings.threads))
+    model, batch = build(settings, settings.peer, settings.training)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew at what is resident now
+    before = resident_peak()
+    step(model, batch)
+    print(resident_peak() - before)
+
+
+def resident_peak() -> float:
+    """Peak resident memory of this process in MiB."""
+    line = next(each for each in Path("/proc/self/status").read_text().splitlines() if each.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
+
+
+def run(args: argparse.Namespace) -> dict[str, object]:
+    torch.manual_seed(0)
+    ours, batch = build(args, peer=False, training=False)
+    logits, peer_logits = step(ours, batch), step(literal(ours), batch)
+    figures: dict[str, object] = {
+        "variant": args.variant,
+        "image_size": list(args.image_size),
+        "batch_size": args.batch_size,
+        "repeats": args.repeats,
+        "peer": "literal formulation (models/dsct/literal_dsct.py), same weights",
+        "largest_difference_of_logits_in_std": float((logits - peer_logits).abs().max() / peer_logits.std()),
+    }
+    del ours
+    for name, training in (("forward", False), ("training_step", True)):
+        memory = {who: peak_memory(args, who == "literal", training) for who in ("ours", "literal")}
+        figures[name] = {
+            **time_ratio(args, training),
+            "memory_ratio": memory["literal"] / memory["ours"],
+            "ours_peak_mib": memory["ours"],
+            "literal_peak_mib": memory["literal"],
+        }
+    return figures
+
+
+if __name__ == "__main__":
+    measure_memory(sys.argv[1])
