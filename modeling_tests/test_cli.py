@@ -1,6 +1,7 @@
 """The command line: help that teaches, exit codes, and the small commands."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -85,6 +86,19 @@ def test_exported_program_equals_the_model(checkpoint, tmp_path, capsys):
 def test_export_refuses_another_ending(checkpoint, tmp_path, capsys):
     assert main(["export", str(checkpoint), "--output", str(tmp_path / "model.onnx")]) == 2
     assert "ends in .pt2" in capsys.readouterr().err
+
+
+def test_official_checkpoint_becomes_a_folder_that_the_auto_class_loads(tmp_path, capsys):
+    from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+    case = next((Path(__file__).parent / "fixtures" / "dsct").iterdir())
+    words = ["convert", "dsct", str(case / "weights.safetensors"), str(case / "config.json")]
+    assert main([*words, "--output", str(tmp_path)]) == 0
+    assert "DsctForImageClassification" in capsys.readouterr().out
+    assert type(AutoModelForImageClassification.from_pretrained(tmp_path)) is hf_denseseg.DsctForImageClassification
+    assert type(AutoImageProcessor.from_pretrained(tmp_path)) is hf_denseseg.DsctImageProcessor
+    assert main(["convert", "dsct", str(tmp_path / "nowhere.pth"), "dsct-tiny-sac", "--output", str(tmp_path)]) == 2
+    assert "nowhere.pth" in capsys.readouterr().err
 
 
 def test_push_needs_a_whole_folder(tmp_path, capsys):

@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 import hf_denseseg
 from hf_denseseg import experiment
 from hf_denseseg.cli import main
+from hf_denseseg.data.datasets import load_segmentation
+from hf_denseseg.data.shards import write_parquet
 from hf_denseseg.errors import InputError
 from hf_denseseg.recipe import load_recipe
 from hf_denseseg.training import (
@@ -26,6 +28,7 @@ from hf_denseseg.training import (
     parameter_groups,
 )
 
+ROOT = Path(__file__).resolve().parents[1]
 TINY = {
     "spatial_hidden_sizes": [8, 16, 32],
     "stem_channels": 8,
@@ -160,6 +163,30 @@ def test_two_processes_count_every_picture_once(finished, tmp_path):
     one, two = (json.loads((tmp_path / name / "results.json").read_text())["scores"] for name in ("one", "two"))
     assert two["confusion_matrix"] == one["confusion_matrix"]
     assert one["pixels"] == sum(map(sum, one["confusion_matrix"]))
+
+
+def test_two_processes_train_with_the_loss_of_one(tmp_path):
+    """Trap: Trainer must not multiply the loss by the number of processes; BatchNorm sees half, so roughly equal."""
+    words = [*WORDS, "--max_steps", "1", "--logging_steps", "1", "--save_strategy", "no"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29542"]
+    two = ["--per_device_train_batch_size", "2", "--output_dir", str(tmp_path / "two")]
+    done = subprocess.run(
+        [*launch, str(ROOT / "scripts" / "train.py"), *words, *two], capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    run(tmp_path / "one", *words[len(WORDS) :])
+    histories = [json.loads((tmp_path / name / "results.json").read_text())["history"] for name in ("one", "two")]
+    losses = [next(entry["loss"] for entry in history if "loss" in entry) for history in histories]
+    assert losses[1] == pytest.approx(losses[0], rel=0.2)
+
+
+@pytest.mark.parametrize("streaming", ["false", "true"])
+def test_trains_from_parquet_shards(tmp_path, streaming):
+    for split, count in (("train", 6), ("validation", 2)):
+        write_parquet(load_segmentation("synthetic@64x96", split, limit=count), tmp_path / "shards", split)
+    words = ("--max_steps", "2", "--dataset", str(tmp_path / "shards"), "--streaming", streaming)
+    results = run(tmp_path / "run", *words)
+    assert results["steps"] == 2 and results["pictures"] == 2
 
 
 def test_polynomial_schedule_has_warm_up_and_floor(tmp_path):
