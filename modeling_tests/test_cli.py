@@ -9,8 +9,10 @@ import torch
 import hf_denseseg
 from hf_denseseg.cli import COMMANDS, main, parse_arguments
 from hf_denseseg.commands.demo import constant_prediction_miou
-from hf_denseseg.experiment import create_image_processor
+from hf_denseseg.registration import create_image_processor
 
+ROOT = Path(__file__).resolve().parents[1]
+CARDS = ROOT / "model_cards"
 TINY = {
     "spatial_hidden_sizes": [8, 16, 32],
     "stem_channels": 8,
@@ -66,10 +68,10 @@ def test_keys_are_listed_with_their_meaning(capsys):
 
 
 def test_models_prints_the_counts_of_the_paper(capsys):
-    assert main(["models", "dsct-*", "--json"]) == 0
+    assert main(["models", "dsct-tiny-*", "--json"]) == 0
     table = json.loads(capsys.readouterr().out)
-    assert sorted(table) == hf_denseseg.list_models("dsct-*")
-    assert table["dsct-base-sac"]["parameters"] == hf_denseseg.create_model("dsct-base-sac").num_parameters()
+    assert sorted(table) == hf_denseseg.list_models("dsct-tiny-*")
+    assert table["dsct-tiny-sac"]["parameters"] == hf_denseseg.create_model("dsct-tiny-sac").num_parameters()
     assert main(["models", "dsct-tiny-sac"]) == 0
     assert "dsct-tiny-sac" in capsys.readouterr().out
 
@@ -128,10 +130,12 @@ def test_push_uploads_the_folder_to_the_named_repository(checkpoint, capsys, mon
 def test_cards_show_published_and_unmeasured_numbers(tmp_path, capsys):
     from huggingface_hub import ModelCard
 
-    assert main(["card", "dsct-base-sac", "--output", str(tmp_path)]) == 0
+    assert main(["card", "--recipes", str(ROOT / "scripts" / "recipes"), "--output", str(tmp_path)]) == 0
     text = (tmp_path / "dsct-base-sac.md").read_text()
     assert "| ADE20K val | 160,000 | 48.66 / 49.27 | not measured | `dsct_base_sac_ade20k_160k` |" in text
     assert ModelCard(text).data.model_name == "dsct-base-sac"
+    written, kept = ({path.name: path.read_text() for path in folder.glob("*.md")} for folder in (tmp_path, CARDS))
+    assert written == kept, "run `denseseg card`"
 
 
 def test_damaged_and_foreign_checkpoints_are_refused(checkpoint, tmp_path, capsys):

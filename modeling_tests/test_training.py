@@ -18,15 +18,9 @@ from hf_denseseg.cli import main
 from hf_denseseg.data.datasets import load_segmentation
 from hf_denseseg.data.shards import write_parquet
 from hf_denseseg.errors import InputError
+from hf_denseseg.optimization import load_class_weights, parameter_groups
 from hf_denseseg.recipe import load_recipe
-from hf_denseseg.training import (
-    AveragedWeights,
-    is_complete,
-    last_complete_checkpoint,
-    load_class_weights,
-    mark_complete,
-    parameter_groups,
-)
+from hf_denseseg.training import AveragedWeights, is_complete, last_complete_checkpoint, mark_complete
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = {

@@ -13,7 +13,6 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     AutoImageProcessor,
-    PreTrainedConfig,
     PreTrainedModel,
     set_seed,
 )
@@ -30,7 +29,13 @@ from hf_denseseg.inference import segment
 from hf_denseseg.model_card import write_card
 from hf_denseseg.naming import unknown_name
 from hf_denseseg.recipe import DataArguments, ModelArguments, Recipe
-from hf_denseseg.registration import create_config, create_model, family_module, list_models, load_official
+from hf_denseseg.registration import (
+    create_config,
+    create_image_processor,
+    create_model,
+    list_models,
+    load_official,
+)
 from hf_denseseg.reports import format_scores, write_report
 from hf_denseseg.training import SegmentationTrainer, last_complete_checkpoint
 from hf_denseseg.visualization import picture_grid, save_learning_curve
@@ -138,13 +143,6 @@ def build_image_processor(recipe: Recipe, model: PreTrainedModel) -> Any:
     if base is not None:
         resize["size"] = {"shortest_edge": min(base), "longest_edge": max(base)}
     return create_image_processor(model.config, **resize)
-
-
-def create_image_processor(config: PreTrainedConfig, **options: Any) -> Any:
-    """The image processor of a configuration's family; `options` are its attributes."""
-    prefix = type(config).__name__.removesuffix("Config")
-    processor_class = getattr(family_module(config.model_type, "image_processing"), f"{prefix}ImageProcessor")
-    return processor_class(**options)
 
 
 def _settle_folder(recipe: Recipe, output: Path) -> dict[str, Any] | None:

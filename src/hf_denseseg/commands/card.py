@@ -7,7 +7,7 @@ from typing import Any
 
 EPILOG = """examples:
   denseseg card                                  every variant that a recipe of scripts/recipes names
-  denseseg card dsct-base-sac --results runs     with the results of finished runs, named like the recipe
+  denseseg card dsct-base-sac --results runs     with the results of finished runs, in folders named like the recipe
 
 A trained model gets its own card (README.md) from `denseseg train`."""
 
@@ -45,8 +45,13 @@ def main(args: argparse.Namespace) -> int:
         if file.exists():
             measured[name] = json.loads(file.read_text())
     output = check_output_folder(args.output)
-    for variant in args.names or sorted({recipe.model.model for _, recipe in published}):
-        own = [(name, recipe) for name, recipe in published if recipe.model.model == variant]
+    # The last step of a schedule starts from a run's checkpoint and names the variant among its numbers.
+    rows_of: dict[str, list[tuple[str, Any]]] = {}
+    for name, recipe in published:
+        variant = (recipe.model.published or {}).get("variant", recipe.model.model)
+        rows_of.setdefault(variant, []).append((name, recipe))
+    for variant in args.names or sorted(rows_of):
+        own = rows_of.get(variant, [])
         write_atomic(output / f"{variant}.md", variant_card(variant, own, measured))
         print(f"{output / variant}.md: {len(own)} published rows")
     return 0

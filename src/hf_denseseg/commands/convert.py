@@ -28,10 +28,9 @@ def add_parser(subparsers: Any) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Convert and save."""
-    from hf_denseseg.experiment import create_image_processor
     from hf_denseseg.files import check_output_folder
     from hf_denseseg.hub import write_shim
-    from hf_denseseg.registration import load_official
+    from hf_denseseg.registration import create_image_processor, load_official
 
     output = check_output_folder(args.output)
     overrides = {} if args.num_labels is None else {"num_labels": args.num_labels}
