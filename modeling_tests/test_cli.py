@@ -49,6 +49,17 @@ def test_wrong_usage_ends_with_code_2(words, capsys):
     assert stop.value.code == 2
 
 
+def test_interrupted_run_says_how_to_go_on(capsys, monkeypatch):
+    from hf_denseseg.commands import models
+
+    def interrupt(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(models, "main", interrupt)
+    assert main(["models"]) == 1
+    assert "run the same command again" in capsys.readouterr().err
+
+
 def test_recipe_keys_and_own_options_are_told_apart():
     args = parse_arguments(["train", "recipe.yaml", "--crop_size", "1", "2", "--print_config", "--max_steps", "3"])
     assert (args.recipe, args.print_config) == ("recipe.yaml", True)

@@ -8,8 +8,10 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 import hf_denseseg
@@ -106,6 +108,26 @@ def test_evaluation_gives_the_scores_of_the_run_again(finished, tmp_path):
     assert again["scores"]["confusion_matrix"] == results["scores"]["confusion_matrix"]
 
 
+def test_a_trained_model_learns_other_classes_from_a_folder(finished, tmp_path):
+    """Fine-tuning on own data: the head for the new classes is made anew, the rest starts from the checkpoint."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for kind in ("images", "labels"):
+            (tmp_path / "data" / split / kind).mkdir(parents=True)
+        for index in range(4):
+            picture = rng.integers(0, 256, (40, 56, 3), dtype=np.uint8)
+            Image.fromarray(picture).save(tmp_path / "data" / split / "images" / f"{index}.png")
+            Image.fromarray(picture[..., 0] % 3).save(tmp_path / "data" / split / "labels" / f"{index}.png")
+    (tmp_path / "data" / "classes.json").write_text(json.dumps({"name": "own", "classes": ["a", "b", "c"]}))
+    words = ["--model", str(finished[0] / "model"), "--dataset", str(tmp_path / "data"), "--max_steps", "1"]
+    recipe = load_recipe(None, [*WORDS[2:], *words, "--output_dir", str(tmp_path / "run")])
+    results = experiment.train(recipe)
+    assert [row["class"] for row in results["scores"]["per_class"]] == ["a", "b", "c"]
+    assert json.loads((tmp_path / "run" / "model" / "config.json").read_text())["id2label"] == {
+        "0": "a", "1": "b", "2": "c"
+    }  # fmt: skip
+
+
 def test_killed_run_resumes_to_the_same_weights(undisturbed, tmp_path):
     """20 steps equal 10, kill -9, and the rest, bit for bit: weights, averages, order, augmentation, drop-out."""
     words = [*WORDS, "--max_steps", "20", "--save_steps", "10", "--ema_decay", "0.9", "--output_dir", str(tmp_path)]
@@ -189,6 +211,23 @@ def test_polynomial_schedule_has_warm_up_and_floor(tmp_path):
     rates = [entry["learning_rate"] for entry in history if "learning_rate" in entry]
     expected = [0.0, 0.5e-3] + [(1e-3 - 1e-4) * (1 - step / 4) ** 0.9 + 1e-4 for step in range(4)]
     assert rates == pytest.approx(expected, rel=1e-6)
+
+
+def test_switches_of_the_recipe_reach_the_loss_and_the_precision(tmp_path):
+    switches = ["--ohem_threshold", "0.7", "--ohem_min_kept", "10", "--loss_normalization", "all", "--class_weights"]
+    words = ["--max_steps", "1", "--bf16", "--gradient_accumulation_steps", "2", *switches, *(["1.0"] * 10), "2.0"]
+    recipe = load_recipe(None, [*WORDS, *words, "--output_dir", str(tmp_path)])
+    data = experiment._load_data(recipe.data, "train")
+    model = experiment.build_model(recipe.model, data.spec)
+    seen = []
+    model.decode_head.register_forward_hook(lambda module, args, logits: seen.append(logits.dtype))
+    processor = experiment.build_image_processor(recipe, model)
+    trainer = experiment._build_trainer(recipe, model, processor, data, data)
+    trainer.train()
+    assert seen == [torch.bfloat16] * 2  # two batches accumulated
+    options = model.loss_function.keywords
+    assert (options["ohem_threshold"], options["ohem_min_kept"], options["normalization"]) == (0.7, 10, "all")
+    assert options["class_weights"].tolist() == [1.0] * 10 + [2.0]
 
 
 def test_parameter_groups_separate_head_depth_and_decay():

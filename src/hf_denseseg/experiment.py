@@ -24,7 +24,7 @@ from hf_denseseg.data.datasets import SegmentationData, load_segmentation
 from hf_denseseg.data.labels import LabelSpec
 from hf_denseseg.data.transforms import EvalDataset, StreamingTrainDataset, TrainAugmentation, TrainDataset
 from hf_denseseg.errors import InputError
-from hf_denseseg.files import check_output_folder, write_atomic
+from hf_denseseg.files import atomic_path, check_output_folder, write_atomic
 from hf_denseseg.inference import segment
 from hf_denseseg.model_card import write_card
 from hf_denseseg.naming import unknown_name
@@ -256,7 +256,8 @@ def _write_outputs(
                 trainer.accelerator.unwrap_model(trainer.model), image, trainer.settings, trainer.mean, trainer.std
             )
         rows.append((sample["image"], sample["label"], prediction.cpu()))
-    picture_grid(rows, eval_data.spec).save(output / "pictures.png")
+    with atomic_path(output / "pictures.png") as aside:
+        picture_grid(rows, eval_data.spec).save(aside)
     write_card(output / "model", results, eval_data.spec)
     write_report(output, results, eval_data.spec)
     write_atomic(output / "results.json", json.dumps(results, indent=1) + "\n")
