@@ -1,5 +1,6 @@
 """What the README tells a reader works."""
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -36,3 +37,11 @@ def test_every_command_is_named():
 
 def test_readme_stays_short():
     assert len(README.splitlines()) <= 235
+
+
+def test_figures_are_those_of_the_result_files():
+    spec = importlib.util.spec_from_file_location("update_figures", ROOT / "scripts" / "update_figures.py")
+    update_figures = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(update_figures)
+    block = README.partition(update_figures.START)[2].partition(update_figures.END)[0]
+    assert block == update_figures.block(), "run `python scripts/update_figures.py`"

@@ -39,6 +39,7 @@ WORDS = [
     *("--crop_size", "32", "48", "--per_device_train_batch_size", "4", "--learning_rate", "1.0e-3"),
     *("--use_cpu", "--eval_strategy", "no"),
 ]
+TWENTY = ("--max_steps", "20", "--save_steps", "10", "--ema_decay", "0.9", "--channels_last")
 
 
 def run(output, *words):
@@ -65,7 +66,7 @@ def finished(tmp_path_factory):
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     output = tmp_path_factory.mktemp("undisturbed")
-    run(output, "--max_steps", "20", "--save_steps", "10", "--ema_decay", "0.9")
+    run(output, *TWENTY)
     return weights(output)
 
 
@@ -130,7 +131,7 @@ def test_a_trained_model_learns_other_classes_from_a_folder(finished, tmp_path):
 
 def test_killed_run_resumes_to_the_same_weights(undisturbed, tmp_path):
     """20 steps equal 10, kill -9, and the rest, bit for bit: weights, averages, order, augmentation, drop-out."""
-    words = [*WORDS, "--max_steps", "20", "--save_steps", "10", "--ema_decay", "0.9", "--output_dir", str(tmp_path)]
+    words = [*WORDS, *TWENTY, "--output_dir", str(tmp_path)]
     process = subprocess.Popen([sys.executable, "-m", "hf_denseseg.cli", "train", *words], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not (tmp_path / "checkpoint-10" / "complete.json").exists():
@@ -146,11 +147,10 @@ def test_killed_run_resumes_to_the_same_weights(undisturbed, tmp_path):
 
 def test_resume_within_an_epoch_skips_what_was_seen(undisturbed, tmp_path):
     """Epochs have 6 steps, so step 10 lies within the second; a run stopped there goes on with the same samples."""
-    words = ("--max_steps", "20", "--save_steps", "10", "--ema_decay", "0.9")
-    run(tmp_path, *words)
+    run(tmp_path, *TWENTY)
     (tmp_path / "results.json").unlink()
     (tmp_path / "checkpoint-20" / "complete.json").unlink()  # as if the last save had been cut short
-    run(tmp_path, *words)
+    run(tmp_path, *TWENTY)
     assert_same_weights(undisturbed, weights(tmp_path))
 
 

@@ -75,7 +75,8 @@ def train(recipe: Recipe) -> dict[str, Any]:
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     cost = {
         "wall_seconds": time.perf_counter() - started[0],
-        "cpu_seconds": _cpu_seconds() - started[1],
+        "cpu_seconds": _cpu_seconds() - started[1] - trainer.evaluation_cpu_seconds,
+        "evaluation_cpu_seconds": trainer.evaluation_cpu_seconds,
         "resumed_from_step": 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2]),
         "peak_memory_bytes": _peak_memory(),
     }
@@ -248,7 +249,9 @@ def _write_outputs(
     """Curve, pictures, card and page; `results.json` last, since it marks the run as finished."""
     save_learning_curve(results["history"], output / "learning_curve.png")
     rows = []
-    for index in range(min(SHOWN_PICTURES, len(eval_data.dataset))):
+    count = len(eval_data.dataset)
+    shown = min(SHOWN_PICTURES, count)
+    for index in (place * count // shown for place in range(shown)):  # neighbours are often frames of one video
         sample = trainer.eval_dataset[index]
         image = sample["image"].to(trainer.args.device)
         with torch.no_grad():

@@ -131,6 +131,9 @@ class SegmentationTrainingArguments(TrainingArguments):
     )
     ohem_threshold: float | None = field(default=None, metadata={"help": "probability below which a pixel is hard"})
     ohem_min_kept: int = field(default=100_000, metadata={"help": "pixels kept per picture at least"})
+    channels_last: bool = field(
+        default=False, metadata={"help": "keep maps as (batch, height, width, channels) in memory; faster on CPUs"}
+    )
     sync_batch_norm: bool = field(default=True, metadata={"help": "BatchNorm statistics over all GPUs"})
     ema_decay: float | None = field(default=None, metadata={"help": "average the weights with this decay"})
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "see DistributedDataParallel"})

@@ -4,6 +4,7 @@ import functools
 import json
 import logging
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -69,6 +70,7 @@ class SegmentationTrainer(Trainer):
     ) -> None:
         self.spec, self.settings = spec, settings
         self.scores: dict[str, Any] = {}
+        self.evaluation_cpu_seconds = 0.0
         self._matrix = torch.zeros(spec.num_labels, spec.num_labels, dtype=torch.int64)
         self._sampler: EpochSampler | None = None
         model.loss_function = functools.partial(
@@ -80,6 +82,8 @@ class SegmentationTrainer(Trainer):
         )
         if args.sync_batch_norm and args.world_size > 1 and args.device.type == "cuda":
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        self.memory_format = torch.channels_last if args.channels_last else torch.contiguous_format
+        nn.Module.to(model, memory_format=self.memory_format)  # in place
         self.output = Path(args.output_dir or ".")
         super().__init__(
             model=model,
@@ -123,7 +127,8 @@ class SegmentationTrainer(Trainer):
         pixels = inputs.get("pixel_values")
         if pixels is not None and pixels.dtype == torch.uint8:
             mean, std = (value.to(pixels.device)[:, None, None] for value in (self.mean, self.std))
-            inputs["pixel_values"] = (pixels / 255 - mean) / std
+            normalized = (pixels / 255 - mean) / std
+            inputs["pixel_values"] = normalized.contiguous(memory_format=self.memory_format)
         return inputs
 
     # Evaluation
@@ -139,8 +144,11 @@ class SegmentationTrainer(Trainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate (with the averaged weights, if there are any); `self.scores` keeps the per-class table."""
         self._matrix.zero_()
+        started = time.process_time()
         with self.averaged_weights():
-            return super().evaluate(*args, **kwargs)
+            scores = super().evaluate(*args, **kwargs)
+        self.evaluation_cpu_seconds += time.process_time() - started
+        return scores
 
     def prediction_step(
         self,
