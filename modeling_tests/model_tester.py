@@ -1,6 +1,7 @@
 """The same questions for every family: subclass `SegmentationModelTester`, name the classes, give tiny sizes."""
 
 import copy
+import functools
 from typing import Any
 
 import pytest
@@ -36,6 +37,19 @@ def fields(config: PreTrainedConfig) -> dict[str, Any]:
 
 def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: each.grad.clone() for name, each in model.named_parameters() if each.grad is not None}
+
+
+@functools.cache
+def pooling_exports_for_any_size() -> bool:
+    """Older releases of torch guard on the parity of a pooled size (2.11 does, 2.15 does not)."""
+    dynamic = ({2: Dim.DYNAMIC, 3: Dim.DYNAMIC},)
+    pool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+    exported = torch.export.export(pool, (torch.zeros(2, 3, 32, 48),), dynamic_shapes=dynamic).module()
+    try:
+        exported(torch.zeros(2, 3, 31, 47))
+    except AssertionError:
+        return False
+    return True
 
 
 class Logits(nn.Module):
@@ -338,6 +352,8 @@ class SegmentationModelTester:
 
     @torch.no_grad()
     def test_exports_with_dynamic_batch_height_and_width(self, model):
+        if not pooling_exports_for_any_size():
+            pytest.skip("this release of torch exports pooling for even or for odd sizes only")
         program = Logits(model)
         dynamic = ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},)
         exported = torch.export.export(program, (torch.zeros(2, 3, 64, 96),), dynamic_shapes=dynamic).module()

@@ -55,8 +55,14 @@ def main(args: argparse.Namespace) -> int:
     )
     for shape in ((1, 3, 96, 128), (2, 3, 128, 160), (3, 3, 161, 97)):
         pixel_values = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-        with torch.no_grad():
-            difference = (exported.module()(pixel_values) - program(pixel_values)).abs().max().item()
+        try:
+            with torch.no_grad():
+                difference = (exported.module()(pixel_values) - program(pixel_values)).abs().max().item()
+        except AssertionError as error:
+            raise RunError(
+                f"torch {torch.__version__} exports this model for some sizes only ({error}); nothing was written. "
+                "A newer torch (2.15 was tried) exports it for all."
+            ) from error
         print(f"batch {shape[0]}, {shape[2]}x{shape[3]}: largest difference {difference:.1e}")
         if not difference <= TOLERANCE:
             raise RunError(f"The exported program differs by {difference:.1e} at {shape}; nothing was written.")
