@@ -34,6 +34,14 @@ def format_scores(scores: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def constant_prediction_miou(scores: dict[str, Any]) -> tuple[float, str]:
+    """Chance level: the mIoU of the best constant answer, and the class it names."""
+    pixels = {row["class"]: row["pixels"] for row in scores["per_class"]}
+    name = max(pixels, key=lambda key: pixels[key])
+    present = sum(count > 0 for count in pixels.values())
+    return pixels[name] / sum(pixels.values()) / present, name
+
+
 def write_report(output: Path, results: dict[str, Any], spec: LabelSpec) -> None:
     """Write `index.html` beside `learning_curve.png` and `pictures.png`, which it embeds."""
     scores, training = results["scores"], results.get("training", {})
@@ -41,11 +49,13 @@ def write_report(output: Path, results: dict[str, Any], spec: LabelSpec) -> None
     numbers.append(("parameters", f"{results['parameters'] / 1e6:.2f} M"))
     if training:
         numbers.append(("training", f"{training['wall_seconds'] / 60:.1f} min"))
+    chance, common = constant_prediction_miou(scores)
     title = html.escape(f"{results['model']} on {results['dataset']}")
     page = f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>
 <h1>{title}</h1>
 <p class="note">{results["steps"]} steps; {results["pictures"]} pictures of {html.escape(results["split"])};
-{html.escape(protocol_name(results["protocol"]))}; chance level {100 / spec.num_labels:.1f} % pixel accuracy.</p>
+{html.escape(protocol_name(results["protocol"]))}.
+Always answering "{html.escape(common)}" would give {100 * chance:.1f} % mIoU.</p>
 <div class="numbers">{"".join(f"<div>{label}<b>{value}</b></div>" for label, value in numbers)}</div>
 <h2>Pictures</h2><p class="note">Picture, truth, prediction; void is black.</p>{_embedded(output / "pictures.png")}
 <h2>Classes</h2><table><tr><th>class<th>IoU<th><th>accuracy<th>pixels</tr>{_class_rows(scores, spec)}</table>

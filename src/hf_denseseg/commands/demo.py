@@ -53,6 +53,7 @@ def main(args: argparse.Namespace) -> int:
     """Run the demo and say what came out."""
     from hf_denseseg.experiment import train
     from hf_denseseg.recipe import load_recipe
+    from hf_denseseg.reports import constant_prediction_miou
 
     output = Path(args.output)
     results = train(load_recipe(RECIPE, [*args.overrides, "--output_dir", str(output)]))
@@ -67,11 +68,3 @@ def main(args: argparse.Namespace) -> int:
     print(f"\nmIoU {100 * scores['mean_iou']:.1f} %; always answering {name!r} gives {100 * chance:.1f} %.")
     print(f"Pictures, table and learning curve: {output / 'index.html'}; masks: {output / 'masks'}")
     return 0
-
-
-def constant_prediction_miou(scores: dict[str, Any]) -> tuple[float, str]:
-    """Chance level: the mIoU of the best constant answer, and the class it names."""
-    pixels = {row["class"]: row["pixels"] for row in scores["per_class"]}
-    name = max(pixels, key=lambda key: pixels[key])
-    present = sum(count > 0 for count in pixels.values())
-    return pixels[name] / sum(pixels.values()) / present, name
