@@ -10,7 +10,8 @@ EPILOG = """examples:
   denseseg export runs/demo/model --output demo.pt2
   python -c 'import torch; model = torch.export.load("demo.pt2").module(); print(model(torch.zeros(1, 3, 256, 320)))'
 
-The program takes normalised pixel_values (batch, 3, height, width) of any size and returns the logits."""
+The program takes normalised pixel_values (batch, 3, height, width) of any size from 29 pixels up and returns the
+logits. torch 2.11 exports pooling for even or for odd sizes only; the command then says so and writes nothing."""
 
 
 def add_parser(subparsers: Any) -> None:
