@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from hf_denseseg.cli import main
 from hf_denseseg.data.datasets import load_segmentation
 from hf_denseseg.data.shards import write_parquet
 from hf_denseseg.errors import InputError
+from hf_denseseg.inference_settings import InferenceSettings
 from hf_denseseg.optimization import load_class_weights, parameter_groups
 from hf_denseseg.recipe import load_recipe
 from hf_denseseg.training import AveragedWeights, is_complete, last_complete_checkpoint, mark_complete
@@ -107,6 +109,18 @@ def test_evaluation_gives_the_scores_of_the_run_again(finished, tmp_path):
     assert main(["evaluate", str(output / "model"), *data]) == 0
     again = json.loads((tmp_path / "results.json").read_text())
     assert again["scores"]["confusion_matrix"] == results["scores"]["confusion_matrix"]
+
+
+def test_evaluation_takes_the_protocol_of_the_checkpoint_unless_told(finished, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(finished[0] / "model", folder)
+    InferenceSettings(mode="slide", crop_size=(48, 48), stride=(32, 32)).save(folder)
+    words = ["evaluate", str(folder), "--dataset", "synthetic@64x96", "--max_eval_samples", "1", "--use_cpu"]
+    modes = []
+    for given in ([], ["--test_mode", "whole"]):
+        assert main([*words, *given, "--output_dir", str(tmp_path / "out")]) == 0
+        modes.append(json.loads((tmp_path / "out" / "results.json").read_text())["protocol"]["mode"])
+    assert modes == ["slide", "whole"]
 
 
 def test_a_trained_model_learns_other_classes_from_a_folder(finished, tmp_path):

@@ -26,6 +26,7 @@ from hf_denseseg.data.transforms import EvalDataset, StreamingTrainDataset, Trai
 from hf_denseseg.errors import InputError
 from hf_denseseg.files import atomic_path, check_output_folder, write_atomic
 from hf_denseseg.inference import segment
+from hf_denseseg.inference_settings import InferenceSettings
 from hf_denseseg.model_card import write_card
 from hf_denseseg.naming import unknown_name
 from hf_denseseg.recipe import DataArguments, ModelArguments, Recipe
@@ -92,7 +93,10 @@ def train(recipe: Recipe) -> dict[str, Any]:
 
 
 def evaluate(recipe: Recipe) -> dict[str, Any]:
-    """Score a checkpoint, print the per-class table and write `results.json`."""
+    """Score a checkpoint, print the per-class table and write `results.json`.
+
+    Without a `test_` key in the recipe, the protocol saved with the checkpoint is used.
+    """
     output = check_output_folder(recipe.training.output_dir or ".")
     eval_data = _load_data(recipe.data, "eval")
     model = load_trained_model(recipe.model.model)
@@ -103,6 +107,8 @@ def evaluate(recipe: Recipe) -> dict[str, Any]:
         )
     processor = build_image_processor(recipe, model)
     trainer = _build_trainer(recipe, model, processor, eval_data)
+    if not any(key.startswith("test_") for key in recipe.given):
+        trainer.settings = InferenceSettings.load(recipe.model.model)
     trainer.evaluate()
     results = _results(recipe, trainer, eval_data)
     if trainer.is_world_process_zero():
