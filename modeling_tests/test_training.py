@@ -78,6 +78,7 @@ def test_a_run_leaves_everything_a_reader_needs(finished):
         assert (output / name).stat().st_size > 0, name
     for name in ("config.json", "model.safetensors", "preprocessor_config.json", "labels.json", "README.md"):
         assert (output / "model" / name).stat().st_size > 0, name
+    assert not list((output / "model").glob("*.bin")), "a model folder holds no pickle"
     assert json.loads((output / "results.json").read_text())["scores"]["mean_iou"] == results["scores"]["mean_iou"]
     page = (output / "index.html").read_text()
     assert page.count("data:image/png;base64,") == 2

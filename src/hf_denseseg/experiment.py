@@ -87,6 +87,8 @@ def train(recipe: Recipe) -> dict[str, Any]:
     with trainer.averaged_weights():
         trainer.save_model(str(output / "model"))
         if trainer.is_world_process_zero():
+            # A pickle with this machine's paths: of use to a resumed run, not to who gets the model.
+            (output / "model" / "training_args.bin").unlink(missing_ok=True)
             _write_outputs(output, results, trainer, eval_data)
     trainer.accelerator.wait_for_everyone()
     return results
