@@ -167,10 +167,16 @@ def model_info(
 
     Args:
         name_or_config: one of `list_models()`, or a configuration whose `architectures` names the task class.
-        image_size: (height, width) in pixels.
+        image_size: (height, width) in pixels; of a name whose configuration has an `image_size` (a stored position
+            table), that is set to it, enlarged to whole patches.
         overrides: configuration fields for a name, for example `num_labels=19`.
     """
-    config = create_config(name_or_config, **overrides) if isinstance(name_or_config, str) else name_or_config
+    config = name_or_config
+    if isinstance(config, str):
+        fields = create_config(config)
+        if hasattr(fields, "image_size") and hasattr(fields, "patch_size"):
+            overrides["image_size"] = [-(-side // fields.patch_size) * fields.patch_size for side in image_size]
+        config = create_config(config, **overrides)
     with torch.device("meta"):
         model = _task_class(config)(config)
     channels = getattr(config, "num_channels", 3)
