@@ -1,0 +1,14 @@
+"""Image processors of SETR: the shared ones under the names that the Auto classes look for."""
+
+from hf_denseseg.image_processing import SegmentationImageProcessor, SegmentationImageProcessorPil
+
+
+class SetrImageProcessor(SegmentationImageProcessor):
+    """Torchvision image processor of SETR."""
+
+
+class SetrImageProcessorPil(SegmentationImageProcessorPil):
+    """PIL image processor of SETR."""
+
+
+__all__ = ["SetrImageProcessor", "SetrImageProcessorPil"]
