@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 
 import hf_denseseg
 from hf_denseseg import experiment
@@ -46,6 +47,14 @@ TWENTY = ("--max_steps", "20", "--save_steps", "10", "--ema_decay", "0.9", "--ch
 
 def run(output, *words):
     return experiment.train(load_recipe(None, [*WORDS, "--output_dir", str(output), *words]))
+
+
+def trainer_of(output, *words):
+    recipe = load_recipe(None, [*WORDS, "--output_dir", str(output), *words])
+    data = experiment._load_data(recipe.data, "train")
+    model = experiment.build_model(recipe.model, data.spec)
+    processor = experiment.build_image_processor(recipe, model)
+    return experiment._build_trainer(recipe, model, processor, data, data)
 
 
 def weights(output):
@@ -228,19 +237,46 @@ def test_polynomial_schedule_has_warm_up_and_floor(tmp_path):
     assert rates == pytest.approx(expected, rel=1e-6)
 
 
+class RecordRates(TrainerCallback):
+    """Learning rates of the encoder and the head at every step."""
+
+    def __init__(self):
+        self.encoder, self.head = [], []
+
+    def on_step_begin(self, args, state, control, *, optimizer, **kwargs):
+        for group in optimizer.param_groups:
+            assert group["momentum"] == 0.9 and group["weight_decay"] == 0.0
+            in_head = {name.startswith("decode_head.") for name in group["names"]}
+            (self.head if in_head == {True} else self.encoder).append(group["lr"])
+
+
+def test_head_starts_at_ten_times_the_rate_and_ends_at_the_same_floor(tmp_path):
+    """SETR: SGD, `head` times 10, and `(base - min) * (1 - t / T) ** 0.9 + min` with one `min` for all groups."""
+    words = ["--optim", "sgd", "--optim_args", "momentum=0.9", "--weight_decay", "0.0", "--learning_rate", "0.01"]
+    rule = ["--head_learning_rate_multiplier", "10.0", "--lr_scheduler_kwargs", "{power: 0.9, lr_end: 1.0e-4}"]
+    trainer = trainer_of(tmp_path, *words, *rule, "--max_steps", "5", "--save_strategy", "no")
+    rates = RecordRates()
+    trainer.add_callback(rates)
+    trainer.train()
+    assert rates.encoder == pytest.approx([(0.01 - 1e-4) * (1 - step / 5) ** 0.9 + 1e-4 for step in range(5)])
+    assert rates.head == pytest.approx([(0.1 - 1e-4) * (1 - step / 5) ** 0.9 + 1e-4 for step in range(5)])
+    assert trainer.lr_scheduler.get_last_lr() == pytest.approx([1e-4, 1e-4])
+
+
+def test_floor_above_a_learning_rate_is_refused(tmp_path):
+    rule = ["--layer_decay", "0.5", "--lr_scheduler_kwargs", "{power: 0.9, lr_end: 1.0e-4}"]
+    with pytest.raises(InputError, match="lr_end is 0.0001, but a group of weights starts at the learning rate"):
+        trainer_of(tmp_path, *rule, "--max_steps", "2").train()
+
+
 def test_switches_of_the_recipe_reach_the_loss_and_the_precision(tmp_path):
     switches = ["--ohem_threshold", "0.7", "--ohem_min_kept", "10", "--loss_normalization", "all", "--class_weights"]
     words = ["--max_steps", "1", "--bf16", "--gradient_accumulation_steps", "2", *switches, *(["1.0"] * 10), "2.0"]
-    recipe = load_recipe(None, [*WORDS, *words, "--output_dir", str(tmp_path)])
-    data = experiment._load_data(recipe.data, "train")
-    model = experiment.build_model(recipe.model, data.spec)
-    seen = []
-    model.decode_head.register_forward_hook(lambda module, args, logits: seen.append(logits.dtype))
-    processor = experiment.build_image_processor(recipe, model)
-    trainer = experiment._build_trainer(recipe, model, processor, data, data)
+    trainer, seen = trainer_of(tmp_path, *words), []
+    trainer.model.decode_head.register_forward_hook(lambda module, args, logits: seen.append(logits.dtype))
     trainer.train()
     assert seen == [torch.bfloat16] * 2  # two batches accumulated
-    options = model.loss_function.keywords
+    options = trainer.model.loss_function.keywords
     assert (options["ohem_threshold"], options["ohem_min_kept"], options["normalization"]) == (0.7, 10, "all")
     assert options["class_weights"].tolist() == [1.0] * 10 + [2.0]
 

@@ -1,12 +1,14 @@
-"""Parameter groups and class weights: which weight learns how fast, which class counts how much."""
+"""Parameter groups, their schedule, class weights: which weight learns how fast, which class counts how much."""
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from hf_denseseg.errors import InputError
 
@@ -22,8 +24,9 @@ def parameter_groups(
     """Sort parameters by learning rate and weight decay.
 
     Norms, biases (all one-dimensional weights) and the tokens and position tables named in the model's
-    `_no_weight_decay` do not decay. What lies outside the base model is head. Layer-wise decay asks the model's
-    `parameter_depth(name) -> (depth, deepest)` and scales by `layer_decay ** (deepest - depth)`.
+    `_no_weight_decay` do not decay. What lies outside the base model is head, except for the model's
+    `_encoder_rate_modules`. Layer-wise decay asks the model's `parameter_depth(name) -> (depth, deepest)` and scales
+    the base model by `layer_decay ** (deepest - depth)`.
 
     Returns:
         Groups as torch optimizers take them, each with its `names`.
@@ -33,6 +36,7 @@ def parameter_groups(
     """
     prefix = getattr(model, "base_model_prefix", "") + "."
     spared: tuple[str, ...] = getattr(model, "_no_weight_decay", ())
+    encoder_rate: tuple[str, ...] = getattr(model, "_encoder_rate_modules", ())
     depth_of: Callable[[str], tuple[int, int]] | None = getattr(model, "parameter_depth", None)
     if layer_decay is not None and depth_of is None:
         raise InputError(f"layer_decay is not known for {type(model).__name__}: take it out of the recipe.")
@@ -40,9 +44,11 @@ def parameter_groups(
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        in_head = not name.removeprefix("module.").startswith(prefix)
+        inner = name.removeprefix("module.")
+        in_base = inner.startswith(prefix)
+        in_head = not in_base and inner.partition(".")[0] not in encoder_rate
         rate = learning_rate * (head_multiplier if in_head else 1.0)
-        if layer_decay is not None and depth_of is not None and not in_head:
+        if layer_decay is not None and depth_of is not None and in_base:
             depth, deepest = depth_of(name)
             rate *= layer_decay ** (deepest - depth)
         decay = 0.0 if parameter.ndim <= 1 or name.endswith(spared or ("\0",)) else weight_decay
@@ -50,6 +56,45 @@ def parameter_groups(
         group["params"].append(parameter)
         group["names"].append(name)
     return list(groups.values())
+
+
+def polynomial_schedule(
+    optimizer: torch.optim.Optimizer,
+    *,
+    warmup_steps: int,
+    total_steps: int,
+    power: float = 1.0,
+    lr_end: float = 1e-7,
+) -> LambdaLR:
+    """Let every group fall from its own learning rate to the same floor, as mmcv's `poly` policy with `min_lr` does.
+
+    After a linear warm-up from 0: `(start - lr_end) * (1 - step / steps) ** power + lr_end`. The schedule of
+    transformers multiplies all groups by one factor: a head with ten times the rate would end at ten times the floor.
+
+    Args:
+        optimizer: its groups hold the rates to start from.
+        warmup_steps: optimizer steps of the warm-up.
+        total_steps: optimizer steps in all.
+        power: exponent; 1 is a straight line.
+        lr_end: learning rate after the last step.
+
+    Raises:
+        InputError: a group does not start above the floor.
+    """
+    starts = [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups]
+    if min(starts) <= lr_end:
+        raise InputError(
+            f"lr_scheduler_kwargs: lr_end is {lr_end}, but a group of weights starts at the learning rate "
+            f"{min(starts)}. Give a smaller lr_end, or a larger learning_rate or layer_decay."
+        )
+
+    def factor(step: int, start: float) -> float:
+        if step < warmup_steps:
+            return step / warmup_steps
+        remaining = max(0.0, 1 - (step - warmup_steps) / max(1, total_steps - warmup_steps))
+        return ((start - lr_end) * remaining**power + lr_end) / start  # LambdaLR multiplies by the start
+
+    return LambdaLR(optimizer, [partial(factor, start=start) for start in starts])
 
 
 def load_class_weights(source: str | list[float] | None, num_labels: int) -> torch.Tensor | None:

@@ -25,7 +25,7 @@ from hf_denseseg.hub import write_shim
 from hf_denseseg.inference import InferenceSettings, segment
 from hf_denseseg.losses import segmentation_loss
 from hf_denseseg.metrics import confusion_matrix, segmentation_metrics
-from hf_denseseg.optimization import load_class_weights, parameter_groups
+from hf_denseseg.optimization import load_class_weights, parameter_groups, polynomial_schedule
 from hf_denseseg.recipe import SegmentationTrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -115,6 +115,22 @@ class SegmentationTrainer(Trainer):
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
             self.optimizer = optimizer_class(groups, **options)
         return self.optimizer
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """As in transformers, except that the floor of a polynomial is the same for every group."""
+        optimizer = self.optimizer if optimizer is None else optimizer
+        if self.lr_scheduler is None and self.args.lr_scheduler_type == "polynomial":
+            assert optimizer is not None
+            self.lr_scheduler = polynomial_schedule(
+                optimizer,
+                warmup_steps=self.args.get_warmup_steps(num_training_steps),
+                total_steps=num_training_steps,
+                **(self.args.lr_scheduler_kwargs or {}),
+            )
+            self._created_lr_scheduler = True
+        return super().create_scheduler(num_training_steps, optimizer)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
         dataset = self.train_dataset if train_dataset is None else train_dataset
