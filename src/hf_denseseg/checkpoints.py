@@ -17,7 +17,8 @@ def load_trained_model(checkpoint: str, **overrides: Any) -> PreTrainedModel:
         overrides: configuration fields; `ignore_mismatched_sizes=True` makes a head for other classes anew.
 
     Raises:
-        InputError: no folder of a saved model, a model of another kind, or one that lacks weights.
+        InputError: no folder of a saved model, a model of another kind, one that lacks weights, or overrides that
+            change the shape of the encoder's.
         RunError: a hub id that cannot be fetched.
     """
     folder = Path(checkpoint)
@@ -35,8 +36,15 @@ def load_trained_model(checkpoint: str, **overrides: Any) -> PreTrainedModel:
         raise InputError(f"{checkpoint} cannot be loaded: {_first_line(error)}") from error
     except (ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{checkpoint} is no whole semantic segmentation checkpoint: {_first_line(error)}") from error
-    mismatched = [] if overrides.get("ignore_mismatched_sizes") else [key for key, *_ in loaded["mismatched_keys"]]
-    lacking = sorted([*loaded["missing_keys"], *mismatched])
+    mismatched = sorted(key for key, *_ in loaded["mismatched_keys"])
+    encoder = [key for key in mismatched if key.startswith(f"{model.base_model_prefix}.")]
+    if encoder:
+        raise InputError(
+            f"{checkpoint} holds {len(encoder)} encoder weights of another shape ({', '.join(encoder[:3])}): they "
+            "would start anew. Leave the sizes as they are in the checkpoint; positions are interpolated for pictures "
+            "of any size, so `image_size` stays too."
+        )
+    lacking = sorted([*loaded["missing_keys"], *(() if overrides.get("ignore_mismatched_sizes") else mismatched)])
     if lacking:
         raise InputError(
             f"{checkpoint} lacks {len(lacking)} weights of {type(model).__name__} ({', '.join(lacking[:3])} ...): "
