@@ -234,21 +234,19 @@ def test_scores_can_be_gathered_on_another_device():
 
 
 @pytest.mark.parametrize(
-    ("size", "scale", "base", "crop", "expected"),
+    ("size", "scale", "base", "expected"),
     [
-        ((1024, 2048), 1.0, (1025, 2049), None, (1025, 2049)),  # mmsegmentation's 769 Cityscapes base
-        ((512, 683), 1.0, (512, 2048), None, (512, 683)),
-        ((683, 512), 0.5, (2048, 512), None, (342, 256)),  # int(683 * 0.5 + 0.5)
-        ((512, 683), 0.5, (512, 2048), (512, 512), (512, 683)),  # SETR raises 256 to the window's 512
-        ((512, 683), 0.75, (512, 2048), (512, 512), (512, 683)),
-        ((512, 683), 1.25, (512, 2048), (512, 512), (640, 854)),
-        ((100, 900), 1.0, (512, 2048), None, (228, 2048)),  # the long limit decides
-        ((60, 90), 0.5, None, None, (30, 45)),
+        ((1024, 2048), 1.0, (1025, 2049), (1025, 2049)),  # mmsegmentation's 769 Cityscapes base
+        ((512, 683), 1.0, (512, 2048), (512, 683)),
+        ((683, 512), 0.5, (2048, 512), (342, 256)),  # int(683 * 0.5 + 0.5)
+        ((100, 900), 1.0, (512, 2048), (228, 2048)),  # the long limit decides
+        ((60, 90), 0.5, None, (30, 45)),
     ],
 )
-def test_view_size_is_that_of_the_published_protocols(size, scale, base, crop, expected):
-    settings = InferenceSettings(crop_size=crop, base_size=base, raise_short_side=crop is not None)
-    assert view_size(size, scale, settings) == expected
+def test_view_size_is_that_of_the_published_protocols(size, scale, base, expected):
+    """SETR's own rule for the short side: `test_setr_protocol`."""
+    for scales in [(scale,), (0.5, scale)]:
+        assert view_size(size, scale, InferenceSettings(base_size=base, scales=scales)) == expected
 
 
 @pytest.mark.parametrize(

@@ -204,15 +204,17 @@ def resize_confidence(
 
 
 def view_size(size: Size, scale: float, settings: InferenceSettings) -> Size:
-    """Size of one scale: the ratio is kept inside `scale * base_size` (its long and short limit, in any order).
+    """Size of one scale: the ratio is kept inside `scale * base_size` (its short and long limit, in any order).
 
     Without a base size the picture's own size is multiplied. With `raise_short_side` a short side below the window's
-    is raised to it, the ratio still kept (SETR's multi-scale test).
+    is raised to it, the ratio still kept; if there are several scales, the long limit does not count (SETR).
     """
     factor = scale
     if settings.base_size:
-        limits = sorted(int(limit * scale) for limit in settings.base_size)
-        factor = min(limits[0] / min(size), limits[1] / max(size))
+        short, long = sorted(int(limit * scale) for limit in settings.base_size)
+        factor = short / min(size)
+        if not settings.raise_short_side or len(settings.scales) == 1:
+            factor = min(factor, long / max(size))
     if settings.raise_short_side:
         factor = max(factor, min(settings.window()[0]) / min(size))
     height, width = (max(int(length * factor + 0.5), 1) for length in size)

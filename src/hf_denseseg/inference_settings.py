@@ -1,7 +1,6 @@
 """How a picture is looked at when it is segmented; saved beside a checkpoint as `inference_settings.json`."""
 
 import dataclasses
-import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from transformers.utils import cached_file
 
 from hf_denseseg.errors import InputError
 from hf_denseseg.files import write_atomic
+from hf_denseseg.naming import unknown_name
 
 SETTINGS_FILE = "inference_settings.json"
 
@@ -28,7 +28,8 @@ class InferenceSettings:
         scales: ratios of the multi-scale test.
         flip: also look at the mirrored picture.
         base_size: the picture is resized into this size times the scale, ratio kept; None is its own size.
-        raise_short_side: a scale never makes the short side smaller than the window's (SETR's multi-scale test).
+        raise_short_side: the short side never gets smaller than the window's; with several scales the short side
+            alone is fitted into `base_size`, and the long side follows (SETR's test protocol).
         average: what is averaged over scales and flips, `"probabilities"` or `"logits"`.
         window_batch_size: windows per model call.
         accumulation_device: where full-size scores are summed, e.g. `"cpu"`; None is the model's device.
@@ -109,14 +110,12 @@ class InferenceSettings:
         """Settings from a recipe section.
 
         Raises:
-            InputError: a key is unknown (the nearest one is proposed) or a value is wrong.
+            InputError: a key is unknown (the nearest are proposed) or a value is wrong.
         """
         names = [field.name for field in dataclasses.fields(cls)]
         for key in values:
             if key not in names:
-                near = difflib.get_close_matches(str(key), names, n=1)
-                hint = f"Did you mean {near[0]!r}?" if near else f"Known are {', '.join(names)}."
-                raise InputError(f"Inference setting {key!r} is unknown. {hint}")
+                raise InputError(unknown_name("inference setting", str(key), names))
         return cls(**values)
 
     def save(self, folder: str | Path) -> None:

@@ -75,7 +75,7 @@ class DataArguments:
     test_base_size: list[int] | None = field(default=None, metadata={"help": "box into which a picture is fitted"})
     test_scales: list[float] = field(default_factory=lambda: [1.0], metadata={"help": "multi-scale ratios"})
     test_raise_short_side: bool = field(
-        default=False, metadata={"help": "enlarge a scale whose short side is below the window's (SETR)"}
+        default=False, metadata={"help": "SETR: no short side below the window's; of several scales no long limit"}
     )
     test_flip: bool = field(default=False, metadata={"help": "average with the mirrored picture"})
 
