@@ -123,8 +123,9 @@ class SegmentationTrainingArguments(TrainingArguments):
     layer_decay: float | None = field(
         default=None, metadata={"help": "factor on the learning rate per layer below the head; None: off"}
     )
-    loss_normalization: str = field(
-        default="valid", metadata={"help": "divide the loss by the 'valid' pixels or by 'all'"}
+    loss_normalization: str | None = field(
+        default=None,
+        metadata={"help": "divide the loss by the 'valid' pixels or by 'all' (default: as the model's config says)"},
     )
     class_weights: str | list[float] | None = field(
         default=None, metadata={"help": "JSON file of `denseseg data stats`, as FILE:enet or FILE:median"}
@@ -142,7 +143,7 @@ class SegmentationTrainingArguments(TrainingArguments):
         """Derive the steps that were left open, then let transformers check the rest."""
         if self.max_steps < 1:
             raise InputError(f"max_steps is {self.max_steps}: give the number of optimizer steps, at least 1.")
-        if self.loss_normalization not in ("valid", "all"):
+        if self.loss_normalization not in (None, "valid", "all"):
             raise InputError(f"loss_normalization is {self.loss_normalization!r}: use 'valid' or 'all'.")
         if self.warmup_steps >= self.max_steps:
             logger.warning(

@@ -75,7 +75,7 @@ class SegmentationTrainer(Trainer):
         self._sampler: EpochSampler | None = None
         model.loss_function = functools.partial(
             segmentation_loss,
-            normalization=args.loss_normalization,
+            normalization=args.loss_normalization or getattr(model.config, "loss_normalization", "valid"),
             class_weights=load_class_weights(args.class_weights, spec.num_labels),
             ohem_threshold=args.ohem_threshold,
             ohem_min_kept=args.ohem_min_kept,
