@@ -61,7 +61,7 @@ def write_card(folder: Path, results: dict[str, Any], spec: LabelSpec) -> None:
         USAGE.format(name="path/to/this/folder") + "\n",
         f"## Results\n\n{results['pictures']} pictures of `{results['dataset']}` ({results['split']}), "
         f"{protocol_name(results['protocol'])}, at the labels' own resolution.\n",
-        "| metric | published (paper) % | measured % |\n|---|---|---|\n" + "\n".join(rows) + "\n",
+        "| metric | published % | measured % |\n|---|---|---|\n" + "\n".join(rows) + "\n",
         "| class | IoU % | accuracy % |\n|---|---|---|\n" + "\n".join(_class_rows(scores)) + "\n",
         "## Training\n\n```yaml\n" + _as_yaml(recipe) + "```\n\n" + _as_yaml(results["versions"], "Versions: ") + "\n",
         f"## Licences\n\nCode: Apache-2.0. Data: {spec.licence or 'as its owners say'}. "
@@ -77,7 +77,8 @@ def variant_card(name: str, recipes: Iterable[tuple[str, Recipe]], measured: dic
 
     Args:
         name: published name, such as `dsct-base-sac`.
-        recipes: (recipe name, recipe) of every published row of this variant.
+        recipes: (recipe name, recipe) of every published row of this variant; `published` holds `dataset`, `mean_iou`,
+            `mean_iou_multi_scale`, and a `note` on what sets a row apart.
         measured: recipe name -> what that run's `results.json` holds; rows without read "not measured".
     """
     family = create_config(name).model_type
@@ -86,8 +87,10 @@ def variant_card(name: str, recipes: Iterable[tuple[str, Recipe]], measured: dic
     for recipe_name, recipe in recipes:
         published = recipe.model.published or {}
         result = measured.get(recipe_name)
+        # Ablations share data and steps with the variant itself; a note tells them apart.
+        data = "; ".join(filter(None, (published.get("dataset", recipe.data.dataset), published.get("note"))))
         rows.append(
-            f"| {published.get('dataset', recipe.data.dataset)} | {recipe.training.max_steps:,} | "
+            f"| {data} | {recipe.training.max_steps:,} | "
             f"{_percent(published.get('mean_iou'))} / {_percent(published.get('mean_iou_multi_scale'))} | "
             f"{_percent(result['scores']['mean_iou']) if result else NOT_MEASURED} | `{recipe_name}` |"
         )
@@ -109,7 +112,7 @@ def variant_card(name: str, recipes: Iterable[tuple[str, Recipe]], measured: dic
             f'model = hf_denseseg.create_model("{name}", num_labels=19)  # random weights\n```\n',
             "## Results\n",
             "mIoU in percent, single scale / multi-scale with flip.\n",
-            "| data | steps | published (paper) | measured (single scale) | recipe |\n|---|---|---|---|---|\n"
+            "| data | steps | published | measured (single scale) | recipe |\n|---|---|---|---|---|\n"
             + "\n".join(rows)
             + "\n",
             f"## Known differences\n\n{paper['differences']}\n",
