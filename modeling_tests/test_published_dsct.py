@@ -22,6 +22,39 @@ PARAMETERS = {
 }
 PUBLISHED_GIGA = (179.4, 289.9, 338.7, 432.8, 654.8, 732.4, 253.2, 288.2)
 
+# Tables 1 to 5: (variant, data, steps) -> mIoU in percent, single scale and multi-scale.
+RECIPE_ROWS = {
+    ("dsct-tiny-sapp", "Cityscapes val", 40_000): (76.74, 78.95),
+    ("dsct-tiny-sac", "Cityscapes val", 40_000): (76.95, 78.74),
+    ("dsct-small-sapp", "Cityscapes val", 40_000): (79.72, 80.79),
+    ("dsct-small-sac", "Cityscapes val", 40_000): (80.04, 81.50),
+    ("dsct-base-sapp", "Cityscapes val", 40_000): (81.43, 82.60),
+    ("dsct-base-sac", "Cityscapes val", 40_000): (81.23, 82.73),
+    ("dsct-base-sapp", "Cityscapes val", 80_000): (81.85, 83.31),
+    ("dsct-base-sac", "Cityscapes val", 80_000): (81.28, 82.58),
+    ("dsct-base-sapp", "ADE20K val", 160_000): (48.18, 49.11),
+    ("dsct-base-sac", "ADE20K val", 160_000): (48.66, 49.27),
+    ("dsct-base-sapp", "Cityscapes test", 20_000): (None, 82.25),
+    ("dsct-base-sac", "Cityscapes test", 20_000): (None, 82.41),
+}
+
+# Section 4.2: recipes whose names match -> their values.
+TRAINING = {"lr_scheduler_type": "polynomial", "learning_rate": 1e-4, "scale_range": [0.5, 2.0], "flip": True}
+RECIPE_VALUES = {
+    "dsct_*_cityscapes_*": TRAINING | {"crop_size": [769, 769], "per_device_train_batch_size": 8},
+    "dsct_*_ade20k_*": TRAINING | {"crop_size": [512, 512], "per_device_train_batch_size": 16},
+}
+
+# Configuration fields that make a recipe's model small enough for two steps in a test.
+REDUCED = {
+    "spatial_hidden_sizes": [8, 16, 32],
+    "stem_channels": 8,
+    "hidden_size": 32,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 2,
+    "decoder_hidden_size": 16,
+}
+
 
 @pytest.mark.parametrize("row", range(len(PARAMETERS)))
 def test_parameters_and_multiply_adds_equal_the_paper(row):

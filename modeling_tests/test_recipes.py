@@ -1,74 +1,126 @@
-"""Every shipped recipe parses, names its source for every value, and runs on embedded data."""
+"""Every shipped recipe parses, holds the published values, and runs on embedded data.
 
+A family says in `test_published_<family>.py` what is to be found in its recipes: `RECIPE_ROWS`, the published results
+that have a recipe; `RECIPE_VALUES`, glob pattern of recipe names -> values; `REDUCED`, configuration fields that make
+its models small.
+"""
+
+import fnmatch
+import functools
+import gc
+import importlib
 import json
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
-from hf_denseseg import list_models
+from hf_denseseg import experiment, list_models
 from hf_denseseg.cli import main
+from hf_denseseg.data import datasets
 from hf_denseseg.recipe import load_recipe
+from hf_denseseg.registration import create_config, families
+from hf_denseseg.visualization import save_learning_curve
 
 FOLDER = Path(__file__).resolve().parents[1] / "scripts" / "recipes"
-RECIPES = sorted(FOLDER.glob("*.yaml"))
+RECIPES = {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
+PUBLISHED = {family: importlib.import_module(f"test_published_{family}") for family in families()}
 
-# DSCT, Tables 1 to 5: (variant, data, steps) -> mIoU in percent, single scale and multi-scale.
-DSCT_ROWS = {
-    ("dsct-tiny-sapp", "Cityscapes val", 40_000): (76.74, 78.95),
-    ("dsct-tiny-sac", "Cityscapes val", 40_000): (76.95, 78.74),
-    ("dsct-small-sapp", "Cityscapes val", 40_000): (79.72, 80.79),
-    ("dsct-small-sac", "Cityscapes val", 40_000): (80.04, 81.50),
-    ("dsct-base-sapp", "Cityscapes val", 40_000): (81.43, 82.60),
-    ("dsct-base-sac", "Cityscapes val", 40_000): (81.23, 82.73),
-    ("dsct-base-sapp", "Cityscapes val", 80_000): (81.85, 83.31),
-    ("dsct-base-sac", "Cityscapes val", 80_000): (81.28, 82.58),
-    ("dsct-base-sapp", "ADE20K val", 160_000): (48.18, 49.11),
-    ("dsct-base-sac", "ADE20K val", 160_000): (48.66, 49.27),
-    ("dsct-base-sapp", "Cityscapes test", 20_000): (None, 82.25),
-    ("dsct-base-sac", "Cityscapes test", 20_000): (None, 82.41),
-}
-
-# The recipe's own keys with a model and crop that take seconds.
-TINY = {"spatial_hidden_sizes": [8, 16, 32], "stem_channels": 8, "hidden_size": 32, "num_hidden_layers": 6}
-REDUCED = [
-    *("--config_overrides", json.dumps(TINY | {"num_attention_heads": 2, "decoder_hidden_size": 16})),
+SHORT = [
     *("--encoder_weights", "null", "--dataset", "synthetic@64x96", "--train_split", "train", "--eval_split", "val"),
-    *("--max_steps", "2", "--max_train_samples", "4", "--max_eval_samples", "1", "--save_strategy", "no"),
+    *("--max_steps", "2", "--max_train_samples", "2", "--max_eval_samples", "1", "--save_strategy", "no"),
     *("--crop_size", "32", "48", "--base_size", "32", "64", "--per_device_train_batch_size", "2", "--use_cpu"),
 ]
-WINDOW = ["--test_crop_size", "48", "48", "--test_stride", "32", "32", "--test_base_size", "64", "96"]
+WINDOW = ["--test_crop_size", "32", "48", "--test_stride", "32", "48", "--test_base_size", "64", "96"]
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_recipe_runs_two_steps_on_embedded_data(path, tmp_path):
-    recipe = load_recipe(path)
-    model = recipe.model.model if recipe.model.model in list_models() else "dsct-base-" + path.stem.split("_")[2]
+def family_of(name):
+    return name.partition("_")[0]
+
+
+@functools.cache
+def recipe_of(name):
+    return load_recipe(RECIPES[name])
+
+
+def first_step(recipe):
+    """The recipe that starts a schedule of several from a published name; each step names the run before it."""
+    before = re.fullmatch(r"runs/(\w+)/model", recipe.model.model)
+    return first_step(recipe_of(before[1])) if before else recipe
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_runs(tmp_path_factory):
+    """What takes longer than two steps and is the same in every run: pictures, learning curve, memory clean-up."""
+    curve = tmp_path_factory.mktemp("curve") / "learning_curve.png"
+    save_learning_curve([{"loss": 1.0, "step": 1}], curve)
+    drawn = curve.read_bytes()
+    gc.freeze()  # the Trainer collects garbage; what was imported before need not be looked through
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets, "render_scene", functools.cache(datasets.render_scene))
+        patch.setattr(experiment, "save_learning_curve", lambda history, path: path.write_bytes(drawn))
+        yield
+    gc.unfreeze()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_runs_two_steps_on_embedded_data(name, tmp_path):
+    recipe = recipe_of(name)
+    start = first_step(recipe).model
+    reduced = (start.config_overrides or {}) | PUBLISHED[family_of(name)].REDUCED
     window = WINDOW if recipe.data.test_mode == "slide" else []
-    words = [*REDUCED, *window, "--model", model, "--output_dir", str(tmp_path)]
-    assert main(["train", str(path), *words]) == 0
+    words = ["--model", start.model, "--config_overrides", json.dumps(reduced), "--output_dir", str(tmp_path)]
+    assert main(["train", str(RECIPES[name]), *SHORT, *window, *words]) == 0
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["steps"] == 2
     assert results["protocol"]["mode"] == recipe.data.test_mode
 
 
-def test_every_published_row_of_dsct_has_its_recipe():
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_names_a_model_of_its_family_and_a_test_protocol(name):
+    recipe = recipe_of(name)
+    start = first_step(recipe).model
+    assert start.model in list_models(f"{family_of(name)}-*")
+    config = create_config(start.model, **(start.config_overrides or {}))
+    assert config.model_type == family_of(name)
+    assert getattr(config, "image_size", None) in (None, *recipe.data.crop_size)
+    settings = recipe.data.inference_settings()
+    if settings.mode == "slide":
+        assert settings.crop_size == tuple(recipe.data.crop_size)
+
+
+@pytest.mark.parametrize("family", families())
+def test_every_published_row_has_its_recipe(family):
     found = {}
-    for path in RECIPES:
-        recipe = load_recipe(path)
+    for name in (name for name in RECIPES if family_of(name) == family):
+        recipe = recipe_of(name)
         published = recipe.model.published
-        if path.stem.startswith("dsct") and published:
+        if published:
             variant = published.get("variant", recipe.model.model)
             percent = [published.get(key) for key in ("mean_iou", "mean_iou_multi_scale")]
-            key = (variant, published["dataset"], recipe.training.max_steps)
+            note = [published["note"]] if "note" in published else []
+            key = (variant, published["dataset"], recipe.training.max_steps, *note)
+            assert key not in found, name
             found[key] = tuple(value and round(100 * value, 2) for value in percent)
-    assert found == DSCT_ROWS
+    assert found == PUBLISHED[family].RECIPE_ROWS
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_recipe_is_short_and_says_how_to_run_it(path):
-    text = path.read_text()
-    assert f"denseseg train scripts/recipes/{path.name}" in text
+@pytest.mark.parametrize("family", families())
+def test_recipes_hold_the_published_values(family):
+    for pattern, expected in PUBLISHED[family].RECIPE_VALUES.items():
+        names = fnmatch.filter(RECIPES, pattern)
+        assert names, f"no recipe is called {pattern}"
+        for name in names:
+            given = recipe_of(name).given
+            found = {key: given.get(key, "absent") for key in expected}
+            assert found == expected, name
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_is_short_and_says_how_to_run_it(name):
+    text = RECIPES[name].read_text()
+    assert f"denseseg train scripts/recipes/{name}.yaml" in text
     assert len(text.splitlines()) <= 40
     assert max(map(len, text.splitlines())) <= 119
     assert isinstance(yaml.safe_load(text), dict)
