@@ -313,6 +313,23 @@ def test_parameter_groups_separate_head_depth_and_decay():
     assert found["dsct.encoder.layernorm.weight"] == (1.0, 0.0)
 
 
+def test_parts_of_the_backbone_beside_the_encoder_learn_at_its_rate():
+    """SETR-MLA: the aggregation belongs to the official backbone; only names with `head` learn ten times faster."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "mla_layers": [0, 1, 2, 3]}
+    with torch.device("meta"):
+        model = hf_denseseg.create_model("setr-mla-vit-large", **sizes)
+    for layer_decay in (None, 0.5):
+        groups = parameter_groups(
+            model, learning_rate=1.0, weight_decay=0.0, head_multiplier=10.0, layer_decay=layer_decay
+        )
+        rates = {}
+        for group in groups:
+            for name in group["names"]:
+                rates.setdefault(name.partition(".")[0], set()).add(group["lr"])
+        assert rates.pop("setr") == ({1.0} if layer_decay is None else {0.5**depth for depth in range(1, 6)})
+        assert rates == {"aggregation": {1.0}, "decode_head": {10.0}, "auxiliary_head": {10.0}}
+
+
 def test_layer_decay_needs_a_model_that_knows_its_depth():
     with pytest.raises(InputError, match="layer_decay is not known for Linear"):
         parameter_groups(torch.nn.Linear(2, 2), learning_rate=1.0, weight_decay=0.1, layer_decay=0.9)
