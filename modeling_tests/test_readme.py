@@ -4,7 +4,11 @@ import importlib.util
 import re
 from pathlib import Path
 
+import pytest
+
+from hf_denseseg import list_models, registration
 from hf_denseseg.cli import COMMANDS
+from hf_denseseg.model_card import paper_of
 from hf_denseseg.recipe import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,9 +43,22 @@ def test_readme_stays_short():
     assert len(README.splitlines()) <= 235
 
 
-def test_figures_are_those_of_the_result_files():
+def test_tables_are_those_of_the_folders_and_result_files():
     spec = importlib.util.spec_from_file_location("update_figures", ROOT / "scripts" / "update_figures.py")
     update_figures = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(update_figures)
-    block = README.partition(update_figures.START)[2].partition(update_figures.END)[0]
-    assert block == update_figures.block(), "run `python scripts/update_figures.py`"
+    assert update_figures.updated(README) == README, "run `python scripts/update_figures.py`"
+
+
+def expanded(names: str) -> list[str]:
+    """`a-{b,c}` -> a-b, a-c."""
+    found = re.search(r"{([^{}]*)}", names)
+    if found is None:
+        return [names]
+    return [each for part in found[1].split(",") for each in expanded(names.replace(found[0], part, 1))]
+
+
+@pytest.mark.parametrize("family", registration.families())
+def test_names_in_the_table_are_the_published_ones(family):
+    patterns = re.findall(r"`([^`]+)`", paper_of(family)["variants"])
+    assert sorted(name for names in patterns for name in expanded(names)) == list_models(f"{family}-*")

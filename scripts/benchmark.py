@@ -1,14 +1,15 @@
 """Measure one part of hf_denseseg against a named peer, in one run, and write the figures beside.
 
-    python scripts/benchmark.py dsct --threads 1
+    python scripts/benchmark.py --threads 1 literal dsct-base-sac
     python scripts/benchmark.py --list
 
-Each benchmark is a module of `scripts/benchmarks/` with `add_arguments(parser)` and `run(args) -> dict`. The figures
-go to `scripts/benchmarks/results/<name>.json` together with the command, the versions and the machine, and are quoted
-from there.
+Each benchmark is a module of `scripts/benchmarks/` with `add_arguments(parser)` and `run(args) -> dict`, and with
+`result_name(args)` if one module writes several files. The figures go to `scripts/benchmarks/results/<name>.json`
+together with the command, the versions and the machine, and are quoted from there.
 """
 
 import argparse
+import ast
 import importlib.util
 import json
 import os
@@ -76,18 +77,21 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default 1)")
     parser.add_argument("--output", type=Path, help="JSON file (default scripts/benchmarks/results/<name>.json)")
     commands = parser.add_subparsers(dest="name", metavar="NAME")
-    modules = {name: load(name) for name in names()}
-    for name, module in modules.items():
-        summary = (module.__doc__ or name).strip().splitlines()[0]
-        module.add_arguments(commands.add_parser(name, help=summary, description=module.__doc__))
+    for name in names():
+        text = ast.get_docstring(ast.parse((FOLDER / f"{name}.py").read_text())) or name
+        command = commands.add_parser(name, help=text.splitlines()[0], description=text)
+        if name in sys.argv:  # the others need not be imported
+            load(name).add_arguments(command)
     args = parser.parse_args()
     if args.list or not args.name:
         parser.print_help()
         return
     torch.set_num_threads(args.threads)
-    result = {"benchmark": args.name, **environment(), "figures": modules[args.name].run(args)}
+    module = load(args.name)
+    result = {"benchmark": args.name, **environment(), "figures": module.run(args)}
     show(result)
-    write_atomic(args.output or FOLDER / "results" / f"{args.name}.json", json.dumps(result, indent=1) + "\n")
+    file = module.result_name(args) if hasattr(module, "result_name") else args.name
+    write_atomic(args.output or FOLDER / "results" / f"{file}.json", json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Write the measured figures into the README, from the files that the benchmarks and runs left.
+"""Write the table of families and the measured figures into the README, from the folders and files that hold them.
 
-python scripts/update_figures.py           # rewrite the block between the marks
+python scripts/update_figures.py           # rewrite the blocks between the marks
 python scripts/update_figures.py --check   # exit 1 if the README is not up to date
 """
 
@@ -9,57 +9,42 @@ import json
 import sys
 from pathlib import Path
 
+import hf_denseseg
 from hf_denseseg.files import write_atomic
+from hf_denseseg.model_card import paper_of
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import benchmark  # noqa: E402 - a script beside this one
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "scripts" / "benchmarks" / "results"
 CAMVID = "dsct_tiny_sac_camvid_cpu"
-START, END = "<!-- figures: python scripts/update_figures.py -->\n", "<!-- end of figures -->\n"
-
-
-def result(name: str) -> dict:
-    return json.loads((RESULTS / f"{name}.json").read_text())
-
-
-def row(what: str, figure: str, peer: str, target: str, source: dict) -> str:
-    return f"| {what} | {figure} | {peer} | {target} | `{source['command'].removeprefix('python ')}` |"
 
 
 def speed_rows() -> list[str]:
-    """One line per figure of the benchmarks; ratios above 1 mean that the peer needs more."""
-    dsct, metrics, argmax = result("dsct"), result("metrics"), result("argmax")
-    augmentation, memory = result("augmentation"), result("evaluation_memory")
+    """One line per figure of the benchmarks, as each of them words it."""
     rows = []
-    for key, what in (("forward", "forward"), ("training_step", "training step")):
-        figures, size = dsct["figures"][key], "x".join(map(str, dsct["figures"]["image_size"]))
-        rows += [
-            row(
-                f"`{dsct['figures']['variant']}` {what}, {size}, {dsct['threads']} thread",
-                f"{figures['time_ratio']:.2f}x the speed, {figures['memory_ratio']:.2f}x less peak memory",
-                "literal formulation",
-                "1.25x, less memory" if key == "forward" else "–",
-                dsct,
-            )
-        ]
-    ratio = augmentation["figures"]["ratio_to_peer"]
-    rows.append(
-        row("augmentation, decode included", f"{ratio:.2f}x the CPU time", "OpenCV + numpy", "1.3x", augmentation)
-    )
-    ratio = metrics["figures"]["int64"]["ours_to_masked_bincount"]
-    rows.append(row("confusion matrix, 1024x2048", f"{ratio:.2f}x the time", "numpy `bincount`", "2x", metrics))
-    time, space = (argmax["figures"][f"chunked_to_plain_{key}"] for key in ("seconds", "peak_mib"))
-    rows.append(
-        row(
-            "resize + argmax, 150 classes, 1024x2048",
-            f"{time:.2f}x the time, {space:.2f}x the memory",
-            "`interpolate` + `argmax`",
-            "0.1x memory",
-            argmax,
-        )
-    )
-    growth = f"{memory['figures']['growth_mib']:.1f} MiB more"
-    rows.append(row("evaluating 500 pictures instead of 50", growth, "–", "50 MiB", memory))
+    for path in sorted(RESULTS.glob("*.json")):
+        result = json.loads(path.read_text())
+        for what, ours, peer in benchmark.load(result["benchmark"]).readme_rows(result):
+            command = result["command"].removeprefix("python ")
+            rows.append(f"| {what} | {ours} | {peer} | `{command}` |")
     return rows
+
+
+def family_rows() -> list[str]:
+    """One line per family, from its folder."""
+    rows = []
+    for family in hf_denseseg.registration.families():
+        paper = paper_of(family)
+        link = f"[{paper['name']}](src/hf_denseseg/models/{family}/README.md)"
+        rows.append(f"| {link} | {paper['title']} ({paper['venue']}) | {paper['variants']} |")
+    return rows
+
+
+def families() -> str:
+    """The table of papers."""
+    return "\n".join(["", "| family | paper | names |", "|---|---|---|", *family_rows(), ""])
 
 
 def camvid_row(name: str, what: str) -> str:
@@ -84,15 +69,15 @@ def camvid_rows() -> list[str]:
     ]
 
 
-def block() -> str:
-    """The part of the README between the marks."""
+def measured() -> str:
+    """The tables of what was measured."""
     speed = [
         "",
         "Each figure is a ratio against the named peer in one run, written by the command to",
         "`scripts/benchmarks/results/` with the versions and the processor.",
         "",
-        "| what | ours | peer | target | command (`python ...`) |",
-        "|---|---|---|---|---|",
+        "| what | ours | peer | command (`python ...`) |",
+        "|---|---|---|---|",
         *speed_rows(),
         "",
         "Real pictures: CamVid (11 classes, 360x480, validation), from random weights on a CPU, whole pictures,",
@@ -112,18 +97,28 @@ def block() -> str:
     return "\n".join(speed)
 
 
+BLOCKS = {"families": families, "figures": measured}
+
+
+def updated(text: str) -> str:
+    """The README with every marked block written anew."""
+    for name, write in BLOCKS.items():
+        start, end = f"<!-- {name}: python scripts/update_figures.py -->\n", f"<!-- end of {name} -->\n"
+        before, _, rest = text.partition(start)
+        text = before + start + write() + end + rest.partition(end)[2]
+    return text
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing")
     args = parser.parse_args()
     readme = ROOT / "README.md"
     text = readme.read_text()
-    before, _, rest = text.partition(START)
-    _, _, after = rest.partition(END)
-    updated = before + START + block() + END + after
+    new = updated(text)
     if args.check:
-        return int(updated != text)
-    write_atomic(readme, updated)
+        return int(new != text)
+    write_atomic(readme, new)
     return 0
 
 

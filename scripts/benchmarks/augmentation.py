@@ -142,3 +142,9 @@ def peer_distort(cv2: ModuleType, image: np.ndarray, rng: np.random.Generator) -
     if not contrast_first and rng.integers(2):
         image = convert(image, factor=rng.uniform(0.5, 1.5))
     return image
+
+
+def readme_rows(result: dict) -> list[tuple[str, str, str]]:
+    """(what, ours, peer) for the table of the README."""
+    ratio = result["figures"]["ratio_to_peer"]
+    return [("augmentation, decode included", f"{ratio:.2f}x the CPU time", "OpenCV + numpy")]

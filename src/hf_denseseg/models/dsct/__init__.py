@@ -1,6 +1,8 @@
 """DSCT: dual-stream convolution and Transformer (BMVC 2021)."""
 
 PAPER = {
+    "name": "DSCT",
+    "variants": "`dsct-{tiny,small,base}-{sac,sapp}`",
     "title": "Rethinking Local and Global Feature Representation for Semantic Segmentation",
     "venue": "BMVC 2021",
     "official_code": "No official DSCT code is public; the encoder follows Conformer (Apache-2.0).",

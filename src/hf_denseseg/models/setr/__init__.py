@@ -1,6 +1,8 @@
 """SETR: segmentation as sequence-to-sequence prediction with a plain Transformer (CVPR 2021, IJCV 2024)."""
 
 PAPER = {
+    "name": "SETR",
+    "variants": "`setr-{naive,pup,mla}-{vit-large,vit-base,deit-base}`, `setr-{pup,mla}-beit-large`",
     "title": "Vision Transformers: From Semantic Segmentation to Dense Prediction",
     "venue": "IJCV 2024; SETR first at CVPR 2021",
     "official_code": "Official code: fudan-zvg/SETR (MIT); outputs recorded from it are reproduced to rounding.",

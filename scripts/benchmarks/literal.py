@@ -1,9 +1,9 @@
-"""DSCT as written here against its literal formulation: forward and training step, time and peak memory.
+"""A published variant as written here against its literal formulation: forward and training step, time and memory.
 
-The peer computes the same function with the same weights the way the paper and the Conformer code write it: softmax
-attention with all weights in memory, 1x1 convolution before pooling, SAC on the concatenated map at 1/4. Both run in
-turn; a ratio is the median of the pairs, peer divided by ours, so above 1 means that we need less. Time is process
-time. Memory is the peak of resident memory during one step above that before it, each in a fresh process (Linux).
+The peer computes the same function with the same weights as paper or released code write it, see
+`models/<family>/literal_<family>.py` (for example softmax attention with all weights in memory). Both run in turn; a
+ratio is the median of the pairs, peer divided by ours, so above 1 means that we need less. Time is process time.
+Memory is the peak of resident memory during one step above that before it, each in a fresh process (Linux).
 """
 
 import argparse
@@ -15,26 +15,37 @@ import time
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import hf_denseseg
-from hf_denseseg.models.dsct.literal_dsct import literal
+from hf_denseseg.registration import family_module
 
-EXAMPLE = "example: python scripts/benchmark.py --threads 1 dsct --variant dsct-base-sac --image_size 512 512"
+EXAMPLE = "example: python scripts/benchmark.py --threads 1 literal setr-pup-deit-base --image_size 512 512"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLE
-    parser.add_argument("--variant", default="dsct-base-sac", help="published name (default dsct-base-sac)")
+    parser.add_argument("variant", help="published name, see `denseseg models`")
     parser.add_argument("--image_size", nargs=2, type=int, default=(512, 512), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--batch_size", type=int, default=1)
     parser.add_argument("--num_labels", type=int, default=19)
     parser.add_argument("--repeats", type=int, default=5, help="pairs per figure (default 5)")
 
 
+def result_name(args: argparse.Namespace) -> str:
+    return f"literal_{args.variant}"
+
+
+def literal(model: nn.Module) -> nn.Module:
+    return family_module(model.config.model_type, "literal").literal(model)
+
+
 def build(args: argparse.Namespace, peer: bool, training: bool) -> tuple[nn.Module, dict[str, torch.Tensor]]:
     torch.manual_seed(0)
-    model = hf_denseseg.create_model(args.variant, num_labels=args.num_labels).train(training)
+    config = hf_denseseg.create_config(args.variant)
+    sizes = {"image_size": list(args.image_size)} if hasattr(config, "image_size") else {}
+    model = hf_denseseg.create_model(args.variant, num_labels=args.num_labels, **sizes).train(training)
     batch = {"pixel_values": torch.randn(args.batch_size, 3, *args.image_size)}
     if training:
         batch["labels"] = torch.randint(0, args.num_labels, (args.batch_size, *args.image_size))
@@ -97,12 +108,15 @@ def run(args: argparse.Namespace) -> dict[str, object]:
     torch.manual_seed(0)
     ours, batch = build(args, peer=False, training=False)
     logits, peer_logits = step(ours, batch), step(literal(ours), batch)
+    if logits.shape != peer_logits.shape:  # some released code brings them to the size of the picture itself
+        logits = F.interpolate(logits, size=peer_logits.shape[-2:], mode="bilinear", align_corners=False)
+    family = ours.config.model_type
     figures: dict[str, object] = {
         "variant": args.variant,
         "image_size": list(args.image_size),
         "batch_size": args.batch_size,
         "repeats": args.repeats,
-        "peer": "literal formulation (models/dsct/literal_dsct.py), same weights",
+        "peer": f"literal formulation (models/{family}/literal_{family}.py), same weights",
         "largest_difference_of_logits_in_std": float((logits - peer_logits).abs().max() / peer_logits.std()),
     }
     del ours
@@ -115,6 +129,20 @@ def run(args: argparse.Namespace) -> dict[str, object]:
             "literal_peak_mib": memory["literal"],
         }
     return figures
+
+
+def readme_rows(result: dict) -> list[tuple[str, str, str]]:
+    """(what, ours, peer) for the table of the README."""
+    figures, size = result["figures"], "x".join(map(str, result["figures"]["image_size"]))
+    threads = f"{result['threads']} thread" + ("s" if result["threads"] > 1 else "")
+    return [
+        (
+            f"`{figures['variant']}` {step.replace('_', ' ')}, {size}, {threads}",
+            f"{figures[step]['time_ratio']:.2f}x the speed, {figures[step]['memory_ratio']:.2f}x less peak memory",
+            "literal formulation",
+        )
+        for step in ("forward", "training_step")
+    ]
 
 
 if __name__ == "__main__":
