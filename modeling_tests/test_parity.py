@@ -1,8 +1,9 @@
 """Outputs of the official implementations, recorded outside, against ours.
 
 Runs over every case below `$DENSESEG_REFERENCE` and `fixtures/`. A family says in `parity_<family>.py` how a case is
-run: `run_case(folder, config, inputs) -> {recorded name: tensor}`, and the tolerance in units of each tensor's standard
-deviation (`SCALE = "std"`, the default) or of its largest value (`"largest"`). Losses are recorded in the config.
+run: `run_case(folder, config, inputs) -> {recorded name: tensor}`, and the tolerance in units of each tensor's
+standard deviation (`SCALE = "std"`, the default) or of its largest value (`"largest"`). Losses are recorded in the
+config.
 """
 
 import importlib

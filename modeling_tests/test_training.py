@@ -281,6 +281,20 @@ def test_switches_of_the_recipe_reach_the_loss_and_the_precision(tmp_path):
     assert options["class_weights"].tolist() == [1.0] * 10 + [2.0]
 
 
+@pytest.mark.parametrize(
+    "model, words, expected",
+    [
+        ("dsct-tiny-sac", [], "valid"),
+        ("setr-naive-vit-base", [], "all"),
+        ("setr-naive-vit-base", ["--loss_normalization", "valid"], "valid"),
+    ],
+)
+def test_mean_of_the_loss_is_the_models_own_unless_the_recipe_says_so(tmp_path, model, words, expected):
+    sizes = {"hidden_size": 24, "num_attention_heads": 2, "num_hidden_layers": 12}
+    trainer = trainer_of(tmp_path, "--model", model, "--config_overrides", json.dumps(sizes), *words)
+    assert trainer.model.loss_function.keywords["normalization"] == expected
+
+
 @pytest.mark.slow
 def test_eight_pictures_are_learned_by_heart(tmp_path):
     """mIoU above 0.9 on the pictures it is trained on, thin poles and signs included; about 7 minutes on one core."""

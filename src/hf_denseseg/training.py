@@ -73,9 +73,10 @@ class SegmentationTrainer(Trainer):
         self.evaluation_cpu_seconds = 0.0
         self._matrix = torch.zeros(spec.num_labels, spec.num_labels, dtype=torch.int64)
         self._sampler: EpochSampler | None = None
+        of_the_model: str = getattr(model.config, "loss_normalization", "valid")
         model.loss_function = functools.partial(
             segmentation_loss,
-            normalization=args.loss_normalization or getattr(model.config, "loss_normalization", "valid"),
+            normalization=args.loss_normalization or of_the_model,
             class_weights=load_class_weights(args.class_weights, spec.num_labels),
             ohem_threshold=args.ohem_threshold,
             ohem_min_kept=args.ohem_min_kept,
