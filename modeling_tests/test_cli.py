@@ -119,6 +119,28 @@ def test_official_checkpoint_becomes_a_folder_that_the_auto_class_loads(tmp_path
     assert "nowhere.pth" in capsys.readouterr().err
 
 
+def test_config_fields_of_a_conversion_are_given_as_in_a_recipe(tmp_path, capsys):
+    case = Path(__file__).parent / "fixtures" / "setr" / "mla_small"
+    words = [
+        "convert",
+        "setr",
+        str(case / "weights.safetensors"),
+        str(case / "config.json"),
+        "--output",
+        str(tmp_path),
+    ]
+    assert main([*words, "--config_overrides", "{auxiliary_loss_weight: 0.2}"]) == 0
+    config = hf_denseseg.SetrForSemanticSegmentation.from_pretrained(tmp_path).config
+    assert config.auxiliary_loss_weight == 0.2 and config.num_labels == 7
+    for wrong, message in (
+        ("0.2", "write '{field: value"),
+        ("{patch_size: 12}", "does not divide"),
+        ("{hed: 1}", "hed"),
+    ):
+        assert main([*words, "--config_overrides", wrong]) == 2
+        assert message in capsys.readouterr().err
+
+
 def test_push_needs_a_whole_folder(tmp_path, capsys):
     assert main(["push", str(tmp_path), "someone/something"]) == 2
     assert "lacks config.json, README.md" in capsys.readouterr().err

@@ -6,6 +6,9 @@ from typing import Any
 EPILOG = """examples:
   denseseg convert dsct Conformer_base_patch16.pth dsct-base-sac --num_labels 150 --output dsct-base-imagenet
   denseseg convert dsct weights.safetensors config.json --output converted
+  denseseg convert setr SETR_PUP_cityscapes.pth setr-pup-vit-large --output setr-pup-cityscapes
+  denseseg convert setr google/vit-large-patch16-384 setr-mla-vit-large --num_labels 150 \\
+      --config_overrides '{image_size: 512}' --output setr-mla-imagenet
 
 Weights are read as safetensors or with weights_only=True. Every official key is used or named as dropped."""
 
@@ -20,21 +23,37 @@ def add_parser(subparsers: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("family", help="model family, such as dsct")
-    parser.add_argument("weights", help=".safetensors, or .pth / .bin / .tar without pickled code")
+    parser.add_argument(
+        "weights",
+        help=".safetensors, or .pth / .bin / .tar without pickled code; or what else the "
+        "family's README names, such as timm:NAME or a hub id",
+    )
     parser.add_argument("hyper_parameters", help="published name, or JSON file in the official words")
     parser.add_argument("--num_labels", type=int, help="classes of the segmentation head")
+    parser.add_argument("--config_overrides", help="config fields that differ: '{image_size: 512}'")
     parser.add_argument("--output", required=True, help="folder to write")
 
 
 def main(args: argparse.Namespace) -> int:
     """Convert and save."""
+    import yaml
+    from huggingface_hub.errors import StrictDataclassError
+
+    from hf_denseseg.errors import InputError
     from hf_denseseg.files import check_output_folder
     from hf_denseseg.hub import write_shim
     from hf_denseseg.registration import create_image_processor, load_official
 
     output = check_output_folder(args.output)
-    overrides = {} if args.num_labels is None else {"num_labels": args.num_labels}
-    model = load_official(args.family, args.weights, args.hyper_parameters, **overrides)
+    overrides = yaml.safe_load(args.config_overrides or "{}")
+    if not isinstance(overrides, dict):
+        raise InputError(f"--config_overrides is {args.config_overrides!r}; write '{{field: value, ...}}'.")
+    if args.num_labels is not None:
+        overrides["num_labels"] = args.num_labels
+    try:
+        model = load_official(args.family, args.weights, args.hyper_parameters, **overrides)
+    except (StrictDataclassError, TypeError) as error:
+        raise InputError(f"config_overrides {overrides}: {error}") from error
     model.save_pretrained(output)
     create_image_processor(model.config).save_pretrained(output)
     write_shim(output)
