@@ -1,4 +1,9 @@
-"""SETR: published results and training settings, and the sizes at which a recipe takes seconds."""
+"""SETR: published sizes, costs, results and training settings, and the sizes at which a recipe takes seconds."""
+
+import pytest
+import torch
+
+import hf_denseseg
 
 CITYSCAPES, ADE20K, PASCAL = "Cityscapes val", "ADE20K val", "Pascal Context val"
 
@@ -122,3 +127,51 @@ REDUCED = {
     "mla_hidden_size": 8,
     "auxiliary_layers": [1, 3],
 }
+
+# Section 5 of the specification: variant, classes, side -> parameters in millions with auxiliary heads (of which the
+# unused `conv_seg`, 512 -> classes with bias in each head, is no part here), multiply-adds in G.
+COUNTED = {
+    ("setr-naive-vit-large", 19, 768): (306.58, 959.7),
+    ("setr-naive-vit-large", 150, 512): (305.67, 362.3),
+    ("setr-mla-vit-large", 19, 768): (310.81, 973.7),
+    ("setr-mla-vit-large", 150, 512): (310.57, 378.2),
+    ("setr-pup-vit-large", 19, 768): (319.11, 1079.4),
+    ("setr-pup-vit-large", 150, 512): (318.31, 417.7),
+    ("setr-naive-vit-base", 19, 768): (88.27, 295.5),
+    ("setr-naive-deit-base", 19, 768): (88.27, 295.5),
+    ("setr-mla-vit-base", 19, 768): (92.50, 309.5),
+    ("setr-mla-deit-base", 150, 512): (92.59, 123.3),
+    ("setr-pup-vit-base", 19, 768): (98.12, 414.0),
+    ("setr-pup-deit-base", 150, 512): (97.64, 162.1),
+}
+# The same for the encoder of BEiT-L alone, in millions.
+BEIT = {512: 304.6, 768: 306.6}
+
+
+@pytest.mark.parametrize("row", COUNTED, ids=lambda row: "-".join(map(str, row)))
+def test_parameters_and_multiply_adds_are_those_of_the_specification(row):
+    name, num_labels, side = row
+    parameters, giga = COUNTED[row]
+    info = hf_denseseg.model_info(name, (side, side), num_labels=num_labels)
+    config = hf_denseseg.create_config(name)
+    heads = 1 + (4 if config.decode_head == "mla" else len(config.auxiliary_layers))
+    assert (info.parameters + heads * 513 * num_labels) / 1e6 == pytest.approx(parameters, abs=0.006)
+    assert info.multiply_adds / 1e9 == pytest.approx(giga, abs=0.06)
+
+
+@pytest.mark.parametrize("side", BEIT)
+@pytest.mark.parametrize("head", ["pup", "mla"])
+def test_beit_encoder_has_its_parameters_and_the_cost_of_vit(head, side):
+    config = hf_denseseg.create_config(f"setr-{head}-beit-large", image_size=side)
+    with torch.device("meta"):
+        encoder = hf_denseseg.SetrModel(config)
+    assert encoder.num_parameters() / 1e6 == pytest.approx(BEIT[side], abs=0.06)
+    beit, vit = (hf_denseseg.model_info(f"setr-{head}-{name}", (side, side)) for name in ("beit-large", "vit-large"))
+    assert beit.multiply_adds == pytest.approx(vit.multiply_adds, rel=0.005)
+
+
+def test_published_variants_are_the_eleven_of_the_paper():
+    names = {
+        f"setr-{head}-{name}" for head in ("naive", "pup", "mla") for name in ("vit-large", "vit-base", "deit-base")
+    }
+    assert set(hf_denseseg.list_models("setr-*")) == names | {"setr-pup-beit-large", "setr-mla-beit-large"}
