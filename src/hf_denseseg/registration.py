@@ -119,16 +119,24 @@ def create_config(name: str, **overrides: Any) -> PreTrainedConfig:
     """
     family, variant = _variant(name)
     fields = {key: value for key, value in variant.items() if key != "architecture"}
-    config_class = next(
+    config_class = _config_class(family)
+    _check_fields(config_class, overrides)
+    return config_class(architectures=[variant["architecture"]], **{**fields, **overrides})
+
+
+def _config_class(family: str) -> type[PreTrainedConfig]:
+    return next(
         each
         for each in vars(family_module(family, "configuration")).values()
         if isinstance(each, type) and issubclass(each, PreTrainedConfig) and each.model_type == family
     )
+
+
+def _check_fields(config_class: type[PreTrainedConfig], fields: Mapping[str, Any]) -> None:
     known = {each for each in dir(config_class()) if not each.startswith("_")}
-    for key in overrides:
+    for key in fields:
         if key not in known:
             raise InputError(unknown_name(f"{config_class.__name__} field", key, known))
-    return config_class(architectures=[variant["architecture"]], **{**fields, **overrides})
 
 
 def create_model(name: str, **overrides: Any) -> PreTrainedModel:
@@ -210,4 +218,6 @@ def load_official(
     Raises:
         InputError: unreadable file, or unused, missing or wrongly shaped keys (all listed in one message).
     """
-    return family_module(family, "convert").load_official(weights, hyper_parameters, **overrides)
+    convert = family_module(family, "convert")
+    _check_fields(_config_class(family), overrides)
+    return convert.load_official(weights, hyper_parameters, **overrides)
