@@ -39,7 +39,7 @@ class TestDsctSac(SegmentationModelTester):
         DsctModel,
         DsctBackbone,
     )
-    tiny, output_stride = TINY, 4
+    tiny, output_stride, pools = TINY, 4, True
 
 
 class TestDsctSapp:
