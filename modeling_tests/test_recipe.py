@@ -58,7 +58,7 @@ def test_override_words_become_values(words, expected):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("learnig_rate: 1.0e-4\n", "unknown key 'learnig_rate'. Did you mean learning_rate"),
+        ("learnig_rate: 1.0e-4\n", "Unknown key 'learnig_rate'. Did you mean 'learning_rate'"),
         ("learning_rate: 1e-4\n", r"learning_rate must be float, but is '1e-4' \(str\). Write numbers with a dot"),
         ("max_steps: 1.5\n", "max_steps must be int"),
         ("max_steps: true\n", "max_steps must be int"),

@@ -4,12 +4,16 @@ import difflib
 from collections.abc import Collection
 
 
-def unknown_name(kind: str, given: str, known: Collection[str]) -> str:
-    """Say that `given` is no known `kind`, and propose up to three of `known` that look alike (else list them all)."""
+def unknown_name(kind: str, given: str, known: Collection[str], otherwise: str | None = None) -> str:
+    """Say that `given` is no known `kind`, and propose up to three of `known` that look alike.
+
+    If none does, end with `otherwise`, or list them all.
+    """
     near = difflib.get_close_matches(given, known, n=3, cutoff=0.6)
     if near:
         return f"Unknown {kind} {given!r}. Did you mean {' or '.join(map(repr, near))}?"
-    return f"Unknown {kind} {given!r}. Known: {', '.join(sorted(known))}."
+    listed = f"Known: {', '.join(sorted(known))}."
+    return f"Unknown {kind} {given!r}. {otherwise or listed}"
 
 
 def reject_misspelled_fields(config: object, extra: Collection[str]) -> None:

@@ -1,6 +1,5 @@
 """Recipes: one flat YAML file per published row, checked key by key, overridable on the command line."""
 
-import difflib
 import logging
 import sys
 import types
@@ -15,6 +14,7 @@ from transformers import TrainingArguments
 
 from hf_denseseg.errors import InputError
 from hf_denseseg.inference import InferenceSettings
+from hf_denseseg.naming import unknown_name
 
 logger = logging.getLogger(__name__)
 
@@ -280,9 +280,8 @@ def _check(values: dict[str, Any], where: str) -> None:
     fields = recipe_fields()
     for key, value in values.items():
         if key not in fields:
-            near = difflib.get_close_matches(str(key), fields, n=3)
-            hint = f"Did you mean {' or '.join(near)}?" if near else "`denseseg train --help` lists the keys."
-            raise InputError(f"{where}: unknown key {key!r}. {hint}")
+            hint = unknown_name("key", str(key), fields, otherwise="`denseseg train --keys` lists the keys.")
+            raise InputError(f"{where}: {hint}")
         kinds = _kinds(fields[key][1])
         allowed = tuple(kinds | {int} if float in kinds else kinds)
         # bool is an int in Python, but `max_steps: true` is a mistake.
