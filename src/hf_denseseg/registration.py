@@ -118,10 +118,9 @@ def create_config(name: str, **overrides: Any) -> PreTrainedConfig:
         InputError: unknown name or unknown field; proposes the nearest.
     """
     family, variant = _variant(name)
-    fields = {key: value for key, value in variant.items() if key != "architecture"}
     config_class = _config_class(family)
     _check_fields(config_class, overrides)
-    return config_class(architectures=[variant["architecture"]], **{**fields, **overrides})
+    return config_class(**{**variant, **overrides})
 
 
 def _config_class(family: str) -> type[PreTrainedConfig]:

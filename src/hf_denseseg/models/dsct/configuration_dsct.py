@@ -104,7 +104,7 @@ _SIZES: dict[str, dict[str, Any]] = {
 }
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    f"dsct-{size}-{head}": {"architecture": "DsctForSemanticSegmentation", **fields, "decode_head": head}
+    f"dsct-{size}-{head}": {"architectures": ["DsctForSemanticSegmentation"], **fields, "decode_head": head}
     for size, fields in _SIZES.items()
     for head in ("sac", "sapp")
 }

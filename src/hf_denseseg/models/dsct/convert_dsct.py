@@ -71,8 +71,8 @@ def load_official(
     """
     official = read_weights(weights)
     if isinstance(hyper_parameters, str) and hyper_parameters in VARIANTS:
-        fields = {key: value for key, value in VARIANTS[hyper_parameters].items() if key != "architecture"}
-        return _load_encoder(DsctForSemanticSegmentation(DsctConfig(**{**fields, **overrides})), official)
+        config = DsctConfig(**{**VARIANTS[hyper_parameters], **overrides})
+        return _load_encoder(DsctForSemanticSegmentation(config), official)
     config = DsctConfig(**{**read_config(read_hyper_parameters(hyper_parameters)), **overrides})
     if any(re.search(CLASSIFIERS, key) for key in official):
         classifier = DsctForImageClassification(config)

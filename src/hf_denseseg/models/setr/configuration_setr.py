@@ -129,7 +129,7 @@ _HEADS: dict[str, dict[int, dict[str, Any]]] = {
 
 VARIANTS: dict[str, dict[str, Any]] = {
     f"setr-{head}-{name}": {
-        "architecture": "SetrForSemanticSegmentation",
+        "architectures": ["SetrForSemanticSegmentation"],
         **sizes,
         "decode_head": head,
         **_HEADS[head][sizes["num_hidden_layers"]],

@@ -103,8 +103,7 @@ def load_official(
     """
     official = fetch_weights(weights)
     if isinstance(hyper_parameters, str) and hyper_parameters in VARIANTS:
-        fields = {key: value for key, value in VARIANTS[hyper_parameters].items() if key != "architecture"}
-        fields |= _sizes_in(official, SetrConfig.patch_size)
+        fields = VARIANTS[hyper_parameters] | _sizes_in(official, SetrConfig.patch_size)
     else:
         fields = read_config(read_hyper_parameters(hyper_parameters))
     config = SetrConfig(**{**fields, **overrides})
