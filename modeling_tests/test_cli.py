@@ -11,17 +11,10 @@ from hf_denseseg.cli import COMMANDS, main, parse_arguments
 from hf_denseseg.registration import create_image_processor
 from hf_denseseg.reports import constant_prediction_miou
 from model_tester import pooling_exports_for_any_size
+from test_published_dsct import REDUCED as TINY
 
 ROOT = Path(__file__).resolve().parents[1]
 CARDS = ROOT / "model_cards"
-TINY = {
-    "spatial_hidden_sizes": [8, 16, 32],
-    "stem_channels": 8,
-    "hidden_size": 32,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 2,
-    "decoder_hidden_size": 16,
-}
 
 
 @pytest.fixture(scope="module")
