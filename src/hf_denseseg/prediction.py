@@ -19,9 +19,21 @@ from hf_denseseg.data.reading import read_image
 from hf_denseseg.errors import InputError, RunError
 from hf_denseseg.files import atomic_path, write_atomic
 from hf_denseseg.inference import InferenceSettings, Preprocessing, class_probabilities, segment_with_confidence
-from hf_denseseg.visualization import overlay
+from hf_denseseg.introspection import (
+    ShowSettings,
+    check_showable,
+    feature_picture,
+    inspect_model,
+    picture_view,
+    position_similarity,
+    position_table,
+    relative_points,
+    spread_layers,
+)
+from hf_denseseg.visualization import attention_sheet, feature_sheet, overlay, position_sheet
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
+FEATURE_SIDE = 200  # longest side of a painted feature map in pixels
 
 
 def collect_pictures(inputs: list[str], output: Path) -> dict[str, Path]:
@@ -76,6 +88,7 @@ class Predictor:
     settings: InferenceSettings
     probabilities: bool
     palette: tuple[tuple[int, int, int], ...]
+    show: ShowSettings | None = None
 
     @classmethod
     def load(
@@ -85,6 +98,7 @@ class Predictor:
         device: str | None = None,
         probabilities: bool = False,
         label_spec: str | None = None,
+        show: ShowSettings | None = None,
     ) -> "Predictor":
         """Load a checkpoint for inference.
 
@@ -94,9 +108,11 @@ class Predictor:
             device: torch device; None takes CUDA if there is one.
             probabilities: whether the probabilities of all classes are written.
             label_spec: file with the colours; None takes the checkpoint's `labels.json`, or makes them up.
+            show: pictures of the model's inside to make for each picture, if any.
 
         Raises:
-            InputError: not a segmentation checkpoint, no image processor, no such device, or colours that do not fit.
+            InputError: not a segmentation checkpoint, no image processor, no such device, colours that do not fit, or
+                a model that cannot show what `show` asks for.
             RunError: a hub id without a network.
         """
         model: Any = load_trained_model(checkpoint)
@@ -114,7 +130,10 @@ class Predictor:
         palette = LabelSpec.from_file(spec_file).palette if spec_file else color_wheel(count)
         if len(palette) != count:
             raise InputError(f"{spec_file} names {len(palette)} classes, {checkpoint} knows {count}. Give its own.")
-        return cls(checkpoint, model, preprocessing, InferenceSettings.from_dict(saved), probabilities, palette)
+        if show:
+            check_showable(model, show)
+        inference = InferenceSettings.from_dict(saved)
+        return cls(checkpoint, model, preprocessing, inference, probabilities, palette, show)
 
     def fingerprint(self, source: Path) -> dict[str, Any]:
         """What the results of a picture depend on; while it is unchanged they need not be made again."""
@@ -127,6 +146,7 @@ class Predictor:
             "palette": [list(color) for color in self.palette],
             "source": str(source),
             "source_modified": source.stat().st_mtime_ns,
+            **({"show": self.show.to_dict()} if self.show else {}),
         }
 
     def predict(self, image: Image.Image) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
@@ -140,6 +160,37 @@ class Predictor:
         confidence, ids = scores.max(0)
         return ids.cpu().numpy(), confidence.cpu().numpy(), scores.half().cpu().numpy()
 
+    def look_inside(self, image: Image.Image, name: str) -> dict[str, Image.Image]:
+        """The pictures of the model's inside that belong to one picture, by kind; none without `show`.
+
+        Raises:
+            InputError: a picked point lies outside the picture, which messages call `name`.
+        """
+        kinds = [kind for kind in self.show.kinds if kind != "positions"] if self.show else []
+        if self.show is None or not kinds:
+            return {}
+        points = relative_points(self.show.points, (image.height, image.width), name)
+        mean, std = self.preprocessing.mean, self.preprocessing.std
+        view = picture_view(pil_to_tensor(image), self.model, self.show.size, mean, std)
+        found = inspect_model(self.model, view, points, kinds)
+        sheets = {}
+        if "attention" in kinds:
+            numbers = self.show.layers or spread_layers(len(found.attention))
+            layers = {k: (found.attention[k - 1].heads, found.attention[k - 1].rollout) for k in numbers}
+            sheets["attention"] = attention_sheet(image, points, layers, found.attention[-1].rollout)
+        if "features" in kinds:
+            numbers = self.show.layers or range(1, len(found.features) + 1)
+            factor = FEATURE_SIDE / max(image.size)
+            size = (max(round(image.height * factor), 1), max(round(image.width * factor), 1))
+            encoder = {f"layer {k}": found.features[k - 1] for k in numbers}
+            decoder = {f"decoder {part}": each for part, each in found.decoder.items()}
+            groups = [
+                {label: Image.fromarray(feature_picture(each, size).permute(1, 2, 0).numpy()) for label, each in maps}
+                for maps in (encoder.items(), decoder.items())
+            ]
+            sheets["features"] = feature_sheet(image, [group for group in groups if group])
+        return sheets
+
 
 def predict_all(
     predictor: Predictor, pictures: dict[str, Path], output: Path
@@ -150,6 +201,8 @@ def predict_all(
         Number labelled now, number that was done before, and `{"source", "reason"}` of each that was left out.
     """
     records, failed, skipped = [], [], 0
+    if predictor.show and "positions" in predictor.show.kinds:
+        _write_positions(predictor, output / "shown" / "positions.png")
     # tqdm draws on terminals only; elsewhere the closing line of the command is all.
     for name, source in tqdm(pictures.items(), desc="predict", unit="picture", disable=None):
         try:
@@ -169,17 +222,27 @@ def predict_all(
     return len(records) - skipped, skipped, failed
 
 
-def _files(name: str, output: Path, probabilities: bool) -> dict[str, Path]:
+def _files(name: str, output: Path, predictor: Predictor) -> dict[str, Path]:
     files = {"mask": output / "masks" / f"{name}.png", "overlay": output / "overlays" / f"{name}.jpg"}
-    if probabilities:
+    if predictor.probabilities:
         files["probabilities"] = output / "probabilities" / f"{name}.npz"
+    for kind in predictor.show.kinds if predictor.show else ():
+        if kind != "positions":  # they belong to the model, not to a picture
+            files[kind] = output / "shown" / f"{name}_{kind}.png"
     return files
+
+
+def _write_positions(predictor: Predictor, path: Path) -> None:
+    found = position_table(predictor.model)
+    assert found is not None  # `check_showable` has seen it
+    with atomic_path(path) as aside:
+        position_sheet(position_similarity(*found).cpu()).save(aside)
 
 
 def _finished_record(predictor: Predictor, name: str, source: Path, output: Path) -> dict[str, Any] | None:
     """The record of a picture whose files are all there and were made from the same picture in the same way."""
     path = output / "records" / f"{name}.json"
-    files = _files(name, output, predictor.probabilities)
+    files = _files(name, output, predictor)
     if not path.exists() or not all(file.exists() for file in files.values()):
         return None
     record = json.loads(path.read_text())
@@ -191,13 +254,15 @@ def _predict_one(predictor: Predictor, name: str, source: Path, output: Path) ->
     made_from = predictor.fingerprint(source)
     image = read_image(source)
     try:
+        shown = predictor.look_inside(image, source.name)
         ids, confidence, scores = predictor.predict(image)
     except torch.OutOfMemoryError as error:
         raise RunError(
             f"{source} ({image.height}x{image.width}) does not fit into the memory of the device. "
-            "Give --crop_size, a smaller --base_size or --accumulation_device cpu, and run again."
+            "Give --crop_size, a smaller --base_size or --accumulation_device cpu, with --show a smaller --show_size, "
+            "and run again."
         ) from error
-    files = _files(name, output, predictor.probabilities)
+    files = _files(name, output, predictor)
     with atomic_path(files["mask"]) as aside:
         _id_map(ids, predictor.palette).save(aside)
     with atomic_path(files["overlay"]) as aside:
@@ -205,6 +270,9 @@ def _predict_one(predictor: Predictor, name: str, source: Path, output: Path) ->
     if scores is not None:
         with atomic_path(files["probabilities"]) as aside:
             np.savez_compressed(aside, probabilities=scores)
+    for kind, picture in shown.items():
+        with atomic_path(files[kind]) as aside:
+            picture.save(aside)
     names = predictor.model.config.id2label
     record = {
         "source": str(source),

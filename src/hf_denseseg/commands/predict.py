@@ -10,9 +10,12 @@ EPILOG = """examples:
   denseseg predict runs/demo/model street.jpg --output masks
   denseseg predict runs/camvid/model photos/ 'more/*.png' --output masks --crop_size 512 512 --flip
   denseseg predict CHECKPOINT photos/ --output masks --scales 0.75 1.0 1.25 --flip --probabilities
+  denseseg predict CHECKPOINT street.jpg --output masks --show attention features positions --point 320 200
 
 OUTPUT/masks/NAME.png holds class ids (a palette picture: viewers show colours, readers get ids),
 OUTPUT/overlays/NAME.jpg the colours over the picture, OUTPUT/results.json share and mean probability of each class.
+With --show, OUTPUT/shown/NAME_attention.png shows where the picked points look in each layer, NAME_features.png what
+the layers and the parts of the decoder give, and positions.png how alike the position embeddings are.
 Pictures that are done already are skipped, so an interrupted run goes on when it is started again. Faulty files are
 reported and left out; the exit code is then 1."""
 
@@ -39,6 +42,20 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--accumulation_device", metavar="DEVICE", help="where full-size scores are summed, e.g. cpu")
     parser.add_argument("--probabilities", action="store_true", help="also write OUTPUT/probabilities/NAME.npz")
     parser.add_argument("--label_spec", metavar="FILE", help="colours (default: the checkpoint's labels.json)")
+    inside = parser.add_argument_group("the model's inside, as the SETR paper shows it")
+    inside.add_argument("--show", nargs="+", choices=("attention", "features", "positions"), help="what to show")
+    inside.add_argument(
+        "--point",
+        nargs="+",
+        action="extend",
+        type=float,
+        metavar="X Y",
+        help="picked points in pixels (default: centre)",
+    )
+    inside.add_argument(
+        "--layers", nargs="+", type=int, metavar="N", help="layers, from 1 (default: all; attention: 4)"
+    )
+    inside.add_argument("--show_size", type=int, metavar="N", help="longest side that is looked at (default 512)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda if there is one)")
 
 
@@ -50,7 +67,7 @@ def main(args: argparse.Namespace) -> int:
     output = check_output_folder(args.output)
     pictures = collect_pictures(args.inputs, output)
     predictor = Predictor.load(
-        args.checkpoint, _given_settings(args), args.device, args.probabilities, args.label_spec
+        args.checkpoint, _given_settings(args), args.device, args.probabilities, args.label_spec, _given_show(args)
     )
     done, skipped, failed = predict_all(predictor, pictures, output)
     kept = f", {skipped} were done before" if skipped else ""
@@ -70,3 +87,20 @@ def _given_settings(args: argparse.Namespace) -> dict[str, Any]:
         # The saved stride belongs to the saved window.
         given = {"stride": None, **given, "mode": "slide"}
     return given
+
+
+def _given_show(args: argparse.Namespace) -> Any:
+    """What of the model's inside is wanted; None without `--show`."""
+    from hf_denseseg.introspection import ShowSettings
+
+    kinds = tuple(dict.fromkeys(args.show or ()))
+    for option, needs in (("point", {"attention"}), ("layers", {"attention", "features"}), ("show_size", set(kinds))):
+        if getattr(args, option) is not None and not needs & set(kinds):
+            wanted = " or ".join(sorted(needs)) or "attention"
+            raise InputError(f"--{option} changes nothing here. Add --show {wanted}, or leave it out.")
+    numbers = args.point or []
+    if len(numbers) % 2:
+        raise InputError(f"--point has {len(numbers)} numbers. Give pairs: X to the right and Y down, in pixels.")
+    points = tuple(zip(numbers[::2], numbers[1::2], strict=True))
+    size = {} if args.show_size is None else {"size": args.show_size}
+    return ShowSettings(kinds, points, tuple(dict.fromkeys(args.layers or ())), **size) if kinds else None
