@@ -27,7 +27,7 @@ from hf_denseseg.introspection import (
     token_grid,
 )
 from hf_denseseg.registration import create_image_processor
-from test_cli import TINY as TINY_DSCT
+from test_published_dsct import REDUCED as TINY_DSCT
 
 TINY_SETR = {
     "hidden_size": 32,
