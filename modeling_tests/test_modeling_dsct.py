@@ -50,7 +50,7 @@ class TestDsctSapp:
     test_gradients = SegmentationModelTester.test_every_parameter_learns
     test_initialisation = SegmentationModelTester.test_missing_weights_are_initialised_exactly_as_by_the_constructor
     config_class, model_class = DsctConfig, DsctForSemanticSegmentation
-    smallest_side = 13
+    smallest_side, logits_size = SegmentationModelTester.smallest_side, SegmentationModelTester.logits_size
     config, model, batch = SegmentationModelTester.config, SegmentationModelTester.model, SegmentationModelTester.batch
 
 
