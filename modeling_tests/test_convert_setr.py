@@ -193,8 +193,16 @@ def test_encoders_of_another_kind_are_refused():
 def test_weights_that_cannot_be_fetched_are_named(tmp_path):
     with pytest.raises(RunError, match="nobody/no-such-model"):
         hf_denseseg.load_official("setr", "nobody/no-such-model", SIZES)
-    with pytest.raises(InputError, match="timm has no model 'vit_huge_patch99'"):
+    with pytest.raises(RunError, match="nobody/no-such-model.v2"):  # a dot makes no file of it
+        hf_denseseg.load_official("setr", "nobody/no-such-model.v2", SIZES)
+    with pytest.raises(InputError, match="nowhere.pth do not exist"):
+        hf_denseseg.load_official("setr", "nowhere.pth", SIZES)
+    with pytest.raises(InputError, match="Unknown timm model 'vit_huge_patch99'"):
         hf_denseseg.load_official("setr", "timm:vit_huge_patch99", SIZES)
+    with pytest.raises(InputError, match="tag"):
+        hf_denseseg.load_official("setr", "timm:vit_tiny_patch16_224.nonsense", SIZES)
+    with pytest.raises(RunError, match="timm could not fetch vit_tiny_patch16_224"):  # the tests are offline
+        hf_denseseg.load_official("setr", "timm:vit_tiny_patch16_224", SIZES)
     with pytest.raises(InputError, match="no folder of a transformers model"):
         hf_denseseg.load_official("setr", tmp_path, SIZES)
 

@@ -11,10 +11,18 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModel
 
-from hf_denseseg.conversion import KeyTable, load_converted, need, read_hyper_parameters, read_weights
+from hf_denseseg.conversion import (
+    TORCH_ENDINGS,
+    KeyTable,
+    load_converted,
+    need,
+    read_hyper_parameters,
+    read_weights,
+)
 from hf_denseseg.errors import InputError, RunError
 from hf_denseseg.models.setr.configuration_setr import VARIANTS, SetrConfig
 from hf_denseseg.models.setr.modeling_setr import SetrForSemanticSegmentation, resize_position_embeddings
+from hf_denseseg.naming import unknown_name
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +140,8 @@ def fetch_weights(weights: str | Path | Mapping[str, torch.Tensor]) -> dict[str,
     """
     if isinstance(weights, str) and weights.startswith(TIMM):
         return _fetch_from_timm(weights.removeprefix(TIMM))
-    if isinstance(weights, Mapping) or Path(weights).is_file() or Path(weights).suffix:
+    endings = (".safetensors", *TORCH_ENDINGS)  # names of folders and hub ids may hold other dots
+    if isinstance(weights, Mapping) or Path(weights).is_file() or Path(weights).suffix in endings:
         return read_weights(weights)
     try:
         return AutoModel.from_pretrained(weights).state_dict()
@@ -148,13 +157,14 @@ def fetch_weights(weights: str | Path | Mapping[str, torch.Tensor]) -> dict[str,
 def _fetch_from_timm(name: str) -> dict[str, torch.Tensor]:
     import timm
 
-    known = timm.list_models(f"{name.partition('.')[0]}*")
+    known = timm.list_models()
     if name.partition(".")[0] not in known:
-        near = f" It has {', '.join(known[:5])}." if known else ""
-        raise InputError(f"timm has no model {name!r}.{near}")
+        raise InputError(unknown_name("timm model", name, known, otherwise="`timm.list_models()` names them."))
     try:
         return timm.create_model(name, pretrained=True).state_dict()
-    except Exception as error:  # timm passes on what the hub, the network and the file system raise
+    except RuntimeError as error:  # no weights under this name, or an unknown tag behind the dot
+        raise InputError(f"timm has no weights {name!r}: {error}") from error
+    except OSError as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise RunError(f"timm could not fetch {name}: {reason}") from error
 
