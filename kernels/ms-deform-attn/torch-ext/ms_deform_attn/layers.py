@@ -1,0 +1,33 @@
+"""Layers that take the place of a model's own; stateless, as the kernels library asks."""
+
+from torch import Tensor, nn
+
+from ._autograd import sample
+
+
+class MultiScaleDeformableAttention(nn.Module):
+    """The sampling step of Deformable DETR and its relatives in transformers, looked up under this name."""
+
+    has_backward = True
+    can_torch_compile = True
+
+    def forward(
+        self,
+        value: Tensor,
+        value_spatial_shapes: Tensor,
+        value_spatial_shapes_list: list[tuple[int, int]],
+        level_start_index: Tensor,
+        sampling_locations: Tensor,
+        attention_weights: Tensor,
+        im2col_step: int,
+    ) -> Tensor:
+        """Sum the values `(B, S, M, D)` at the locations with the weights: `(B, Q, M * D)`.
+
+        `level_start_index` and `im2col_step` are not needed; the shapes are read from the list of Python numbers, so
+        that no device has to be waited for. Locations stay in float32, whatever autocast does to the value.
+        """
+        shapes = [int(size) for shape in value_spatial_shapes_list for size in shape]
+        return sample(value, sampling_locations.float(), attention_weights.to(value.dtype), shapes)
+
+
+__all__ = ["MultiScaleDeformableAttention"]
