@@ -86,8 +86,8 @@ Problem describe(const Tensor& value, const Tensor& points, const Tensor& weight
   const int64_t levels = points.size(3), per_level = points.size(4), all = levels * per_level;
   STD_TORCH_CHECK(levels <= kMaxLevels && all <= kMaxPoints && all > 0, "1 to ", kMaxLevels, " levels and ", kMaxPoints,
                   " points per head are served, ", levels, " levels and ", all, " points were given");
-  STD_TORCH_CHECK(problem.channels % 16 == 0 && problem.channels > 0 && problem.channels <= 128,
-                  "heads of 16, 32, ... 128 channels are served, ", problem.channels, " were given");
+  STD_TORCH_CHECK(problem.channels % 16 == 0 && problem.channels > 0,
+                  "the channels of a head have to be a multiple of 16, ", problem.channels, " were given");
   STD_TORCH_CHECK(problem.tokens * problem.heads * problem.channels < (int64_t(1) << 30),
                   "one picture has more than 2^30 values");
   problem.levels = levels;

@@ -4,15 +4,21 @@ Letters in the shapes: B pictures, Q queries, S value tokens (the sum of height 
 D channels of a head, L levels, P points of a query, head and level.
 """
 
-from collections.abc import Sequence
+import math
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.flop_counter import register_flop_formula
 
-from hf_denseseg.errors import InputError
+from hf_denseseg.errors import InputError, RunError
+from hf_denseseg.ops.kernel_loading import find_hub_kernel, find_kernel, warn_once
 
 Shapes = Sequence[tuple[int, int]]
+PATHS = ("auto", "compiled", "triton", "hub", "reference")  # what DENSESEG_MSDA may be set to
 
 _OUTSIDE = -4.0  # grid coordinate of a point that counts for nothing: no corner of it touches the map
 _LARGEST_SAMPLE = 2**26  # numbers that one call of grid_sample gives out (256 MiB in float32)
@@ -39,13 +45,29 @@ def ms_deform_attn(
         InputError: if the shapes do not belong together.
     """
     _check(value, offsets, logits, spatial_shapes)
-    size = _width_heights(spatial_shapes, offsets)
+    device = value.device.type
+    if torch.is_autocast_enabled(device):
+        value = value.to(torch.get_autocast_dtype(device))
     offsets, reference_points = _exact(offsets), _exact(reference_points)
-    if reference_points.shape[-1] == 4:
+    if reference_points.shape[-1] == 4:  # boxes: bring their offsets into pixels, so that kernels know one form only
         reference_points, box = reference_points.split(2, -1)
-        offsets = offsets * (box * size * (0.5 / offsets.shape[-2]))[:, :, None, :, None]
-    centres = reference_points * size - 0.5
-    locations = centres[:, :, None, :, None] + offsets
+        scale = box * _width_heights(spatial_shapes, offsets) * (0.5 / offsets.shape[-2])
+        offsets = offsets * scale[:, :, None, :, None]
+    path = choose_path(value, offsets)
+    if path == "reference":
+        return attend_plainly(value, offsets, logits, reference_points, spatial_shapes)
+    if path == "hub":
+        return _attend_with_hub_kernel(value, offsets, logits, reference_points, spatial_shapes)
+    flat = [size for shape in spatial_shapes for size in shape]
+    return torch.ops.hf_denseseg.ms_deform_attn(value, offsets, logits, reference_points, flat)[0]
+
+
+def attend_plainly(
+    value: Tensor, offsets: Tensor, logits: Tensor, reference_points: Tensor, spatial_shapes: Shapes
+) -> Tensor:
+    """The definition in plain torch, for 2-column reference points; arguments as of `ms_deform_attn`."""
+    offsets, size = _exact(offsets), _width_heights(spatial_shapes, offsets)
+    locations = (_exact(reference_points) * size - 0.5)[:, :, None, :, None] + offsets
     weights = logits.to(locations.dtype).flatten(-2).softmax(-1).view(logits.shape)
     return _sample(value, locations, weights, spatial_shapes)
 
@@ -85,6 +107,179 @@ def _width_heights(spatial_shapes: Shapes, like: Tensor) -> Tensor:
         for shape in spatial_shapes
     ]
     return torch.stack(rows)
+
+
+def choose_path(value: Tensor, offsets: Tensor) -> str:
+    """The code that will run: "compiled" (CPU), "triton" (CUDA), "hub" (CUDA, float32, eager) or "reference".
+
+    `DENSESEG_MSDA` forces one of them.
+
+    Raises:
+        InputError: if the forced one does not exist, or cannot serve these tensors.
+    """
+    forced, device = _forced_path(), value.device.type
+    if forced == "reference" or (forced == "auto" and not _computable(value, offsets)):
+        return "reference"
+    if device == "meta":  # sizes and counts only
+        return "compiled"
+    own = "compiled" if device == "cpu" else "triton"
+    reason = _own_kernel_fault(device)
+    if reason is None and not torch.compiler.is_compiling():
+        kernel = find_kernel(device).kernel
+        assert kernel is not None
+        reason = kernel.unserved(value, offsets)
+    eager_cuda = device == "cuda" and not torch.compiler.is_compiling()
+    if forced == "auto":
+        if eager_cuda and value.dtype == torch.float32 and find_hub_kernel().kernel is not None:
+            return "hub"  # until ours is measured to be faster on a device
+        if reason is None:
+            return own
+        return "hub" if eager_cuda and find_hub_kernel().kernel is not None else "reference"
+    if forced == "hub":
+        reason = find_hub_kernel().reasons() if eager_cuda else "the hub kernel is for eager CUDA only"
+    elif forced != own:
+        reason = f"it is for {'the CPU' if forced == 'compiled' else 'CUDA'}, the tensors are on {device}"
+    if reason:
+        raise InputError(f"DENSESEG_MSDA={forced} cannot be followed: {reason}. Set it to auto or reference.")
+    return forced
+
+
+def _computable(value: Tensor, offsets: Tensor) -> bool:
+    """Whether kernels exist for these types and counts; float64 is for those who check gradients."""
+    exact = torch.float64 in (value.dtype, offsets.dtype)
+    return not exact and offsets.shape[3] <= 16 and offsets.shape[3] * offsets.shape[4] <= 256
+
+
+@torch.compiler.assume_constant_result
+def _forced_path() -> str:
+    """`DENSESEG_MSDA`, or "reference" while a graph is made that has to run elsewhere."""
+    forced = os.environ.get("DENSESEG_MSDA", "auto")
+    if forced not in PATHS:
+        raise InputError(f"DENSESEG_MSDA={forced} is unknown; choose one of {', '.join(PATHS)}.")
+    return "reference" if torch.onnx.is_in_onnx_export() else forced
+
+
+@torch.compiler.assume_constant_result
+def _own_kernel_fault(device_type: str) -> str | None:
+    """Why there is no kernel of ours for a type of device, or None; the first failure is logged."""
+    search = find_kernel(device_type)
+    if search.kernel is not None:
+        return None
+    if device_type in ("cpu", "cuda"):
+        warn_once(f"Deformable attention runs in plain torch on {device_type}, many times slower: {search.reasons()}")
+    return search.reasons()
+
+
+def _attend_with_hub_kernel(
+    value: Tensor, offsets: Tensor, logits: Tensor, reference_points: Tensor, spatial_shapes: Shapes
+) -> Tensor:
+    """The hub's kernel accumulates in the dtype it is given, so everything goes there in float32."""
+    kernel = find_hub_kernel().kernel
+    assert kernel is not None
+    size = _width_heights(spatial_shapes, offsets)
+    locations = reference_points[:, :, None, :, None] + offsets / size[:, None]
+    weights = logits.float().flatten(-2).softmax(-1).view(logits.shape)
+    shapes = torch.tensor(spatial_shapes, device=value.device)
+    starts = torch.cat([shapes.new_zeros(1), shapes.prod(1).cumsum(0)[:-1]])
+    layer = kernel.layers.MultiScaleDeformableAttention()
+    columns = min(value.shape[0], 64)  # pictures the kernel takes at a time; they have to divide the batch
+    columns = columns if value.shape[0] % columns == 0 else 1
+    arguments = (shapes, list(spatial_shapes), starts, locations.contiguous(), weights, columns)
+    return layer(value.float().contiguous(), *arguments).to(value.dtype)
+
+
+@torch.library.custom_op("hf_denseseg::ms_deform_attn", mutates_args=())
+def _forward(
+    value: Tensor, offsets: Tensor, logits: Tensor, reference_points: Tensor, spatial_shapes: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """Output and log-sum-exp, by our kernel where there is one: an exported program may run where there is none."""
+    kernel = find_kernel(value.device.type).kernel
+    if kernel is not None and kernel.unserved(value, offsets) is None:
+        return kernel.forward(value, offsets, logits, reference_points, list(spatial_shapes))
+    shapes = list(zip(spatial_shapes[::2], spatial_shapes[1::2], strict=True))
+    out = attend_plainly(value, offsets, logits, reference_points, shapes)
+    return out, logits.float().flatten(-2).logsumexp(-1)
+
+
+@torch.library.custom_op("hf_denseseg::ms_deform_attn_backward", mutates_args=())
+def _backward(
+    grad: Tensor,
+    value: Tensor,
+    offsets: Tensor,
+    logits: Tensor,
+    reference_points: Tensor,
+    spatial_shapes: Sequence[int],
+    out: Tensor,
+    lse: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    search = find_kernel(value.device.type)
+    if search.kernel is None:
+        raise RunError(
+            f"this program was traced with a deformable-attention kernel that is missing here: {search.reasons()}. "
+            "Run `denseseg kernels build`, or trace it again with DENSESEG_MSDA=reference."
+        )
+    return search.kernel.backward(grad, value, offsets, logits, reference_points, list(spatial_shapes), out, lse)
+
+
+@_forward.register_fake
+def _(value: Tensor, offsets: Tensor, logits: Tensor, reference_points: Tensor, spatial_shapes: Any) -> Any:
+    out = value.new_empty(value.shape[0], offsets.shape[1], value.shape[2] * value.shape[3])
+    return out, logits.new_empty(logits.shape[:3], dtype=torch.float32)
+
+
+@_backward.register_fake
+def _(grad: Tensor, value: Tensor, offsets: Tensor, logits: Tensor, *rest: Any) -> Any:
+    return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in (value, offsets, logits))
+
+
+def _keep(ctx: Any, inputs: tuple, output: tuple) -> None:
+    *tensors, ctx.spatial_shapes = inputs
+    ctx.save_for_backward(*tensors, *output)
+
+
+def _gradients(ctx: Any, grad: Tensor, _: Any) -> tuple:
+    """Gradients of the op; that of the reference points is the sum of the offsets' in units of the picture."""
+    value, offsets, logits, reference_points, out, lse = ctx.saved_tensors
+    shapes = ctx.spatial_shapes
+    grads = _backward(grad.contiguous(), value, offsets, logits, reference_points, shapes, out, lse)
+    reference = None
+    if ctx.needs_input_grad[3]:
+        size = _width_heights(list(zip(shapes[::2], shapes[1::2], strict=True)), grads[1])
+        reference = (grads[1].sum((2, 4)) * size).sum_to_size(reference_points.shape)
+    return *grads, reference, None
+
+
+def _no_second_derivative(ctx: Any, *grads: Tensor) -> None:
+    raise RunError(
+        "the kernels for deformable attention have no second derivative. Set DENSESEG_MSDA=reference, which "
+        "computes it in plain torch."
+    )
+
+
+_forward.register_autograd(_gradients, setup_context=_keep)
+_backward.register_autograd(_no_second_derivative)
+
+
+@register_flop_formula(torch.ops.hf_denseseg.ms_deform_attn)
+def _operations(value: Any, offsets: Any, *rest: Any, out_shape: Any = None, **kwargs: Any) -> int:
+    """Two operations for each of the four corners of every point and channel."""
+    return 8 * math.prod(offsets[:-1]) * value[-1]
+
+
+def _autocast_rule(device_type: str) -> Callable:
+    """What autocast does to the operator: the value follows it, coordinates stay in float32."""
+
+    def rule(value: Tensor, offsets: Tensor, logits: Tensor, reference_points: Tensor, shapes: Sequence[int]) -> Any:
+        dtype = torch.get_autocast_dtype(device_type)
+        with torch.autocast(device_type, enabled=False):
+            return _forward(value.to(dtype), offsets.float(), logits, reference_points.float(), shapes)
+
+    return rule
+
+
+_AUTOCAST = torch.library.Library("hf_denseseg", "FRAGMENT")
+_AUTOCAST.impl("ms_deform_attn", _autocast_rule("cpu"), "AutocastCPU")
+_AUTOCAST.impl("ms_deform_attn", _autocast_rule("cuda"), "AutocastCUDA")
 
 
 def _check(value: Tensor, points: Tensor, weights: Tensor, spatial_shapes: Shapes) -> None:

@@ -1,7 +1,7 @@
 """Multi-scale deformable attention: compiled for CPUs (AVX-512, AVX2, any other), Triton for CUDA.
 
-`ms_deform_attn` takes raw offsets, raw logits and reference points; softmax and locations are computed inside and never
-stored. `sample` takes ready locations and weights, and `layers.MultiScaleDeformableAttention` is the layer that
+`ms_deform_attn` takes raw offsets, raw logits and reference points; softmax and locations are computed inside and
+never stored. `sample` takes ready locations and weights, and `layers.MultiScaleDeformableAttention` is the layer that
 transformers' Deformable DETR and its relatives look up. `forward` and `backward` are the passes of `ms_deform_attn`
 for those who register an operator of their own.
 """

@@ -66,7 +66,14 @@ def backward_sampled(
     """Gradients of value, locations and weights."""
     nothing = weights.new_empty(0, dtype=torch.float32)
     grads = ops.backward(
-        _wide_heads(grad, value), _wide(value), _rows(locations), _rows(weights), None, spatial_shapes, nothing, nothing
+        _wide_heads(grad, value),
+        _wide(value),
+        _rows(locations),
+        _rows(weights),
+        None,
+        spatial_shapes,
+        nothing,
+        nothing,
     )
     return _gradients(grads, value, locations, weights)
 

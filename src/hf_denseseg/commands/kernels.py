@@ -1,0 +1,94 @@
+"""`denseseg kernels`: build the compiled operator, say which code will run, measure it."""
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hf_denseseg.ops import kernel_benchmark
+from hf_denseseg.ops.kernel_build import BUILD, SOURCE, build, compiler
+from hf_denseseg.ops.kernel_loading import KERNEL, find_hub_kernel, find_kernel
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add `kernels` to the command line."""
+    parser = subparsers.add_parser(
+        "kernels",
+        help="build, inspect and measure the deformable-attention kernel",
+        description="The compiled deformable attention: build it with the C++ compiler of this machine, see which "
+        "code will run and why, measure it against the plain PyTorch form of transformers.",
+        epilog="example: denseseg kernels build && denseseg kernels info && denseseg kernels bench --threads 2",
+    )
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    build_parser = actions.add_parser("build", help="compile it (seconds), unless that has been done")
+    build_parser.add_argument(
+        "--source", type=Path, default=SOURCE, help="kernel repository (default: the checkout's)"
+    )
+    build_parser.add_argument("--output", type=Path, help="folder to build into (default: build/ in the source)")
+    build_parser.add_argument("--optional", action="store_true", help="without a compiler, say so and succeed")
+    info = actions.add_parser("info", help="which code runs on the CPU and on the GPU, and why")
+    info.add_argument("--json", action="store_true", help="print JSON")
+    bench = actions.add_parser("bench", help="time and memory against the PyTorch form of transformers")
+    bench.add_argument("--cases", nargs="+", choices=sorted(kernel_benchmark.CASES), default=["unept-decoder"])
+    bench.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch threads (default: torch's)")
+    bench.add_argument("--repeats", type=int, default=3, help="runs per side; the fastest counts (default 3)")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run one of the three actions."""
+    return {"build": _build, "info": _info, "bench": _bench}[args.action](args)
+
+
+def _build(args: argparse.Namespace) -> int:
+    if args.optional and compiler() is None:
+        print("no C++ compiler was found: deformable attention will run in plain torch, many times slower.")
+        return 0
+    output = args.output or (BUILD if args.source == SOURCE else args.source / "build")
+    for variant in build(args.source, output):
+        print(f"ready: {variant}")
+    if output != BUILD:
+        print(f"use it with: export LOCAL_KERNELS={KERNEL}={output.resolve()}")
+    return 0
+
+
+def _info(args: argparse.Namespace) -> int:
+    report: dict[str, Any] = {"DENSESEG_MSDA": os.environ.get("DENSESEG_MSDA", "auto"), "compiler": compiler()}
+    for device in ("cpu", "cuda"):
+        search = find_kernel(device)
+        kernel, failures = search.kernel, dict(search.failures)
+        path = {"cpu": "compiled", "cuda": "triton"}[device] if kernel is not None else "reference"
+        if device == "cuda" and torch.cuda.is_available():
+            hub = find_hub_kernel()
+            failures |= hub.failures
+            path = "hub (eager float32), " + path if hub.kernel is not None else path
+        report[device] = {"runs": path, "from": search.source, "not used": failures}
+        if device == "cpu" and kernel is not None:
+            report[device]["instruction set"] = kernel.instruction_set()
+    if args.json:
+        print(json.dumps(report, indent=1))
+        return 0
+    for name, value in report.items():
+        rows = value if isinstance(value, dict) else {"": value}
+        for key, entry in rows.items():
+            text = "; ".join(f"{k}: {v}" for k, v in entry.items()) if isinstance(entry, dict) else entry
+            print(f"{name:<14} {key:<16} {text or '-'}")
+    return 0
+
+
+def _bench(args: argparse.Namespace) -> int:
+    before = torch.get_num_threads()
+    torch.set_num_threads(args.threads)
+    try:
+        print(f"{'case':<20}{'pass':<10}{'ours ms':>10}{'torch ms':>10}{'ratio':>8}{'ours MiB':>10}{'torch MiB':>10}")
+        for name in args.cases:
+            for step, row in kernel_benchmark.measure(name, args.repeats).items():
+                print(
+                    f"{name:<20}{step:<10}{row['ours_ms']:>10.1f}{row['peer_ms']:>10.1f}{row['time_ratio']:>7.1f}x"
+                    f"{row['ours_mib']:>10.1f}{row['peer_mib']:>10.1f}"
+                )
+    finally:
+        torch.set_num_threads(before)
+    return 0

@@ -1,0 +1,122 @@
+"""Find and load kernels for deformable attention with the `kernels` library; nothing is ever compiled here.
+
+Sources, in order: a folder named in `LOCAL_KERNELS`, the build folder of a checkout (`denseseg kernels build`), the
+kernels hub. A kernel is checked against the definition when it is loaded. Without any, plain torch does the work, and
+one warning says why.
+"""
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from hf_denseseg.ops.kernel_build import BUILD
+
+KERNEL = "hf-denseseg/ms-deform-attn"
+VERSION = 1
+INTERFACE = 1  # what the functions of the kernel take and give, as this module expects it
+HUB_KERNEL = "kernels-community/deformable-detr"  # CUDA, float32, eager
+HUB_VERSION = 1
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Search:
+    """What looking for a kernel led to.
+
+    Args:
+        kernel: the loaded module, or None.
+        source: where it came from.
+        failures: source -> why it gave none.
+    """
+
+    kernel: ModuleType | None = None
+    source: str | None = None
+    failures: dict[str, str] = field(default_factory=dict)
+
+    def reasons(self) -> str:
+        """All failures in one line."""
+        return "; ".join(f"{source}: {reason}" for source, reason in self.failures.items())
+
+
+@lru_cache
+def find_kernel(device_type: str) -> Search:
+    """Our own kernel for a type of device ("cpu" or "cuda"); searched once per process."""
+    search = Search()
+    if device_type not in ("cpu", "cuda"):
+        search.failures["kernel"] = f"there is none for {device_type}"
+        return search
+    named = [entry.partition("=")[2] for entry in os.environ.get("LOCAL_KERNELS", "").split(":") if KERNEL in entry]
+    if named:
+        _try(search, f"LOCAL_KERNELS ({named[0]})", lambda library: _from_hub(library, device_type))
+    elif BUILD.is_dir():
+        _try(search, f"build folder {BUILD}", lambda library: library.get_local_kernel(BUILD, backend=device_type))
+    if search.kernel is None and not named:
+        _try(search, f"hub {KERNEL}", lambda library: _from_hub(library, device_type))
+    if search.kernel is not None and (reason := _fault(search.kernel, device_type)):
+        search.failures[str(search.source)], search.kernel, search.source = reason, None, None
+    return search
+
+
+@lru_cache
+def find_hub_kernel() -> Search:
+    """The CUDA kernel of the Deformable DETR authors from the kernels hub; searched once per process."""
+    search = Search()
+    _try(search, f"hub {HUB_KERNEL}", lambda library: library.get_kernel(HUB_KERNEL, version=HUB_VERSION))
+    return search
+
+
+def _from_hub(library: Any, device_type: str) -> ModuleType:
+    """Our kernel by its id, which `LOCAL_KERNELS` may lead to a folder; no other publisher is trusted for it."""
+    return library.get_kernel(KERNEL, version=VERSION, backend=device_type, trust_remote_code=[KERNEL])
+
+
+def _try(search: Search, source: str, load: Callable[[Any], ModuleType]) -> None:
+    """Load from one source; whatever goes wrong becomes a reason, since plain torch can always do the work."""
+    try:
+        import kernels
+    except ImportError:
+        search.failures[source] = "the kernels library is missing (pip install 'hf-denseseg[kernels]')"
+        return
+    try:
+        search.kernel, search.source = load(kernels), source
+    except Exception as error:  # a foreign library, foreign files, the network: the kinds of failure are open-ended
+        search.failures[source] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+
+
+def _fault(kernel: ModuleType, device_type: str) -> str | None:
+    """Why a loaded kernel must not be used: another interface, or results that differ from the definition."""
+    from hf_denseseg.ops.ms_deform_attn import attend_plainly
+
+    if getattr(kernel, "INTERFACE", None) != INTERFACE:
+        return (
+            f"it has interface {getattr(kernel, 'INTERFACE', None)}, {INTERFACE} is needed; build or download it anew"
+        )
+    if device_type == "cuda" and not torch.cuda.is_available():
+        return "no CUDA device is present"
+    shapes = [(3, 5), (2, 2)]
+    random = torch.Generator().manual_seed(0)
+    sizes = [(1, 19, 2, 32), (1, 4, 2, 2, 3, 2), (1, 4, 2, 2, 3), (1, 4, 2, 2)]
+    value, offsets, logits, references = (torch.randn(size, generator=random).to(device_type) for size in sizes)
+    try:
+        if (reason := kernel.unserved(value, offsets)) is not None:
+            return reason
+        found, _ = kernel.forward(value, offsets, logits, references.sigmoid(), [3, 5, 2, 2])
+    except Exception as error:
+        return f"its first call failed with {type(error).__name__}: {error}"
+    expected = attend_plainly(value, offsets, logits, references.sigmoid(), shapes)
+    if not torch.allclose(found, expected, atol=1e-5):
+        return "its results differ from the definition; build or download it anew"
+    return None
+
+
+@lru_cache
+def warn_once(message: str) -> None:
+    """Log a warning the first time it is given."""
+    logger.warning(message)
