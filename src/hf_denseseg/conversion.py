@@ -12,8 +12,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from hf_denseseg.errors import InputError
+from hf_denseseg.errors import InputError, RunError
+from hf_denseseg.naming import unknown_name
 
+TIMM = "timm:"
 TORCH_ENDINGS = (".pth", ".pt", ".bin", ".tar")
 
 
@@ -88,6 +90,46 @@ def _read_file(path: Path) -> Any:
         raise InputError(
             f"Weights {path} cannot be read ({error}). The file may be cut off; fetch it again."
         ) from error
+
+
+def fetch_weights(weights: str | Path | Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Read a file or state dict; let timm fetch `timm:NAME` and transformers a folder or hub id.
+
+    Raises:
+        InputError: a name that timm does not know, a file that cannot be read.
+        RunError: weights that cannot be fetched.
+    """
+    if isinstance(weights, str) and weights.startswith(TIMM):
+        return _fetch_from_timm(weights.removeprefix(TIMM))
+    endings = (".safetensors", *TORCH_ENDINGS)  # names of folders and hub ids may hold other dots
+    if isinstance(weights, Mapping) or Path(weights).is_file() or Path(weights).suffix in endings:
+        return read_weights(weights)
+    from transformers import AutoModel
+
+    try:
+        return AutoModel.from_pretrained(weights).state_dict()
+    except (OSError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if Path(weights).exists():
+            raise InputError(f"{weights} is no folder of a transformers model ({reason}).") from error
+        raise RunError(
+            f"Encoder weights {str(weights)!r} could not be fetched: {reason} Give a file, a folder, or timm:NAME."
+        ) from error
+
+
+def _fetch_from_timm(name: str) -> dict[str, torch.Tensor]:
+    import timm
+
+    known = timm.list_models()
+    if name.partition(".")[0] not in known:
+        raise InputError(unknown_name("timm model", name, known, otherwise="`timm.list_models()` names them."))
+    try:
+        return timm.create_model(name, pretrained=True).state_dict()
+    except RuntimeError as error:  # no weights under this name, or an unknown tag behind the dot
+        raise InputError(f"timm has no weights {name!r}: {error}") from error
+    except OSError as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise RunError(f"timm could not fetch {name}: {reason}") from error
 
 
 def read_hyper_parameters(hyper_parameters: str | Path | Mapping[str, Any]) -> dict[str, Any]:

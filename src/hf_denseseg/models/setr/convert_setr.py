@@ -9,24 +9,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from transformers import AutoModel
 
-from hf_denseseg.conversion import (
-    TORCH_ENDINGS,
-    KeyTable,
-    load_converted,
-    need,
-    read_hyper_parameters,
-    read_weights,
-)
-from hf_denseseg.errors import InputError, RunError
+from hf_denseseg.conversion import KeyTable, fetch_weights, load_converted, need, read_hyper_parameters
+from hf_denseseg.errors import InputError
 from hf_denseseg.models.setr.configuration_setr import VARIANTS, SetrConfig
 from hf_denseseg.models.setr.modeling_setr import SetrForSemanticSegmentation, resize_position_embeddings
-from hf_denseseg.naming import unknown_name
 
 logger = logging.getLogger(__name__)
-
-TIMM = "timm:"
 
 Renames = tuple[tuple[str, Any], ...]
 
@@ -129,44 +118,6 @@ def load_official(
         "" if whole else " The decoder has random weights, train it.",
     )
     return model.eval()
-
-
-def fetch_weights(weights: str | Path | Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Read a file or state dict; let timm fetch `timm:NAME` and transformers a folder or hub id.
-
-    Raises:
-        InputError: a name that timm does not know, a file that cannot be read.
-        RunError: weights that cannot be fetched.
-    """
-    if isinstance(weights, str) and weights.startswith(TIMM):
-        return _fetch_from_timm(weights.removeprefix(TIMM))
-    endings = (".safetensors", *TORCH_ENDINGS)  # names of folders and hub ids may hold other dots
-    if isinstance(weights, Mapping) or Path(weights).is_file() or Path(weights).suffix in endings:
-        return read_weights(weights)
-    try:
-        return AutoModel.from_pretrained(weights).state_dict()
-    except (OSError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        if Path(weights).exists():
-            raise InputError(f"{weights} is no folder of a transformers model ({reason}).") from error
-        raise RunError(
-            f"Encoder weights {str(weights)!r} could not be fetched: {reason} Give a file, a folder, or timm:NAME."
-        ) from error
-
-
-def _fetch_from_timm(name: str) -> dict[str, torch.Tensor]:
-    import timm
-
-    known = timm.list_models()
-    if name.partition(".")[0] not in known:
-        raise InputError(unknown_name("timm model", name, known, otherwise="`timm.list_models()` names them."))
-    try:
-        return timm.create_model(name, pretrained=True).state_dict()
-    except RuntimeError as error:  # no weights under this name, or an unknown tag behind the dot
-        raise InputError(f"timm has no weights {name!r}: {error}") from error
-    except OSError as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise RunError(f"timm could not fetch {name}: {reason}") from error
 
 
 def decoder_of(official: Mapping[str, torch.Tensor]) -> str:
