@@ -92,10 +92,15 @@ def slide_logits(model: nn.Module, pixel_values: torch.Tensor, settings: Inferen
 def predict_logits(model: nn.Module, pixel_values: torch.Tensor, settings: InferenceSettings) -> torch.Tensor:
     """Logits of a normalised batch: the model's own resolution for the whole image, `(H, W)` for sliding windows.
 
-    A window that covers the image is the whole image, bit for bit.
+    A window that covers the image is the whole image, bit for bit, unless the image is padded to it.
     """
     if settings.mode == "slide":
         crop_size, _ = settings.window()
+        height, width = pixel_values.shape[-2:]
+        if settings.pad_to_window and (height < crop_size[0] or width < crop_size[1]):
+            missing = (max(crop_size[0] - height, 0), max(crop_size[1] - width, 0))
+            padded = F.pad(pixel_values, (0, missing[1], 0, missing[0]))
+            return slide_logits(model, padded, settings)[..., :height, :width]
         if pixel_values.shape[-2] > crop_size[0] or pixel_values.shape[-1] > crop_size[1]:
             return slide_logits(model, pixel_values, settings)
     return model(pixel_values=pixel_values).logits

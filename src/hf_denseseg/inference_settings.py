@@ -30,6 +30,8 @@ class InferenceSettings:
         base_size: the picture is resized into this size times the scale, ratio kept; None is its own size.
         raise_short_side: the short side never gets smaller than the window's; with several scales the short side
             alone is fitted into `base_size`, and the long side follows (SETR's test protocol).
+        pad_to_window: a picture smaller than the window is padded to it at the right and bottom, with the mean colour
+            (mmsegmentation and UN-EPT); else the window shrinks to the picture.
         average: what is averaged over scales and flips, `"probabilities"` or `"logits"`.
         window_batch_size: windows per model call.
         accumulation_device: where full-size scores are summed, e.g. `"cpu"`; None is the model's device.
@@ -46,6 +48,7 @@ class InferenceSettings:
     flip: bool = False
     base_size: tuple[int, int] | None = None
     raise_short_side: bool = False
+    pad_to_window: bool = False
     average: str = "probabilities"
     window_batch_size: int = 4
     accumulation_device: str | None = None
@@ -59,7 +62,7 @@ class InferenceSettings:
         for name in ("window_batch_size", "chunk_classes"):
             if not _is_positive_int(getattr(self, name)):
                 raise InputError(f"Inference setting {name} is {getattr(self, name)!r}. Give a whole number above 0.")
-        for name in ("flip", "raise_short_side"):
+        for name in ("flip", "raise_short_side", "pad_to_window"):
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"Inference setting {name} is {getattr(self, name)!r}. Give true or false.")
         object.__setattr__(self, "scales", _scales(self.scales))
@@ -74,9 +77,10 @@ class InferenceSettings:
 
     def _check_window(self) -> None:
         if self.crop_size is None:
-            if self.mode == "slide" or self.stride or self.raise_short_side:
+            if self.mode == "slide" or self.stride or self.raise_short_side or self.pad_to_window:
                 raise InputError(
-                    "Sliding windows, `stride` and `raise_short_side` need `crop_size`. Give it as (height, width)."
+                    "Sliding windows, `stride`, `raise_short_side` and `pad_to_window` need `crop_size`. "
+                    "Give it as (height, width)."
                 )
         elif self.stride and (self.stride[0] > self.crop_size[0] or self.stride[1] > self.crop_size[1]):
             raise InputError(

@@ -77,6 +77,9 @@ class DataArguments:
     test_raise_short_side: bool = field(
         default=False, metadata={"help": "SETR: no short side below the window's; of several scales no long limit"}
     )
+    test_pad_to_window: bool = field(
+        default=False, metadata={"help": "pad a picture smaller than the window to it; else the window shrinks"}
+    )
     test_flip: bool = field(default=False, metadata={"help": "average with the mirrored picture"})
 
     def inference_settings(self) -> InferenceSettings:
@@ -90,6 +93,7 @@ class DataArguments:
                 "scales": self.test_scales,
                 "flip": self.test_flip,
                 "raise_short_side": self.test_raise_short_side,
+                "pad_to_window": self.test_pad_to_window,
             }
         )
 
