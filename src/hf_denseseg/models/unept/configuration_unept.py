@@ -1,0 +1,158 @@
+"""Configuration of UN-EPT and the sizes of its published variants."""
+
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers.backbone_utils import BackboneConfigMixin
+from transformers.configuration_utils import PreTrainedConfig
+
+from hf_denseseg.naming import reject_misspelled_fields
+
+OUTPUT_STRIDE = 8
+"""Input pixels per query of the decoder, along each axis."""
+
+LOSS_WEIGHTS = {"code": (0.8, 1.0, 5.0, 0.6), "paper": (1.0, 1.5, 3.0, 0.7)}
+"""Weights of coarse, refined, boundary and direction loss: released training script, and Sec. 3.2 (Eq. 7)."""
+
+
+@strict
+class UneptConfig(BackboneConfigMixin, PreTrainedConfig):
+    """Configuration of UN-EPT; the defaults are the published network on ResNet-50.
+
+    Args:
+        num_channels: channels of the input picture.
+        image_size: training crop in pixels, one number or (height, width); its grids are those that the query table
+            and DeiT's positions are stored at. Pictures of other sizes get interpolated tables.
+        backbone_type: `"resnet"` (timm's `resnet50c` at stride 8) or `"deit"` (distilled DeiT).
+        depths: bottlenecks in each stage of the ResNet.
+        base_channels: width of the ResNet's first stage; a bottleneck gives four times its width out.
+        stem_channels: channels after the ResNet's stem.
+        patch_size: side of a DeiT patch in pixels.
+        backbone_hidden_size: channels of DeiT's tokens.
+        backbone_num_attention_heads: attention heads of each DeiT layer.
+        backbone_mlp_ratio: hidden width of DeiT's MLPs as a multiple of `backbone_hidden_size`.
+        backbone_layer_norm_eps: of DeiT's LayerNorms.
+        out_layers: DeiT layers whose output makes the pyramid, counted from 1; the last is DeiT's depth.
+        hidden_size: channels of the pyramid, the queries and the spatial branch (d_model).
+        num_hidden_layers: layers of the context encoder, and as many of its decoder.
+        num_attention_heads: heads of both kinds of attention there.
+        num_points: sampled points of each query, head and level (N).
+        intermediate_size: hidden width of the feed-forward networks of encoder and decoder.
+        dropout: in encoder and decoder, in training.
+        layer_norm_eps: of their LayerNorms.
+        spatial_channels: channels of the first two convolutions of the spatial branch.
+        head_channels: channels inside boundary and direction head.
+        decoder_self_attention: `"pointwise"` (each query sees itself: the released code on one picture), `"batch"`
+            (the same place in all pictures of a batch: the released code as written; for training only) or
+            `"spatial"` (all queries of a picture; neither code nor paper).
+        use_boundary_refinement: whether `logits` are the refined ones.
+        refine_scale: pixels that the refinement looks ahead.
+        boundary_threshold_on: what is compared with 0.5 to find boundary pixels: the raw `"logit"` (released code) or
+            the `"probability"`.
+        loss_weights: of coarse, refined, boundary and direction loss; `"code"`, `"paper"` or four numbers.
+        loss_normalization: `"all"` divides the loss by all pixels, void included (official code), `"valid"` by the
+            valid ones.
+        direction_supervision: directions are learned at `"predicted"` (released code) or `"true"` boundary pixels.
+        min_class_pixels: classes with fewer pixels in a crop get no boundary and no direction.
+        ignore_small_classes: leave their pixels out of both losses; else they count as boundary (released code).
+        official_targets: count void as boundary too, as the released code does.
+        semantic_loss_ignore_index: train id that the losses leave out.
+    """
+
+    model_type = "unept"
+
+    num_channels: int = 3
+    image_size: int | list[int] | tuple[int, ...] = 480
+    backbone_type: Literal["resnet", "deit"] = "resnet"
+    depths: list[int] | tuple[int, ...] = (3, 4, 6, 3)
+    base_channels: int = 64
+    stem_channels: int = 64
+    patch_size: int = 16
+    backbone_hidden_size: int = 768
+    backbone_num_attention_heads: int = 12
+    backbone_mlp_ratio: float | int = 4
+    backbone_layer_norm_eps: float = 1e-6
+    out_layers: list[int] | tuple[int, ...] = (4, 8, 12)
+    hidden_size: int = 256
+    num_hidden_layers: int = 2
+    num_attention_heads: int = 8
+    num_points: int = 16
+    intermediate_size: int = 2048
+    dropout: float | int = 0.1
+    layer_norm_eps: float = 1e-5
+    spatial_channels: list[int] | tuple[int, ...] = (64, 128)
+    head_channels: int = 256
+    decoder_self_attention: Literal["pointwise", "batch", "spatial"] = "pointwise"
+    use_boundary_refinement: bool = False
+    refine_scale: int = 1
+    boundary_threshold_on: Literal["logit", "probability"] = "logit"
+    loss_weights: str | list[float | int] | tuple[float | int, ...] = "code"
+    loss_normalization: Literal["all", "valid"] = "all"
+    direction_supervision: Literal["predicted", "true"] = "predicted"
+    min_class_pixels: int = 100
+    ignore_small_classes: bool = True
+    official_targets: bool = False
+    semantic_loss_ignore_index: int = 255
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Name the maps that the backbone class can give."""
+        reject_misspelled_fields(self, kwargs)
+        self.stage_names = ["spatial", "pyramid1", "pyramid2", "pyramid3", "context"]
+        out_features, out_indices = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
+        self.set_output_features_output_indices(out_features=out_features, out_indices=out_indices)
+        super().__post_init__(**kwargs)
+
+    @property
+    def image_sides(self) -> tuple[int, int]:
+        """Training crop as (height, width)."""
+        return (self.image_size, self.image_size) if isinstance(self.image_size, int) else tuple(self.image_size)  # type: ignore[return-value]
+
+    @property
+    def unit(self) -> int:
+        """Pixels of which both sides of a picture are made multiples."""
+        return OUTPUT_STRIDE if self.backbone_type == "resnet" else self.patch_size
+
+    def validate_architecture(self) -> None:
+        """Check the sizes against each other.
+
+        Raises:
+            ValueError: (wrapped by the strict dataclass) sizes that do not fit; the message names the field to change.
+        """
+        sides = self.image_sides
+        if len(sides) != 2 or any(side < self.unit or side % self.unit for side in sides):
+            raise ValueError(
+                f"`image_size` is {self.image_size}. Give one number or (height, width), multiples of {self.unit}."
+            )
+        if self.patch_size % OUTPUT_STRIDE:
+            raise ValueError(f"`patch_size` is {self.patch_size}; queries lie 8 pixels apart: use a multiple of 8.")
+        for size, heads in (("hidden_size", "num_attention_heads"),) + (
+            (("backbone_hidden_size", "backbone_num_attention_heads"),) if self.backbone_type == "deit" else ()
+        ):
+            if getattr(self, size) % getattr(self, heads):
+                raise ValueError(
+                    f"{getattr(self, heads)} heads do not divide `{size}` {getattr(self, size)}. "
+                    f"Change `{size}` or `{heads}`."
+                )
+        if self.hidden_size % 4:
+            raise ValueError(f"`hidden_size` is {self.hidden_size}; sine and cosine of x and y need a multiple of 4.")
+        for name, length in (("depths", 4), ("spatial_channels", 2), ("out_layers", 3)):
+            if len(getattr(self, name)) != length or min(getattr(self, name)) < 1:
+                raise ValueError(f"`{name}` is {getattr(self, name)}; {length} positive numbers are needed.")
+        if list(self.out_layers) != sorted(set(self.out_layers)):
+            raise ValueError(f"`out_layers` are {self.out_layers}; rising numbers are needed.")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"`dropout` is {self.dropout}; a probability in [0, 1) is needed.")
+        preset = self.loss_weights
+        if preset not in LOSS_WEIGHTS if isinstance(preset, str) else len(preset) != 4 or min(preset) < 0:
+            raise ValueError(f"`loss_weights` is {preset!r}; give 'code', 'paper' or four numbers from 0 up.")
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "unept-resnet50": {"architectures": ["UneptForSemanticSegmentation"], "backbone_type": "resnet"},
+    "unept-deit-base": {"architectures": ["UneptForSemanticSegmentation"], "backbone_type": "deit"},
+}
+"""Published variants (Tables 1 to 4 of the paper): name -> task class and configuration fields."""
+
+__all__ = ["VARIANTS", "UneptConfig"]
