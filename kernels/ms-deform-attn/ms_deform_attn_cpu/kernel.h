@@ -251,10 +251,9 @@ inline Vector sums(Vector* rows) {
     return rows[0];
 }
 
-// products[c][j] += <grad, value of corner c of point j>, and the gradient of that value += share * grad. A token of
-// `map` holds its values and, `gradient` floats behind them, their gradients.
+// products[c][j] += <grad, value of corner c of point j>, and the gradient of that value += share * grad.
 template <int Channels>
-inline void scatter(const Samples& samples, int count, float* map, int64_t gradient, const float* grad,
+inline void scatter(const Samples& samples, int count, const float* value, float* grad_value, const float* grad,
                     float (*products)[kMaxPoints]) {
   constexpr int kVectors = Channels / kLanes;
   Vector g[kVectors];
@@ -267,11 +266,11 @@ inline void scatter(const Samples& samples, int count, float* map, int64_t gradi
       for (int c = 0; c < kCorners; ++c) {
         Vector product = {};
         if (corners >> c & 1) {
-          float* row = map + samples.row[c][j];
+          const int32_t row = samples.row[c][j];
           const float share = samples.share[c][j];
           for (int v = 0; v < kVectors; ++v) {
-            product += g[v] * load(row + v * kLanes);
-            float* target = row + gradient + v * kLanes;
+            product += g[v] * load(value + row + v * kLanes);
+            float* target = grad_value + row + v * kLanes;
             store(target, load(target) + share * g[v]);
           }
         }
@@ -309,9 +308,13 @@ void backward_head(const Problem& problem, float* scratch, int64_t b, int64_t m,
   const Level& end = problem.level[last_level - 1];
   const int64_t start = problem.level[first_level].start, tokens = end.start + int64_t(end.height) * end.width - start;
   const int64_t corner = (b * problem.tokens + start) * width + m * channels;  // this head on the first token
+  // With scratch, every token's values and gradients lie side by side in it; without, both stay where they are.
+  const float* value = scratch != nullptr ? scratch : problem.value + corner;
+  float* grad_value = scratch != nullptr ? scratch + channels : problem.grad_value + corner;
+  const int64_t stride = scratch != nullptr ? 2 * channels : width;
   for (int64_t s = 0; s < tokens; ++s) {
-    memcpy(scratch + s * 2 * channels, problem.value + corner + s * width, channels * sizeof(float));
-    memset(scratch + (s * 2 + 1) * channels, 0, channels * sizeof(float));
+    if (scratch != nullptr) memcpy(scratch + s * stride, problem.value + corner + s * width, channels * sizeof(float));
+    memset(grad_value + s * stride, 0, channels * sizeof(float));
   }
   const bool softmaxed = problem.lse != nullptr;
   for (int64_t q = 0; q < problem.queries; ++q) {
@@ -331,17 +334,18 @@ void backward_head(const Problem& problem, float* scratch, int64_t b, int64_t m,
       memcpy(samples.weight, weights, g.count * sizeof(float));
     }
     g.place(problem, b, q);
-    sample(g, points_xy, 2 * channels, samples);
+    sample(g, points_xy, stride, samples);
     memset(products, 0, sizeof products);
     int64_t d = 0;
-    for (; d + 32 <= channels; d += 32) scatter<32>(samples, g.count, scratch + d, channels, grad + d, products);
-    if (d < channels) scatter<16>(samples, g.count, scratch + d, channels, grad + d, products);
+    for (; d + 32 <= channels; d += 32) scatter<32>(samples, g.count, value + d, grad_value + d, grad + d, products);
+    if (d < channels) scatter<16>(samples, g.count, value + d, grad_value + d, grad + d, products);
     const int64_t target = row * all + g.first;
     point_gradients(g, samples, products, softmaxed, delta, problem.grad_points + target * 2,
                     problem.grad_weights + target);
   }
+  if (scratch == nullptr) return;
   for (int64_t s = 0; s < tokens; ++s)
-    memcpy(problem.grad_value + corner + s * width, scratch + (s * 2 + 1) * channels, channels * sizeof(float));
+    memcpy(problem.grad_value + corner + s * width, grad_value + s * stride, channels * sizeof(float));
 }
 
 }  // namespace

@@ -44,7 +44,8 @@ struct Kernel {
   void (*forward_queries)(const Problem&, int64_t b, int64_t first, int64_t last);
   // Queries [first, last) of picture b and head m, on that head's values packed to (S, D).
   void (*forward_head)(const Problem&, const float* packed, int64_t b, int64_t m, int64_t first, int64_t last);
-  // All queries of picture b and head m on levels [first, last); scratch holds 2 * D floats for each of their tokens.
+  // All queries of picture b and head m on levels [first, last); scratch holds 2 * D floats for each of their tokens,
+  // or is null where packing does not pay.
   void (*backward_head)(const Problem&, float* scratch, int64_t b, int64_t m, int first, int last);
 };
 
