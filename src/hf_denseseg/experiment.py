@@ -218,7 +218,7 @@ def _build_trainer(
             photometric=data.photometric_distortion,
         )
         kind = StreamingTrainDataset if data.streaming else TrainDataset
-        train_dataset = kind(train_data, augmentation, seed)
+        train_dataset = kind(train_data, augmentation, seed, targets=getattr(model, "training_targets", None))
     return SegmentationTrainer(
         model,
         recipe.training,

@@ -4,7 +4,7 @@ A sample is a function of (seed, epoch, index), whatever the number of workers. 
 the device, where they are normalised.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,9 @@ from hf_denseseg.data.photometric import distort
 from hf_denseseg.errors import InputError
 
 _CROP_TRIES = 10
+
+Targets = Callable[[np.ndarray], dict[str, np.ndarray]]
+"""What a model learns besides the labels, made of the augmented label map `(h, w)` in the data workers."""
 
 
 class TrainAugmentation:
@@ -118,7 +121,7 @@ def _window(
 
 
 class TrainDataset(Dataset):
-    """Augmented pairs: `{"pixel_values": uint8 (3, h, w), "labels": uint8 (h, w)}`.
+    """Augmented pairs: `{"pixel_values": uint8 (3, h, w), "labels": uint8 (h, w)}`, and further targets.
 
     Indexed by `(epoch, index)` as `EpochSampler` gives them, or by a plain index (epoch 0).
 
@@ -126,19 +129,23 @@ class TrainDataset(Dataset):
         data: what `load_segmentation` returned.
         augmentation: applied to every pair.
         seed: with epoch and index it determines the sample.
+        targets: makes further targets of each augmented label map (a model's `training_targets`).
     """
 
-    def __init__(self, data: SegmentationData, augmentation: TrainAugmentation, seed: int = 0) -> None:
+    def __init__(
+        self, data: SegmentationData, augmentation: TrainAugmentation, seed: int = 0, targets: Targets | None = None
+    ) -> None:
         self.data = data
         self.augmentation = augmentation
         self.seed = seed
+        self.targets = targets
 
     def __len__(self) -> int:
         return len(self.data.dataset)
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, torch.Tensor]:
         epoch, index = key if isinstance(key, tuple) else (0, key)
-        return _sample(self.data.dataset[index], self.augmentation, (self.seed, epoch, index))
+        return _sample(self.data.dataset[index], self.augmentation, (self.seed, epoch, index), self.targets)
 
 
 class StreamingTrainDataset(IterableDataset):
@@ -148,15 +155,22 @@ class StreamingTrainDataset(IterableDataset):
         data: what `load_segmentation(..., streaming=True)` returned.
         augmentation: applied to every pair.
         seed: with the epoch and the place in the stream it determines the sample.
+        targets: makes further targets of each augmented label map.
         shuffle_buffer: number of rows among which the next one is drawn; 0 keeps the order.
     """
 
     def __init__(
-        self, data: SegmentationData, augmentation: TrainAugmentation, seed: int = 0, shuffle_buffer: int = 0
+        self,
+        data: SegmentationData,
+        augmentation: TrainAugmentation,
+        seed: int = 0,
+        targets: Targets | None = None,
+        shuffle_buffer: int = 0,
     ) -> None:
         self.data = data
         self.augmentation = augmentation
         self.seed = seed
+        self.targets = targets
         self.epoch = 0
         self.rows = data.dataset.shuffle(seed=seed, buffer_size=shuffle_buffer) if shuffle_buffer else data.dataset
 
@@ -169,7 +183,7 @@ class StreamingTrainDataset(IterableDataset):
         worker = get_worker_info()
         stream = 0 if worker is None else worker.id
         for place, row in enumerate(self.rows):
-            yield _sample(row, self.augmentation, (self.seed, self.epoch, stream, place))
+            yield _sample(row, self.augmentation, (self.seed, self.epoch, stream, place), self.targets)
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
@@ -221,8 +235,8 @@ class EvalDataset(Dataset):
 
 
 def collate_train(samples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Stack augmented pairs: `pixel_values` uint8 `(B, 3, h, w)`, `labels` uint8 `(B, h, w)`."""
-    return {key: torch.stack([sample[key] for sample in samples]) for key in ("pixel_values", "labels")}
+    """Stack augmented pairs: `pixel_values` uint8 `(B, 3, h, w)`, `labels` and other targets uint8 `(B, h, w)`."""
+    return {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
 
 
 def collate_eval(samples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -235,6 +249,13 @@ def collate_eval(samples: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _sample(row: dict[str, Any], augmentation: TrainAugmentation, seed: tuple[int, ...]) -> dict[str, torch.Tensor]:
+def _sample(
+    row: dict[str, Any], augmentation: TrainAugmentation, seed: tuple[int, ...], targets: Targets | None
+) -> dict[str, torch.Tensor]:
     pixel_values, labels = augmentation(row["image"], row["label"], np.random.default_rng(seed))
-    return {"pixel_values": pixel_values, "labels": labels}
+    more = {} if targets is None else targets(labels.numpy())
+    return {
+        "pixel_values": pixel_values,
+        "labels": labels,
+        **{key: torch.from_numpy(each) for key, each in more.items()},
+    }

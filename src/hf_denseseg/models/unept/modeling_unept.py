@@ -224,7 +224,7 @@ class UneptDeit(nn.Module):
         special, table = self.position_embeddings[:, :2], self.position_embeddings[0, 2:]
         tokens = to_tokens(patches) + resize_table(table, self.grid, grid, mode="bicubic")
         extra = torch.cat((self.cls_token, self.distillation_token), dim=1) + special
-        tokens = torch.cat((extra.expand(len(tokens), -1, -1), tokens), dim=1)
+        tokens = torch.cat((extra.expand(tokens.shape[0], -1, -1), tokens), dim=1)
         maps = []
         for number, layer in enumerate(self.layers, start=1):
             tokens = layer(tokens, **kwargs)
@@ -440,7 +440,7 @@ class UneptSelfAttention(nn.Module):
         self.head_dim = config.hidden_size // config.num_attention_heads
         self.scaling = self.head_dim**-0.5
         self.is_causal = False
-        self.dropout = config.dropout
+        self.dropout = nn.Dropout(config.dropout)  # on the weights
         self.axis = config.decoder_self_attention
         self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
@@ -454,15 +454,15 @@ class UneptSelfAttention(nn.Module):
             projection(hidden_states).unflatten(2, (-1, self.head_dim))
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )  # three times (B, Q, heads, d)
-        dropout = self.dropout if self.training else 0.0
         if self.axis == "pointwise":
             weights = ((query * key).sum(-1, keepdim=True) * self.scaling).softmax(-1)  # of one key
-            attended = F.dropout(weights, dropout, self.training) * value
+            attended = self.dropout(weights) * value
         else:
             attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
                 self.config._attn_implementation, eager_attention_forward
             )
             heads_first = (each.transpose(1, 2) for each in (query, key, value))
+            dropout = self.dropout.p if self.dropout.training else 0.0
             attended, _ = attend(self, *heads_first, None, scaling=self.scaling, dropout=dropout)
         output = self.o_proj(attended.flatten(2))
         return output.transpose(0, 1) if self.axis == "batch" else output
@@ -827,8 +827,12 @@ class UneptForSemanticSegmentation(UneptPreTrainedModel):
 
 def enlarge(features: torch.Tensor, size: tuple[int, int], align_corners: bool) -> torch.Tensor:
     """Bilinear up-sampling of a map at 1/8 to the padded picture, of which `size` (height, width) is kept."""
+    if not align_corners:
+        # As `F.interpolate` by the factor, without computing what would be cut off.
+        factor = float(OUTPUT_STRIDE)
+        return torch.ops.aten.upsample_bilinear2d(features, size, False, factor, factor)
     whole = (features.shape[-2] * OUTPUT_STRIDE, features.shape[-1] * OUTPUT_STRIDE)
-    features = F.interpolate(features, size=whole, mode="bilinear", align_corners=align_corners)
+    features = F.interpolate(features, size=whole, mode="bilinear", align_corners=True)
     return features[..., : size[0], : size[1]]
 
 
