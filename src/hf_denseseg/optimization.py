@@ -20,13 +20,15 @@ def parameter_groups(
     weight_decay: float,
     head_multiplier: float = 1.0,
     layer_decay: float | None = None,
+    decay_everything: bool = False,
 ) -> list[dict[str, Any]]:
     """Sort parameters by learning rate and weight decay.
 
     Norms, biases (all one-dimensional weights) and the tokens and position tables named in the model's
-    `_no_weight_decay` do not decay. What lies outside the base model is head, except for the model's
-    `_encoder_rate_modules`. Layer-wise decay asks the model's `parameter_depth(name) -> (depth, deepest)` and scales
-    the base model by `layer_decay ** (deepest - depth)`.
+    `_no_weight_decay` do not decay, unless `decay_everything`. What lies outside the base model is head, except for
+    the model's `_encoder_rate_modules`; a model whose base model is more than the pre-trained encoder says where that
+    lies (`_encoder_rate_prefix`). Layer-wise decay asks the model's `parameter_depth(name) -> (depth, deepest)` and
+    scales the base model by `layer_decay ** (deepest - depth)`.
 
     Returns:
         Groups as torch optimizers take them, each with its `names`.
@@ -34,7 +36,7 @@ def parameter_groups(
     Raises:
         InputError: `layer_decay` is given and the model does not say how deep its parameters lie.
     """
-    prefix = getattr(model, "base_model_prefix", "") + "."
+    prefix = getattr(model, "_encoder_rate_prefix", getattr(model, "base_model_prefix", "")) + "."
     spared: tuple[str, ...] = getattr(model, "_no_weight_decay", ())
     encoder_rate: tuple[str, ...] = getattr(model, "_encoder_rate_modules", ())
     depth_of: Callable[[str], tuple[int, int]] | None = getattr(model, "parameter_depth", None)
@@ -51,7 +53,8 @@ def parameter_groups(
         if layer_decay is not None and depth_of is not None and in_base:
             depth, deepest = depth_of(name)
             rate *= layer_decay ** (deepest - depth)
-        decay = 0.0 if parameter.ndim <= 1 or name.endswith(spared or ("\0",)) else weight_decay
+        is_spared = not decay_everything and (parameter.ndim <= 1 or name.endswith(spared or ("\0",)))
+        decay = 0.0 if is_spared else weight_decay
         group = groups.setdefault((rate, decay), {"params": [], "names": [], "lr": rate, "weight_decay": decay})
         group["params"].append(parameter)
         group["names"].append(name)
@@ -95,6 +98,23 @@ def polynomial_schedule(
         return ((start - lr_end) * remaining**power + lr_end) / start  # LambdaLR multiplies by the start
 
     return LambdaLR(optimizer, [partial(factor, start=start) for start in starts])
+
+
+def step_schedule(optimizer: torch.optim.Optimizer, *, total_steps: int, drop_at: float, factor: float) -> LambdaLR:
+    """Constant, and from one step on `factor` times that (mmcv's `step` policy).
+
+    Args:
+        optimizer: its groups hold the rates to start from.
+        total_steps: optimizer steps in all.
+        drop_at: share of the steps before the drop, between 0 and 1.
+        factor: what the learning rates are multiplied with then.
+
+    Raises:
+        InputError: `drop_at` is no share.
+    """
+    if not 0 < drop_at < 1:
+        raise InputError(f"lr_scheduler_kwargs: drop_at is {drop_at}. Give a share of the steps, such as 0.66.")
+    return LambdaLR(optimizer, lambda step: 1.0 if step < round(drop_at * total_steps) else factor)
 
 
 def load_class_weights(source: str | list[float] | None, num_labels: int) -> torch.Tensor | None:

@@ -108,9 +108,12 @@ class SegmentationTrainingArguments(TrainingArguments):
     lr_scheduler_type: str = field(default="polynomial", metadata={"help": "schedule; see transformers"})
     lr_scheduler_kwargs: dict | None = field(
         default_factory=lambda: {"power": 0.9, "lr_end": 0.0},
-        metadata={"help": "polynomial: power, and lr_end = the floor"},
+        metadata={"help": "polynomial: power, lr_end = the floor; constant: drop_at = share of steps, factor"},
     )
     weight_decay: float = field(default=0.01, metadata={"help": "AdamW decay of the weights that decay"})
+    decay_everything: bool = field(
+        default=False, metadata={"help": "weight decay also on norms, biases, tokens and tables"}
+    )
     max_grad_norm: float = field(default=0.0, metadata={"help": "clip the gradient norm; 0 does not clip"})
     per_device_train_batch_size: int = field(default=8, metadata={"help": "pictures per device and step"})
     per_device_eval_batch_size: int = field(default=1, metadata={"help": "pictures per device in evaluation"})

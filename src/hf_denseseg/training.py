@@ -25,7 +25,7 @@ from hf_denseseg.hub import write_shim
 from hf_denseseg.inference import InferenceSettings, segment
 from hf_denseseg.losses import segmentation_loss
 from hf_denseseg.metrics import confusion_matrix, segmentation_metrics
-from hf_denseseg.optimization import load_class_weights, parameter_groups, polynomial_schedule
+from hf_denseseg.optimization import load_class_weights, parameter_groups, polynomial_schedule, step_schedule
 from hf_denseseg.recipe import SegmentationTrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -112,6 +112,7 @@ class SegmentationTrainer(Trainer):
                 weight_decay=self.args.weight_decay,
                 head_multiplier=self.args.head_learning_rate_multiplier,
                 layer_decay=self.args.layer_decay,
+                decay_everything=self.args.decay_everything,
             )
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
             self.optimizer = optimizer_class(groups, **options)
@@ -120,15 +121,20 @@ class SegmentationTrainer(Trainer):
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LRScheduler:
-        """As in transformers, except that the floor of a polynomial is the same for every group."""
+        """As in transformers, but a polynomial has one floor for all groups, and a constant may drop once."""
         optimizer = self.optimizer if optimizer is None else optimizer
+        options = self.args.lr_scheduler_kwargs or {}
+        if self.lr_scheduler is None and self.args.lr_scheduler_type == "constant" and "drop_at" in options:
+            assert optimizer is not None
+            self.lr_scheduler = step_schedule(optimizer, total_steps=num_training_steps, **options)
+            self._created_lr_scheduler = True
         if self.lr_scheduler is None and self.args.lr_scheduler_type == "polynomial":
             assert optimizer is not None
             self.lr_scheduler = polynomial_schedule(
                 optimizer,
                 warmup_steps=self.args.get_warmup_steps(num_training_steps),
                 total_steps=num_training_steps,
-                **(self.args.lr_scheduler_kwargs or {}),
+                **options,
             )
             self._created_lr_scheduler = True
         return super().create_scheduler(num_training_steps, optimizer)
