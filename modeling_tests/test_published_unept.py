@@ -9,8 +9,54 @@ import hf_denseseg
 from hf_denseseg import UneptForSemanticSegmentation
 from reference import reference_folder
 
-RECIPE_ROWS = {}
-RECIPE_VALUES = {}
+# Tables 1 to 4: (variant, data, steps) -> mIoU in percent, single scale and multi-scale.
+RECIPE_ROWS = {
+    ("unept-resnet50", "ADE20K val", 160_000): (None, 46.1),
+    ("unept-deit-base", "ADE20K val", 160_000): (None, 50.5),
+    ("unept-resnet50", "Cityscapes val", 80_000): (None, 79.8),
+    ("unept-deit-base", "Cityscapes val", 80_000): (None, 82.9),
+    ("unept-resnet50", "Cityscapes test", 80_000): (None, 80.6),
+    ("unept-deit-base", "Cityscapes test", 80_000): (None, 82.2),
+    ("unept-resnet50", "Pascal Context val", 160_000): (None, 49.5),
+    ("unept-deit-base", "Pascal Context val", 160_000): (None, 55.2),
+}
+
+# Section 10 of the specification, Sec. 4.2 of the paper: recipes whose names match -> their values.
+RECIPE_VALUES = {
+    "unept_*": {
+        "learning_rate": 1e-5,
+        "head_learning_rate_multiplier": 10.0,
+        "weight_decay": 1e-4,
+        "decay_everything": True,
+        "lr_scheduler_type": "constant",
+        "loss_normalization": "all",
+        "per_device_train_batch_size": 16,
+        "scale_range": [0.5, 2.0],
+        "max_class_ratio": 0.75,
+        "flip": True,
+        "photometric_distortion": True,
+        "test_mode": "slide",
+        "test_pad_to_window": True,
+    },
+    "unept_*_160k": {
+        "config_overrides": {"image_size": 480, "loss_weights": "code"},
+        "crop_size": [480, 480],
+        "test_crop_size": [480, 480],
+        "test_stride": [160, 160],
+        "lr_scheduler_kwargs": {"drop_at": 126 / 160, "factor": 0.1},
+    },
+    "unept_*_ade20k_*": {"base_size": [512, 2048], "test_base_size": [512, 2048]},
+    "unept_*_pascal_context_*": {"base_size": [520, 520], "test_base_size": [520, 520]},
+    "unept_*_cityscapes_*": {
+        "config_overrides": {"image_size": 768, "loss_weights": "code"},
+        "crop_size": [768, 768],
+        "test_crop_size": [768, 768],
+        "lr_scheduler_kwargs": {"drop_at": 0.6667, "factor": 0.1},
+        "train_split": "train",
+    },
+    "unept_resnet50_*": {"encoder_weights": "timm:resnet50c.gluon_in1k"},
+    "unept_deit_base_*": {"encoder_weights": "facebook/deit-base-distilled-patch16-384"},
+}
 
 # Configuration fields that make a recipe's model small enough for two steps in a test.
 REDUCED = {
