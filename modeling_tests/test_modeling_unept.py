@@ -48,7 +48,7 @@ class UneptTester(SegmentationModelTester):
         UneptBackbone,
     )
     output_stride = 1
-    own_outputs = ("boundary_logits", "direction_logits", "coarse_logits", "refined_logits")
+    own_outputs = ("boundary_logits", "direction_logits", "coarse_logits", "refined_logits", "refinement_offsets")
 
     def test_hidden_states_and_attentions_come_on_request(self, model, batch):
         """Attention goes to points: the weights of each token, head, level and point."""
@@ -166,8 +166,6 @@ def test_refinement_takes_the_neighbour_inside_the_picture():
     )
     sampled = F.grid_sample(coarse, grid, padding_mode="border", align_corners=True)
     torch.testing.assert_close(refined, sampled, atol=5e-6, rtol=0)
-    far = refine(coarse, offsets, scale=2)
-    assert torch.equal(far, refine(coarse, 2 * offsets))
 
 
 @torch.no_grad()
@@ -190,6 +188,10 @@ def test_refined_logits_come_on_request_or_as_the_prediction():
     assert not torch.equal(outputs.refined_logits, outputs.coarse_logits)
     model.config.use_boundary_refinement = True
     assert torch.equal(model(pixel_values).logits, outputs.refined_logits)
+    model.config.refine_scale = 2
+    far = model(pixel_values)
+    assert torch.equal(far.refinement_offsets, 2 * outputs.refinement_offsets)
+    assert torch.equal(far.logits, refine(far.coarse_logits, far.refinement_offsets))
 
 
 @torch.no_grad()

@@ -20,8 +20,9 @@ from transformers import PreTrainedModel
 
 from hf_denseseg.errors import InputError
 from hf_denseseg.inference import Channels
+from hf_denseseg.refinement import can_refine
 
-KINDS = ("attention", "features", "positions")
+KINDS = ("attention", "features", "positions", "refinement")
 SIDE = 32  # sides of a picture looked into are multiples of it (and of the patch): no stage of an encoder rounds them
 STORED_SIDE = 256  # longest side of a stored feature map; larger ones are averaged down
 EXTRA_TOKENS = 2  # at most so many tokens besides the patches: class token, distillation token
@@ -331,10 +332,12 @@ def check_showable(model: PreTrainedModel, settings: ShowSettings) -> None:
     counts = {"attention": len(found.attention), "features": len(found.features)}
     possible = [kind for kind, count in counts.items() if count]
     possible += ["positions"] if position_table(model) else []
+    possible += ["refinement"] if can_refine(model) else []
     reasons = {
         "attention": "not every layer attends from all patches to all patches of one grid",
         "features": "its layers give no maps",
         "positions": "its encoder learns no table of positions",
+        "refinement": "it refines no boundaries",
     }
     for kind in settings.kinds:
         if kind not in possible:

@@ -30,6 +30,7 @@ from hf_denseseg.introspection import (
     relative_points,
     spread_layers,
 )
+from hf_denseseg.refinement import look_at_refinement, refinement_sheet
 from hf_denseseg.visualization import attention_sheet, feature_sheet, overlay, position_sheet
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
@@ -174,6 +175,8 @@ class Predictor:
         view = picture_view(pil_to_tensor(image), self.model, self.show.size, mean, std)
         found = inspect_model(self.model, view, points, kinds)
         sheets = {}
+        if "refinement" in kinds:
+            sheets["refinement"] = refinement_sheet(image, look_at_refinement(self.model, view), self.palette)
         if "attention" in kinds:
             numbers = self.show.layers or spread_layers(len(found.attention))
             layers = {k: (found.attention[k - 1].heads, found.attention[k - 1].rollout) for k in numbers}

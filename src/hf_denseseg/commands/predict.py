@@ -15,7 +15,8 @@ EPILOG = """examples:
 OUTPUT/masks/NAME.png holds class ids (a palette picture: viewers show colours, readers get ids),
 OUTPUT/overlays/NAME.jpg the colours over the picture, OUTPUT/results.json share and mean probability of each class.
 With --show, OUTPUT/shown/NAME_attention.png shows where the picked points look in each layer, NAME_features.png what
-the layers and the parts of the decoder give, and positions.png how alike the position embeddings are.
+the layers and the parts of the decoder give, positions.png how alike the position embeddings are, and
+NAME_refinement.png (UN-EPT) the label map before and after the boundary refinement.
 Pictures that are done already are skipped, so an interrupted run goes on when it is started again. Faulty files are
 reported and left out; the exit code is then 1."""
 
@@ -42,8 +43,10 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--accumulation_device", metavar="DEVICE", help="where full-size scores are summed, e.g. cpu")
     parser.add_argument("--probabilities", action="store_true", help="also write OUTPUT/probabilities/NAME.npz")
     parser.add_argument("--label_spec", metavar="FILE", help="colours (default: the checkpoint's labels.json)")
-    inside = parser.add_argument_group("the model's inside, as the SETR paper shows it")
-    inside.add_argument("--show", nargs="+", choices=("attention", "features", "positions"), help="what to show")
+    inside = parser.add_argument_group("the model's inside, as the papers show it")
+    inside.add_argument(
+        "--show", nargs="+", choices=("attention", "features", "positions", "refinement"), help="what to show"
+    )
     inside.add_argument(
         "--point",
         nargs="+",

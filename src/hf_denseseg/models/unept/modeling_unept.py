@@ -69,12 +69,14 @@ class UneptSegmenterOutput(SemanticSegmenterOutput):
         direction_logits: `(B, 8, h, w)`: where the inside of the region lies, see `DIRECTIONS`.
         coarse_logits: `(B, num_labels, H, W)` of the context branch.
         refined_logits: the same moved along the directions at boundary pixels; with labels, or on request.
+        refinement_offsets: `(B, 2, H, W)` the steps (row, column) of that, 0 away from boundaries.
     """
 
     boundary_logits: torch.Tensor | None = None
     direction_logits: torch.Tensor | None = None
     coarse_logits: torch.Tensor | None = None
     refined_logits: torch.Tensor | None = None
+    refinement_offsets: torch.Tensor | None = None
 
 
 # --- sizes, positions
@@ -571,19 +573,18 @@ def boundary_offsets(
     return torch.where((score[:, 1] > 0.5)[:, None], steps.permute(0, 3, 1, 2), 0)
 
 
-def refine(coarse_logits: torch.Tensor, offsets: torch.Tensor, scale: int = 1) -> torch.Tensor:
-    """Give each pixel the logits found `scale` offsets further on, inside the picture (Sec. 3.2, "grid-sample").
+def refine(coarse_logits: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+    """Give each pixel the logits found an offset further on, inside the picture (Sec. 3.2, "grid-sample").
 
     Offsets are whole pixels, so that this is a gather: exact, and gradients flow into the coarse logits only.
 
     Args:
         coarse_logits: `(B, K, H, W)`.
         offsets: `(B, 2, H, W)` as (row, column).
-        scale: steps taken.
     """
     height, width = coarse_logits.shape[-2:]
-    rows = torch.arange(height, device=offsets.device)[:, None] + scale * offsets[:, 0]
-    columns = torch.arange(width, device=offsets.device) + scale * offsets[:, 1]
+    rows = torch.arange(height, device=offsets.device)[:, None] + offsets[:, 0]
+    columns = torch.arange(width, device=offsets.device) + offsets[:, 1]
     places = rows.clamp(0, height - 1) * width + columns.clamp(0, width - 1)  # (B, H, W)
     index = places.flatten(1)[:, None].expand(-1, coarse_logits.shape[1], -1)
     return coarse_logits.flatten(2).gather(2, index).view(coarse_logits.shape)
@@ -766,14 +767,15 @@ class UneptForSemanticSegmentation(UneptPreTrainedModel):
         size = (pixel_values.shape[-2], pixel_values.shape[-1])
         coarse = enlarge(self.classifier(context), size, align_corners=False)
         boundary, direction = self.boundary_head(spatial), self.direction_head(spatial)
-        loss, refined = None, None
+        loss, refined, offsets = None, None, None
         if labels is not None or output_refined_logits or self.config.use_boundary_refinement:
             # Aligned corners: released code.
             whole_boundary, whole_direction = (
                 enlarge(each.float(), size, align_corners=True) for each in (boundary, direction)
             )
             offsets = boundary_offsets(whole_boundary, whole_direction, self.config.boundary_threshold_on)
-            refined = refine(coarse, offsets, self.config.refine_scale)
+            offsets = self.config.refine_scale * offsets
+            refined = refine(coarse, offsets)
             if labels is not None:
                 targets = self._targets(labels, boundary_labels, direction_labels)
                 loss = self._loss(coarse, refined, whole_boundary, whole_direction, labels, *targets)
@@ -786,6 +788,7 @@ class UneptForSemanticSegmentation(UneptPreTrainedModel):
             direction_logits=direction,
             coarse_logits=coarse,
             refined_logits=refined,
+            refinement_offsets=offsets,
         )
 
     def _targets(

@@ -1,0 +1,108 @@
+"""Label maps before and after boundary refinement, as Figure 4 of the UN-EPT paper shows them.
+
+Any model can be shown that takes `output_refined_logits` and then gives `coarse_logits`, `refined_logits` and
+`refinement_offsets`.
+"""
+
+import colorsys
+import inspect
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import PreTrainedModel
+
+from hf_denseseg.visualization import PAPER, PICKED, Palette, colorize, labelled_rows
+
+STEPS = ((0, -1), (-1, -1), (-1, 0), (-1, 1), (0, 1), (1, 1), (1, 0), (1, -1))  # (row, column)
+DIAL = 90  # side of the footer that explains the colours
+FADED = 0.75  # share of white in the picture behind boundary and changed pixels
+
+
+@dataclass
+class Refinement:
+    """What a model's refinement did to one picture.
+
+    Args:
+        coarse: `(H, W)` class ids before.
+        refined: `(H, W)` class ids after.
+        offsets: `(2, H, W)` step (row, column) that was taken, 0 away from boundaries.
+    """
+
+    coarse: torch.Tensor
+    refined: torch.Tensor
+    offsets: torch.Tensor
+
+    @property
+    def changed(self) -> torch.Tensor:
+        """`(H, W)`: whether the class is another one."""
+        return self.coarse != self.refined
+
+
+def can_refine(model: PreTrainedModel) -> bool:
+    """Whether a model has a refinement to show."""
+    return "output_refined_logits" in inspect.signature(model.forward).parameters
+
+
+@torch.no_grad()
+def look_at_refinement(model: PreTrainedModel, pixel_values: torch.Tensor) -> Refinement:
+    """Run a model once on `(1, 3, H, W)`, normalised; on the CPU afterwards."""
+    outputs = model(pixel_values=pixel_values, output_refined_logits=True)
+    coarse, refined = (each[0].argmax(0).cpu() for each in (outputs.coarse_logits, outputs.refined_logits))
+    return Refinement(coarse, refined, outputs.refinement_offsets[0].cpu())
+
+
+def step_color(row: float, column: float) -> tuple[int, int, int]:
+    """Colour of a direction: its angle is the hue."""
+    red, green, blue = colorsys.hsv_to_rgb((math.atan2(row, column) / (2 * math.pi)) % 1, 1, 0.9)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def direction_picture(picture: Image.Image, offsets: torch.Tensor) -> Image.Image:
+    """Paint boundary pixels in the colour of their step, over a faded picture of the same size."""
+    painted = np.array(_faded(picture))
+    for row, column in STEPS:
+        here = (offsets[0].sign() == row) & (offsets[1].sign() == column)
+        painted[here.numpy()] = step_color(row, column)
+    return Image.fromarray(painted)
+
+
+def refinement_sheet(picture: Image.Image, refinement: Refinement, palette: Palette) -> Image.Image:
+    """Arrange picture, coarse map, boundary with directions, refined map and changed pixels in one row.
+
+    Args:
+        picture: resized to the maps.
+        refinement: what `look_at_refinement` gave.
+        palette: one colour per class.
+    """
+    height, width = refinement.coarse.shape
+    picture = picture.convert("RGB").resize((width, height))
+    changed = np.array(_faded(picture))
+    changed[refinement.changed.numpy()] = PICKED
+    boundary = float((refinement.offsets != 0).any(0).float().mean())
+    row = [
+        ("picture", picture),
+        ("coarse", colorize(refinement.coarse, palette)),
+        (f"boundary: {boundary:.1%} of the pixels", direction_picture(picture, refinement.offsets)),
+        ("refined", colorize(refinement.refined, palette)),
+        (f"changed: {float(refinement.changed.float().mean()):.2%}", Image.fromarray(changed)),
+    ]
+    return labelled_rows([row], footer=_dial())
+
+
+def _faded(picture: Image.Image) -> Image.Image:
+    grey = picture.convert("L").convert("RGB")
+    return Image.blend(grey, Image.new("RGB", grey.size, PAPER), FADED)
+
+
+def _dial() -> Image.Image:
+    """The eight colours, each where its step leads to from the middle."""
+    dial = Image.new("RGB", (DIAL, DIAL), PAPER)
+    cell = DIAL // 3
+    for row, column in STEPS:
+        dial.paste(
+            step_color(row, column), ((1 + column) * cell, (1 + row) * cell, (2 + column) * cell, (2 + row) * cell)
+        )
+    return dial
