@@ -7,10 +7,12 @@ OFFLINE = HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
 .PHONY: demo test check format lint types install clean
 
 demo: install
+	$(BIN)/denseseg kernels build --optional
 	$(OFFLINE) $(BIN)/denseseg demo --output runs/demo
 
 # Two processes with one thread each are faster than one process with two threads on models this small.
 test: install
+	$(BIN)/denseseg kernels build --optional
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2
 
 check: format lint types test

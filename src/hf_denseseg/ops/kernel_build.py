@@ -33,9 +33,10 @@ from pathlib import Path
 import torch
 
 _LIBRARY = {library!r}
-if _LIBRARY is not None:
-    torch.ops.load_library(Path(__file__).with_name(_LIBRARY))
 ops = torch.ops.{namespace}
+# A copy of this build in another folder may be loaded already; registering the operators twice would end the process.
+if _LIBRARY is not None and not hasattr(ops, "forward"):
+    torch.ops.load_library(Path(__file__).with_name(_LIBRARY))
 
 
 def add_op_namespace_prefix(name: str) -> str:

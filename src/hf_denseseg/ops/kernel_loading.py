@@ -1,8 +1,8 @@
-"""Find and load kernels for deformable attention with the `kernels` library; nothing is ever compiled here.
+"""Find, load and choose kernels for deformable attention; nothing is ever compiled here.
 
-Sources, in order: a folder named in `LOCAL_KERNELS`, the build folder of a checkout (`denseseg kernels build`), the
-kernels hub. A kernel is checked against the definition when it is loaded. Without any, plain torch does the work, and
-one warning says why.
+The `kernels` library does the loading. Sources, in order: a folder named in `LOCAL_KERNELS`, the build folder of a
+checkout (`denseseg kernels build`), the kernels hub. A kernel is checked against the definition when it is loaded.
+Without any, plain torch does the work, and one warning says why.
 """
 
 import logging
@@ -14,7 +14,9 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from hf_denseseg.errors import InputError
 from hf_denseseg.ops.kernel_build import BUILD
 
 KERNEL = "hf-denseseg/ms-deform-attn"
@@ -22,6 +24,7 @@ VERSION = 1
 INTERFACE = 1  # what the functions of the kernel take and give, as this module expects it
 HUB_KERNEL = "kernels-community/deformable-detr"  # CUDA, float32, eager
 HUB_VERSION = 1
+PATHS = ("auto", "compiled", "triton", "hub", "reference")  # what DENSESEG_MSDA may be set to
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +48,65 @@ class Search:
         return "; ".join(f"{source}: {reason}" for source, reason in self.failures.items())
 
 
+def choose_path(value: Tensor, offsets: Tensor) -> str:
+    """The code that will run: "compiled" (CPU), "triton" (CUDA), "hub" (CUDA, float32, eager) or "reference".
+
+    `DENSESEG_MSDA` forces one of them.
+
+    Raises:
+        InputError: if the forced one does not exist, or cannot serve these tensors.
+    """
+    forced, device = _forced_path(), value.device.type
+    if forced == "reference" or (forced == "auto" and not _computable(value, offsets)):
+        return "reference"
+    if device == "meta":  # sizes and counts only
+        return "compiled"
+    own = "compiled" if device == "cpu" else "triton"
+    reason = _own_kernel_fault(device)
+    if reason is None and not torch.compiler.is_compiling():
+        kernel = find_kernel(device).kernel
+        assert kernel is not None
+        reason = kernel.unserved(value, offsets)
+    eager_cuda = device == "cuda" and not torch.compiler.is_compiling()
+    if forced == "auto":
+        if eager_cuda and value.dtype == torch.float32 and find_hub_kernel().kernel is not None:
+            return "hub"  # until ours is measured to be faster on a device
+        if reason is None:
+            return own
+        return "hub" if eager_cuda and find_hub_kernel().kernel is not None else "reference"
+    if forced == "hub":
+        reason = find_hub_kernel().reasons() if eager_cuda else "the hub kernel is for eager CUDA only"
+    elif forced != own:
+        reason = f"it is for {'the CPU' if forced == 'compiled' else 'CUDA'}, the tensors are on {device}"
+    if reason:
+        raise InputError(f"DENSESEG_MSDA={forced} cannot be followed: {reason}. Set it to auto or reference.")
+    return forced
+
+
+def _computable(value: Tensor, offsets: Tensor) -> bool:
+    """Whether kernels exist for these types and counts; float64 is for those who check gradients."""
+    exact = torch.float64 in (value.dtype, offsets.dtype)
+    return not exact and offsets.shape[3] <= 16 and offsets.shape[3] * offsets.shape[4] <= 256
+
+
+@torch.compiler.assume_constant_result
+def _forced_path() -> str:
+    """`DENSESEG_MSDA`, or "reference" while a graph is made that has to run elsewhere."""
+    forced = os.environ.get("DENSESEG_MSDA", "auto")
+    if forced not in PATHS:
+        raise InputError(f"DENSESEG_MSDA={forced} is unknown; choose one of {', '.join(PATHS)}.")
+    return "reference" if torch.onnx.is_in_onnx_export() else forced
+
+
+@torch.compiler.assume_constant_result
+def _own_kernel_fault(device_type: str) -> str | None:
+    """Why there is no kernel of ours for a type of device, or None."""
+    search = find_kernel(device_type)
+    if search.kernel is not None:
+        return None
+    return search.reasons()
+
+
 @lru_cache
 def find_kernel(device_type: str) -> Search:
     """Our own kernel for a type of device ("cpu" or "cuda"); searched once per process."""
@@ -61,6 +123,10 @@ def find_kernel(device_type: str) -> Search:
         _try(search, f"hub {KERNEL}", lambda library: _from_hub(library, device_type))
     if search.kernel is not None and (reason := _fault(search.kernel, device_type)):
         search.failures[str(search.source)], search.kernel, search.source = reason, None, None
+    if search.kernel is None:
+        logger.warning(
+            f"deformable attention on {device_type} runs in plain torch, many times slower: {search.reasons()}"
+        )
     return search
 
 
@@ -87,7 +153,7 @@ def _try(search: Search, source: str, load: Callable[[Any], ModuleType]) -> None
     try:
         search.kernel, search.source = load(kernels), source
     except Exception as error:  # a foreign library, foreign files, the network: the kinds of failure are open-ended
-        search.failures[source] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        search.failures[source] = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
 
 
 def _fault(kernel: ModuleType, device_type: str) -> str | None:
@@ -114,9 +180,3 @@ def _fault(kernel: ModuleType, device_type: str) -> str | None:
     if not torch.allclose(found, expected, atol=1e-5):
         return "its results differ from the definition; build or download it anew"
     return None
-
-
-@lru_cache
-def warn_once(message: str) -> None:
-    """Log a warning the first time it is given."""
-    logger.warning(message)

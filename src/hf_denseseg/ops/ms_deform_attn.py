@@ -5,7 +5,6 @@ D channels of a head, L levels, P points of a query, head and level.
 """
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,10 +14,9 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
 from hf_denseseg.errors import InputError, RunError
-from hf_denseseg.ops.kernel_loading import find_hub_kernel, find_kernel, warn_once
+from hf_denseseg.ops.kernel_loading import choose_path, find_hub_kernel, find_kernel
 
 Shapes = Sequence[tuple[int, int]]
-PATHS = ("auto", "compiled", "triton", "hub", "reference")  # what DENSESEG_MSDA may be set to
 
 _OUTSIDE = -4.0  # grid coordinate of a point that counts for nothing: no corner of it touches the map
 _LARGEST_SAMPLE = 2**26  # numbers that one call of grid_sample gives out (256 MiB in float32)
@@ -45,6 +43,7 @@ def ms_deform_attn(
         InputError: if the shapes do not belong together.
     """
     _check(value, offsets, logits, spatial_shapes)
+    _check_references(reference_points, offsets)
     device = value.device.type
     if torch.is_autocast_enabled(device):
         value = value.to(torch.get_autocast_dtype(device))
@@ -109,65 +108,16 @@ def _width_heights(spatial_shapes: Shapes, like: Tensor) -> Tensor:
     return torch.stack(rows)
 
 
-def choose_path(value: Tensor, offsets: Tensor) -> str:
-    """The code that will run: "compiled" (CPU), "triton" (CUDA), "hub" (CUDA, float32, eager) or "reference".
-
-    `DENSESEG_MSDA` forces one of them.
-
-    Raises:
-        InputError: if the forced one does not exist, or cannot serve these tensors.
-    """
-    forced, device = _forced_path(), value.device.type
-    if forced == "reference" or (forced == "auto" and not _computable(value, offsets)):
-        return "reference"
-    if device == "meta":  # sizes and counts only
-        return "compiled"
-    own = "compiled" if device == "cpu" else "triton"
-    reason = _own_kernel_fault(device)
-    if reason is None and not torch.compiler.is_compiling():
-        kernel = find_kernel(device).kernel
-        assert kernel is not None
-        reason = kernel.unserved(value, offsets)
-    eager_cuda = device == "cuda" and not torch.compiler.is_compiling()
-    if forced == "auto":
-        if eager_cuda and value.dtype == torch.float32 and find_hub_kernel().kernel is not None:
-            return "hub"  # until ours is measured to be faster on a device
-        if reason is None:
-            return own
-        return "hub" if eager_cuda and find_hub_kernel().kernel is not None else "reference"
-    if forced == "hub":
-        reason = find_hub_kernel().reasons() if eager_cuda else "the hub kernel is for eager CUDA only"
-    elif forced != own:
-        reason = f"it is for {'the CPU' if forced == 'compiled' else 'CUDA'}, the tensors are on {device}"
-    if reason:
-        raise InputError(f"DENSESEG_MSDA={forced} cannot be followed: {reason}. Set it to auto or reference.")
-    return forced
-
-
-def _computable(value: Tensor, offsets: Tensor) -> bool:
-    """Whether kernels exist for these types and counts; float64 is for those who check gradients."""
-    exact = torch.float64 in (value.dtype, offsets.dtype)
-    return not exact and offsets.shape[3] <= 16 and offsets.shape[3] * offsets.shape[4] <= 256
-
-
-@torch.compiler.assume_constant_result
-def _forced_path() -> str:
-    """`DENSESEG_MSDA`, or "reference" while a graph is made that has to run elsewhere."""
-    forced = os.environ.get("DENSESEG_MSDA", "auto")
-    if forced not in PATHS:
-        raise InputError(f"DENSESEG_MSDA={forced} is unknown; choose one of {', '.join(PATHS)}.")
-    return "reference" if torch.onnx.is_in_onnx_export() else forced
-
-
-@torch.compiler.assume_constant_result
-def _own_kernel_fault(device_type: str) -> str | None:
-    """Why there is no kernel of ours for a type of device, or None; the first failure is logged."""
-    search = find_kernel(device_type)
-    if search.kernel is not None:
-        return None
-    if device_type in ("cpu", "cuda"):
-        warn_once(f"Deformable attention runs in plain torch on {device_type}, many times slower: {search.reasons()}")
-    return search.reasons()
+def _check_references(reference_points: Tensor, offsets: Tensor) -> None:
+    """Refuse reference points that are not the queries'."""
+    batch, queries, _, levels = offsets.shape[:4]
+    given = tuple(reference_points.shape)
+    if len(given) != 4 or given[-1] not in (2, 4):
+        raise InputError(f"reference points {given} were given; 4 dimensions and 2 or 4 columns are needed.")
+    if given[0] not in (1, batch) or given[1:3] != (queries, levels):
+        raise InputError(
+            f"reference points {given} were given for {batch} pictures, {queries} queries, {levels} levels."
+        )
 
 
 def _attend_with_hub_kernel(
