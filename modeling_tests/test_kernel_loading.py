@@ -72,7 +72,7 @@ def expect_plain_torch(caplog, reason):
 @with_compiler
 def test_local_kernels_names_a_build(built, monkeypatch, searched_anew):
     use(built, monkeypatch)
-    assert find_kernel("cpu").source == f"LOCAL_KERNELS ({built})"
+    assert str(find_kernel("cpu").source).startswith(f"LOCAL_KERNELS {built}")
     assert choose_path(*random_call(SHAPES)[:2]) == "compiled"
 
 

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -116,9 +117,9 @@ def find_kernel(device_type: str) -> Search:
         return search
     named = [entry.partition("=")[2] for entry in os.environ.get("LOCAL_KERNELS", "").split(":") if KERNEL in entry]
     if named:
-        _try(search, f"LOCAL_KERNELS ({named[0]})", lambda library: _from_hub(library, device_type))
+        _try(search, f"LOCAL_KERNELS {_contents(Path(named[0]))}", lambda library: _from_hub(library, device_type))
     elif BUILD.is_dir():
-        _try(search, f"build folder {BUILD}", lambda library: library.get_local_kernel(BUILD, backend=device_type))
+        _try(search, f"build folder {_contents(BUILD)}", lambda library: library.get_local_kernel(BUILD, backend=device_type))
     if search.kernel is None and not named:
         _try(search, f"hub {KERNEL}", lambda library: _from_hub(library, device_type))
     if search.kernel is not None and (reason := _fault(search.kernel, device_type)):
@@ -136,6 +137,12 @@ def find_hub_kernel() -> Search:
     search = Search()
     _try(search, f"hub {HUB_KERNEL}", lambda library: library.get_kernel(HUB_KERNEL, version=HUB_VERSION))
     return search
+
+
+def _contents(folder: Path) -> str:
+    """A kernel folder and the builds in it: its name tells the versions and the processor of a build."""
+    builds = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    return f"{folder} (holds {', '.join(builds) or 'nothing'})"
 
 
 def _from_hub(library: Any, device_type: str) -> ModuleType:
