@@ -9,7 +9,7 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -115,13 +115,18 @@ def find_kernel(device_type: str) -> Search:
     if device_type not in ("cpu", "cuda"):
         search.failures["kernel"] = f"there is none for {device_type}"
         return search
+    if device_type == "cuda" and not torch.cuda.is_available():
+        search.failures["kernel"] = "no CUDA device is present"
+        return search
+    load_here = partial(_from_hub, device_type=device_type)  # obeys LOCAL_KERNELS
     named = [entry.partition("=")[2] for entry in os.environ.get("LOCAL_KERNELS", "").split(":") if KERNEL in entry]
     if named:
-        _try(search, f"LOCAL_KERNELS {_contents(Path(named[0]))}", lambda library: _from_hub(library, device_type))
+        _try(search, f"LOCAL_KERNELS {_contents(Path(named[0]))}", load_here)
     elif BUILD.is_dir():
-        _try(search, f"build folder {_contents(BUILD)}", lambda library: library.get_local_kernel(BUILD, backend=device_type))
+        source = f"build folder {_contents(BUILD)}"
+        _try(search, source, lambda library: library.get_local_kernel(BUILD, backend=device_type))
     if search.kernel is None and not named:
-        _try(search, f"hub {KERNEL}", lambda library: _from_hub(library, device_type))
+        _try(search, f"hub {KERNEL}", load_here)
     if search.kernel is not None and (reason := _fault(search.kernel, device_type)):
         search.failures[str(search.source)], search.kernel, search.source = reason, None, None
     if search.kernel is None:
@@ -171,8 +176,6 @@ def _fault(kernel: ModuleType, device_type: str) -> str | None:
         return (
             f"it has interface {getattr(kernel, 'INTERFACE', None)}, {INTERFACE} is needed; build or download it anew"
         )
-    if device_type == "cuda" and not torch.cuda.is_available():
-        return "no CUDA device is present"
     shapes = [(3, 5), (2, 2)]
     random = torch.Generator().manual_seed(0)
     sizes = [(1, 19, 2, 32), (1, 4, 2, 2, 3, 2), (1, 4, 2, 2, 3), (1, 4, 2, 2)]
