@@ -1,0 +1,78 @@
+"""Deformable attention on the CPU against the plain PyTorch form of transformers: time, memory, error, threads.
+
+From raw offsets and logits to the result on both sides (softmax and locations included), the fastest of the repeats,
+both in turn in one process. A ratio is the peer's figure divided by ours. Two patterns of points: as Deformable DETR
+starts them give or take a pixel, and anywhere on the map. Time is process time on one thread and wall time on several;
+memory is the peak above the inputs in fresh processes; errors are against float64.
+"""
+
+import argparse
+import time
+from typing import Any
+
+import torch
+
+from hf_denseseg.ops.kernel_benchmark import CASES, errors, measure, sides
+from hf_denseseg.ops.kernel_benchmark import inputs as case_inputs
+from hf_denseseg.ops.kernel_loading import find_kernel
+
+EXAMPLE = "example: python scripts/benchmark.py --threads 2 msda --cases unept-encoder detr-encoder"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EXAMPLE
+    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
+    parser.add_argument("--repeats", type=int, default=5, help="runs per side; the fastest counts (default 5)")
+
+
+def result_name(args: argparse.Namespace) -> str:
+    return f"msda_{args.threads}_threads"
+
+
+def scaling(name: str, threads: int, repeats: int) -> dict[str, float]:
+    """Wall time on one thread divided by that on several, both ours, in turn; the fastest of the repeats."""
+    ratios = {}
+    for step in ("forward", "backward"):
+        run = sides(name, step == "backward", case_inputs(name))["ours"]
+        fastest = {1: float("inf"), threads: float("inf")}
+        for _ in range(2 * repeats):
+            for count in fastest:
+                torch.set_num_threads(count)
+                start = time.perf_counter()
+                run()
+                fastest[count] = min(fastest[count], time.perf_counter() - start)
+        ratios[step] = fastest[1] / fastest[threads]
+    return ratios
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    kernel = find_kernel("cpu").kernel
+    if kernel is None:
+        raise SystemExit(f"there is nothing to measure: {find_kernel('cpu').reasons()}")
+    figures: dict[str, Any] = {
+        "peer": "transformers MultiScaleDeformableAttention (grid_sample), softmax and locations before it",
+        "instruction_set": kernel.instruction_set(),
+        "repeats": args.repeats,
+    }
+    for name in args.cases:
+        figures[name] = {
+            "initial": measure(name, args.repeats),
+            "uniform": measure(name, args.repeats, "uniform", memory=False),
+            "errors": errors(name),
+        }
+        if args.threads > 1:
+            figures[name]["scaling"] = scaling(name, args.threads, args.repeats)
+    return figures
+
+
+def readme_rows(result: dict) -> list[tuple[str, str, str]]:
+    """(what, ours, peer) for the table of the README."""
+    threads, rows = result["threads"], []
+    for name, figures in result["figures"].items():
+        if name not in CASES:
+            continue
+        for step, row in figures["initial"].items():
+            memory = f", {row['memory_ratio']:.0f}x less memory"
+            what = f"deformable attention, {name}, {step}, CPU, {threads} thread{'s' if threads > 1 else ''}"
+            rows.append((what, f"{row['time_ratio']:.1f}x the speed{memory}", "transformers' PyTorch form"))
+    return rows
