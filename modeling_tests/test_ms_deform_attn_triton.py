@@ -138,6 +138,8 @@ CASES = {
     "one query, bfloat16 logits": draw(
         [3, 4, 2, 2], 4, 16, queries=1, batch=3, dtype=torch.bfloat16, score_dtype=torch.bfloat16
     ),
+    "head size 24": draw([4, 6, 1, 5], 4, 24, heads=2),
+    "sampled, head size 5": draw([4, 6], 2, 5, heads=3, sampled=True),
     "sampled": draw([4, 6, 5, 1], 4, 32, batch=2, heads=2, sampled=True),
     "sampled, float16": draw([4, 6, 1, 5], 5, 16, dtype=torch.float16, sampled=True),
     "at the border": at_the_border(),
@@ -233,7 +235,7 @@ def test_backward_refuses_to_be_deterministic(passes):
 @pytest.mark.parametrize(
     ("inputs", "reason"),
     [
-        (draw([2, 2], 1, 24)[0], "head size of 24 is not one of"),
+        (draw([2, 2], 1, 257)[0], "head size of 257 is above 256"),
         (draw([2, 2], 1, 16, dtype=torch.float64)[0], "float64 is not computed"),
         (draw([2, 2], 257, 16, queries=1)[0], "1 levels of 257 points were given"),
         ((*CASES["one point"][0][:-1], [5, 8]), "1 levels and 40 pixels, but `value` has 35 tokens"),
@@ -331,6 +333,8 @@ def test_offsets_of_gathered_pixels_are_64_bit(compiled):
         code = compiled(backward, *draw(**UNEPT)).asm["ttir"]
         gathers = re.findall(r"tt\.addptr .*: tensor<\d+x\d+x\d+x!tt\.ptr<\w+>>, tensor<\S+x(i\d+)>", code)
         assert len(gathers) >= 4 and set(gathers) == {"i64"}
+        tile = "x".join(str(size) for size in (compiled.passes.tile(16, 32, backward)[0], 16))
+        assert len(re.findall(rf"arith\.muli .*: tensor<{tile}xi64>", code)) >= 4  # token times row, before the sum
 
 
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])

@@ -12,10 +12,11 @@ import warnings
 
 import torch
 import triton
+from torch.nn import functional as F
 
 from ._triton_kernels import backward_kernel, forward_kernel
 
-HEAD_SIZES = (16, 32, 64, 128)
+MAX_HEAD_SIZE = 256
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_SCORES = 256  # levels times points: the logits of a query are one tile
 OLDEST_GPU = (8, 0)  # compute capability; older ones have no bfloat16
@@ -30,8 +31,8 @@ TILE_BACKWARD_WIDE = (16, 2)  # head sizes from 64 up, where four reductions ove
 
 def unserved(value: torch.Tensor) -> str | None:
     """Why these kernels cannot serve a value map (B, S, M, D), or None if they can."""
-    if value.shape[3] not in HEAD_SIZES:
-        return f"a head size of {value.shape[3]} is not one of {HEAD_SIZES}, the tiles of the Triton kernels"
+    if value.shape[3] > MAX_HEAD_SIZE:
+        return f"a head size of {value.shape[3]} is above {MAX_HEAD_SIZE}, the widest tile of the Triton kernels"
     if value.dtype not in DTYPES:
         return f"{value.dtype} is not computed, since the Triton kernels work in float32"
     if value.is_cuda and torch.version.hip is not None:
@@ -68,7 +69,7 @@ def _launch(kernel, tensors, value, points, scores, reference_points, spatial_sh
 
 
 def _checked(value, points, scores, spatial_shapes):
-    """`value`, `points` and `scores` in the layout the kernels read.
+    """`value` (with filled heads), `points` and `scores` in the layout the kernels read.
 
     Raises:
         ValueError: the kernels do not serve these sizes, or the levels do not add up to the tokens.
@@ -88,7 +89,18 @@ def _checked(value, points, scores, spatial_shapes):
             f"`spatial_shapes` {sizes} has {len(sizes)} levels and {tokens} pixels, but `value` has {value.shape[1]} "
             f"tokens and the locations have {levels} levels. Give the (height, width) of every level, in order."
         )
-    return value.contiguous(), _packed_rows(points, 4), _packed_rows(scores, 3)
+    return _filled(value).contiguous(), _packed_rows(points, 4), _packed_rows(scores, 3)
+
+
+def _filled(heads: torch.Tensor) -> torch.Tensor:
+    """(..., D) with zeros after the last channel of every head, up to a power of two: tiles have no other widths."""
+    missing = max(16, triton.next_power_of_2(heads.shape[-1])) - heads.shape[-1]
+    return F.pad(heads, (0, missing)) if missing else heads
+
+
+def _filled_rows(rows: torch.Tensor, heads: int) -> torch.Tensor:
+    """(B, Q, M * D) with every head filled like the value map."""
+    return _filled(rows.unflatten(2, (heads, -1))).flatten(2).contiguous()
 
 
 def _packed_rows(tensor: torch.Tensor, trailing: int) -> torch.Tensor:
@@ -136,14 +148,13 @@ def forward(
     Raises:
         ValueError: the kernels do not serve these sizes, or the levels do not add up to S tokens.
     """
+    head_size = value.shape[3]
     value, offsets, logits = _checked(value, offsets, logits, spatial_shapes)
-    batch, _, heads, head_size = value.shape
-    queries = offsets.shape[1]
-    out = value.new_empty(batch, queries, heads * head_size)
-    lse = value.new_empty(batch, queries, heads, dtype=torch.float32)
+    out = value.new_empty(*offsets.shape[:3], value.shape[3])
+    lse = value.new_empty(offsets.shape[:3], dtype=torch.float32)
     reference_points = reference_points.float().contiguous()
     _launch(forward_kernel, (out, lse), value, offsets, logits, reference_points, spatial_shapes, backward=False)
-    return out, lse
+    return out[..., :head_size].flatten(2), lse
 
 
 def backward(
@@ -176,14 +187,16 @@ def backward(
         ValueError: as in `forward`.
     """
     _refuse_if_deterministic()
+    heads, head_size = value.shape[2:]
     value, offsets, logits = _checked(value, offsets, logits, spatial_shapes)
     grad_value = torch.zeros(value.shape, dtype=torch.float32, device=value.device)
     grad_offsets = torch.empty(offsets.shape, dtype=torch.float32, device=value.device)
     grad_logits = torch.empty(logits.shape, dtype=logits.dtype, device=value.device)
-    tensors = (out.contiguous(), lse.contiguous(), grad.contiguous(), grad_value, grad_offsets, grad_logits)
+    rows = (_filled_rows(out, heads), lse.contiguous(), _filled_rows(grad, heads))
+    tensors = (*rows, grad_value, grad_offsets, grad_logits)
     reference_points = reference_points.float().contiguous()
     _launch(backward_kernel, tensors, value, offsets, logits, reference_points, spatial_shapes, backward=True)
-    return grad_value.to(value.dtype), grad_offsets, grad_logits
+    return grad_value[..., :head_size].to(value.dtype).contiguous(), grad_offsets, grad_logits
 
 
 def forward_sampled(
@@ -206,11 +219,11 @@ def forward_sampled(
     Raises:
         ValueError: as in `forward`.
     """
+    head_size = value.shape[3]
     value, locations, weights = _checked(value, sampling_locations, attention_weights, spatial_shapes)
-    batch, _, heads, head_size = value.shape
-    out = value.new_empty(batch, locations.shape[1], heads * head_size)
+    out = value.new_empty(*locations.shape[:3], value.shape[3])
     _launch(forward_kernel, (out, None), value, locations, weights, None, spatial_shapes, backward=False)
-    return out
+    return out[..., :head_size].flatten(2)
 
 
 def backward_sampled(
@@ -237,10 +250,11 @@ def backward_sampled(
         ValueError: as in `forward`.
     """
     _refuse_if_deterministic()
+    heads, head_size = value.shape[2:]
     value, locations, weights = _checked(value, sampling_locations, attention_weights, spatial_shapes)
     grad_value = torch.zeros(value.shape, dtype=torch.float32, device=value.device)
     grad_locations = torch.empty(locations.shape, dtype=locations.dtype, device=value.device)
     grad_weights = torch.empty(weights.shape, dtype=weights.dtype, device=value.device)
-    tensors = (None, None, grad.contiguous(), grad_value, grad_locations, grad_weights)
+    tensors = (None, None, _filled_rows(grad, heads), grad_value, grad_locations, grad_weights)
     _launch(backward_kernel, tensors, value, locations, weights, None, spatial_shapes, backward=True)
-    return grad_value.to(value.dtype), grad_locations, grad_weights
+    return grad_value[..., :head_size].to(value.dtype).contiguous(), grad_locations, grad_weights

@@ -108,9 +108,6 @@ def _corner(left, top, right_part, lower_part, inside, start, height, width, dx:
 def _channels(image_offset, tokens, head, HEADS: tl.constexpr, HEAD_SIZE: tl.constexpr):
     """Element offset of every channel of `tokens` in the value map: (queries, points, D)."""
     first = image_offset + tokens.to(tl.int64) * (HEADS * HEAD_SIZE) + head * HEAD_SIZE
-    # The compiler cannot see that a row starts at a multiple of the head size. Without this hint it emits 2-byte
-    # loads and scalar additions.
-    first = tl.multiple_of(first, (HEAD_SIZE, HEAD_SIZE))
     return first[:, :, None] + tl.arange(0, HEAD_SIZE)[None, None, :]
 
 
