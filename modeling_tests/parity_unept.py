@@ -27,8 +27,8 @@ INPUTS = (
     *("grad_location_comparable", "query", "input_flatten", "reference_points"),
     # Rounded forms of the recorded distance and gradient, from which the recorded targets were made.
     *("distance_uint8", "direction_half_degrees_uint8", "angle_degrees", "direction_comparable"),
-    # Not the derivative of the recorded loss: ours agrees with finite differences (`test_unept_losses.py`), and every
-    # other recorded gradient, on both sides of this layer, is reproduced.
+    # Not reproduced, cause unknown: it is no combination of the gradients of the four losses, with or without stops,
+    # while ours agrees with finite differences (`test_unept_losses.py`). Every other recorded gradient is reproduced.
     "grad.spatial_branch.convblock1.conv1.weight",
 )
 EXACT = ("refine_offset_hw", "boundary_target", "direction_target", "offset_hw", "distance_float")

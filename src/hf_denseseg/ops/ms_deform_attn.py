@@ -45,7 +45,7 @@ def ms_deform_attn(
     _check(value, offsets, logits, spatial_shapes)
     _check_references(reference_points, offsets)
     device = value.device.type
-    if torch.is_autocast_enabled(device):
+    if device != "meta" and torch.is_autocast_enabled(device):
         value = value.to(torch.get_autocast_dtype(device))
     offsets, reference_points = _exact(offsets), _exact(reference_points)
     if reference_points.shape[-1] == 4:  # boxes: bring their offsets into pixels, so that kernels know one form only
