@@ -4,6 +4,9 @@
 
 #include "registration.h"
 
+// A build for CUDA has no compiled passes (Triton does them), and Python sees that there is no `forward`.
+#if defined(CPU_KERNEL)
+
 STABLE_TORCH_LIBRARY_EXPAND(TORCH_EXTENSION_NAME, ops) {
   ops.def(
       "forward(Tensor value, Tensor points, Tensor weights, Tensor? reference_points, int[] spatial_shapes)"
@@ -23,5 +26,7 @@ STABLE_TORCH_LIBRARY_IMPL_EXPAND(TORCH_EXTENSION_NAME, CPU, ops) {
 STABLE_TORCH_LIBRARY_IMPL_EXPAND(TORCH_EXTENSION_NAME, CompositeExplicitAutograd, ops) {
   ops.impl("instruction_set", TORCH_BOX(&ms_deform_attn_instruction_set));
 }
+
+#endif  // CPU_KERNEL
 
 REGISTER_EXTENSION(TORCH_EXTENSION_NAME)

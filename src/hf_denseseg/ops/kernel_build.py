@@ -111,7 +111,11 @@ def _digest(source: Path) -> str:
     """Short digest of everything a build depends on: sources, flags, this recipe."""
     digest = hashlib.sha256(Path(__file__).read_bytes())
     for path in sorted(source.rglob("*")):
-        if path.is_file() and path.suffix in {".cpp", ".h", ".py", ".toml"} and "build" not in path.parts:
+        if (
+            path.is_file()
+            and path.suffix in {".cpp", ".h", ".py", ".toml"}
+            and not {"build", "tests"} & set(path.parts)
+        ):
             digest.update(path.relative_to(source).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()[:12]
 
@@ -129,7 +133,14 @@ def _compile(program: str, description: dict, source: Path, namespace: str, targ
     torch_folder = Path(torch.__file__).parent
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "registration.h").write_text(_REGISTRATION)
-        common = ["-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", f"-DTORCH_TARGET_VERSION={target}"]
+        common = [
+            "-std=c++20",
+            "-O2",
+            "-fPIC",
+            "-fvisibility=hidden",
+            f"-DTORCH_TARGET_VERSION={target}",
+            "-DCPU_KERNEL",
+        ]
         common += [f"-DTORCH_EXTENSION_NAME={namespace}", f"-I{folder}", f"-I{torch_folder / 'include'}"]
         jobs, objects = [], []
         sections = [description["torch"], *(s for s in description["kernel"].values() if s["backend"] == "cpu")]
