@@ -122,9 +122,8 @@ def losses(model: UneptForSemanticSegmentation, inputs: dict[str, torch.Tensor])
     boundary_labels = ((distance >= 0) & (distance <= 5)).long()
     direction_labels = torch.from_numpy(direction_classes(angle.numpy()))
     with torch.enable_grad():
-        outputs = model(
-            inputs["pixel_values"], labels, boundary_labels=boundary_labels, direction_labels=direction_labels
-        )
+        targets = {"boundary_labels": boundary_labels, "direction_labels": direction_labels}
+        outputs = model(inputs["pixel_values"], labels, **targets, output_refined_logits=True)
         outputs.loss.backward()
     size = (labels.shape[-2], labels.shape[-1])
     boundary, direction = (

@@ -202,6 +202,11 @@ def test_every_row_of_the_dispatch_table(device, dtype, own, hub, forced, path, 
         choose_path(*described(device, dtype))
 
 
+def test_a_graph_for_onnx_is_made_of_plain_torch(monkeypatch):
+    monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
+    assert choose_path(*described("cpu")) == "reference"
+
+
 def test_more_points_than_the_kernel_takes_run_in_plain_torch():
     assert choose_path(*described("cpu", levels=5, points=64)) == "reference"
 

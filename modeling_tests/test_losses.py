@@ -106,3 +106,22 @@ def test_low_precision_logits_give_a_float32_loss(sample):
 def test_unknown_normalization_names_the_choices(sample):
     with pytest.raises(ValueError, match="'valid' or 'all'"):
         segmentation_loss(*sample, normalization="mean")
+
+
+@pytest.mark.parametrize("ohem_threshold", [None, 0.3])
+@pytest.mark.parametrize("class_weights", [None, torch.tensor([0.5, 2.0, 1.0])])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_labels_may_judge_the_logits_of_other_pixels(ohem_threshold, class_weights, memory_format):
+    """As if the logits had been gathered before, loss and gradients."""
+    torch.manual_seed(0)
+    logits = torch.randn(2, 3, 4, 5).to(memory_format=memory_format).requires_grad_()
+    labels, sources = torch.randint(0, 3, (2, 4, 5)), torch.randint(0, 20, (2, 4, 5))
+    labels[0, 0] = 255
+    options = {"class_weights": class_weights, "ohem_threshold": ohem_threshold, "ohem_min_kept": 3}
+    rows, columns = sources // 5, sources % 5
+    gathered = torch.stack([logits[b][:, rows[b], columns[b]] for b in range(2)])
+    expected = segmentation_loss(gathered, labels, **options)
+    found = segmentation_loss(logits, labels, sources=sources, **options)
+    torch.testing.assert_close(found, expected)
+    grads = [torch.autograd.grad(loss, logits)[0] for loss in (found, expected)]
+    torch.testing.assert_close(*grads)

@@ -17,7 +17,13 @@ from hf_denseseg import (
     UneptModel,
 )
 from hf_denseseg.models.unept.literal_unept import literal
-from hf_denseseg.models.unept.modeling_unept import DIRECTIONS, boundary_offsets, refine, resize_table
+from hf_denseseg.models.unept.modeling_unept import (
+    DIRECTIONS,
+    boundary_offsets,
+    refine,
+    refinement_sources,
+    resize_table,
+)
 from model_tester import NUM_LABELS, SegmentationModelTester
 from processor_tester import ImageProcessorTester
 
@@ -48,7 +54,7 @@ class UneptTester(SegmentationModelTester):
         UneptBackbone,
     )
     output_stride = 1
-    own_outputs = ("boundary_logits", "direction_logits", "coarse_logits", "refined_logits", "refinement_offsets")
+    own_outputs = ("boundary_logits", "direction_logits", "coarse_logits", "refinement_offsets")  # refined: on request
 
     def test_hidden_states_and_attentions_come_on_request(self, model, batch):
         """Attention goes to points: the weights of each token, head, level and point."""
@@ -148,7 +154,7 @@ def test_refinement_takes_the_neighbour_inside_the_picture():
     """Section 7, pixel by pixel; and as the released code does it, by sampling with aligned corners."""
     coarse, boundary, direction = torch.randn(2, 3, 6, 7), torch.randn(2, 2, 6, 7), torch.randn(2, 8, 6, 7)
     offsets = boundary_offsets(boundary, direction)
-    refined = refine(coarse, offsets)
+    refined = refine(coarse, refinement_sources(offsets))
     for b in range(2):
         for y in range(6):
             for x in range(7):
@@ -191,7 +197,7 @@ def test_refined_logits_come_on_request_or_as_the_prediction():
     model.config.refine_scale = 2
     far = model(pixel_values)
     assert torch.equal(far.refinement_offsets, 2 * outputs.refinement_offsets)
-    assert torch.equal(far.logits, refine(far.coarse_logits, far.refinement_offsets))
+    assert torch.equal(far.logits, refine(far.coarse_logits, refinement_sources(far.refinement_offsets)))
 
 
 @torch.no_grad()

@@ -60,7 +60,7 @@ def test_one_class_or_none_gives_zero_and_not_nan(value):
 @pytest.mark.parametrize("supervision", ["predicted", "true"])
 def test_loss_is_the_weighted_sum_of_four_terms(batch, preset, weights, supervision):
     model = build(loss_weights=preset, direction_supervision=supervision)
-    outputs = model(**batch)
+    outputs = model(**batch, output_refined_logits=True)
     targets = [model.training_targets(label.numpy()) for label in batch["labels"]]
     boundary_labels, direction_labels = (
         torch.stack([torch.from_numpy(each[name]).long() for each in targets]) for name in targets[0]

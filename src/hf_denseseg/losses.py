@@ -1,5 +1,7 @@
 """Per-pixel losses that all families share: cross-entropy over valid pixels, with class weights and OHEM."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
@@ -14,6 +16,7 @@ def segmentation_loss(
     class_weights: torch.Tensor | None = None,
     ohem_threshold: float | None = None,
     ohem_min_kept: int = 100_000,
+    sources: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Upsample the logits to the labels and take the cross-entropy in float32.
 
@@ -28,6 +31,8 @@ def segmentation_loss(
         ohem_threshold: online hard example mining keeps the pixels whose probability of the true class is below this
             number, and never fewer than `ohem_min_kept` per image; None keeps every valid pixel.
         ohem_min_kept: smallest number of pixels kept per image (mmsegmentation's `min_kept`).
+        sources: `(B, H, W)`, which pixel's logits each label judges, as row * W + column; None for its own. The loss
+            of gathered logits, without gathering `num_labels` numbers per pixel, and in less memory than without.
 
     Returns:
         Scalar float32. A batch without any valid pixel gives 0 with zero (finite) gradients.
@@ -43,10 +48,18 @@ def segmentation_loss(
     if logits.shape[-2:] != labels.shape[-2:]:
         logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=align_corners)
     weights = None if class_weights is None else class_weights.to(logits)
-    loss = F.cross_entropy(logits, labels, weight=weights, ignore_index=ignore_index, reduction="none")
     valid = labels != ignore_index
+    if sources is None:
+        loss = F.cross_entropy(logits, labels, weight=weights, ignore_index=ignore_index, reduction="none")
+    else:
+        truth = torch.where(valid, labels, 0)
+        loss = _LossAt.apply(logits, truth, sources) * (1 if weights is None else weights[truth])
     if ohem_threshold is not None:
-        valid = valid & _hard_pixels(logits.detach(), labels, valid, ohem_threshold, ohem_min_kept)
+        judged = logits.detach()
+        if sources is not None:
+            index = sources.flatten(1)[:, None].expand(-1, logits.shape[1], -1)
+            judged = judged.flatten(2).gather(2, index).view(judged.shape)
+        valid = valid & _hard_pixels(judged, labels, valid, ohem_threshold, ohem_min_kept)
     kept = torch.where(valid, loss, 0.0).sum()
     if normalization == "all":
         return kept / labels.numel()
@@ -54,6 +67,33 @@ def segmentation_loss(
     # A weight below one must still divide: only the empty sum is replaced by 1, which gives 0 and not NaN.
     total = torch.where(valid, pixel_weight, 0.0).sum()
     return kept / torch.where(total > 0, total, 1.0)
+
+
+class _LossAt(torch.autograd.Function):
+    """Cross-entropy `(B, H, W)` of the logits at `sources` against the classes `truth`, both `(B, H, W)`.
+
+    Keeps one number per pixel for the backward pass and makes one tensor of the size of the logits there; autograd of
+    `cross_entropy` keeps one and makes three, which is most of the memory of a step with 150 classes at full size.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, truth: torch.Tensor, sources: torch.Tensor) -> torch.Tensor:
+        places = sources.flatten(1)
+        normalizer = logits.logsumexp(1).flatten(1)  # (B, H*W)
+        index = truth.flatten(1) * normalizer.shape[1] + places
+        ctx.save_for_backward(logits, normalizer, index, places)
+        return (normalizer.gather(1, places) - logits.flatten(1).gather(1, index)).view(truth.shape)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        logits, normalizer, index, places = ctx.saved_tensors
+        grad = grad.flatten(1)
+        weight = torch.zeros_like(normalizer).scatter_add_(1, places, grad)  # how often each pixel was judged
+        result = logits.new_empty(logits.shape)  # row by row, however the logits lie: flattened in place below
+        torch.sub(logits.flatten(2), normalizer[:, None], out=result.flatten(2))
+        result.flatten(2).exp_().mul_(weight[:, None])
+        result.flatten(1).scatter_add_(1, index, -grad)
+        return result, None, None
 
 
 def _hard_pixels(

@@ -68,7 +68,7 @@ class UneptSegmenterOutput(SemanticSegmenterOutput):
         boundary_logits: `(B, 2, h, w)`: no boundary, boundary.
         direction_logits: `(B, 8, h, w)`: where the inside of the region lies, see `DIRECTIONS`.
         coarse_logits: `(B, num_labels, H, W)` of the context branch.
-        refined_logits: the same moved along the directions at boundary pixels; with labels, or on request.
+        refined_logits: the same moved along the directions at boundary pixels; on request, or if they are `logits`.
         refinement_offsets: `(B, 2, H, W)` the steps (row, column) of that, 0 away from boundaries.
     """
 
@@ -378,6 +378,14 @@ class UneptDeformableAttention(nn.Module):
             return F.linear(query.to(dtype), linear.weight.to(dtype), linear.bias.to(dtype))
 
 
+def drop(features: torch.Tensor, dropout: nn.Dropout) -> torch.Tensor:
+    """Dropout that keeps a bit and not a float per number; put before the ReLU, with which it can change places.
+
+    With both, the widened features of a layer are kept once and not three times.
+    """
+    return torch.native_dropout(features, dropout.p, True)[0] if dropout.training and dropout.p else features
+
+
 class UneptEncoderLayer(GradientCheckpointingLayer):
     """Deformable self-attention and feed-forward network, each followed by a LayerNorm."""
 
@@ -403,7 +411,7 @@ class UneptEncoderLayer(GradientCheckpointingLayer):
             hidden_states + positions, hidden_states, reference_points, spatial_shapes, output_attentions
         )
         hidden_states = self.self_attn_norm(hidden_states + self.dropout(attended))
-        widened = self.dropout(F.relu(self.fc1(hidden_states)))
+        widened = F.relu(drop(self.fc1(hidden_states), self.dropout))
         return self.ffn_norm(hidden_states + self.dropout(self.fc2(widened)))
 
 
@@ -495,7 +503,7 @@ class UneptDecoderLayer(GradientCheckpointingLayer):
         hidden_states = self.self_attn_norm(hidden_states + self.dropout(self.self_attn(hidden_states)))
         attended, _ = self.cross_attn(hidden_states, memory, reference_points, spatial_shapes)
         hidden_states = self.cross_attn_norm(hidden_states + self.dropout(attended))
-        widened = self.dropout(F.relu(self.fc1(hidden_states)))
+        widened = F.relu(drop(self.fc1(hidden_states), self.dropout))
         return self.ffn_norm(hidden_states + self.dropout(self.fc2(widened)))
 
 
@@ -573,20 +581,28 @@ def boundary_offsets(
     return torch.where((score[:, 1] > 0.5)[:, None], steps.permute(0, 3, 1, 2), 0)
 
 
-def refine(coarse_logits: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-    """Give each pixel the logits found an offset further on, inside the picture (Sec. 3.2, "grid-sample").
+def refinement_sources(offsets: torch.Tensor) -> torch.Tensor:
+    """Pixel that each pixel's logits are taken from, row * W + column, inside the picture: `(B, H, W)`.
+
+    Args:
+        offsets: `(B, 2, H, W)` as (row, column).
+    """
+    height, width = offsets.shape[-2:]
+    rows = torch.arange(height, device=offsets.device)[:, None] + offsets[:, 0]
+    columns = torch.arange(width, device=offsets.device) + offsets[:, 1]
+    return rows.clamp(0, height - 1) * width + columns.clamp(0, width - 1)
+
+
+def refine(coarse_logits: torch.Tensor, sources: torch.Tensor) -> torch.Tensor:
+    """Give each pixel the logits found an offset further on (Sec. 3.2, "grid-sample").
 
     Offsets are whole pixels, so that this is a gather: exact, and gradients flow into the coarse logits only.
 
     Args:
         coarse_logits: `(B, K, H, W)`.
-        offsets: `(B, 2, H, W)` as (row, column).
+        sources: `(B, H, W)` of `refinement_sources`.
     """
-    height, width = coarse_logits.shape[-2:]
-    rows = torch.arange(height, device=offsets.device)[:, None] + offsets[:, 0]
-    columns = torch.arange(width, device=offsets.device) + offsets[:, 1]
-    places = rows.clamp(0, height - 1) * width + columns.clamp(0, width - 1)  # (B, H, W)
-    index = places.flatten(1)[:, None].expand(-1, coarse_logits.shape[1], -1)
+    index = sources.flatten(1)[:, None].expand(-1, coarse_logits.shape[1], -1)
     return coarse_logits.flatten(2).gather(2, index).view(coarse_logits.shape)
 
 
@@ -755,11 +771,11 @@ class UneptForSemanticSegmentation(UneptPreTrainedModel):
             labels: `(B, H, W)` train ids of any integer dtype; 255 and -100 are void.
             boundary_labels: `(B, H, W)`, 0 and 1, 255 is left out; made of `labels` if not given.
             direction_labels: `(B, H, W)`, 0 to 7, 255 is left out; made of `labels` if not given.
-            output_refined_logits: whether the refined map is wanted without labels too.
+            output_refined_logits: whether the refined map is wanted beside the coarse one.
 
         Returns:
             `logits` `(B, num_labels, H, W)`, coarse, or refined with `use_boundary_refinement`; `boundary_logits` and
-            `direction_logits` at 1/8; with labels also `loss` and `refined_logits`.
+            `direction_logits` at 1/8; with labels also `loss`.
         """
         outputs = self.unept(pixel_values, **kwargs)
         spatial = outputs.spatial_features
@@ -775,10 +791,12 @@ class UneptForSemanticSegmentation(UneptPreTrainedModel):
             )
             offsets = boundary_offsets(whole_boundary, whole_direction, self.config.boundary_threshold_on)
             offsets = self.config.refine_scale * offsets
-            refined = refine(coarse, offsets)
+            sources = refinement_sources(offsets)
+            if output_refined_logits or self.config.use_boundary_refinement:
+                refined = refine(coarse, sources)
             if labels is not None:
                 targets = self._targets(labels, boundary_labels, direction_labels)
-                loss = self._loss(coarse, refined, whole_boundary, whole_direction, labels, *targets)
+                loss = self._loss(coarse, sources, whole_boundary, whole_direction, labels, *targets)
         return UneptSegmenterOutput(
             loss=loss,
             logits=refined if self.config.use_boundary_refinement else coarse,
@@ -805,7 +823,7 @@ class UneptForSemanticSegmentation(UneptPreTrainedModel):
     def _loss(
         self,
         coarse: torch.Tensor,
-        refined: torch.Tensor,
+        sources: torch.Tensor,
         boundary: torch.Tensor,
         direction: torch.Tensor,
         labels: torch.Tensor,
@@ -817,9 +835,11 @@ class UneptForSemanticSegmentation(UneptPreTrainedModel):
             at_boundary = boundary.detach().softmax(1)[:, 1] > 0.5
         else:
             at_boundary = boundary_labels == 1
+        settings = {"logits": coarse, "labels": labels, "ignore_index": self.config.semantic_loss_ignore_index}
+        own = torch.arange(sources[0].numel(), device=sources.device).view_as(sources[0]).expand_as(sources)
         terms = (
-            self.loss_function(logits=coarse, labels=labels, ignore_index=self.config.semantic_loss_ignore_index),
-            self.loss_function(logits=refined, labels=labels, ignore_index=self.config.semantic_loss_ignore_index),
+            self.loss_function(sources=own, **settings),
+            self.loss_function(sources=sources, **settings),  # of the refined logits
             balanced_loss(boundary, boundary_labels),
             balanced_loss(direction, torch.where(at_boundary, direction_labels, VOID)),
         )
