@@ -135,9 +135,9 @@ def measure(name: str, repeats: int, pattern: str = "initial", memory: bool = Tr
                 taken[side].append(clock() - start)
         row = {f"{side}_ms": 1e3 * min(values) for side, values in taken.items()}
         row["time_ratio"] = row["peer_ms"] / row["ours_ms"]
-        for side in runs:
-            row[f"{side}_mib"] = _peak_memory(name, side, step) if memory else math.nan
-        row["memory_ratio"] = row["peer_mib"] / row["ours_mib"]
+        if memory:
+            row |= {f"{side}_mib": _peak_memory(name, side, step) for side in runs}
+            row["memory_ratio"] = row["peer_mib"] / row["ours_mib"]
         result[step] = row
     return result
 
