@@ -227,3 +227,13 @@ def test_the_layer_for_transformers_equals_the_definition():
     compiled.sum().backward()
     (plain,) = torch.autograd.grad(run(value, locations, weights).sum(), locations)
     torch.testing.assert_close(locations.grad, plain)
+
+
+def test_the_layer_refuses_what_it_does_not_compute():
+    """Also when compiled: float64 must not quietly become float32."""
+    value, offsets, logits, _ = random_call([(3, 4)], dtype=torch.float64)
+    layer = find_kernel("cpu").kernel.layers.MultiScaleDeformableAttention()
+    arguments = (torch.tensor([[3, 4]]), [(3, 4)], torch.tensor([0]), offsets, logits, 64)
+    for run in (layer, torch.compile(layer, fullgraph=True, backend="eager")):
+        with pytest.raises(ValueError, match="float64"):
+            run(value, *arguments)

@@ -12,10 +12,17 @@ from ._ops import add_op_namespace_prefix
 _TWICE = "deformable attention has no second derivative in this kernel; use a plain torch version for it."
 
 
+def _refuse_unserved(value: Tensor, points: Tensor) -> None:
+    """Here and not in front of the operator, so that a compiler traces no choice of code."""
+    if (reason := _backends.unserved(value, points)) is not None:
+        raise ValueError(f"ms-deform-attn: {reason}.")
+
+
 @torch.library.custom_op(add_op_namespace_prefix("attend"), mutates_args=())
 def _attend(
     value: Tensor, offsets: Tensor, logits: Tensor, reference_points: Tensor, spatial_shapes: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
+    _refuse_unserved(value, offsets)
     return _backends.forward(value, offsets, logits, reference_points, list(spatial_shapes))
 
 
@@ -35,6 +42,7 @@ def _attend_backward(
 
 @torch.library.custom_op(add_op_namespace_prefix("sample"), mutates_args=())
 def _sample(value: Tensor, locations: Tensor, weights: Tensor, spatial_shapes: Sequence[int]) -> Tensor:
+    _refuse_unserved(value, locations)
     return _backends.forward_sampled(value, locations, weights, list(spatial_shapes))
 
 
@@ -117,7 +125,6 @@ def ms_deform_attn(
     Raises:
         ValueError: if the kernel does not serve these tensors, with the reason.
     """
-    _refuse_unserved(value, offsets)
     return _attend(value, offsets.float(), logits, reference_points.float(), spatial_shapes)[0]
 
 
@@ -127,10 +134,4 @@ def sample(value: Tensor, locations: Tensor, weights: Tensor, spatial_shapes: Se
     Raises:
         ValueError: if the kernel does not serve these tensors, with the reason.
     """
-    _refuse_unserved(value, locations)
     return _sample(value, locations, weights, spatial_shapes)
-
-
-def _refuse_unserved(value: Tensor, points: Tensor) -> None:
-    if (reason := _backends.unserved(value, points)) is not None:
-        raise ValueError(f"ms-deform-attn: {reason}.")
