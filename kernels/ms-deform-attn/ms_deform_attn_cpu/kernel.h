@@ -3,7 +3,6 @@
 //
 // Two kinds of code. Per point: plain loops over arrays with one entry per point, which the compiler vectorises. Per
 // channel: the vector types of GCC and clang, so that accumulators stay in registers.
-#include <cstdlib>
 #include <cstring>
 #include <utility>
 

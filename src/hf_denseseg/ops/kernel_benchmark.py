@@ -7,7 +7,6 @@ their own.
 
 import ctypes
 import math
-import resource
 import subprocess
 import sys
 import time
@@ -186,11 +185,9 @@ def _peak_in_this_process(name: str, side: str, step: str) -> float:
 
 
 def _resident_peak() -> float:
-    """Peak resident memory of this process in MiB."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM"):
-            return int(line.split()[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Peak resident memory of this process in MiB (Linux)."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
 
 
 if __name__ == "__main__":

@@ -116,25 +116,19 @@ def boundary_targets(
 
 
 @torch.library.custom_op("hf_denseseg::unept_boundary_targets", mutates_args=())
-def _batched(
+def batched_targets(
     labels: torch.Tensor, min_class_pixels: int, ignore_small_classes: bool, official: bool, ignore_index: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """`boundary_targets` of a batch `(B, H, W)`, one node for the compiler; on a GPU it waits for the labels."""
     settings = (min_class_pixels, ignore_small_classes, official, ignore_index)
     made = [boundary_targets(label, *settings) for label in labels.cpu().numpy()]
     boundary, direction = (np.stack([each[name] for each in made]) for name in made[0])
     return torch.from_numpy(boundary).to(labels.device), torch.from_numpy(direction).to(labels.device)
 
 
-@_batched.register_fake
+@batched_targets.register_fake
 def _(labels: torch.Tensor, *settings: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.empty_like(labels, dtype=torch.uint8), torch.empty_like(labels, dtype=torch.uint8)
-
-
-def batched_targets(
-    labels: torch.Tensor, min_class_pixels: int, ignore_small_classes: bool, official: bool, ignore_index: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """`boundary_targets` of a batch `(B, H, W)`, one node for the compiler; on a GPU it waits for the labels."""
-    return _batched(labels, min_class_pixels, ignore_small_classes, official, ignore_index)
 
 
 __all__ = ["VOID", "batched_targets", "boundary_targets", "direction_classes", "distance_fields"]
