@@ -1,0 +1,160 @@
+"""HLG as the released code writes it, without the savings of `modeling_hlg`.
+
+Same weights, same outputs, more work: the bias network runs in every call and over the whole table of offsets, softmax
+attention has all weights and biases in memory, queries, keys and values are projected apart, BatchNorm is a pass of
+its own, and maps and tokens are copied into each other's order. The peer of benchmark and tests, and what the FLOPs of
+the paper count.
+"""
+
+import copy
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from hf_denseseg.counting import OperationCounts
+from hf_denseseg.models.hlg.modeling_hlg import (
+    HlgConvNorm,
+    HlgDecoderAttention,
+    HlgDecoderLayer,
+    HlgForSemanticSegmentation,
+    HlgLayer,
+    HlgLocalGlobalAttention,
+    HlgPlaces,
+    HlgPositionBias,
+    HlgSegmenterOutput,
+    HlgSelfAttention,
+    eager_attention_forward,
+)
+
+
+class LiteralHlgConvNorm(HlgConvNorm):
+    """Convolution, then BatchNorm, on maps with the channels first in memory."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.convolution(features.contiguous()))
+
+
+class LiteralHlgPositionBias(HlgPositionBias):
+    """Runs the network over all (2H - 1) x (2W - 1) offsets, or more if keys lie outside the map, in every call."""
+
+    def forward(self, places: HlgPlaces, dtype: torch.dtype) -> torch.Tensor:
+        device = self.projection.weight.device
+        key_y, key_x = (each.flatten() for each in self._keys(places, device))
+        rows, columns = (torch.arange(side, device=device) for side in places.size)
+        query_y, query_x = (each.flatten() for each in torch.meshgrid(rows, columns, indexing="ij"))
+        (height, width), (down, across) = places.size, places.keys
+        if places.scrambled:
+            low_y, low_x, stride = 1 - height, 1 - width, 2 * across - 1
+            index = (query_y[:, None] - key_y + down - 1) * stride + query_x[:, None] - key_x + across - 1
+            size = (2 * height - 1, 2 * width - 1)
+        else:
+            last_y = max(height, places.first[0] + places.step[0] * (down - 1) + 1) - 1
+            last_x = max(width, places.first[1] + places.step[1] * (across - 1) + 1) - 1
+            low_y, low_x, size = -last_y, -last_x, (height + last_y, width + last_x)
+            index = (query_y[:, None] - key_y - low_y) * size[1] + query_x[:, None] - key_x - low_x
+        dy, dx = (torch.arange(side, device=device) + low for side, low in zip(size, (low_y, low_x), strict=True))
+        offsets = torch.stack([each.flatten() for each in torch.meshgrid(dy, dx, indexing="ij")], dim=1)
+        bias = self.table(offsets.float()).to(dtype)[:, index.flatten()]
+        return bias.view(1, self.num_heads, len(query_y), len(key_y))
+
+    @staticmethod
+    def _keys(places: HlgPlaces, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        down, across = places.keys
+        if places.row:
+            number = torch.arange(down * across, device=device)
+            return number // places.row, number % places.row
+        y, x = (
+            torch.arange(count, device=device) * step + first
+            for count, step, first in zip(places.keys, places.step, places.first, strict=True)
+        )
+        y, x = torch.meshgrid(y, x, indexing="ij")
+        return y, x
+
+
+class LiteralAttention:
+    """Softmax attention with all scores in memory; put before a class of `modeling_hlg`."""
+
+    scaling: float
+    head_dim: int
+
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return eager_attention_forward(cast(nn.Module, self), query, key, value, bias, scaling=self.scaling)
+
+    def attend_globally(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        position_bias: HlgPositionBias,
+        places: HlgPlaces,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        query, key, value = (each.unflatten(2, (-1, self.head_dim)).transpose(1, 2) for each in (query, key, value))
+        attended, weights = self.attend(query, key, value, position_bias(places, query.dtype))
+        return attended.flatten(2), weights
+
+
+class LiteralLocalGlobalAttention(LiteralAttention, HlgLocalGlobalAttention):
+    """One product per projection."""
+
+    @staticmethod
+    def _project(tokens: torch.Tensor, *layers: nn.Linear) -> tuple[torch.Tensor, ...]:
+        return tuple(layer(tokens) for layer in layers)
+
+
+class LiteralSelfAttention(LiteralAttention, HlgSelfAttention):
+    """Attention of the last stage."""
+
+
+class LiteralDecoderAttention(LiteralAttention, HlgDecoderAttention):
+    """Attention of the decoder."""
+
+
+class LiteralHlgForSemanticSegmentation(HlgForSemanticSegmentation):
+    """Gives logits at the size of the picture."""
+
+    def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: Any) -> Any:
+        outputs: HlgSegmenterOutput = super().forward(pixel_values, labels=labels, **kwargs)
+        assert outputs.logits is not None
+        size = pixel_values.shape[-2:]
+        outputs["logits"] = F.interpolate(outputs.logits, size=size, mode="bilinear", align_corners=False)
+        return outputs
+
+
+LITERAL = {
+    HlgConvNorm: LiteralHlgConvNorm,
+    HlgPositionBias: LiteralHlgPositionBias,
+    HlgLocalGlobalAttention: LiteralLocalGlobalAttention,
+    HlgSelfAttention: LiteralSelfAttention,
+    HlgDecoderAttention: LiteralDecoderAttention,
+    HlgForSemanticSegmentation: LiteralHlgForSemanticSegmentation,
+}
+
+
+def _channels_first(module: nn.Module, arguments: Any, output: torch.Tensor) -> torch.Tensor:
+    return output.contiguous()
+
+
+def literal(model: nn.Module) -> nn.Module:
+    """Return a copy of an HLG model that computes the same function the long way."""
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        module.__class__ = LITERAL.get(type(module), type(module))
+        if isinstance(module, HlgLayer | HlgDecoderLayer):
+            module.register_forward_hook(_channels_first)
+    return model
+
+
+def published_multiply_adds(counts: OperationCounts) -> int:
+    """Count as the FLOPs of Table 5 do: multiply-adds, of the two attention products only one.
+
+    With both, all five rounded cells lie half of the products too high; the best reading, not proof.
+    """
+    return counts.layer_multiply_adds + counts.product_multiply_adds // 2
+
+
+__all__ = ["literal", "published_multiply_adds"]

@@ -1,0 +1,973 @@
+"""HLG: a pyramid whose layers attend locally in windows, then globally to one token per window.
+
+"Vision Transformers: From Semantic Segmentation to Dense Prediction", IJCV 2024, Sec. 3.3 (Figures 2 and 3). A layer
+is a depthwise-convolution MLP (DWMLP), local attention in plain or dilated windows, and global attention of every
+position to all window embeddings; the projections are shared by the two attentions. Where released code and text
+differ, the code is followed, except where it cannot run; the family's README lists every point.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers import UperNetConfig
+from transformers import initialization as init
+from transformers.backbone_utils import BackboneMixin
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BackboneOutput, ImageClassifierOutput, SemanticSegmenterOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.models.upernet.modeling_upernet import UperNetFCNHead, UperNetHead
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from hf_denseseg.errors import InputError
+from hf_denseseg.losses import segmentation_loss
+from hf_denseseg.models.hlg.configuration_hlg import HlgConfig
+
+STRIDE = 32
+"""Input pixels per token of the last stage; pictures are padded to a multiple."""
+
+SMALLEST_SIDE = 4
+"""Pixels that a token of the first stage covers."""
+
+CHUNK_ELEMENTS = 2**24
+"""Attention scores, and elements of their position bias, that the global attention has in memory at once."""
+
+
+@dataclass
+class HlgModelOutput(ModelOutput):
+    """What the encoder gives.
+
+    Args:
+        last_hidden_state: `(B, C4, H/32, W/32)`, after the last LayerNorm.
+        feature_maps: of the four stages (1/4, 1/8, 1/16, 1/32) of the padded picture; the last is
+            `last_hidden_state`.
+        hidden_states: maps before the first and after each layer, on request.
+        attentions: `(B, heads, H*W, windows)` of the global attention of each layer, on request (eager only).
+    """
+
+    last_hidden_state: torch.Tensor | None = None
+    feature_maps: tuple[torch.Tensor, ...] | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class HlgSegmenterOutput(SemanticSegmenterOutput):
+    """Segmentation output; `auxiliary_logits` come with labels only."""
+
+    auxiliary_logits: torch.Tensor | None = None
+
+
+# --- groups of tokens, and where they lie
+
+
+class HlgGrouping(NamedTuple):
+    """How a map is cut into groups that attend within themselves; a group becomes one key of the global attention.
+
+    Plain groups are windows. Dilated ones take every `groups`-th row and column: their rate is the number of groups,
+    and each spans the map.
+
+    Args:
+        groups: (down, across), number of groups.
+        tokens: (down, across) of each group.
+        dilated: whether groups are dilated.
+    """
+
+    groups: tuple[int, int]
+    tokens: tuple[int, int]
+    dilated: bool
+
+    @classmethod
+    def windows(cls, size: tuple[int, int], side: int, dilated: bool) -> "HlgGrouping":
+        """Groups of `side` x `side` tokens that cover a map of `size`: the backbone's, and the decoder's plain ones."""
+        return cls(((size[0] + side - 1) // side, (size[1] + side - 1) // side), (side, side), dilated)
+
+    @classmethod
+    def phases(cls, size: tuple[int, int], rate: int) -> "HlgGrouping":
+        """Dilated groups of a fixed rate: the decoder's."""
+        return cls((rate, rate), ((size[0] + rate - 1) // rate, (size[1] + rate - 1) // rate), True)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the map filled up to whole groups."""
+        return self.groups[0] * self.tokens[0], self.groups[1] * self.tokens[1]
+
+    def unfold(self, tokens: torch.Tensor) -> torch.Tensor:
+        """`(B, H, W, C)` -> `(B, groups down, across, tokens down, across, C)`; a view."""
+        (g, v), (t, u) = self.groups, self.tokens
+        if self.dilated:
+            return tokens.unflatten(2, (u, v)).unflatten(1, (t, g)).permute(0, 2, 4, 1, 3, 5)
+        return tokens.unflatten(2, (v, u)).unflatten(1, (g, t)).transpose(2, 3)
+
+    def fold(self, groups: torch.Tensor) -> torch.Tensor:
+        """Undo `unfold`: `(B, groups down, across, tokens down, across, C)` -> `(B, H, W, C)`."""
+        order = (0, 3, 1, 4, 2, 5) if self.dilated else (0, 1, 3, 2, 4, 5)
+        return groups.permute(order).flatten(3, 4).flatten(1, 2)
+
+    def key_lines(self, axis: int) -> tuple[int, int]:
+        """Mean positions of the groups along an axis, as (first, step)."""
+        groups, tokens = self.groups[axis], self.tokens[axis]
+        return (groups * (tokens - 1) // 2, 1) if self.dilated else ((tokens - 1) // 2, tokens)
+
+
+class HlgOffsets(NamedTuple):
+    """Offsets between queries and keys, each computed once: bias[n, m] = table[query[n] + key[m]].
+
+    Args:
+        offsets: `(R, 2)` (dy, dx).
+        query: `(N,)` int64.
+        key: `(M,)` int64.
+    """
+
+    offsets: torch.Tensor
+    query: torch.Tensor
+    key: torch.Tensor
+
+
+class HlgPlaces(NamedTuple):
+    """Where the keys of an attention lie for the position bias.
+
+    Args:
+        size: (height, width) of the queries' map.
+        keys: (down, across), number of keys.
+        first: position of the first key, (y, x).
+        step: distance of neighbouring keys, (y, x).
+        row: 0 for keys on a grid; else the keys are numbered through rows of this length (rule `"flat"`).
+        scrambled: whether the row lengths of keys and table are mixed up (rule `"tuple4"`).
+    """
+
+    size: tuple[int, int]
+    keys: tuple[int, int]
+    first: tuple[int, int] = (0, 0)
+    step: tuple[int, int] = (1, 1)
+    row: int = 0
+    scrambled: bool = False
+
+    @classmethod
+    def of(cls, rule: str, size: tuple[int, int], grouping: HlgGrouping) -> "HlgPlaces":
+        """Places of a grouping's window embeddings, by the rule `global_bias` of the configuration."""
+        if rule == "flat":
+            return cls(size, grouping.groups, row=size[1])
+        if rule == "tuple4":
+            return cls(size, grouping.groups, scrambled=True)
+        (y, step_y), (x, step_x) = grouping.key_lines(0), grouping.key_lines(1)
+        return cls(size, grouping.groups, (y, x), (step_y, step_x))
+
+    def offsets(self, device: torch.device) -> HlgOffsets:
+        """All offsets that occur, and how queries and keys find theirs."""
+        (height, width), (down, across) = self.size, self.keys
+        if self.scrambled:
+            # The released rule: keys at (m div w, m mod w), rows of 2w - 1 entries in a table with rows of 2W - 1.
+            stride, length = 2 * across - 1, 2 * width - 1
+            query = _grid(height, width, stride, device) + (down - 1) * stride + across - 1
+            key = -_grid(down, across, stride, device)
+            entry = torch.arange((height + down - 2) * stride + width + across - 1, device=device)
+            table = torch.stack((entry // length - (height - 1), entry % length - (width - 1)), dim=1)
+            return HlgOffsets(table.float(), query, key)
+        if self.row:
+            number = torch.arange(down * across, device=device)
+            lowest, highest = (0, 0), ((down * across - 1) // self.row, self.row - 1)
+            place_y, place_x = number // self.row, number % self.row
+        else:
+            lowest = self.first
+            highest = (
+                self.first[0] + self.step[0] * (down - 1),
+                self.first[1] + self.step[1] * (across - 1),
+            )
+            place_y = (lowest[0] + self.step[0] * torch.arange(down, device=device)).repeat_interleave(across)
+            place_x = (lowest[1] + self.step[1] * torch.arange(across, device=device)).repeat(down)
+        rows = torch.arange(-highest[0], height - lowest[0], device=device)
+        columns = torch.arange(-highest[1], width - lowest[1], device=device)
+        stride = width + highest[1] - lowest[1]
+        key = (highest[0] - place_y) * stride + highest[1] - place_x
+        return HlgOffsets(torch.cartesian_prod(rows, columns).float(), _grid(height, width, stride, device), key)
+
+
+def _grid(height: int, width: int, stride: int, device: torch.device) -> torch.Tensor:
+    """y * stride + x for each position of a map, row by row."""
+    lines = torch.arange(height, device=device)[:, None] * stride + torch.arange(width, device=device)
+    return lines.flatten()
+
+
+class HlgPositionBias(nn.Module):
+    """Dynamic position bias (Sec. 3.3): a small network turns an offset into one number per head.
+
+    It runs once per offset and, without gradients in eval mode, once per size: the last result is kept until weights,
+    size or mode change.
+    """
+
+    def __init__(self, channels: int, num_heads: int) -> None:
+        super().__init__()
+        width = channels // 16
+        self.num_heads = num_heads
+        self.projection = nn.Linear(2, width)
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
+        self.layers = nn.ModuleList(nn.Linear(width, out) for out in (width, width, num_heads))
+        self._kept: tuple[Any, Any] | None = None
+
+    def train(self, mode: bool = True) -> "HlgPositionBias":
+        """As in torch; what was kept is dropped."""
+        self._kept = None
+        return super().train(mode)
+
+    def table(self, offsets: torch.Tensor) -> torch.Tensor:
+        """Bias of each offset, `(R, 2)` -> `(heads, R)`, in float32 at least: 16 bits do not hold large offsets."""
+        dtype = torch.promote_types(self.projection.weight.dtype, torch.float32)
+        device = "cpu" if offsets.is_meta else offsets.device.type  # autocast knows no meta device
+        with torch.autocast(device, enabled=False):
+            hidden = F.linear(offsets.to(dtype), self.projection.weight.to(dtype), self.projection.bias.to(dtype))
+            for norm, layer in zip(self.norms, self.layers, strict=True):
+                weight, bias = norm.weight.to(dtype), norm.bias.to(dtype)
+                hidden = F.relu(F.layer_norm(hidden, norm.normalized_shape, weight, bias, norm.eps))
+                hidden = F.linear(hidden, layer.weight.to(dtype), layer.bias.to(dtype))
+        return hidden.T
+
+    def look_up(self, places: HlgPlaces, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Table `(heads, R)` of all offsets, and the indices `(N,)` and `(M,)` whose sums point into it."""
+        device = self.projection.weight.device
+
+        def make() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+            found = places.offsets(device)
+            return self.table(found.offsets).to(dtype).contiguous(), found.query, found.key
+
+        return self._keep(("table", places, dtype), make)
+
+    def forward(self, places: HlgPlaces, dtype: torch.dtype) -> torch.Tensor:
+        """Whole bias `(1, heads, N, M)`."""
+
+        def make() -> torch.Tensor:
+            found = places.offsets(self.projection.weight.device)
+            return spread(self.table(found.offsets).to(dtype).contiguous(), found.query, found.key)
+
+        return self._keep(("whole", places, dtype), make)
+
+    def _keep(self, key: Any, make: Callable[[], Any]) -> Any:
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return make()
+        # In-place changes raise the version, new tensors have other addresses.
+        weights = tuple((each.data_ptr(), each._version) for each in self.parameters() if not each.is_inference())
+        if not weights:
+            return make()
+        if self._kept is None or self._kept[0] != (key, weights):
+            self._kept = ((key, weights), make())
+        return self._kept[1]
+
+
+def spread(table: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    """Give every pair of query and key its bias: `(heads, R)` -> `(1, heads, N, M)`."""
+    index = (query[:, None] + key).flatten()
+    return table.index_select(1, index).view(1, table.shape[0], query.shape[0], key.shape[0])
+
+
+# --- parts of a layer
+
+
+# Same as eager_attention_forward in modeling_dsct
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Softmax attention written out: `(B, heads, N, d)` -> `(B, N, heads, d)` and the weights `(B, heads, N, N)`."""
+    weights = query @ key.transpose(2, 3) * scaling
+    if attention_mask is not None:
+        weights = weights + attention_mask
+    weights = F.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = F.dropout(weights, p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+class HlgDropPath(nn.Module):
+    """Stochastic depth: in training, drop a residual branch per sample with probability `rate` and scale the rest."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        if self.rate == 0.0 or not self.training:
+            return features
+        kept = features.new_empty(features.shape[0], 1, 1, 1).bernoulli_(1 - self.rate)
+        return features * (kept / (1 - self.rate))
+
+
+class HlgConvNorm(nn.Module):
+    """Convolution that keeps or halves the size, and BatchNorm; in eval mode folded into one convolution."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        groups: int = 1,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(
+            in_channels, out_channels, kernel_size, stride, kernel_size // 2, groups=groups, bias=bias
+        )
+        self.norm = nn.BatchNorm2d(out_channels)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        convolution, norm = self.convolution, self.norm
+        if norm.training:
+            return norm(convolution(features))
+        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        mean = norm.running_mean if convolution.bias is None else norm.running_mean - convolution.bias
+        return F.conv2d(
+            features,
+            convolution.weight * scale[:, None, None, None],
+            norm.bias - mean * scale,
+            convolution.stride,
+            convolution.padding,
+            groups=convolution.groups,
+        )
+
+
+class HlgMapNorm(nn.LayerNorm):
+    """LayerNorm over the channels of a map: `(B, C, h, w)` -> `(B, C, h, w)`."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return super().forward(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class HlgMlp(nn.Module):
+    """DWMLP (Sec. 3.3): 1x1, depthwise 3x3, 1x1, and a shortcut; the first of a stage halves the map.
+
+    The hidden width is a multiple of the width that comes in. LayerNorm follows the MLP; there is none before it.
+    """
+
+    def __init__(
+        self, config: HlgConfig, in_channels: int, out_channels: int, downsample: bool, drop_path_rate: float
+    ) -> None:
+        super().__init__()
+        width, stride = int(in_channels * config.mlp_ratio), 2 if downsample else 1
+        self.shortcut = (
+            HlgConvNorm(in_channels, out_channels, kernel_size=3, stride=2, groups=in_channels) if downsample else None
+        )
+        self.expand = HlgConvNorm(in_channels, width, kernel_size=1)
+        self.depthwise = HlgConvNorm(width, width, kernel_size=3, stride=stride, groups=width)
+        self.reduce = nn.Conv2d(width, out_channels, kernel_size=1)
+        self.layernorm = HlgMapNorm(out_channels, eps=config.layer_norm_eps)
+        self.drop_path = HlgDropPath(drop_path_rate)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        shortcut = features if self.shortcut is None else F.gelu(self.shortcut(features))
+        hidden = F.gelu(self.depthwise(F.gelu(self.expand(features))))
+        return shortcut + self.drop_path(self.layernorm(self.reduce(hidden)))
+
+
+class HlgSmoothing(nn.Module):
+    """Convolutional bottleneck before the windows (released code; not in the text): replaces x by GELU(x + conv(x))."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.reduce = HlgConvNorm(channels, channels // 4, kernel_size=1)
+        self.convolution = HlgConvNorm(channels // 4, channels // 4, kernel_size=3)
+        self.expand = HlgConvNorm(channels // 4, channels, kernel_size=1)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return F.gelu(features + self.expand(F.gelu(self.convolution(F.gelu(self.reduce(features))))))
+
+
+class HlgAttention(GradientCheckpointingLayer):
+    """What all attentions share: heads, the choice of implementation, and global attention with its position bias."""
+
+    def __init__(self, config: HlgConfig, channels: int, num_heads: int) -> None:
+        super().__init__()
+        self.config = config
+        self.head_dim = channels // num_heads
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = False
+
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """`(B, heads, N, d)` and a bias `(1 or B, heads, N, M)` -> `(B, N, heads, d)` and the weights, if there are any."""
+        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        return attend(self, query, key, value, bias, scaling=self.scaling, dropout=0.0, **kwargs)
+
+    def attend_globally(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        position_bias: HlgPositionBias,
+        places: HlgPlaces,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Every position attends to every key: `(B, N, C)`, twice `(B, M, C)` -> `(B, N, C)`.
+
+        On large maps the N x M bias is the largest tensor of the model by far (stage 1 at 768 pixels: 116 MB per head
+        and layer): there the queries go through in chunks, and training computes each chunk again for the gradient.
+        """
+        query, key, value = (each.unflatten(2, (-1, self.head_dim)).transpose(1, 2) for each in (query, key, value))
+        heads, length, keys = query.shape[1], query.shape[2], key.shape[2]
+        if torch.compiler.is_compiling() or heads * length * keys <= CHUNK_ELEMENTS:
+            attended, weights = self.attend(query, key, value, position_bias(places, query.dtype), **kwargs)
+            return attended.flatten(2), weights
+
+        table, query_index, key_index = position_bias.look_up(places, query.dtype)
+
+        def attend_chunk(
+            query: torch.Tensor, index: torch.Tensor, key: torch.Tensor, value: torch.Tensor, table: torch.Tensor
+        ) -> tuple[torch.Tensor, torch.Tensor | None]:
+            return self.attend(query, key, value, spread(table, index, key_index), **kwargs)
+
+        if torch.is_grad_enabled():
+            attend_chunk = functools.partial(checkpoint, attend_chunk, use_reentrant=False)
+        step = max(CHUNK_ELEMENTS // (heads * keys), 1)
+        parts = [
+            attend_chunk(chunk, index, key, value, table)
+            for chunk, index in zip(query.split(step, dim=2), query_index.split(step), strict=True)
+        ]
+        weights = None if parts[0][1] is None else torch.cat([each for _, each in parts], dim=2)
+        return torch.cat([each for each, _ in parts], dim=1).flatten(2), weights
+
+    def attend_in_groups(
+        self,
+        grouping: HlgGrouping,
+        maps: tuple[torch.Tensor, ...],
+        position_bias: HlgPositionBias,
+        size: tuple[int, int] | None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """Tokens attend within their group: query, key and value `(B, H, W, C)` -> `(B, H, W, C)`.
+
+        Args:
+            grouping: of the map, which must be filled up to whole groups.
+            maps: query, key and value; or two, and the query is the key too.
+            position_bias: of the places in a group, the same for all groups.
+            size: (height, width) before it was filled up, to leave the filling out as keys; None lets it take part.
+        """
+        batch = maps[0].shape[0]
+        (down, across), tokens = grouping.groups, grouping.tokens
+        groups = grouping.unfold(torch.cat(maps, dim=3)).unflatten(5, (len(maps), -1, self.head_dim))
+        groups = (
+            groups.permute(5, 0, 1, 2, 6, 3, 4, 7).flatten(1, 3).flatten(3, 4)
+        )  # (maps, B*groups, heads, tokens, d)
+        query, value, key = groups[0], groups[-1], groups[-2]
+        bias = position_bias(HlgPlaces(tokens, tokens), query.dtype)
+        if size is not None:
+            mask = F.pad(
+                query.new_zeros(size), (0, grouping.size[1] - size[1], 0, grouping.size[0] - size[0]), value=-torch.inf
+            )
+            mask = grouping.unfold(mask[None, :, :, None]).reshape(down * across, 1, 1, -1)
+            bias = (bias + mask).repeat(batch, 1, 1, 1)
+        attended, _ = self.attend(query, key, value, bias, **kwargs)  # (B*groups, tokens, heads, d)
+        attended = attended.reshape(batch, down, across, *tokens, -1)
+        return grouping.fold(attended)
+
+
+def fill_up(tokens: torch.Tensor, grouping: HlgGrouping) -> torch.Tensor:
+    """Add zero tokens at the right and bottom, up to whole groups: `(B, H, W, C)` -> `(B, H', W', C)`."""
+    height, width = grouping.size
+    return F.pad(tokens, (0, 0, 0, width - tokens.shape[2], 0, height - tokens.shape[1]))
+
+
+def group_means(tokens: torch.Tensor, grouping: HlgGrouping, size: tuple[int, int] | None) -> torch.Tensor:
+    """Mean of each group, `(B, H, W, C)` -> `(B, groups, C)`, row by row; with `size` over its tokens alone."""
+    means = grouping.unfold(tokens).mean(dim=(3, 4)).flatten(1, 2)
+    if size is None:
+        return means
+    there = fill_up(tokens.new_ones(1, *size, 1), grouping)
+    return means / grouping.unfold(there).mean(dim=(3, 4)).flatten(1, 2)
+
+
+class HlgLocalGlobalAttention(HlgAttention):
+    """Local attention in windows, then global attention to the window embeddings (Eq. 4 to 9; stages 1 to 3).
+
+    Both use the same projections. In the windows the queries serve as keys too (released code; Eq. 4 has W_K).
+    """
+
+    def __init__(self, config: HlgConfig, channels: int, num_heads: int, dilated: bool, drop_path_rate: float) -> None:
+        super().__init__(config, channels, num_heads)
+        self.dilated = dilated
+        self.layernorm_local = nn.LayerNorm(channels, eps=config.layer_norm_eps)
+        self.layernorm_embedding = nn.LayerNorm(channels, eps=config.layer_norm_eps)
+        self.layernorm_query = nn.LayerNorm(channels, eps=config.layer_norm_eps)
+        self.q_proj = nn.Linear(channels, channels)
+        self.k_proj = nn.Linear(channels, channels)
+        self.v_proj = nn.Linear(channels, channels)
+        self.o_proj = nn.Linear(channels, channels)
+        self.query_convolution = nn.Conv2d(channels, channels, kernel_size=3, padding=1, groups=channels)
+        side = config.window_size
+        self.embedding_convolution = (
+            nn.Conv2d(channels, channels, kernel_size=side, stride=side, groups=channels)
+            if config.window_embedding == "convolution"
+            else None
+        )
+        self.local_bias = HlgPositionBias(channels, num_heads)
+        self.global_bias = HlgPositionBias(channels, num_heads)
+        self.drop_path = HlgDropPath(drop_path_rate)
+
+    def forward(
+        self, features: torch.Tensor, size: tuple[int, int], **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attend in a smoothed map.
+
+        Args:
+            features: `(B, C, H', W')`; with masking of the filling H' x W' = `size`, else filled up to whole windows.
+            size: (height, width) of the map.
+
+        Returns:
+            `(B, C, *size)`, and the weights of the global attention if it is eager.
+        """
+        height, width = size
+        grouping = HlgGrouping.windows(size, self.config.window_size, self.dilated)
+        masked = size if self.config.mask_padding and grouping.size != size else None
+        tokens = features.permute(0, 2, 3, 1)
+        query, value = self._project(self.layernorm_local(tokens), self.q_proj, self.v_proj)
+        maps = (query, value) if masked is None else (fill_up(query, grouping), fill_up(value, grouping))
+        local = self.attend_in_groups(grouping, maps, self.local_bias, masked, **kwargs)
+        if masked is not None:
+            local = local[:, :height, :width]
+        tokens = tokens + local
+        embedding = self.layernorm_embedding(self._embed(tokens, grouping, masked))
+        tokens, query, local = (each[:, :height, :width] for each in (tokens, query, local))
+        normed = self.layernorm_query(local).permute(0, 3, 1, 2)
+        query = query + self.query_convolution(normed).permute(0, 2, 3, 1)
+        key, value = self._project(embedding, self.k_proj, self.v_proj)
+        places = HlgPlaces.of(self.config.global_bias, size, grouping)
+        attended, weights = self.attend_globally(query.flatten(1, 2), key, value, self.global_bias, places, **kwargs)
+        tokens = tokens + self.drop_path(self.o_proj(attended).unflatten(1, size))
+        return tokens.permute(0, 3, 1, 2), weights
+
+    @staticmethod
+    def _project(tokens: torch.Tensor, *layers: nn.Linear) -> tuple[torch.Tensor, ...]:
+        """Several linear layers in one product."""
+        weight = torch.cat([layer.weight for layer in layers])
+        return F.linear(tokens, weight, torch.cat([layer.bias for layer in layers])).chunk(len(layers), dim=-1)
+
+    def _embed(self, tokens: torch.Tensor, grouping: HlgGrouping, masked: tuple[int, int] | None) -> torch.Tensor:
+        """One token per window: `(B, H, W, C)` -> `(B, windows, C)`."""
+        if self.config.window_embedding == "mean":
+            return group_means(fill_up(tokens, grouping), grouping, masked)
+        if self.embedding_convolution is not None:
+            windows = grouping.unfold(fill_up(tokens, grouping))
+            weight = self.embedding_convolution.weight[:, 0].permute(1, 2, 0)  # (C, 1, 7, 7) -> (7, 7, C)
+            return ((windows * weight).sum(dim=(3, 4)) + self.embedding_convolution.bias).flatten(1, 2)
+        down, right = grouping.size[0] - tokens.shape[1], grouping.size[1] - tokens.shape[2]
+        return (
+            grouping.unfold(F.pad(tokens, (0, 0, 0, right, 0, down), value=-torch.inf)).amax(dim=(3, 4)).flatten(1, 2)
+        )
+
+
+class HlgSelfAttention(HlgAttention):
+    """Attention of all positions to all (stage 4); LayerNorm follows it."""
+
+    def __init__(self, config: HlgConfig, channels: int, num_heads: int, drop_path_rate: float) -> None:
+        super().__init__(config, channels, num_heads)
+        self.q_proj = nn.Linear(channels, channels)
+        self.k_proj = nn.Linear(channels, channels)
+        self.v_proj = nn.Linear(channels, channels)
+        self.o_proj = nn.Linear(channels, channels)
+        self.layernorm = nn.LayerNorm(channels, eps=config.layer_norm_eps)
+        self.global_bias = HlgPositionBias(channels, num_heads)
+        self.drop_path = HlgDropPath(drop_path_rate)
+
+    def forward(
+        self, features: torch.Tensor, size: tuple[int, int], **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        tokens = features.permute(0, 2, 3, 1)
+        maps = (layer(tokens).flatten(1, 2) for layer in (self.q_proj, self.k_proj, self.v_proj))
+        attended, weights = self.attend_globally(*maps, self.global_bias, HlgPlaces(size, size), **kwargs)
+        attended = self.layernorm(self.o_proj(attended)).unflatten(1, size)
+        return (tokens + self.drop_path(attended)).permute(0, 3, 1, 2), weights
+
+
+class HlgLayer(nn.Module):
+    """One layer (Figure 3): DWMLP, and attention; even layers of a stage have plain windows, odd ones dilated."""
+
+    def __init__(self, config: HlgConfig, stage: int, index: int, drop_path_rate: float) -> None:
+        super().__init__()
+        width, heads = config.hidden_sizes[stage], config.num_attention_heads[stage]
+        before = width if index else config.hidden_sizes[max(stage - 1, 0)]
+        self.config = config
+        self.mlp = HlgMlp(config, before, width, downsample=index == 0, drop_path_rate=drop_path_rate)
+        self.smoothing = None if stage == 3 else HlgSmoothing(width)
+        self.attention: HlgAttention = (
+            HlgSelfAttention(config, width, heads, drop_path_rate)
+            if stage == 3
+            else HlgLocalGlobalAttention(config, width, heads, bool(index % 2), drop_path_rate)
+        )
+
+    def forward(self, features: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
+        features = self.mlp(features)
+        size = (features.shape[2], features.shape[3])
+        if self.smoothing is not None:
+            if not self.config.mask_padding:
+                down, right = (-side % self.config.window_size for side in size)
+                features = F.pad(features, (0, right, 0, down))
+            features = self.smoothing(features)
+        return self.attention(features, size, **kwargs)[0]
+
+
+class HlgStem(nn.Sequential):
+    """Two convolutions with BatchNorm and GELU (Table 1): `(B, 3, H, W)` -> `(B, C1, H/2, W/2)`."""
+
+    def __init__(self, config: HlgConfig) -> None:
+        width, (first, second) = config.hidden_sizes[0], config.stem_kernel_sizes
+        super().__init__(
+            HlgConvNorm(config.num_channels, width, first, stride=2, bias=False),
+            nn.GELU(),
+            HlgConvNorm(width, width, second, bias=False),
+            nn.GELU(),
+        )
+
+
+class HlgEncoder(nn.Module):
+    """Stem and four stages (Figure 2)."""
+
+    def __init__(self, config: HlgConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.stem = HlgStem(config)
+        last = max(config.num_hidden_layers - 1, 1)
+        firsts = [sum(config.depths[:stage]) for stage in range(4)]
+        self.stages = nn.ModuleList(
+            nn.ModuleList(
+                HlgLayer(config, stage, index, config.drop_path_rate * (firsts[stage] + index) / last)
+                for index in range(config.depths[stage])
+            )
+            for stage in range(4)
+        )
+        self.layernorms = nn.ModuleList(
+            HlgMapNorm(width, eps=config.layer_norm_eps) if config.normalize_stages or stage == 3 else nn.Identity()
+            for stage, width in enumerate(config.hidden_sizes)
+        )
+
+    def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> tuple[torch.Tensor, ...]:
+        """Maps of the stem and of the four stages, of the picture padded to a multiple of 32."""
+        pixel_values = pixel_values.to(self.stem[0].convolution.weight.dtype)
+        # Attention reads tokens, convolutions maps: with the channels last in memory both see theirs without a copy.
+        features = self.stem(pad_picture(pixel_values).contiguous(memory_format=torch.channels_last))
+        maps = [features]
+        for layers, layernorm in zip(self.stages, self.layernorms, strict=True):
+            for layer in layers:
+                features = layer(features, **kwargs)
+            features = layernorm(features)
+            maps.append(features)
+        return tuple(maps)
+
+
+def pad_picture(pixel_values: torch.Tensor) -> torch.Tensor:
+    """Pad a normalised picture with zeros at the right and bottom to a multiple of 32, which four halvings need."""
+    height, width = pixel_values.shape[-2:]
+    if not torch.compiler.is_compiling() and min(height, width) < SMALLEST_SIDE:
+        raise InputError(
+            f"Pictures of {height}x{width} pixels are too small: a token covers {SMALLEST_SIDE} pixels, so both sides "
+            f"need at least {SMALLEST_SIDE}. Enlarge or pad the picture."
+        )
+    return F.pad(pixel_values, (0, -width % STRIDE, 0, -height % STRIDE))
+
+
+# --- models
+
+
+class HlgPreTrainedModel(PreTrainedModel):
+    """Initialisation and capabilities common to all HLG classes."""
+
+    config: HlgConfig
+    base_model_prefix = "hlg"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)  # type: ignore[assignment]
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # the loss is a mean; Trainer must not rescale it by the number of items
+    _no_split_modules = ["HlgStem", "HlgLayer"]
+    _supports_sdpa = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {"hidden_states": HlgLayer, "attentions": OutputRecorder(HlgAttention, index=1)}
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the first convolution."""
+        return next(each for each in self.modules() if isinstance(each, nn.Conv2d))
+
+    def parameter_depth(self, name: str) -> tuple[int, int]:
+        """Give the layer an encoder parameter belongs to (0 = stem), and the number behind the last."""
+        parts = name.partition("encoder.")[2].split(".")
+        if parts[0] == "stem":
+            return 0, self.config.num_hidden_layers + 1
+        stage = int(parts[1])
+        layer = int(parts[2]) if parts[0] == "stages" else self.config.depths[stage] - 1
+        return sum(self.config.depths[:stage]) + layer + 1, self.config.num_hidden_layers + 1
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Initialise as the released code does: linear layers normal, convolutions as the framework."""
+        if isinstance(module, nn.Conv2d):
+            init.kaiming_uniform_(module.weight, a=5**0.5)
+            if module.bias is not None:
+                bound = module.weight[0].numel() ** -0.5
+                init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, nn.Linear):
+            init.trunc_normal_(module.weight, std=self.config.initializer_range)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):  # transformers knows it by name, and `HlgMapNorm` is another
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        else:
+            super()._init_weights(module)
+
+
+class HlgModel(HlgPreTrainedModel):
+    """The encoder without a head."""
+
+    def __init__(self, config: HlgConfig) -> None:
+        super().__init__(config)
+        self.encoder = HlgEncoder(config)
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> HlgModelOutput:
+        """Encode `(B, 3, H, W)` pictures of any size from 4 pixels up."""
+        maps = self.encoder(pixel_values, **kwargs)
+        return HlgModelOutput(last_hidden_state=maps[-1], feature_maps=maps[1:])
+
+
+class HlgBackbone(BackboneMixin, HlgPreTrainedModel):
+    """The encoder as a backbone: maps `stem` (1/2) and `stage1` (1/4) to `stage4` (1/32) of the padded picture."""
+
+    def __init__(self, config: HlgConfig) -> None:
+        super().__init__(config)
+        self.num_features = [config.hidden_sizes[0], *config.hidden_sizes]
+        self.encoder = HlgEncoder(config)
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:
+        """Give the maps named in `config.out_features`."""
+        maps = dict(zip(self.stage_names, self.encoder(pixel_values, **kwargs), strict=True))
+        return BackboneOutput(feature_maps=tuple(maps[name] for name in self.out_features))
+
+
+class HlgForImageClassification(HlgPreTrainedModel):
+    """The encoder, the mean over its last map, and a linear classifier (Sec. 4.2)."""
+
+    def __init__(self, config: HlgConfig) -> None:
+        super().__init__(config)
+        self.hlg = HlgModel(config)
+        self.classifier = nn.Linear(config.hidden_size, int(config.num_labels or 0))
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
+    ) -> ImageClassifierOutput:
+        """Classify pictures.
+
+        Args:
+            pixel_values: `(B, 3, H, W)`, normalised.
+            labels: `(B,)` classes, or `(B, num_labels)` their probabilities, as mixing pictures gives them.
+        """
+        outputs = self.hlg(pixel_values, **kwargs)
+        logits = self.classifier(outputs.last_hidden_state.mean(dim=(2, 3)))
+        loss = None if labels is None else F.cross_entropy(logits.float(), labels)
+        return ImageClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+# --- segmentation
+
+
+class HlgDecoderAttention(HlgAttention):
+    """Attention of the decoder: in groups, then of every position to the groups' means; one module serves both."""
+
+    def __init__(self, config: HlgConfig, dilated: bool) -> None:
+        width = config.decoder_hidden_size
+        super().__init__(config, width, num_heads=width // 32)
+        self.dilated = dilated
+        self.layernorm_local = nn.LayerNorm(width)
+        self.layernorm_query = nn.LayerNorm(width)
+        self.layernorm_embedding = nn.LayerNorm(width)
+        self.q_proj = nn.Linear(width, width, bias=False)
+        self.k_proj = nn.Linear(width, width, bias=False)
+        self.v_proj = nn.Linear(width, width, bias=False)
+        self.o_proj = nn.Linear(width, width)
+        self.position_bias = HlgPositionBias(width, width // 32)
+
+    def grouping(self, size: tuple[int, int]) -> HlgGrouping:
+        """Windows, or the phases of a fixed rate: there the groups grow with the map."""
+        if self.dilated:
+            return HlgGrouping.phases(size, self.config.decoder_interval)
+        return HlgGrouping.windows(size, self.config.window_size, dilated=False)
+
+    def forward(
+        self, features: torch.Tensor, size: tuple[int, int], **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """As `HlgLocalGlobalAttention.forward`."""
+        height, width = size
+        grouping = self.grouping(size)
+        masked = size if self.config.mask_padding and grouping.size != size else None
+        tokens = features.permute(0, 2, 3, 1)
+        normed = self.layernorm_local(tokens)
+        maps = tuple(fill_up(layer(normed), grouping) for layer in (self.q_proj, self.k_proj, self.v_proj))
+        local = self.o_proj(self.attend_in_groups(grouping, maps, self.position_bias, masked, **kwargs))
+        tokens = tokens + (local if masked is None else local[:, :height, :width])
+        embedding = self.layernorm_embedding(group_means(fill_up(tokens, grouping), grouping, masked))
+        tokens = tokens[:, :height, :width]
+        query = self.q_proj(self.layernorm_query(tokens)).flatten(1, 2)
+        places = HlgPlaces.of(self.config.global_bias, size, grouping)
+        attended, weights = self.attend_globally(
+            query, self.k_proj(embedding), self.v_proj(embedding), self.position_bias, places, **kwargs
+        )
+        return (tokens + self.o_proj(attended).unflatten(1, size)).permute(0, 3, 1, 2), weights
+
+
+class HlgDecoderLayer(nn.Module):
+    """Layer of the decoder (Sec. 3.4): smoothing, attention in groups and to the groups, MLP."""
+
+    def __init__(self, config: HlgConfig, dilated: bool) -> None:
+        super().__init__()
+        width = config.decoder_hidden_size
+        self.config = config
+        self.smoothing = HlgSmoothing(width)
+        self.attention = HlgDecoderAttention(config, dilated)
+        self.layernorm = nn.LayerNorm(width)
+        self.fc1 = nn.Linear(width, 4 * width)
+        self.fc2 = nn.Linear(4 * width, width)
+
+    def forward(self, features: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
+        size = (features.shape[2], features.shape[3])
+        if not self.config.mask_padding:
+            height, width = self.attention.grouping(size).size
+            features = F.pad(features, (0, width - size[1], 0, height - size[0]))
+        features, _ = self.attention(self.smoothing(features), size, **kwargs)
+        tokens = features.permute(0, 2, 3, 1)
+        tokens = tokens + self.fc2(F.gelu(self.fc1(self.layernorm(tokens))))
+        return tokens.permute(0, 3, 1, 2)
+
+
+class HlgPupHead(nn.Module):
+    """SETR-PUP decoder for HLG (Sec. 3.4): all stages at 1/4, 3x3 convolution, a plain and a dilated layer, classifier.
+
+    The four-fold up-sampling to the picture is left to the loss and to post-processing. The text has the maps at 1/16
+    and progressive up-sampling; the paper's FLOPs fit the released code, which is followed.
+    """
+
+    def __init__(self, config: HlgConfig) -> None:
+        super().__init__()
+        width = config.decoder_hidden_size
+        self.fuse = HlgConvNorm(sum(config.hidden_sizes), width, kernel_size=3)
+        self.layers = nn.ModuleList(HlgDecoderLayer(config, dilated) for dilated in (False, True))
+        self.dropout = nn.Dropout2d(config.decoder_dropout)
+        self.classifier = nn.Conv2d(width, int(config.num_labels or 0), kernel_size=1)
+
+    def forward(self, feature_maps: tuple[torch.Tensor, ...], **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
+        size = feature_maps[0].shape[-2:]
+        maps = [F.interpolate(each, size=size, mode="bilinear", align_corners=False) for each in feature_maps]
+        features = F.relu(self.fuse(torch.cat(maps, dim=1)))
+        for layer in self.layers:
+            features = layer(features, **kwargs)
+        return self.classifier(self.dropout(features))
+
+
+class HlgDropoutClassifier(nn.Conv2d):
+    """Classifier of a head of transformers' UperNet, with the drop-out before it that mmsegmentation has."""
+
+    def __init__(self, channels: int, config: HlgConfig) -> None:
+        super().__init__(channels, int(config.num_labels or 0), kernel_size=1)
+        self.dropout = nn.Dropout2d(config.decoder_dropout)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return super().forward(self.dropout(features))
+
+
+def build_heads(config: HlgConfig) -> tuple[nn.Module, nn.Module | None]:
+    """Decode head, and auxiliary head on stage 3 (a 3x3 convolution and a classifier) if the configuration has one.
+
+    UperNet, and the auxiliary head of both, are transformers' own: `UperNetForSemanticSegmentation` on `HlgBackbone`
+    computes the same from the same weights.
+    """
+    upernet = UperNetConfig(
+        hidden_size=config.decoder_hidden_size,
+        auxiliary_channels=config.auxiliary_hidden_size,
+        num_labels=int(config.num_labels or 0),
+    )
+    sizes = list(config.hidden_sizes)
+    if config.decode_head == "pup":
+        head: Any = HlgPupHead(config)
+    else:
+        head = UperNetHead(upernet, sizes)
+        head.classifier = HlgDropoutClassifier(head.channels, config)
+    if not config.use_auxiliary_head:
+        return head, None
+    auxiliary = UperNetFCNHead(upernet, sizes)
+    auxiliary.classifier = HlgDropoutClassifier(auxiliary.channels, config)
+    return head, auxiliary
+
+
+class HlgForSemanticSegmentation(HlgPreTrainedModel):
+    """HLG with the SETR-PUP decoder or UperNet (Tables 7 and 8)."""
+
+    def __init__(self, config: HlgConfig) -> None:
+        super().__init__(config)
+        self.hlg = HlgModel(config)
+        self.decode_head, self.auxiliary_head = build_heads(config)
+        self.loss_function = functools.partial(segmentation_loss, normalization=config.loss_normalization)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
+    ) -> HlgSegmenterOutput:
+        """Segment pictures.
+
+        Args:
+            pixel_values: `(B, 3, H, W)`, normalised; any size from 4 pixels up.
+            labels: `(B, H, W)` train ids of any integer dtype; 255 and -100 are void.
+
+        Returns:
+            `logits` `(B, num_labels, ceil(H/4), ceil(W/4))`; with labels also `loss` and `auxiliary_logits` (1/16).
+        """
+        height, width = pixel_values.shape[-2:]
+        outputs = self.hlg(pixel_values, **kwargs)
+        maps = outputs.feature_maps
+        logits = self.decode_head(maps, **(kwargs if isinstance(self.decode_head, HlgPupHead) else {}))
+        logits = logits[:, :, : (height + 3) // 4, : (width + 3) // 4]
+        loss, auxiliary_logits = None, None
+        if labels is not None:
+            loss = self._loss(logits, labels)
+            if self.auxiliary_head is not None:
+                auxiliary_logits = self.auxiliary_head(maps)[:, :, : (height + 15) // 16, : (width + 15) // 16]
+                loss = loss + self.config.auxiliary_loss_weight * self._loss(auxiliary_logits, labels)
+        return HlgSegmenterOutput(
+            loss=loss,
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            auxiliary_logits=auxiliary_logits,
+        )
+
+    def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return self.loss_function(logits=logits, labels=labels, ignore_index=self.config.semantic_loss_ignore_index)
+
+
+__all__ = [
+    "HlgBackbone",
+    "HlgForImageClassification",
+    "HlgForSemanticSegmentation",
+    "HlgModel",
+    "HlgPreTrainedModel",
+]

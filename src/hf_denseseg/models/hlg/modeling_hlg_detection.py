@@ -1,0 +1,797 @@
+"""HLG as the backbone of RetinaNet (objects) and Mask R-CNN (objects and their masks); Tables 10 and 11 of the paper.
+
+Built from torchvision's detection parts. Where their defaults differ from the released configurations (mmdetection:
+anchors that are not rounded, L1 losses, the rule of low-quality matches, aligned and adaptive RoIAlign, background as
+the last class, and so on) the configurations are followed. Coordinates inside are corners in pixels of the padded
+picture; labels and outputs are normalised (centre x, centre y, width, height) of the picture without its padding.
+
+What can be exported and compiled: RetinaNet without labels, and so all of its network. Mask R-CNN cannot: the number
+of boxes that non-maximum suppression leaves depends on the picture.
+"""
+
+import math
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, BoxCoder, Matcher
+from torchvision.models.detection.faster_rcnn import TwoMLPHead
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.retinanet import RetinaNetHead
+from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead, concat_box_prediction_layers
+from torchvision.ops import box_iou, clip_boxes_to_image, roi_align, sigmoid_focal_loss
+from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, FeaturePyramidNetwork, LastLevelMaxPool
+from transformers import initialization as init
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils.generic import can_return_tuple
+
+from hf_denseseg.errors import InputError
+from hf_denseseg.models.hlg.configuration_hlg import HlgConfig
+from hf_denseseg.models.hlg.detections_hlg import (
+    MASK_SIZE,
+    MAX_DETECTIONS,
+    SCORE_THRESHOLD,
+    suppress,
+    to_corners,
+    to_normalized,
+)
+from hf_denseseg.models.hlg.modeling_hlg import HlgModel, HlgModelOutput, HlgPreTrainedModel
+
+PYRAMID_WIDTH = 256
+RATIOS = (0.5, 1.0, 2.0)  # height over width of the anchors
+RETINANET_STRIDES, RETINANET_SCALES = (8, 16, 32, 64, 128), (4.0, 4.0 * 2 ** (1 / 3), 4.0 * 2 ** (2 / 3))
+PROPOSAL_STRIDES, PROPOSAL_SCALES = (4, 8, 16, 32, 64), (8.0,)
+ROI_STRIDES = (4, 8, 16, 32)
+FINEST_SCALE = 56  # pixels: smaller regions are read from the map at 1/4, each next map takes twice the side
+BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # one over the deviations 0.1, 0.1, 0.2, 0.2 of the second stage
+ALIGNMENT = 32  # pixels: pictures are padded to multiples of it
+BORDER = 1e-3  # how far a box may reach beyond the picture, in parts of its side, by rounding
+
+
+@dataclass
+class HlgObjectDetectionOutput(ModelOutput):
+    """What RetinaNet gives.
+
+    Args:
+        loss: sum of the losses, with labels only.
+        loss_dict: `classification` (focal) and `boxes` (L1), with labels only.
+        logits: `(B, A, num_labels)`, one independent logit per anchor and class.
+        pred_boxes: `(B, A, 4)` normalised (centre x, centre y, width, height), of the picture without its padding;
+            they may reach beyond it.
+        anchors_per_level: `(B, 5)` how many of the anchors belong to each level, finest first; if they do not sum up
+            to A, the rest is padding of a batch.
+        hidden_states: of the backbone, on request.
+        attentions: of the backbone, on request.
+    """
+
+    loss: torch.Tensor | None = None
+    loss_dict: dict[str, torch.Tensor] | None = None
+    logits: torch.Tensor | None = None
+    pred_boxes: torch.Tensor | None = None
+    anchors_per_level: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class HlgInstanceSegmentationOutput(ModelOutput):
+    """What Mask R-CNN gives; predictions in eval mode only, best first.
+
+    Args:
+        loss: sum of the losses, with labels only.
+        loss_dict: `rpn_classification`, `rpn_boxes`, `classification`, `boxes`, `masks`, with labels only.
+        pred_scores: `(B, 100)` probabilities, 0 where there are fewer detections.
+        pred_labels: `(B, 100)` class ids, -1 where there are fewer detections.
+        pred_boxes: `(B, 100, 4)` normalised (centre x, centre y, width, height), of the picture without its padding.
+        pred_masks: `(B, 100, 28, 28)` logits of the mask within the box.
+        hidden_states: of the backbone, on request.
+        attentions: of the backbone, on request.
+    """
+
+    loss: torch.Tensor | None = None
+    loss_dict: dict[str, torch.Tensor] | None = None
+    pred_scores: torch.Tensor | None = None
+    pred_labels: torch.Tensor | None = None
+    pred_boxes: torch.Tensor | None = None
+    pred_masks: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+Targets = list[dict[str, torch.Tensor]]
+Size = tuple[int, int]
+
+
+# --- pictures and labels
+
+
+def aligned(side: int) -> int:
+    """The side of a picture with its own padding, in pixels."""
+    return -(-side // ALIGNMENT) * ALIGNMENT
+
+
+def picture_sizes(pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None) -> list[Size]:
+    """Give the (height, width) of each picture of a batch without its padding.
+
+    Raises:
+        InputError: the mask has another size, or marks no rectangle that starts in the upper left corner.
+    """
+    batch, _, height, width = pixel_values.shape
+    if pixel_mask is None:
+        return [(height, width)] * batch
+    if pixel_mask.shape != (batch, height, width):
+        raise InputError(
+            f"`pixel_mask` is {tuple(pixel_mask.shape)}, but the pictures need {(batch, height, width)}. Give 1 for "
+            "each pixel of a picture and 0 for padding, as the image processor does."
+        )
+    mask = pixel_mask.bool()
+    heights, widths, areas = mask.any(2).sum(1), mask.any(1).sum(1), mask.sum((1, 2))
+    whole = (areas == heights * widths) & mask[:, 0, 0]
+    found = torch.stack((heights, widths, whole.long()), dim=1).tolist()
+    for index, (_, _, good) in enumerate(found):
+        if not good:
+            raise InputError(
+                f"`pixel_mask` of picture {index} is no rectangle of ones in the upper left corner. Pad pictures at "
+                "the right and at the bottom only."
+            )
+    return [(rows, columns) for rows, columns, _ in found]
+
+
+def split_by_size(pixel_values: torch.Tensor, sizes: list[Size], keep: bool) -> list[tuple[torch.Tensor, list[Size]]]:
+    """Cut a batch into parts within which no picture is padded further than to its own multiple of 32.
+
+    HLG looks at the whole map (its dilated windows span it), so further padding would change what is found. With `keep`
+    (training, as in the released code), or where nothing is to be cut, the batch is one part.
+    """
+    whole = [aligned(side) for side in pixel_values.shape[-2:]]
+    if keep or all([aligned(height), aligned(width)] == whole for height, width in sizes):
+        return [(pixel_values, sizes)]
+    return [
+        (picture[None, :, : aligned(size[0]), : aligned(size[1])], [size])
+        for picture, size in zip(pixel_values, sizes, strict=True)
+    ]
+
+
+def check_labels(labels: Sequence[Mapping[str, torch.Tensor]], batch: int, num_labels: int, masks: bool) -> None:
+    """Refuse labels that cannot be learned from.
+
+    Raises:
+        InputError: with the number of the picture, what was given and what to do.
+    """
+    if len(labels) != batch:
+        raise InputError(f"{len(labels)} labels were given for {batch} pictures. Give one dictionary for each.")
+    for index, label in enumerate(labels):
+        missing = [name for name in ("class_labels", "boxes", *(("masks",) if masks else ())) if name not in label]
+        if missing:
+            raise InputError(f"Labels of picture {index} lack {', '.join(map(repr, missing))}; found {sorted(label)}.")
+        boxes, classes = label["boxes"], label["class_labels"]
+        if boxes.shape != (len(classes), 4) or (masks and len(label["masks"]) != len(classes)):
+            shapes = {name: tuple(value.shape) for name, value in label.items() if hasattr(value, "shape")}
+            raise InputError(
+                f"Labels of picture {index} do not belong together: {shapes}. N objects need `class_labels` (N,), "
+                "`boxes` (N, 4)" + (" and `masks` (N, H, W)." if masks else ".")
+            )
+    # One question for the whole batch: on a GPU each answer is a wait.
+    boxes = torch.cat([label["boxes"].detach().float() for label in labels])
+    classes = torch.cat([label["class_labels"] for label in labels])
+    corners = to_corners(boxes)
+    bad_box = ~(boxes.isfinite().all(1) & (boxes[:, 2:] > 0).all(1))
+    bad_box |= ((corners < -BORDER) | (corners > 1 + BORDER)).any(1)
+    bad_class = (classes < 0) | (classes >= num_labels)
+    if not bool((bad_box | bad_class).any()):
+        return
+    first = int((bad_box | bad_class).nonzero()[0])
+    counts = torch.tensor([len(label["boxes"]) for label in labels]).cumsum(0)
+    picture = int((counts <= first).sum())
+    if bad_class[first]:
+        raise InputError(
+            f"Picture {picture} has an object of class {int(classes[first])}; the model knows 0 to {num_labels - 1}. "
+            "Number the classes without gaps, or set `num_labels`."
+        )
+    raise InputError(
+        f"Picture {picture} has the box {boxes[first].tolist()}; (centre x, centre y, width, height) with a positive "
+        "extent inside the picture are needed, in parts of its width and height. Cut boxes at the border and drop "
+        "empty ones, as the image processor does."
+    )
+
+
+def to_targets(labels: Sequence[Mapping[str, torch.Tensor]], sizes: list[Size], device: torch.device) -> Targets:
+    """Bring labels to corners in pixels, float32, on the device of the model."""
+    return [
+        {
+            "boxes": clip_boxes_to_image(to_corners(label["boxes"].to(device).float(), size), size),
+            "labels": label["class_labels"].to(device).long(),
+            **({"masks": label["masks"].to(device)} if "masks" in label else {}),
+        }
+        for label, size in zip(labels, sizes, strict=True)
+    ]
+
+
+def pad_masks(targets: Targets, size: Sequence[int]) -> Targets:
+    """Bring masks of objects to the size of the batch: nothing at the right and at the bottom."""
+    padded = []
+    for target in targets:
+        height, width = target["masks"].shape[-2:]
+        masks = F.pad(target["masks"], (0, int(size[1]) - width, 0, int(size[0]) - height))
+        padded.append({**target, "masks": masks})
+    return padded
+
+
+# --- boxes and matches
+
+
+class HlgAnchors(nn.Module):
+    """Anchors in float32, not rounded, at fixed strides; corner (0, 0) of the grid is the centre of the first ones.
+
+    torchvision's generator rounds them, and takes the size of the picture over that of the map for the stride, which is
+    not 64 and 128 on the two coarsest levels. Nothing is stored, so that it works on any device.
+
+    Args:
+        strides: pixels between neighbouring anchors of each level.
+        scales: square roots of the anchors' areas, in strides.
+    """
+
+    def __init__(self, strides: Sequence[int], scales: Sequence[float]) -> None:
+        super().__init__()
+        self.strides, self.scales = tuple(strides), tuple(scales)
+
+    def num_anchors_per_location(self) -> list[int]:
+        """Anchors of one place, for each level."""
+        return [len(self.scales) * len(RATIOS)] * len(self.strides)
+
+    def forward(self, images: ImageList, features: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Give all anchors `(A, 4)` for each picture, as the region proposal network asks for them."""
+        return [torch.cat(self.of_levels(features))] * len(images.image_sizes)
+
+    def of_levels(self, features: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Give the anchors `(h * w * 9, 4)` of each level: row by row, at one place ratio by ratio."""
+        anchors = []
+        for stride, level in zip(self.strides, features, strict=True):
+            half = [
+                (stride * scale / ratio**0.5 / 2, stride * scale * ratio**0.5 / 2)
+                for ratio in RATIOS
+                for scale in self.scales
+            ]
+            cell = torch.tensor([(-width, -height, width, height) for width, height in half], device=level.device)
+            y = torch.arange(level.shape[-2], device=level.device, dtype=torch.float32) * stride
+            x = torch.arange(level.shape[-1], device=level.device, dtype=torch.float32) * stride
+            y, x = torch.meshgrid(y, x, indexing="ij")
+            centre = torch.stack((x, y, x, y), dim=-1)  # (h, w, 4)
+            anchors.append((centre[:, :, None] + cell).reshape(-1, 4))
+        return anchors
+
+    def inside(self, features: Sequence[torch.Tensor], size: Size) -> torch.Tensor:
+        """Tell which anchors `(A,)` stand on a picture of (height, width) with its own padding to multiples of 32."""
+        flags = []
+        for stride, level in zip(self.strides, features, strict=True):
+            rows, columns = (torch.arange(side, device=level.device) for side in level.shape[-2:])
+            here = (rows * stride < aligned(size[0]))[:, None] & (columns * stride < aligned(size[1]))
+            flags.append(here[:, :, None].expand(-1, -1, len(self.scales) * len(RATIOS)).flatten())
+        return torch.cat(flags)
+
+
+class HlgBoxCoder(BoxCoder):
+    """Boxes as offsets; growing and shrinking both stop at a factor of 62.5 (torchvision bounds growing only)."""
+
+    def decode_single(self, rel_codes: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+        places, sides = rel_codes.unflatten(-1, (-1, 4)).split(2, dim=-1)
+        smallest = sides.new_tensor(self.weights[2:]) * -self.bbox_xform_clip
+        return super().decode_single(torch.cat((places, sides.clamp(min=smallest)), dim=-1).flatten(-2), boxes)
+
+
+class HlgMatcher(Matcher):
+    """Assign boxes to objects by overlap, and to each object the boxes that overlap it best (mmdetection's rule).
+
+    Such a low-quality match goes to that object even if the box overlaps another one more (torchvision then takes the
+    other), to the later one if it is the best of two, and only from an overlap of `smallest` on.
+    """
+
+    def __init__(self, high_threshold: float, low_threshold: float, smallest: float) -> None:
+        super().__init__(high_threshold, low_threshold, allow_low_quality_matches=True)
+        self.smallest = smallest
+
+    def __call__(self, match_quality_matrix: torch.Tensor) -> torch.Tensor:
+        """`(objects, boxes)` IoU -> `(boxes,)` index of the object, -1 for background, -2 for neither."""
+        if len(match_quality_matrix) == 0 or match_quality_matrix.shape[1] == 0:
+            shape = match_quality_matrix.shape[1]
+            return torch.full((shape,), self.BELOW_LOW_THRESHOLD, device=match_quality_matrix.device)
+        overlap, found = match_quality_matrix.max(dim=0)
+        found[overlap < self.high_threshold] = self.BETWEEN_THRESHOLDS
+        found[overlap < self.low_threshold] = self.BELOW_LOW_THRESHOLD
+        best = match_quality_matrix.max(dim=1, keepdim=True).values
+        is_best = (match_quality_matrix == best) & (best >= self.smallest)
+        objects = torch.arange(len(match_quality_matrix), device=found.device)[:, None]
+        last = torch.where(is_best, objects, -1).max(dim=0).values
+        return torch.where(last >= 0, last, found)
+
+
+def match_anchors(
+    matcher: HlgMatcher, objects: torch.Tensor, anchors: torch.Tensor, inside: torch.Tensor
+) -> torch.Tensor:
+    """Match anchors `(A, 4)` to objects `(N, 4)`; anchors on the padding of a batch are left out: -2."""
+    overlap = box_iou(objects, anchors).masked_fill(~inside, -1)
+    return matcher(overlap).masked_fill(~inside, matcher.BETWEEN_THRESHOLDS)
+
+
+def mean_over_processes(count: torch.Tensor) -> torch.Tensor:
+    """Average a count over all processes: averaged gradients then equal those of one batch of all pictures."""
+    if dist.is_available() and dist.is_initialized():
+        count = count.clone()
+        dist.all_reduce(count)
+        count = count / dist.get_world_size()
+    return count
+
+
+# --- networks
+
+
+class HlgLastLevels(ExtraFPNBlock):
+    """Two more levels: a 3x3 convolution of stride 2 on stage 4 of the backbone, and one on that, without ReLU."""
+
+    def __init__(self, in_channels: int) -> None:
+        super().__init__()
+        self.p6 = nn.Conv2d(in_channels, PYRAMID_WIDTH, kernel_size=3, stride=2, padding=1)
+        self.p7 = nn.Conv2d(PYRAMID_WIDTH, PYRAMID_WIDTH, kernel_size=3, stride=2, padding=1)
+
+    def forward(
+        self, results: list[torch.Tensor], x: list[torch.Tensor], names: list[str]
+    ) -> tuple[list[torch.Tensor], list[str]]:
+        p6 = self.p6(x[-1])
+        return [*results, p6, self.p7(p6)], [*names, "p6", "p7"]
+
+
+class HlgRegionProposals(RegionProposalNetwork):
+    """Region proposal network with the settings of the released configuration; losses whenever there are targets."""
+
+    def __init__(self) -> None:
+        anchors = HlgAnchors(PROPOSAL_STRIDES, PROPOSAL_SCALES)
+        super().__init__(
+            anchors,
+            RPNHead(PYRAMID_WIDTH, anchors.num_anchors_per_location()[0]),
+            fg_iou_thresh=0.7,
+            bg_iou_thresh=0.3,
+            batch_size_per_image=256,
+            positive_fraction=0.5,
+            pre_nms_top_n={"training": 2000, "testing": 1000},
+            post_nms_top_n={"training": 1000, "testing": 1000},
+            nms_thresh=0.7,
+        )
+        self.box_coder = HlgBoxCoder(weights=(1.0, 1.0, 1.0, 1.0))
+        self.proposal_matcher = HlgMatcher(0.7, 0.3, smallest=0.3)
+        self.min_size = torch.finfo(torch.float32).tiny  # only boxes without extent are dropped
+
+    def forward(
+        self, images: ImageList, features: dict[str, torch.Tensor], targets: Targets | None = None
+    ) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
+        """Propose regions `(<= 1000, 4)` for each picture; with targets also give the two losses."""
+        levels = list(features.values())
+        objectness, offsets = self.head(levels)
+        per_level = [level[0].numel() for level in objectness]
+        scores, codes = concat_box_prediction_layers(objectness, offsets)
+        scores, codes = scores.float(), codes.float()
+        anchors = self.anchor_generator(images, levels)
+        proposals = self.box_coder.decode(codes.detach(), anchors).view(len(anchors), -1, 4)
+        if proposals.is_meta:  # counting, where nothing is known about the scores: as many as there can be
+            boxes = [proposals[index, : min(1000, proposals.shape[1])] for index in range(len(anchors))]
+        else:
+            boxes, _ = self.filter_proposals(proposals, scores, images.image_sizes, per_level)
+        if targets is None:
+            return boxes, {}
+        inside = [self.anchor_generator.inside(levels, size) for size in images.image_sizes]
+        return boxes, self._losses(scores.flatten(), codes, anchors, inside, targets)
+
+    def _losses(
+        self,
+        scores: torch.Tensor,
+        codes: torch.Tensor,
+        anchors: list[torch.Tensor],
+        inside: list[torch.Tensor],
+        targets: Targets,
+    ) -> dict[str, torch.Tensor]:
+        kinds, wanted = [], []
+        for boxes, here, target in zip(anchors, inside, targets, strict=True):
+            matched = match_anchors(self.proposal_matcher, target["boxes"], boxes, here)
+            # The sampler knows 1 for objects, 0 for background, -1 for neither.
+            kinds.append(torch.where(matched >= 0, 1, torch.where(matched == -1, 0, -1)))
+            objects = target["boxes"] if len(target["boxes"]) else boxes[:1]
+            wanted.append(self.box_coder.encode_single(objects[matched.clamp(min=0)], boxes))
+        positive, negative = (torch.cat(each).bool() for each in self.fg_bg_sampler(kinds))
+        sampled = positive | negative
+        count = sampled.sum().clamp(min=1)
+        truth = positive[sampled].float()
+        return {
+            "rpn_classification": F.binary_cross_entropy_with_logits(scores[sampled], truth, reduction="sum") / count,
+            "rpn_boxes": F.l1_loss(codes[positive], torch.cat(wanted)[positive], reduction="sum") / count,
+        }
+
+
+class HlgRoiAlign(nn.Module):
+    """Aligned RoIAlign with as many samples as a region needs, from the level that fits its size (eq. 1 of FPN)."""
+
+    def __init__(self, output_size: int) -> None:
+        super().__init__()
+        self.output_size = output_size
+
+    def forward(self, maps: Sequence[torch.Tensor], boxes: list[torch.Tensor]) -> torch.Tensor:
+        """Maps at 1/4 to 1/32 and corners `(N_i, 4)` for each picture -> `(sum of N_i, C, size, size)`."""
+        pictures = torch.cat([torch.full_like(each[:, :1], index) for index, each in enumerate(boxes)])
+        regions = torch.cat((pictures, torch.cat(boxes)), dim=1)
+        sides = (regions[:, 3] - regions[:, 1]) * (regions[:, 4] - regions[:, 2])
+        levels = torch.floor(torch.log2(sides.sqrt() / FINEST_SCALE + 1e-6)).clamp(0, len(ROI_STRIDES) - 1)
+        size = (len(regions), maps[0].shape[1], self.output_size, self.output_size)
+        pooled = torch.zeros(size, device=maps[0].device)
+        if pooled.is_meta:  # counting: which region goes where does not matter
+            return pooled.to(maps[0].dtype)
+        for level, stride in enumerate(ROI_STRIDES):
+            chosen = (levels == level).nonzero().squeeze(1)
+            # Also without a region, so that every map gets a gradient. The operator knows no bfloat16 on the CPU.
+            cut = roi_align(maps[level].float(), regions[chosen], self.output_size, 1 / stride, aligned=True)
+            pooled = pooled.index_copy(0, chosen, cut.float())
+        return pooled.to(maps[0].dtype)
+
+
+class HlgBoxPredictor(nn.Module):
+    """Classes with background as the last one, and one box for each class but background."""
+
+    def __init__(self, in_channels: int, num_labels: int) -> None:
+        super().__init__()
+        self.cls_score = nn.Linear(in_channels, num_labels + 1)
+        self.bbox_pred = nn.Linear(in_channels, num_labels * 4)
+
+    def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.cls_score(features), self.bbox_pred(features)
+
+
+class HlgRoiHeads(nn.Module):
+    """Second stage of Mask R-CNN: class, box and mask of each proposed region."""
+
+    def __init__(self, num_labels: int) -> None:
+        super().__init__()
+        self.num_labels = num_labels
+        self.box_pool, self.mask_pool = HlgRoiAlign(7), HlgRoiAlign(14)
+        self.box_head = TwoMLPHead(PYRAMID_WIDTH * 7 * 7, 1024)
+        self.box_predictor = HlgBoxPredictor(1024, num_labels)
+        self.mask_head = MaskRCNNHeads(PYRAMID_WIDTH, (256, 256, 256, 256), dilation=1)
+        self.mask_predictor = MaskRCNNPredictor(256, 256, num_labels)
+        self.box_coder = HlgBoxCoder(weights=BOX_WEIGHTS)
+        self.matcher = HlgMatcher(0.5, 0.5, smallest=0.5)
+        self.sampler = BalancedPositiveNegativeSampler(512, 0.25)
+
+    def classify(self, maps: Sequence[torch.Tensor], regions: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Give class logits `(N, num_labels + 1)` and box offsets `(N, num_labels * 4)` of all regions, float32."""
+        logits, codes = self.box_predictor(self.box_head(self.box_pool(maps, regions)))
+        return logits.float(), codes.float()
+
+    def masks(self, maps: Sequence[torch.Tensor], regions: list[torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
+        """Give the mask logits `(N, 28, 28)` of all regions for their classes, float32."""
+        logits = self.mask_predictor(self.mask_head(self.mask_pool(maps, regions)))
+        return logits[torch.arange(len(labels), device=labels.device), labels].float()
+
+    def losses(
+        self, maps: Sequence[torch.Tensor], proposals: list[torch.Tensor], targets: Targets
+    ) -> dict[str, torch.Tensor]:
+        """Sample 512 regions of each picture and give the losses of classes, boxes and masks."""
+        samples = [self._sample(*each) for each in zip(proposals, targets, strict=True)]
+        logits, codes = self.classify(maps, [regions for regions, _ in samples])
+        regions, matched = (torch.cat(each) for each in zip(*samples, strict=True))
+        labels, wanted = [], []
+        for (_, found), target in zip(samples, targets, strict=True):
+            background = target["labels"].new_tensor([self.num_labels])
+            nothing = target["boxes"].new_zeros(1, 4)
+            labels.append(torch.cat((target["labels"], background))[found])  # -1 is background, the last
+            wanted.append(torch.cat((target["boxes"], nothing))[found])
+        truth, positive = torch.cat(labels), matched >= 0
+        count = max(len(truth), 1)
+        codes = codes.unflatten(1, (-1, 4))[positive, truth[positive]]
+        offsets = self.box_coder.encode_single(torch.cat(wanted)[positive], regions[positive])
+        objects = [(regions[found >= 0], found[found >= 0]) for regions, found in samples]
+        return {
+            "classification": F.cross_entropy(logits, truth, reduction="sum") / count,
+            "boxes": F.l1_loss(codes, offsets, reduction="sum") / count,
+            "masks": self._mask_loss(maps, objects, truth[positive], targets),
+        }
+
+    def _sample(self, proposals: torch.Tensor, target: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Give regions and the index of the object of each, -1 for background; true boxes are among the proposals."""
+        matched = self.matcher(box_iou(target["boxes"], proposals))
+        own = torch.arange(len(target["boxes"]), device=matched.device)
+        matched, regions = torch.cat((own, matched)), torch.cat((target["boxes"], proposals.detach()))
+        positive, negative = (each[0].bool() for each in self.sampler([(matched >= 0).long()]))
+        chosen = positive | negative
+        return regions[chosen], matched[chosen]
+
+    def _mask_loss(
+        self,
+        maps: Sequence[torch.Tensor],
+        objects: list[tuple[torch.Tensor, torch.Tensor]],
+        labels: torch.Tensor,
+        targets: Targets,
+    ) -> torch.Tensor:
+        logits = self.masks(maps, [regions for regions, _ in objects], labels)
+        wanted = []
+        for (regions, found), target in zip(objects, targets, strict=True):
+            # One map per object of which one region is cut: `found` numbers the maps.
+            places = torch.cat((found[:, None].to(regions), regions), dim=1)
+            masks = target["masks"][:, None].float()
+            if len(masks):
+                cut = roi_align(masks, places, logits.shape[-1], 1.0, aligned=True)
+                wanted.append((cut[:, 0] >= 0.5).float())
+        truth = torch.cat(wanted) if wanted else torch.zeros_like(logits)
+        return F.binary_cross_entropy_with_logits(logits, truth, reduction="sum") / max(logits.numel(), 1)
+
+    def detect(
+        self, maps: Sequence[torch.Tensor], proposals: list[torch.Tensor], sizes: list[Size]
+    ) -> tuple[torch.Tensor, ...]:
+        """Give scores `(B, 100)`, labels, normalised boxes and mask logits, padded with 0, -1, 0 and 0."""
+        logits, codes = self.classify(maps, proposals)
+        boxes = self.box_coder.decode(codes, proposals)  # (N, num_labels, 4)
+        counts = [len(each) for each in proposals]
+        found = [
+            self._choose(*each)
+            for each in zip(logits.softmax(1)[:, :-1].split(counts), boxes.split(counts), sizes, strict=True)
+        ]
+        labels = torch.cat([each[1] for each in found])
+        masks = self.masks(maps, [each[2] for each in found], labels).split([len(each[1]) for each in found])
+        padded = []
+        for (score, label, corners), mask, size in zip(found, masks, sizes, strict=True):
+            rest = MAX_DETECTIONS - len(score)
+            box = F.pad(to_normalized(corners, size), (0, 0, 0, rest))
+            mask = F.pad(mask, (0, 0, 0, 0, 0, rest))
+            padded.append((F.pad(score, (0, rest)), F.pad(label, (0, rest), value=-1), box, mask))
+        return tuple(torch.stack(each) for each in zip(*padded, strict=True))
+
+    def _choose(
+        self, scores: torch.Tensor, boxes: torch.Tensor, size: Size
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        if scores.is_meta:  # counting: as many detections as there can be
+            flat = scores.flatten()[:MAX_DETECTIONS]
+            return flat, torch.zeros_like(flat, dtype=torch.long), boxes.flatten(0, 1)[:MAX_DETECTIONS]
+        boxes = clip_boxes_to_image(boxes, size)
+        region, label = (scores > SCORE_THRESHOLD).nonzero().unbind(1)
+        score, corners = scores[region, label], boxes[region, label]
+        kept = suppress(corners, score, label)
+        return score[kept], label[kept], corners[kept]
+
+
+# --- task classes
+
+
+class HlgDetectorPreTrainedModel(HlgPreTrainedModel):
+    """What both detectors share: the rules that their parts are initialised by (mmdetection's)."""
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Initialise a part after its layers: Xavier in the pyramid (Sec. 4.3), 0.01 in heads that share anchors."""
+        super()._init_weights(module)
+        parts = (FeaturePyramidNetwork, RetinaNetHead, RPNHead, TwoMLPHead, HlgBoxPredictor)
+        if not isinstance(module, (*parts, MaskRCNNHeads, MaskRCNNPredictor)):
+            return
+        for layer in module.modules():
+            if not isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+                continue
+            if isinstance(module, FeaturePyramidNetwork | TwoMLPHead):
+                init.xavier_uniform_(layer.weight)
+            elif isinstance(module, MaskRCNNHeads | MaskRCNNPredictor):
+                init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            else:
+                init.normal_(layer.weight, std=0.01)
+            if layer.bias is not None:
+                init.zeros_(layer.bias)
+        if isinstance(module, HlgBoxPredictor):
+            init.normal_(module.bbox_pred.weight, std=0.001)
+        elif isinstance(module, RetinaNetHead):
+            # Every class starts with a probability of 0.01, else background would outweigh all else at first.
+            init.constant_(module.classification_head.cls_logits.bias, -math.log(99))
+
+    def _targets(
+        self, labels: Sequence[Mapping[str, torch.Tensor]], sizes: list[Size], device: torch.device, masks: bool
+    ) -> Targets:
+        if not torch.compiler.is_compiling():
+            check_labels(labels, len(sizes), int(self.config.num_labels or 0), masks)
+        return to_targets(labels, sizes, device)
+
+
+@dataclass
+class HlgAnchorView:
+    """What RetinaNet computes for pictures of one size: logits `(b, A, K)`, offsets and boxes `(b, A, 4)`.
+
+    `anchors` come level by level, `inside` tells for each picture which of them stand on it.
+    """
+
+    logits: torch.Tensor
+    codes: torch.Tensor
+    boxes: torch.Tensor
+    anchors: list[torch.Tensor]
+    inside: list[torch.Tensor]
+    backbone: HlgModelOutput
+
+
+def join(parts: list[torch.Tensor], value: float) -> torch.Tensor:
+    """Put `(b, A, C)` tensors of different A in one batch; fill with `value`."""
+    if len(parts) == 1:
+        return parts[0]
+    most = max(each.shape[1] for each in parts)
+    return torch.cat([F.pad(each, (0, 0, 0, most - each.shape[1]), value=value) for each in parts])
+
+
+class HlgForObjectDetection(HlgDetectorPreTrainedModel):
+    """RetinaNet on HLG (Table 10)."""
+
+    def __init__(self, config: HlgConfig) -> None:
+        super().__init__(config)
+        self.hlg = HlgModel(config)
+        channels = list(config.hidden_sizes[1:])
+        self.feature_pyramid = FeaturePyramidNetwork(channels, PYRAMID_WIDTH, HlgLastLevels(channels[-1]))
+        self.anchors = HlgAnchors(RETINANET_STRIDES, RETINANET_SCALES)
+        per_place = self.anchors.num_anchors_per_location()[0]
+        self.head = RetinaNetHead(PYRAMID_WIDTH, per_place, int(config.num_labels or 0))
+        self.box_coder = HlgBoxCoder(weights=(1.0, 1.0, 1.0, 1.0))
+        self.matcher = HlgMatcher(0.5, 0.4, smallest=0.0)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        pixel_mask: torch.Tensor | None = None,
+        labels: Sequence[Mapping[str, torch.Tensor]] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> HlgObjectDetectionOutput:
+        """Score the classes and refine the boxes of all anchors.
+
+        Args:
+            pixel_values: `(B, 3, H, W)`, normalised; any size.
+            pixel_mask: `(B, H, W)`, 1 for the picture and 0 for padding at its right and bottom; None if there is
+                none. In eval mode pictures that were padded differently are looked at one by one, so that padding
+                changes nothing.
+            labels: for each picture `class_labels` `(N,)` and `boxes` `(N, 4)`, normalised (centre x, centre y,
+                width, height) of the picture without its padding. N may be 0.
+
+        Returns:
+            Logits and boxes of all anchors; the image processor makes detections of them. With labels also `loss`.
+
+        Raises:
+            InputError: boxes or classes that cannot be, or a mask that is no rectangle.
+        """
+        sizes = picture_sizes(pixel_values, pixel_mask)
+        targets = None if labels is None else self._targets(labels, sizes, pixel_values.device, masks=False)
+        parts = split_by_size(pixel_values, sizes, keep=self.training)
+        views = [self._look(part, own, **kwargs) for part, own in parts]
+        losses = None if targets is None else self._losses(views, targets)
+        counts = [
+            torch.tensor([[len(each) for each in view.anchors]] * len(own))
+            for view, (_, own) in zip(views, parts, strict=True)
+        ]
+        backbone = views[0].backbone if len(views) == 1 else HlgModelOutput()
+        return HlgObjectDetectionOutput(
+            loss=None if losses is None else torch.stack(list(losses.values())).sum(),
+            loss_dict=losses,
+            logits=join([view.logits for view in views], torch.finfo(views[0].logits.dtype).min),
+            pred_boxes=join([view.boxes for view in views], 0),
+            anchors_per_level=torch.cat(counts).to(pixel_values.device),
+            hidden_states=backbone.hidden_states,
+            attentions=backbone.attentions,
+        )
+
+    def _look(self, pixel_values: torch.Tensor, sizes: list[Size], **kwargs: Any) -> "HlgAnchorView":
+        backbone = self.hlg(pixel_values, **kwargs)
+        pyramid = self.feature_pyramid(OrderedDict(enumerate(backbone.feature_maps[1:])))
+        levels = list(pyramid.values())
+        outputs = self.head(levels)
+        anchors, codes = self.anchors.of_levels(levels), outputs["bbox_regression"].float()
+        boxes = self.box_coder.decode_single(codes.flatten(0, 1), torch.cat(anchors).repeat(len(codes), 1))
+        corners = boxes.view(codes.shape)
+        return HlgAnchorView(
+            logits=outputs["cls_logits"],
+            codes=codes,
+            boxes=torch.stack([to_normalized(each, size) for each, size in zip(corners, sizes, strict=True)]),
+            anchors=anchors,
+            inside=[self.anchors.inside(levels, size) for size in sizes],
+            backbone=backbone,
+        )
+
+    def _losses(self, views: list["HlgAnchorView"], targets: Targets) -> dict[str, torch.Tensor]:
+        """Focal loss and L1 loss over all pictures, divided by the positive anchors of all pictures of all processes.
+
+        A picture without objects counts as one positive, as in mmdetection.
+        """
+        classification, boxes, positives = [], [], []
+        rest = iter(targets)
+        for view in views:
+            anchors = torch.cat(view.anchors)
+            for logits, codes, inside, target in zip(view.logits, view.codes, view.inside, rest, strict=False):
+                matched = match_anchors(self.matcher, target["boxes"], anchors, inside)
+                positive, judged = matched >= 0, matched != self.matcher.BETWEEN_THRESHOLDS
+                truth = torch.zeros(logits.shape, device=logits.device)
+                truth[positive, target["labels"][matched[positive]]] = 1
+                focal = sigmoid_focal_loss(logits[judged].float(), truth[judged], alpha=0.25, gamma=2, reduction="sum")
+                offsets = self.box_coder.encode_single(target["boxes"][matched[positive]], anchors[positive])
+                classification.append(focal)
+                boxes.append(F.l1_loss(codes[positive], offsets, reduction="sum"))
+                positives.append(positive.sum().clamp(min=1))
+        count = mean_over_processes(torch.stack(positives).sum())
+        return {
+            "classification": torch.stack(classification).sum() / count,
+            "boxes": torch.stack(boxes).sum() / count,
+        }
+
+
+class HlgForInstanceSegmentation(HlgDetectorPreTrainedModel):
+    """Mask R-CNN on HLG (Table 11)."""
+
+    def __init__(self, config: HlgConfig) -> None:
+        super().__init__(config)
+        self.hlg = HlgModel(config)
+        self.feature_pyramid = FeaturePyramidNetwork(list(config.hidden_sizes), PYRAMID_WIDTH, LastLevelMaxPool())
+        self.rpn = HlgRegionProposals()
+        self.roi_heads = HlgRoiHeads(int(config.num_labels or 0))
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        pixel_mask: torch.Tensor | None = None,
+        labels: Sequence[Mapping[str, torch.Tensor]] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> HlgInstanceSegmentationOutput:
+        """Find objects and their masks.
+
+        Args:
+            pixel_values: `(B, 3, H, W)`, normalised; any size.
+            pixel_mask: `(B, H, W)`, 1 for the picture and 0 for padding at its right and bottom; None if there is
+                none. In eval mode pictures that were padded differently are looked at one by one, so that padding
+                changes nothing.
+            labels: for each picture `class_labels` `(N,)`, `boxes` `(N, 4)`, normalised (centre x, centre y, width,
+                height) of the picture without its padding, and `masks` `(N, h, w)`, bool or 0 and 1, as large as the
+                picture with or without padding. N may be 0.
+
+        Returns:
+            In training mode, or with labels, `loss`; in eval mode at most 100 detections of each picture.
+
+        Raises:
+            InputError: boxes or classes that cannot be, a mask that is no rectangle, or training without labels.
+        """
+        sizes = picture_sizes(pixel_values, pixel_mask)
+        if self.training and labels is None:
+            raise InputError("Mask R-CNN was called in training mode without `labels`. Give them, or call `.eval()`.")
+        targets = None if labels is None else self._targets(labels, sizes, pixel_values.device, masks=True)
+        parts, losses, found, start = split_by_size(pixel_values, sizes, keep=self.training), [], [], 0
+        for part, own in parts:
+            backbone = self.hlg(part, **kwargs)
+            pyramid = self.feature_pyramid(OrderedDict((str(i), each) for i, each in enumerate(backbone.feature_maps)))
+            maps = [pyramid[str(i)] for i in range(len(ROI_STRIDES))]
+            here = None if targets is None else pad_masks(targets[start : start + len(own)], part.shape[-2:])
+            proposals, first = self.rpn(ImageList(part, own), pyramid, here)
+            if here is not None:
+                each = {**first, **self.roi_heads.losses(maps, proposals, here)}
+                losses.append({name: value * len(own) / len(sizes) for name, value in each.items()})
+            if not self.training:
+                found.append(self.roi_heads.detect(maps, proposals, own))
+            start += len(own)
+        loss_dict = (
+            {name: torch.stack([each[name] for each in losses]).sum() for name in losses[0]} if losses else None
+        )
+        scores, labels_found, boxes, masks = (torch.cat(each) for each in zip(*found)) if found else (None,) * 4
+        if len(parts) > 1:
+            backbone = HlgModelOutput()
+        return HlgInstanceSegmentationOutput(
+            loss=None if loss_dict is None else torch.stack(list(loss_dict.values())).sum(),
+            loss_dict=loss_dict,
+            pred_scores=scores,
+            pred_labels=labels_found,
+            pred_boxes=boxes,
+            pred_masks=masks,
+            hidden_states=backbone.hidden_states,
+            attentions=backbone.attentions,
+        )
+
+
+__all__ = ["HlgForInstanceSegmentation", "HlgForObjectDetection"]
