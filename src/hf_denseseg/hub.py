@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_denseseg.files import write_atomic
-from hf_denseseg.registration import AUTO_CLASSES, family_classes
+from hf_denseseg.registration import auto_models, family_classes
 
 SHIM = "modeling_hf_denseseg"
 TEXT = (
@@ -20,13 +20,13 @@ def write_shim(folder: str | Path) -> None:
         folder: what `save_pretrained` of a model (and of its image processor, if there is one) wrote.
     """
     folder = Path(folder)
-    model_type = json.loads((folder / "config.json").read_text())["model_type"]
-    classes = family_classes(model_type)
+    config = json.loads((folder / "config.json").read_text())
+    classes = family_classes(config["model_type"])
     prefix = next(name for name in classes if name.endswith("Config")).removesuffix("Config")
+    saved = config.get("architectures") or []
     models = {
-        auto_class.__name__: prefix + suffix
-        for suffix, auto_class in AUTO_CLASSES.items()
-        if prefix + suffix in classes
+        auto_class.__name__: next((name for name in names if name in saved), names[0])
+        for auto_class, names in auto_models(classes).items()
     }
     names = {"AutoConfig": f"{prefix}Config", **models}
     processor = f"{prefix}ImageProcessor"

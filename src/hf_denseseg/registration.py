@@ -15,27 +15,47 @@ from transformers import (
     AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
+    AutoModelForImageSegmentation,
+    AutoModelForInstanceSegmentation,
     AutoModelForObjectDetection,
     AutoModelForSemanticSegmentation,
     PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers.image_processing_utils import BaseImageProcessor
-from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_FOR_INSTANCE_SEGMENTATION_MAPPING_NAMES,
+    MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES,
+    MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES,
+)
 
 import hf_denseseg.models
 from hf_denseseg.counting import ModelInfo, count_forward
 from hf_denseseg.errors import InputError
 from hf_denseseg.naming import unknown_name
 
-AUTO_CLASSES = {
-    "ForSemanticSegmentation": AutoModelForSemanticSegmentation,
-    "ForImageClassification": AutoModelForImageClassification,
-    "ForObjectDetection": AutoModelForObjectDetection,
-    "Backbone": AutoBackbone,
-    "Model": AutoModel,
+AUTO_CLASSES: dict[Any, tuple[str, ...]] = {
+    AutoModelForSemanticSegmentation: ("ForSemanticSegmentation",),
+    AutoModelForImageClassification: ("ForImageClassification",),
+    AutoModelForObjectDetection: ("ForObjectDetection", "ForInstanceSegmentation"),
+    AutoModelForInstanceSegmentation: ("ForInstanceSegmentation",),
+    AutoModelForImageSegmentation: (
+        "ForSemanticSegmentation",
+        "ForInstanceSegmentation",
+    ),  # the pipeline's first choice
+    AutoBackbone: ("Backbone",),
+    AutoModel: ("Model",),
 }
-"""Ending of a class name after the family's prefix -> Auto class that knows it."""
+"""Auto class -> endings, after the family's prefix, of the classes it loads; of several, the checkpoint names one."""
+
+PIPELINE_TABLES: dict[Any, dict[str, Any]] = {
+    AutoModelForSemanticSegmentation: MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES,
+    AutoModelForImageClassification: MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+    AutoModelForObjectDetection: MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES,
+    AutoModelForInstanceSegmentation: MODEL_FOR_INSTANCE_SEGMENTATION_MAPPING_NAMES,
+}
+"""Auto class -> class names by model type; the pipelines compare with them and log an error for strangers."""
 
 
 def families() -> list[str]:
@@ -54,11 +74,31 @@ def family_module(family: str, part: str) -> ModuleType:
     return importlib.import_module(f"hf_denseseg.models.{family}.{part}_{family}")
 
 
+def modeling_modules(family: str) -> list[ModuleType]:
+    """Import every `modeling_<family>*.py` of a family, the main one first."""
+    folder = family_module(family, "modeling").__name__.rpartition(".")[0]
+    names = {each.name for each in pkgutil.iter_modules(importlib.import_module(folder).__path__)}
+    return [
+        importlib.import_module(f"{folder}.{name}") for name in sorted(names) if name.startswith(f"modeling_{family}")
+    ]
+
+
 def family_classes(family: str) -> dict[str, type]:
     """Return the public classes of a family by name: configuration, models, image processors."""
-    modules = [family_module(family, part) for part in ("configuration", "modeling", "image_processing")]
+    parts = [family_module(family, part) for part in ("configuration", "image_processing")]
+    modules = [parts[0], *modeling_modules(family), parts[1]]
     public = {name: getattr(module, name) for module in modules for name in module.__all__}
     return {name: each for name, each in public.items() if isinstance(each, type)}
+
+
+def auto_models(classes: dict[str, type]) -> dict[Any, list[str]]:
+    """Tell which of a family's classes each Auto class loads, by name; Auto classes without one are left out."""
+    prefix = next(name for name, each in classes.items() if issubclass(each, PreTrainedConfig)).removesuffix("Config")
+    found = {
+        auto_class: [prefix + suffix for suffix in suffixes if prefix + suffix in classes]
+        for auto_class, suffixes in AUTO_CLASSES.items()
+    }
+    return {auto_class: names for auto_class, names in found.items() if names}
 
 
 def register() -> dict[str, type]:
@@ -75,18 +115,17 @@ def _register_family(classes: dict[str, type]) -> None:
     config_class = next(each for each in classes.values() if issubclass(each, PreTrainedConfig))
     prefix, model_type = config_class.__name__.removesuffix("Config"), config_class.model_type
     AutoConfig.register(model_type, config_class, exist_ok=True)
-    for suffix, auto_class in AUTO_CLASSES.items():
-        if prefix + suffix in classes:
-            auto_class.register(config_class, classes[prefix + suffix], exist_ok=True)
+    for auto_class, names in auto_models(classes).items():
+        found = tuple(classes[name] for name in names)
+        auto_class.register(config_class, found if len(found) > 1 else found[0], exist_ok=True)
+        if auto_class in PIPELINE_TABLES:
+            PIPELINE_TABLES[auto_class][model_type] = tuple(names) if len(names) > 1 else names[0]
     processors = {"torchvision": f"{prefix}ImageProcessor", "pil": f"{prefix}ImageProcessorPil"}
     AutoImageProcessor.register(
         config_class,
         image_processor_classes={backend: classes[name] for backend, name in processors.items()},
         exist_ok=True,
     )
-    if f"{prefix}ForSemanticSegmentation" in classes:
-        # The pipeline compares class names with this table and logs an error for strangers.
-        MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES[model_type] = f"{prefix}ForSemanticSegmentation"
 
 
 def _variants() -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -152,18 +191,17 @@ def create_model(name: str, **overrides: Any) -> PreTrainedModel:
 def _task_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     if not config.architectures:
         raise InputError("The configuration names no task class. Set `architectures`, for example by `create_config`.")
-    return getattr(family_module(config.model_type, "modeling"), config.architectures[0])
+    return family_classes(config.model_type)[config.architectures[0]]
 
 
 def create_image_processor(config: PreTrainedConfig, **options: Any) -> BaseImageProcessor:
     """Build the image processor (torchvision) of a configuration's family with `options` such as `size`."""
-    processor_class = next(
-        each
-        for each in vars(family_module(config.model_type, "image_processing")).values()
-        if isinstance(each, type) and each.__name__ == type(config).__name__.removesuffix("Config") + "ImageProcessor"
-    )
+    name = type(config).__name__.removesuffix("Config") + "ImageProcessor"
+    processor_class = getattr(family_module(config.model_type, "image_processing"), name)
     if hasattr(config, "align_corners"):
         options.setdefault("align_corners", config.align_corners)
+    if hasattr(processor_class, "task_of"):  # families of several tasks
+        options.setdefault("task", processor_class.task_of(config))
     return processor_class(**options)
 
 
