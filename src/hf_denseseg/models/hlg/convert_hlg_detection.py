@@ -15,10 +15,10 @@ RETINANET: Renames = (
     (r"^neck\.fpn_convs\.3\.conv\.", "feature_pyramid.extra_blocks.p6."),
     (r"^neck\.fpn_convs\.4\.conv\.", "feature_pyramid.extra_blocks.p7."),
     *PYRAMID,
-    (r"^bbox_head\.cls_convs\.(\d)\.conv\.", r"head.classification_head.conv.\1.0."),
-    (r"^bbox_head\.reg_convs\.(\d)\.conv\.", r"head.regression_head.conv.\1.0."),
-    (r"^bbox_head\.retina_cls\.", "head.classification_head.cls_logits."),
-    (r"^bbox_head\.retina_reg\.", "head.regression_head.bbox_reg."),
+    (r"^bbox_head\.cls_convs\.(\d)\.conv\.", r"detection_head.classification_head.conv.\1.0."),
+    (r"^bbox_head\.reg_convs\.(\d)\.conv\.", r"detection_head.regression_head.conv.\1.0."),
+    (r"^bbox_head\.retina_cls\.", "detection_head.classification_head.cls_logits."),
+    (r"^bbox_head\.retina_reg\.", "detection_head.regression_head.bbox_reg."),
 )
 MASK_RCNN: Renames = (
     *PYRAMID,

@@ -14,7 +14,7 @@ CANDIDATES_PER_LEVEL = 1000
 SCORE_THRESHOLD = 0.05
 NMS_THRESHOLD = 0.5
 MAX_DETECTIONS = 100
-MASK_SIZE = 28  # side of the square that a predicted mask is given in
+ALIGNMENT = 32  # pixels: pictures of a batch are padded to a common multiple of it
 
 PASTED_ELEMENTS = 2**25
 """Mask values that are pasted at once: 128 MiB in float32, as in mmdetection a bound on memory, not on pictures."""
@@ -98,3 +98,6 @@ def paste_masks(masks: torch.Tensor, boxes: torch.Tensor, size: Sequence[int], t
         values = F.grid_sample(masks[start : start + step, None].float(), grid, align_corners=False)
         pasted[start : start + step] = values[:, 0] >= threshold
     return pasted
+
+
+__all__ = ["paste_masks", "retinanet_detections", "suppress", "to_corners", "to_normalized"]

@@ -35,7 +35,7 @@ from transformers.utils.generic import can_return_tuple
 from hf_denseseg.errors import InputError
 from hf_denseseg.models.hlg.configuration_hlg import HlgConfig
 from hf_denseseg.models.hlg.detections_hlg import (
-    MASK_SIZE,
+    ALIGNMENT,
     MAX_DETECTIONS,
     SCORE_THRESHOLD,
     suppress,
@@ -51,7 +51,6 @@ PROPOSAL_STRIDES, PROPOSAL_SCALES = (4, 8, 16, 32, 64), (8.0,)
 ROI_STRIDES = (4, 8, 16, 32)
 FINEST_SCALE = 56  # pixels: smaller regions are read from the map at 1/4, each next map takes twice the side
 BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # one over the deviations 0.1, 0.1, 0.2, 0.2 of the second stage
-ALIGNMENT = 32  # pixels: pictures are padded to multiples of it
 BORDER = 1e-3  # how far a box may reach beyond the picture, in parts of its side, by rounding
 
 
@@ -147,8 +146,8 @@ def picture_sizes(pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None) -
 def split_by_size(pixel_values: torch.Tensor, sizes: list[Size], keep: bool) -> list[tuple[torch.Tensor, list[Size]]]:
     """Cut a batch into parts within which no picture is padded further than to its own multiple of 32.
 
-    HLG looks at the whole map (its dilated windows span it), so further padding would change what is found. With `keep`
-    (training, as in the released code), or where nothing is to be cut, the batch is one part.
+    HLG looks at the whole map (its dilated windows span it), so further padding would change what is found. With
+    `keep` (training, as in the released code), or where nothing is to be cut, the batch is one part.
     """
     whole = [aligned(side) for side in pixel_values.shape[-2:]]
     if keep or all([aligned(height), aligned(width)] == whole for height, width in sizes):
@@ -230,8 +229,8 @@ def pad_masks(targets: Targets, size: Sequence[int]) -> Targets:
 class HlgAnchors(nn.Module):
     """Anchors in float32, not rounded, at fixed strides; corner (0, 0) of the grid is the centre of the first ones.
 
-    torchvision's generator rounds them, and takes the size of the picture over that of the map for the stride, which is
-    not 64 and 128 on the two coarsest levels. Nothing is stored, so that it works on any device.
+    torchvision's generator rounds them, and takes the size of the picture over that of the map for the stride, which
+    is not 64 and 128 on the two coarsest levels. Nothing is stored, so that it works on any device.
 
     Args:
         strides: pixels between neighbouring anchors of each level.
@@ -631,7 +630,7 @@ class HlgForObjectDetection(HlgDetectorPreTrainedModel):
         self.feature_pyramid = FeaturePyramidNetwork(channels, PYRAMID_WIDTH, HlgLastLevels(channels[-1]))
         self.anchors = HlgAnchors(RETINANET_STRIDES, RETINANET_SCALES)
         per_place = self.anchors.num_anchors_per_location()[0]
-        self.head = RetinaNetHead(PYRAMID_WIDTH, per_place, int(config.num_labels or 0))
+        self.detection_head = RetinaNetHead(PYRAMID_WIDTH, per_place, int(config.num_labels or 0))
         self.box_coder = HlgBoxCoder(weights=(1.0, 1.0, 1.0, 1.0))
         self.matcher = HlgMatcher(0.5, 0.4, smallest=0.0)
         self.post_init()
@@ -684,7 +683,7 @@ class HlgForObjectDetection(HlgDetectorPreTrainedModel):
         backbone = self.hlg(pixel_values, **kwargs)
         pyramid = self.feature_pyramid(OrderedDict(enumerate(backbone.feature_maps[1:])))
         levels = list(pyramid.values())
-        outputs = self.head(levels)
+        outputs = self.detection_head(levels)
         anchors, codes = self.anchors.of_levels(levels), outputs["bbox_regression"].float()
         boxes = self.box_coder.decode_single(codes.flatten(0, 1), torch.cat(anchors).repeat(len(codes), 1))
         corners = boxes.view(codes.shape)
@@ -779,7 +778,9 @@ class HlgForInstanceSegmentation(HlgDetectorPreTrainedModel):
         loss_dict = (
             {name: torch.stack([each[name] for each in losses]).sum() for name in losses[0]} if losses else None
         )
-        scores, labels_found, boxes, masks = (torch.cat(each) for each in zip(*found)) if found else (None,) * 4
+        scores, labels_found, boxes, masks = (
+            (torch.cat(each) for each in zip(*found, strict=True)) if found else (None,) * 4
+        )
         if len(parts) > 1:
             backbone = HlgModelOutput()
         return HlgInstanceSegmentationOutput(
