@@ -12,8 +12,8 @@ import hf_denseseg
 
 ROOT = Path(hf_denseseg.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
-FLOORS = ("everything else", "models", "registration, training, model_card, reports", "commands", "cli")
-MIDDLE = {"registration", "training", "model_card", "reports", "experiment", "hub", "recipe"}
+FLOORS = ("everything else", "models", "registration, training, tasks, model_card, reports", "commands", "cli")
+MIDDLE = {"registration", "training", "model_card", "reports", "experiment", "hub", "recipe", "tasks"}
 
 
 def module_name(path: Path) -> str:

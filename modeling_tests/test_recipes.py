@@ -59,7 +59,7 @@ def quick_runs(tmp_path_factory):
     gc.freeze()  # the Trainer collects garbage; what was imported before need not be looked through
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets, "render_scene", functools.cache(datasets.render_scene))
-        patch.setattr(experiment, "save_learning_curve", lambda history, path: path.write_bytes(drawn))
+        patch.setattr(experiment, "save_learning_curve", lambda history, path, *score: path.write_bytes(drawn))
         yield
     gc.unfreeze()
 

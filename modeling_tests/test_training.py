@@ -44,10 +44,9 @@ def run(output, *words):
 
 def trainer_of(output, *words):
     recipe = load_recipe(None, [*WORDS, "--output_dir", str(output), *words])
-    data = experiment._load_data(recipe.data, "train")
+    data = experiment.load_data(recipe, "train")
     model = experiment.build_model(recipe.model, data.spec)
-    processor = experiment.build_image_processor(recipe, model)
-    return experiment._build_trainer(recipe, model, processor, data, data)
+    return experiment.build_trainer(recipe, model, data, data)
 
 
 def weights(output):

@@ -67,12 +67,12 @@ def measure(count: int) -> dict:
     """Evaluate `count` pictures in this process; peak resident memory in MiB."""
     from hf_denseseg.data.labels import LabelSpec
     from hf_denseseg.inference import InferenceSettings
-    from hf_denseseg.recipe import SegmentationTrainingArguments
-    from hf_denseseg.training import SegmentationTrainer
+    from hf_denseseg.recipe_keys import TaskTrainingArguments
+    from hf_denseseg.tasks.segmentation import SegmentationTrainer
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        arguments = SegmentationTrainingArguments(
+        arguments = TaskTrainingArguments(
             output_dir=folder, use_cpu=True, per_device_eval_batch_size=2, report_to="none", disable_tqdm=True
         )
         trainer = SegmentationTrainer(

@@ -18,18 +18,13 @@ from transformers import (
 )
 
 from hf_denseseg import __version__
-from hf_denseseg.checkpoints import load_trained_model
-from hf_denseseg.data.checks import check_dataset
-from hf_denseseg.data.datasets import SegmentationData, load_segmentation
-from hf_denseseg.data.labels import LabelSpec
-from hf_denseseg.data.transforms import EvalDataset, StreamingTrainDataset, TrainAugmentation, TrainDataset
+from hf_denseseg.checkpoints import load_trained_model, task_of_class
 from hf_denseseg.errors import InputError
-from hf_denseseg.files import atomic_path, check_output_folder, write_atomic
-from hf_denseseg.inference import segment
-from hf_denseseg.inference_settings import InferenceSettings
+from hf_denseseg.files import check_output_folder, write_atomic
 from hf_denseseg.model_card import write_card
 from hf_denseseg.naming import unknown_name
-from hf_denseseg.recipe import DataArguments, ModelArguments, Recipe
+from hf_denseseg.recipe import Recipe
+from hf_denseseg.recipe_keys import TASKS, ModelArguments
 from hf_denseseg.registration import (
     create_config,
     create_image_processor,
@@ -38,13 +33,13 @@ from hf_denseseg.registration import (
     load_official,
 )
 from hf_denseseg.reports import format_scores, write_report
-from hf_denseseg.training import SegmentationTrainer, last_complete_checkpoint
-from hf_denseseg.visualization import picture_grid, save_learning_curve
+from hf_denseseg.tasks import get_task
+from hf_denseseg.training import TaskTrainer, last_complete_checkpoint
+from hf_denseseg.visualization import save_learning_curve
 
 logger = logging.getLogger(__name__)
 
 CHECKED_PICTURES = 64
-SHOWN_PICTURES = 6
 # Keys that change where a run writes or how fast it goes, not what comes out.
 FREE_KEYS = {"output_dir", "dataloader_num_workers", "disable_tqdm", "report_to", "logging_steps", "run_name"}
 
@@ -64,10 +59,9 @@ def train(recipe: Recipe) -> dict[str, Any]:
         logger.info("%s holds this run, finished. Give another --output_dir to train again.", output)
         return finished
     set_seed(recipe.training.seed)
-    train_data, eval_data = _load_data(recipe.data, "train"), _load_data(recipe.data, "eval")
+    train_data, eval_data = load_data(recipe, "train"), load_data(recipe, "eval")
     model = build_model(recipe.model, eval_data.spec)
-    processor = build_image_processor(recipe, model)
-    trainer = _build_trainer(recipe, model, processor, eval_data, train_data)
+    trainer = build_trainer(recipe, model, eval_data, train_data)
     with recipe.training.main_process_first(desc="looking for a checkpoint"):
         checkpoint = last_complete_checkpoint(output)
     if checkpoint is not None:
@@ -84,12 +78,12 @@ def train(recipe: Recipe) -> dict[str, Any]:
     if recipe.training.load_best_model_at_end or trainer.scores.get("step") != trainer.state.global_step:
         trainer.evaluate()
     results = _results(recipe, trainer, eval_data) | {"training": cost, "history": trainer.state.log_history}
-    with trainer.averaged_weights():
+    with trainer.weights_to_keep():
         trainer.save_model(str(output / "model"))
         if trainer.is_world_process_zero():
             # A pickle with this machine's paths: of use to a resumed run, not to who gets the model.
             (output / "model" / "training_args.bin").unlink(missing_ok=True)
-            _write_outputs(output, results, trainer, eval_data)
+            _write_outputs(output, results, trainer)
     trainer.accelerator.wait_for_everyone()
     return results
 
@@ -100,31 +94,31 @@ def evaluate(recipe: Recipe) -> dict[str, Any]:
     Without a `test_` key in the recipe, the protocol saved with the checkpoint is used.
     """
     output = check_output_folder(recipe.training.output_dir or ".")
-    eval_data = _load_data(recipe.data, "eval")
-    model = load_trained_model(recipe.model.model)
+    eval_data = load_data(recipe, "eval")
+    model = load_trained_model(recipe.model.model, recipe.model.task)
     if model.config.num_labels != eval_data.spec.num_labels:
         raise InputError(
             f"{recipe.model.model} knows {model.config.num_labels} classes, {eval_data.spec.name} has "
             f"{eval_data.spec.num_labels}. Give the data set the checkpoint was trained on."
         )
-    processor = build_image_processor(recipe, model)
-    trainer = _build_trainer(recipe, model, processor, eval_data)
+    trainer = build_trainer(recipe, model, eval_data)
     if not any(key.startswith("test_") for key in recipe.given):
-        trainer.settings = InferenceSettings.load(recipe.model.model)
+        get_task(recipe.model.task).use_protocol_of(trainer, recipe.model.model)
     trainer.evaluate()
     results = _results(recipe, trainer, eval_data)
     if trainer.is_world_process_zero():
         write_atomic(output / "results.json", json.dumps(results, indent=1) + "\n")
-        print(format_scores(results["scores"]))
+        print(format_scores(results))
         logger.info("Written: %s", output / "results.json")
     return results
 
 
-def build_model(arguments: ModelArguments, spec: LabelSpec) -> PreTrainedModel:
+def build_model(arguments: ModelArguments, spec: Any) -> PreTrainedModel:
     """A published variant with random (or official encoder) weights, or a saved checkpoint.
 
     Raises:
-        InputError: neither a published name nor a loadable checkpoint; the nearest names are proposed.
+        InputError: neither a published name nor a loadable checkpoint (the nearest names are proposed), or a model
+            for another task.
     """
     labels = {"id2label": spec.id2label, "label2id": spec.label2id}
     overrides = dict(arguments.config_overrides or {})
@@ -132,7 +126,8 @@ def build_model(arguments: ModelArguments, spec: LabelSpec) -> PreTrainedModel:
         if not Path(arguments.model).exists() and arguments.model.count("/") != 1:
             raise InputError(unknown_name("model (neither a folder nor a hub id)", arguments.model, list_models()))
         # A head for other classes is made anew; the rest is what the checkpoint learned.
-        return load_trained_model(arguments.model, ignore_mismatched_sizes=True, **labels, **overrides)
+        return load_trained_model(arguments.model, arguments.task, ignore_mismatched_sizes=True, **labels, **overrides)
+    _check_task(arguments)
     fields = labels | overrides
     try:
         if arguments.encoder_weights is None:
@@ -143,15 +138,24 @@ def build_model(arguments: ModelArguments, spec: LabelSpec) -> PreTrainedModel:
         raise InputError(f"config_overrides {overrides}: {error}") from error
 
 
+def _check_task(arguments: ModelArguments) -> None:
+    """Refuse a published variant whose head is for another task."""
+    own = task_of_class((create_config(arguments.model).architectures or [""])[0])
+    if own != arguments.task:
+        raise InputError(
+            f"{arguments.model} is a model for the task {own}, but the recipe's task is {arguments.task}. "
+            f"Give `task: {own}`, or another model."
+        )
+
+
 def build_image_processor(recipe: Recipe, model: PreTrainedModel) -> Any:
     """The checkpoint's image processor, or the family's, set to the size that the recipe tests at."""
-    if (Path(recipe.model.model) / "preprocessor_config.json").exists():
-        return AutoImageProcessor.from_pretrained(recipe.model.model)
-    base = recipe.data.test_base_size
-    resize: dict[str, Any] = {"do_resize": base is not None}
-    if base is not None:
-        resize["size"] = {"shortest_edge": min(base), "longest_edge": max(base)}
-    return create_image_processor(model.config, **resize)
+    options = get_task(recipe.model.task).processor_options(recipe.data)
+    if not (Path(recipe.model.model) / "preprocessor_config.json").exists():
+        return create_image_processor(model.config, **options)
+    given = {"crop_size"} | {key for key in recipe.given if key.startswith("test_")}
+    wanted = recipe.model.task != TASKS[0] and given & recipe.given.keys()
+    return AutoImageProcessor.from_pretrained(recipe.model.model, **(options if wanted else {}))
 
 
 def _settle_folder(recipe: Recipe, output: Path) -> dict[str, Any] | None:
@@ -173,72 +177,40 @@ def _settle_folder(recipe: Recipe, output: Path) -> dict[str, Any] | None:
     return None
 
 
-def _load_data(arguments: DataArguments, part: str) -> SegmentationData:
+def load_data(recipe: Recipe, part: str) -> Any:
     """Load the train or eval split and look through its first pictures.
 
     Raises:
         InputError: a picture or label is faulty; each fault with its file and remedy.
     """
-    training = part == "train"
-    data = load_segmentation(
-        arguments.dataset,
-        arguments.train_split if training else arguments.eval_split,
-        spec=arguments.label_spec,
-        columns=arguments.dataset_columns,
-        revision=arguments.dataset_revision,
-        streaming=arguments.streaming and training,
-        limit=arguments.max_train_samples if training else arguments.max_eval_samples,
-    )
-    faults = [] if arguments.streaming and training else check_dataset(data, limit=CHECKED_PICTURES)
+    task = get_task(recipe.model.task)
+    data = task.load(recipe.data, part)
+    faults = task.check(data, CHECKED_PICTURES)
     if faults:
         shown = "\n  ".join(str(fault) for fault in faults[:5])
         more = f"\n  and {len(faults) - 5} more" if len(faults) > 5 else ""
         raise InputError(
-            f"{arguments.dataset}: {len(faults)} faults (`denseseg data check` lists all):\n  {shown}{more}"
+            f"{recipe.data.dataset}: {len(faults)} faults (`denseseg data check` lists all):\n  {shown}{more}"
         )
     return data
 
 
-def _build_trainer(
-    recipe: Recipe,
-    model: PreTrainedModel,
-    processor: Any,
-    eval_data: SegmentationData,
-    train_data: SegmentationData | None = None,
-) -> SegmentationTrainer:
-    data, seed = recipe.data, recipe.training.seed
-    train_dataset = None
-    if train_data is not None:
-        augmentation = TrainAugmentation(
-            tuple(data.crop_size),
-            base_size=tuple(data.base_size) if data.base_size else None,
-            scale_range=tuple(data.scale_range),
-            max_class_ratio=data.max_class_ratio,
-            flip=data.flip,
-            photometric=data.photometric_distortion,
-        )
-        kind = StreamingTrainDataset if data.streaming else TrainDataset
-        train_dataset = kind(train_data, augmentation, seed, targets=getattr(model, "training_targets", None))
-    return SegmentationTrainer(
-        model,
-        recipe.training,
-        image_processor=processor,
-        spec=eval_data.spec,
-        settings=data.inference_settings(),
-        train_dataset=train_dataset,
-        eval_dataset=EvalDataset(eval_data),
-    )
+def build_trainer(recipe: Recipe, model: PreTrainedModel, eval_data: Any, train_data: Any = None) -> TaskTrainer:
+    """The trainer of the recipe's task."""
+    task = get_task(recipe.model.task)
+    return task.build_trainer(recipe, model, build_image_processor(recipe, model), eval_data, train_data)
 
 
-def _results(recipe: Recipe, trainer: SegmentationTrainer, eval_data: SegmentationData) -> dict[str, Any]:
+def _results(recipe: Recipe, trainer: TaskTrainer, eval_data: Any) -> dict[str, Any]:
     return {
+        "task": recipe.model.task,
         "model": recipe.model.model,
         "model_type": trainer.model.config.model_type,
         "parameters": trainer.model.num_parameters(),
         "dataset": recipe.data.dataset if recipe.data.dataset == "synthetic" else eval_data.spec.name,
         "split": recipe.data.eval_split,
         "pictures": len(eval_data.dataset),
-        "protocol": trainer.settings.to_dict(),
+        "protocol": trainer.protocol,
         "scores": trainer.scores,
         "steps": trainer.state.global_step,
         "recipe": {key: value for key, value in recipe.given.items() if key not in ("output_dir", "dataset")},
@@ -251,28 +223,16 @@ def _results(recipe: Recipe, trainer: SegmentationTrainer, eval_data: Segmentati
     }
 
 
-def _write_outputs(
-    output: Path, results: dict[str, Any], trainer: SegmentationTrainer, eval_data: SegmentationData
-) -> None:
+def _write_outputs(output: Path, results: dict[str, Any], trainer: TaskTrainer) -> None:
     """Curve, pictures, card and page; `results.json` last, since it marks the run as finished."""
-    save_learning_curve(results["history"], output / "learning_curve.png")
-    rows = []
-    count = len(eval_data.dataset)
-    shown = min(SHOWN_PICTURES, count)
-    for index in (place * count // shown for place in range(shown)):  # neighbours are often frames of one video
-        sample = trainer.eval_dataset[index]
-        image = sample["image"].to(trainer.args.device)
-        with torch.no_grad():
-            prediction = segment(
-                trainer.accelerator.unwrap_model(trainer.model), image, trainer.settings, trainer.mean, trainer.std
-            )
-        rows.append((sample["image"], sample["label"], prediction.cpu()))
-    with atomic_path(output / "pictures.png") as aside:
-        picture_grid(rows, eval_data.spec).save(aside)
-    write_card(output / "model", results, eval_data.spec)
-    write_report(output, results, eval_data.spec)
+    task = get_task(results["task"])
+    key, label = next(iter(task.metrics.items()))
+    save_learning_curve(results["history"], output / "learning_curve.png", f"eval_{key}", label)
+    task.draw_results(trainer, output / "pictures.png")
+    write_card(output / "model", results, trainer.spec)
+    write_report(output, results, trainer.spec)
     write_atomic(output / "results.json", json.dumps(results, indent=1) + "\n")
-    print(format_scores(results["scores"]))
+    print(format_scores(results))
     logger.info("Written: %s (open index.html)", output)
 
 

@@ -1,11 +1,11 @@
-"""`SegmentationTrainer`: transformers' Trainer with segmentation's schedules, loss switches and exact evaluation."""
+"""`TaskTrainer`: transformers' Trainer with the papers' schedules, averaged weights and exact resuming."""
 
-import functools
 import json
 import logging
 import shutil
 import time
-from collections.abc import Iterator
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,12 @@ from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallba
 from transformers.trainer_callback import TrainerControl, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
-from hf_denseseg.data.labels import LabelSpec
-from hf_denseseg.data.transforms import EpochSampler, collate_eval, collate_train
+from hf_denseseg.data.transforms import EpochSampler
 from hf_denseseg.errors import InputError
 from hf_denseseg.files import write_atomic
 from hf_denseseg.hub import write_shim
-from hf_denseseg.inference import InferenceSettings, segment
-from hf_denseseg.losses import segmentation_loss
-from hf_denseseg.metrics import confusion_matrix, segmentation_metrics
-from hf_denseseg.optimization import load_class_weights, parameter_groups, polynomial_schedule, step_schedule
-from hf_denseseg.recipe import SegmentationTrainingArguments
+from hf_denseseg.optimization import cosine_schedule, parameter_groups, polynomial_schedule, step_schedule
+from hf_denseseg.recipe_keys import TaskTrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -34,24 +30,25 @@ COMPLETE_MARK = "complete.json"
 EMA_FILE = "ema.safetensors"
 
 
-class SegmentationTrainer(Trainer):
-    """Trains and evaluates any segmentation model of this package.
+class TaskTrainer(Trainer):
+    """What training has in common in all tasks; a task adds its loss, its batches and its scores.
 
-    Training batches hold uint8 pictures, normalised here on the device. Evaluation runs the test protocol picture by
-    picture at the label's own resolution and hands back one confusion matrix per picture, so that its memory stays
-    flat, labels may differ in size, and several processes count every picture once.
+    Training batches hold uint8 pictures, normalised here on the device (floating ones are taken as they are).
+    Evaluation gathers a few numbers per picture, so that its memory stays flat and several processes count every
+    picture once.
 
     Args:
-        model: a model of this package.
-        args: see `SegmentationTrainingArguments`.
+        model: a model with a head for the task.
+        args: see `TaskTrainingArguments`.
         image_processor: gives mean and std, and is saved with the checkpoints.
-        spec: label specification; its class names head the per-class table.
-        settings: test protocol.
-        train_dataset: `data.transforms.TrainDataset` or its streaming form.
-        eval_dataset: `data.transforms.EvalDataset`.
+        spec: names of the classes; its `to_dict()` is saved with the checkpoints.
+        train_collator: makes a training batch of samples.
+        eval_collator: makes an evaluation batch of samples.
+        train_dataset: indexed by `(epoch, index)`, see `EpochSampler`.
+        eval_dataset: indexed by a plain index.
     """
 
-    args: SegmentationTrainingArguments
+    args: TaskTrainingArguments
     model: PreTrainedModel
     train_dataset: Any
     eval_dataset: Any
@@ -59,28 +56,22 @@ class SegmentationTrainer(Trainer):
     def __init__(
         self,
         model: PreTrainedModel,
-        args: SegmentationTrainingArguments,
+        args: TaskTrainingArguments,
         *,
         image_processor: Any,
-        spec: LabelSpec,
-        settings: InferenceSettings,
+        spec: Any,
+        train_collator: Callable[[list[Any]], Any],
+        eval_collator: Callable[[list[Any]], Any],
         train_dataset: Any = None,
         eval_dataset: Any = None,
         **kwargs: Any,
     ) -> None:
-        self.spec, self.settings = spec, settings
+        self.spec = spec
         self.scores: dict[str, Any] = {}
         self.evaluation_cpu_seconds = 0.0
-        self._matrix = torch.zeros(spec.num_labels, spec.num_labels, dtype=torch.int64)
+        self._keeps_trained = False
+        self.eval_collator = eval_collator
         self._sampler: EpochSampler | None = None
-        of_the_model: str = getattr(model.config, "loss_normalization", "valid")
-        model.loss_function = functools.partial(
-            segmentation_loss,
-            normalization=args.loss_normalization or of_the_model,
-            class_weights=load_class_weights(args.class_weights, spec.num_labels),
-            ohem_threshold=args.ohem_threshold,
-            ohem_min_kept=args.ohem_min_kept,
-        )
         if args.sync_batch_norm and args.world_size > 1 and args.device.type == "cuda":
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         self.memory_format = torch.channels_last if args.channels_last else torch.contiguous_format
@@ -89,16 +80,29 @@ class SegmentationTrainer(Trainer):
         super().__init__(
             model=model,
             args=args,
-            data_collator=collate_train,
+            data_collator=train_collator,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=image_processor,
-            compute_metrics=self._accumulate,
+            compute_metrics=self.accumulate,
             **kwargs,
         )
         self.mean, self.std = torch.tensor(image_processor.image_mean), torch.tensor(image_processor.image_std)
         self.ema = None if args.ema_decay is None else AveragedWeights(args.ema_decay)
         self.add_callback(_TrainingHooks(self))
+
+    @property
+    @abstractmethod
+    def protocol(self) -> dict[str, Any]:
+        """How pictures are tested, as `results.json` tells it."""
+
+    @abstractmethod
+    def accumulate(self, prediction: EvalPrediction, compute_result: bool = False) -> dict[str, float]:
+        """Take in one gathered batch of `prediction_step`; after the last one set `scores` and return the means."""
+
+    @abstractmethod
+    def reset_scores(self) -> None:
+        """Forget what `accumulate` has taken in."""
 
     # Training
 
@@ -113,6 +117,7 @@ class SegmentationTrainer(Trainer):
                 head_multiplier=self.args.head_learning_rate_multiplier,
                 layer_decay=self.args.layer_decay,
                 decay_everything=self.args.decay_everything,
+                no_decay_names=self.args.no_decay_names,
             )
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
             self.optimizer = optimizer_class(groups, **options)
@@ -121,21 +126,24 @@ class SegmentationTrainer(Trainer):
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LRScheduler:
-        """As in transformers, but a polynomial has one floor for all groups, and a constant may drop once."""
+        """As in transformers, but falling rates have one floor for all groups, and a constant may drop."""
         optimizer = self.optimizer if optimizer is None else optimizer
         options = self.args.lr_scheduler_kwargs or {}
-        if self.lr_scheduler is None and self.args.lr_scheduler_type == "constant" and "drop_at" in options:
+        kind = str(self.args.lr_scheduler_type.value)  # type: ignore[attr-defined]
+        ours: dict[str, Callable[..., Any]] = {"polynomial": polynomial_schedule, "cosine": cosine_schedule}
+        if "drop_at" in options:
+            ours["constant"] = step_schedule
+        if self.lr_scheduler is None and kind in ours:
             assert optimizer is not None
-            self.lr_scheduler = step_schedule(optimizer, total_steps=num_training_steps, **options)
-            self._created_lr_scheduler = True
-        if self.lr_scheduler is None and self.args.lr_scheduler_type == "polynomial":
-            assert optimizer is not None
-            self.lr_scheduler = polynomial_schedule(
-                optimizer,
-                warmup_steps=self.args.get_warmup_steps(num_training_steps),
-                total_steps=num_training_steps,
-                **options,
-            )
+            try:
+                self.lr_scheduler = ours[kind](
+                    optimizer,
+                    warmup_steps=self.args.get_warmup_steps(num_training_steps),
+                    total_steps=num_training_steps,
+                    **options,
+                )
+            except TypeError as error:  # a key that the schedule does not take
+                raise InputError(f"lr_scheduler_kwargs {options} of the schedule {kind}: {error}") from error
             self._created_lr_scheduler = True
         return super().create_scheduler(num_training_steps, optimizer)
 
@@ -157,8 +165,8 @@ class SegmentationTrainer(Trainer):
     # Evaluation
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """As in transformers, with the collation that keeps pictures of different sizes apart."""
-        collator, self.data_collator = self.data_collator, collate_eval
+        """As in transformers, with the task's own collation."""
+        collator, self.data_collator = self.data_collator, self.eval_collator
         try:
             return super().get_eval_dataloader(eval_dataset)
         finally:
@@ -166,45 +174,12 @@ class SegmentationTrainer(Trainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate (with the averaged weights, if there are any); `self.scores` keeps the per-class table."""
-        self._matrix.zero_()
+        self.reset_scores()
         started = time.process_time()
         with self.averaged_weights():
             scores = super().evaluate(*args, **kwargs)
         self.evaluation_cpu_seconds += time.process_time() - started
         return scores
-
-    def prediction_step(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
-    ) -> tuple[None, torch.Tensor, torch.Tensor]:
-        """Confusion matrices `(B, C, C)` of one batch, and the pictures' numbers `(B,)`.
-
-        Only these are gathered: label maps of different widths cannot be, and would cost the network 1,000 times more.
-        """
-        plain = self.accelerator.unwrap_model(model) if not self.is_fsdp_enabled else model
-        device = self.args.device
-        matrices = []
-        for image, label in zip(inputs["images"], inputs["labels"], strict=True):
-            with torch.no_grad(), self.compute_loss_context_manager():
-                prediction = segment(
-                    plain, image.to(device), self.settings, self.mean, self.std, size=label.shape[-2:]
-                )
-            matrices.append(confusion_matrix(prediction, label.to(prediction.device), self.spec.num_labels))
-        return None, torch.stack(matrices).to(device), inputs["index"].to(device)
-
-    def _accumulate(self, prediction: EvalPrediction, compute_result: bool = False) -> dict[str, float]:
-        """Add one gathered batch; the last one turns the sum into numbers."""
-        self._matrix += torch.as_tensor(prediction.predictions).sum(dim=0).cpu()
-        if not compute_result:
-            return {}
-        self.scores = segmentation_metrics(self._matrix, self.spec.classes)
-        self.scores["confusion_matrix"] = self._matrix.tolist()
-        self.scores["step"] = self.state.global_step
-        self._matrix.zero_()
-        return {key: self.scores[key] for key in ("mean_iou", "pixel_accuracy", "mean_accuracy")}
 
     # Checkpoints
 
@@ -228,28 +203,44 @@ class SegmentationTrainer(Trainer):
             )
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As in transformers, plus label specification, test protocol and the shim for `trust_remote_code`."""
+        """As in transformers, plus the names of the classes and the shim for `trust_remote_code`."""
         super().save_model(output_dir, _internal_call=_internal_call)
         if self.args.should_save:
             folder = Path(output_dir) if output_dir else self.output
             write_atomic(folder / "labels.json", json.dumps(self.spec.to_dict(), indent=1) + "\n")
-            self.settings.save(folder)
+            self.save_beside(folder)
             write_shim(folder)
+
+    def save_beside(self, folder: Path) -> None:
+        """Write what else belongs to a checkpoint of the task."""
+
+    def weights_to_keep(self) -> Any:
+        """Context in which the model holds the weights that are saved at the end: the averaged ones, if any."""
+        return self.averaged_weights()
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
         """Run a block with the averaged weights in the model, and put the trained ones back."""
-        if self.ema is None or self.ema.average is None:
+        if self.ema is None or self.ema.average is None or self._keeps_trained:
             yield
             return
         with self.ema.swapped_into(self.accelerator.unwrap_model(self.model)):
             yield
 
+    @contextmanager
+    def trained_weights(self) -> Iterator[None]:
+        """Run a block in which `averaged_weights` leaves the trained ones in the model."""
+        self._keeps_trained = True
+        try:
+            yield
+        finally:
+            self._keeps_trained = False
+
 
 class _TrainingHooks(TrainerCallback):
     """Tell the sampler its epoch, and average the weights after every step."""
 
-    def __init__(self, trainer: SegmentationTrainer) -> None:
+    def __init__(self, trainer: TaskTrainer) -> None:
         self.trainer = trainer
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

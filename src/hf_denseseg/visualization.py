@@ -285,12 +285,36 @@ def labelled_rows(rows: Sequence[Sequence[tuple[str, Image.Image]]], footer: Ima
     return sheet
 
 
-def save_learning_curve(history: Sequence[Mapping[str, Any]], path: str | Path) -> None:
-    """Draw loss and mIoU over the steps of a run into a picture file.
+def answer_sheet(
+    rows: Sequence[tuple[Image.Image, str, float, str]], columns: int = 6, side: int = 160
+) -> Image.Image:
+    """Show pictures with the class that was answered and its confidence, and the true one where it is another.
 
     Args:
-        history: the Trainer's `log_history`; entries with `loss` and with `eval_mean_iou` are drawn.
+        rows: per picture the picture, the answer, its confidence and the truth.
+        columns: pictures in a line.
+        side: longest side of a picture in pixels.
+    """
+    cells = [
+        (
+            f"{answer} {100 * confidence:.0f} %" + ("" if answer == truth else f" (is {truth})"),
+            _fit_into(picture, side),
+        )
+        for picture, answer, confidence, truth in rows
+    ]
+    return labelled_rows([cells[start : start + columns] for start in range(0, len(cells), columns)])
+
+
+def save_learning_curve(
+    history: Sequence[Mapping[str, Any]], path: str | Path, score: str = "eval_mean_iou", name: str = "mIoU"
+) -> None:
+    """Draw loss and a score over the steps of a run into a picture file.
+
+    Args:
+        history: the Trainer's `log_history`; entries with `loss` and with the score are drawn.
         path: file to write, its ending decides the format.
+        score: key of the score, a fraction.
+        name: what the score is called.
 
     Raises:
         InputError: matplotlib is not installed.
@@ -308,7 +332,7 @@ def save_learning_curve(history: Sequence[Mapping[str, Any]], path: str | Path) 
     score_axis = loss_axis.twinx()
     for axis, key, label, color, marker in (
         (loss_axis, "loss", "training loss", "tab:blue", ""),
-        (score_axis, "eval_mean_iou", "validation mIoU in %", "tab:orange", "o"),
+        (score_axis, score, f"validation {name} in %", "tab:orange", "o"),
     ):
         points = [(entry["step"], entry[key]) for entry in history if entry.get(key) is not None]
         factor = 1 if key == "loss" else 100

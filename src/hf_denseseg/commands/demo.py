@@ -53,7 +53,7 @@ def main(args: argparse.Namespace) -> int:
     """Run the demo and say what came out."""
     from hf_denseseg.experiment import train
     from hf_denseseg.recipe import load_recipe
-    from hf_denseseg.reports import constant_prediction_miou
+    from hf_denseseg.tasks import get_task
 
     output = Path(args.output)
     results = train(load_recipe(RECIPE, [*args.overrides, "--output_dir", str(output)]))
@@ -63,8 +63,8 @@ def main(args: argparse.Namespace) -> int:
         raise RunError(
             f"The saved model in {output / 'model'} could not be used by the pipeline; see the lines above."
         )
-    scores = results["scores"]
-    chance, name = constant_prediction_miou(scores)
-    print(f"\nmIoU {100 * scores['mean_iou']:.1f} %; always answering {name!r} gives {100 * chance:.1f} %.")
+    task = get_task(results["task"])
+    key, label = next(iter(task.metrics.items()))
+    print(f"\n{label} {100 * results['scores'][key]:.1f} %. {task.chance(results['scores'])}")
     print(f"Pictures, table and learning curve: {output / 'index.html'}; masks: {output / 'masks'}")
     return 0

@@ -69,7 +69,8 @@ def load_segmentation(
         if found is not None:
             known = given or find_spec(folder)
             return SegmentationData(_table(found, DecodePairs(known), streaming, limit), known)
-    source, known = _find_table(name, given)
+    source = find_table(name, "<split>/images + <split>/labels, nor images/<split> + labels/<split>")
+    known = given or _spec_of_table(name, folder)
     table = open_table(source, split, columns=columns, revision=revision, streaming=streaming)
     check_encoding(table, known, name)
     if limit is not None:
@@ -77,20 +78,21 @@ def load_segmentation(
     return SegmentationData(_decoded(table, DecodePairs(known)), known)
 
 
-def _find_table(name: str, spec: LabelSpec | None) -> tuple[str, LabelSpec]:
-    """Folder of shards or hub id, and its label specification.
+def find_table(name: str, layout: str) -> str:
+    """Folder of shards or hub id.
+
+    Args:
+        name: what was given as the data set.
+        layout: the folder layout that was looked for first, for the message.
 
     Raises:
-        InputError: it is neither, or nothing says what the labels mean.
+        InputError: it is neither.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not find_shards(folder):
-            raise InputError(
-                f"{folder} holds no data set: neither <split>/images + <split>/labels, nor images/<split> + "
-                "labels/<split>, nor Parquet or tar shards."
-            )
-        return str(folder), spec or find_spec(folder)
+            raise InputError(f"{folder} holds no data set: neither {layout}, nor Parquet or tar shards.")
+        return str(folder)
     if folder.exists():
         raise InputError(f"{folder} is a file. Give the folder that holds the data set.")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith("."):
@@ -98,12 +100,16 @@ def _find_table(name: str, spec: LabelSpec | None) -> tuple[str, LabelSpec]:
             f"Data set {name!r}: there is no such folder, and it is no hub id (owner/name). Without data of your own "
             "take 'synthetic'."
         )
-    if spec is None:
-        raise InputError(
-            f"Data set {name!r} is no folder here; a hub data set needs `spec` (label specification), since what its "
-            "label ids mean is never guessed."
-        )
-    return name, spec
+    return name
+
+
+def _spec_of_table(name: str, folder: Path) -> LabelSpec:
+    if folder.is_dir():
+        return find_spec(folder)
+    raise InputError(
+        f"Data set {name!r} is no folder here; a hub data set needs `spec` (label specification), since what its "
+        "label ids mean is never guessed."
+    )
 
 
 class DecodePairs:

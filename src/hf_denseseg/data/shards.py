@@ -65,8 +65,9 @@ def open_table(
     columns: Mapping[str, str] | None = None,
     revision: str | None = None,
     streaming: bool = False,
+    pictures: tuple[str, ...] = ("image", "label"),
 ) -> Any:
-    """Open shards or a hub data set as a table with the columns `image`, `label` (both still encoded) and `id`.
+    """Open shards or a hub data set as a table with the columns `image`, `label` (pictures still encoded) and `id`.
 
     Args:
         name: folder of shards, or hub id.
@@ -74,6 +75,7 @@ def open_table(
         columns: `{"image": ..., "label": ..., "id": ...}`; well-known names are found without it.
         revision: of a hub data set.
         streaming: read in order instead of storing an indexed copy in the cache of `datasets`.
+        pictures: which of the columns hold pictures.
 
     Raises:
         InputError: no such data set, split or column.
@@ -109,7 +111,7 @@ def open_table(
         raise InputError(
             f"Data set {name!r} cannot be opened: {str(error).splitlines()[0]} Check name, revision and rights."
         ) from error
-    return _with_known_columns(table, name, dict(columns or {}))
+    return _with_known_columns(table, name, dict(columns or {}), pictures)
 
 
 def check_encoding(table: Any, spec: LabelSpec, name: str) -> None:
@@ -178,7 +180,7 @@ def _encoded_rows(data: Any) -> Iterator[dict[str, Any]]:
         yield result
 
 
-def _with_known_columns(table: Any, name: str, columns: dict[str, str]) -> Any:
+def _with_known_columns(table: Any, name: str, columns: dict[str, str], pictures: tuple[str, ...]) -> Any:
     """Rename the columns to `image`, `label`, `id`, drop the others, keep the pictures encoded."""
     from datasets import Image as ImageColumn
 
@@ -197,7 +199,7 @@ def _with_known_columns(table: Any, name: str, columns: dict[str, str]) -> Any:
     table = table.remove_columns([column for column in present if column not in columns.values()])
     renamed = {column: key for key, column in columns.items() if column != key}
     table = table.rename_columns(renamed) if renamed else table
-    for key in ("image", "label"):
+    for key in pictures:
         table = table.cast_column(key, ImageColumn(decode=False))
     if "id" not in columns:
         table = table.map(lambda row, index: {"id": f"{index:08d}"}, with_indices=True)

@@ -7,7 +7,7 @@ each other, in changing light, weather and picture size. The car's own bonnet an
 import re
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -36,6 +36,15 @@ _NEAR, _FAR = 2.2, 90.0  # metres
 _TEXTURE = np.full((2, 256), 0.03, dtype=np.float32)
 _TEXTURE[0, :11] = (0.08, 0.08, 0.10, 0.06, 0.05, 0.03, 0.20, 0.03, 0.08, 0.08, 0.06)
 _TEXTURE[1, :11] = (0.035, 0.04, 0.03, 0.05, 0.02, 0.02, 0.11, 0.0, 0.04, 0.04, 0.02)
+
+
+_CLASS_OF = {
+    street.draw_car: street.CAR,
+    street.draw_person: street.PERSON,
+    street.draw_rider: street.RIDER,
+    street.draw_sign: street.SIGN,
+    street.draw_pole: street.SIGN,  # it may hold a traffic light
+}
 
 
 class SyntheticName(NamedTuple):
@@ -73,6 +82,29 @@ def render_scene(split: str, index: int, size: tuple[int, int] | None = None) ->
     Returns:
         RGB picture and `(H, W)` uint8 train ids with 255 for void.
     """
+    image, canvas = render_scene_on(Canvas, split, index, size)
+    return image, np.array(canvas.label)
+
+
+def render_scene_on(
+    canvas_class: Callable[..., Any],
+    split: str,
+    index: int,
+    size: tuple[int, int] | None = None,
+    left_out: tuple[int, ...] = (),
+) -> tuple[Image.Image, Any]:
+    """Draw one scene on a canvas of another kind; arguments as for `render_scene`.
+
+    Args:
+        canvas_class: `Canvas` or a kind of it; a method `begin`, if there is one, is called before each thing.
+        split: see `render_scene`.
+        index: see `render_scene`.
+        size: see `render_scene`.
+        left_out: classes of which no thing is drawn.
+
+    Returns:
+        RGB picture with light and noise, and the canvas it was drawn on.
+    """
     rng = np.random.default_rng((SPLITS.index(split), index))
     drawn = SIZES[rng.integers(len(SIZES))]
     height, width = size or drawn
@@ -85,19 +117,23 @@ def render_scene(split: str, index: int, size: tuple[int, int] | None = None) ->
         bend=rng.normal(0, 0.0018),
     )
     sky = np.array(pick(rng, [(150, 190, 235), (200, 205, 212), (225, 205, 185), (130, 150, 175)], 8))
-    canvas = Canvas(height, width, (float(sky[0]), float(sky[1]), float(sky[2])), rng.uniform(60, 260))
-    _draw_sky(canvas, camera, rng, sky)
+    canvas = canvas_class(height, width, (float(sky[0]), float(sky[1]), float(sky[2])), rng.uniform(60, 260))
+    draw_sky(canvas, camera, rng, sky)
     half_road, pavement = rng.uniform(3.2, 5.5), rng.uniform(1.5, 3.5)
-    _draw_ground(canvas, camera, rng, half_road, pavement)
+    draw_ground(canvas, camera, rng, half_road, pavement)
+    begin = getattr(canvas, "begin", None)
     for thing in _arrange(rng, half_road, pavement):
+        if _CLASS_OF.get(thing.func) in left_out:
+            continue
+        if begin is not None:
+            begin()
         thing(canvas, camera, rng)
     if rng.random() < 0.4:
         _draw_bonnet(canvas, rng)
-    label = np.array(canvas.label)
-    return _light(canvas.image, label, camera, rng), label
+    return shaded(canvas.image, np.array(canvas.label), camera, rng), canvas
 
 
-def _draw_sky(canvas: Canvas, camera: Camera, rng: np.random.Generator, sky: np.ndarray) -> None:
+def draw_sky(canvas: Canvas, camera: Camera, rng: np.random.Generator, sky: np.ndarray) -> None:
     """A gradient with clouds, and a far row of houses or trees on the horizon."""
     height, width = canvas.label.height, canvas.label.width
     ramp = np.linspace(rng.uniform(0.7, 0.95), 1.05, height, dtype=np.float32)[:, None, None]
@@ -117,7 +153,7 @@ def _draw_sky(canvas: Canvas, camera: Camera, rng: np.random.Generator, sky: np.
         )
 
 
-def _draw_ground(canvas: Canvas, camera: Camera, rng: np.random.Generator, half_road: float, pavement: float) -> None:
+def draw_ground(canvas: Canvas, camera: Camera, rng: np.random.Generator, half_road: float, pavement: float) -> None:
     """Grass or paving, the pavements, kerbs, the road and its markings."""
     height, width = canvas.label.height, canvas.label.width
     verge_class = street.VEGETATION if rng.random() < 0.5 else street.PAVEMENT
@@ -214,7 +250,7 @@ def _noise(rng: np.random.Generator, height: int, width: int, cells: tuple[int, 
     return np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))
 
 
-def _light(image: Image.Image, label: np.ndarray, camera: Camera, rng: np.random.Generator) -> Image.Image:
+def shaded(image: Image.Image, label: np.ndarray, camera: Camera, rng: np.random.Generator) -> Image.Image:
     """Textures, shadows on the ground, exposure, tint, soft focus and sensor noise."""
     height, width = label.shape
     pixels = np.array(image, dtype=np.float32)

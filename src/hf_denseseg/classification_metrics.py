@@ -1,0 +1,68 @@
+"""Top-1 and top-5 accuracy from exact counts; memory does not grow with the number of pictures."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from hf_denseseg.errors import InputError
+
+
+def true_class_rank(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Place of the true class among the scores of a picture, from 0; of equal scores the smaller id comes first.
+
+    So rank 0 means that `argmax` gives the true class, also where scores are equal.
+
+    Args:
+        logits: `(B, num_labels)`.
+        labels: `(B,)` int64.
+
+    Returns:
+        `(B,)` int64.
+
+    Raises:
+        InputError: the shapes do not fit, or a label is no class.
+    """
+    count = logits.shape[-1]
+    if logits.ndim != 2 or labels.shape != logits.shape[:1]:
+        raise InputError(f"Logits {tuple(logits.shape)} and labels {tuple(labels.shape)}: give (B, C) and (B,).")
+    if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < count:
+        raise InputError(
+            f"Labels from {int(labels.min())} to {int(labels.max())} for {count} classes. Map them first."
+        )
+    own = logits.gather(1, labels[:, None])
+    earlier = torch.arange(count, device=logits.device)[None] < labels[:, None]
+    # A score that is no number ranks the true class last.
+    before = (logits > own) | ((logits == own) & earlier)
+    return torch.where(own[:, 0].isnan(), count - 1, before.sum(1))
+
+
+class AccuracyMeter:
+    """Counts, per class, of pictures and of those whose true class has rank 0 or one of the first five."""
+
+    def __init__(self, num_labels: int) -> None:
+        self.counts = torch.zeros(3, num_labels, dtype=torch.int64)  # pictures, rank 0, rank below 5
+
+    def update(self, ranks: torch.Tensor, labels: torch.Tensor) -> None:
+        """Add pictures by rank `(B,)` and label `(B,)`, see `true_class_rank`."""
+        for row, chosen in zip(self.counts, (ranks >= 0, ranks < 1, ranks < 5), strict=True):
+            row += torch.bincount(labels[chosen].cpu(), minlength=len(row))
+
+    def compute(self, classes: Sequence[str]) -> dict[str, Any]:
+        """Fractions: `top1`, `top5`, `pictures` and `per_class`; None where a class has no picture."""
+        pictures, first, among = (row.tolist() for row in self.counts)
+        total = sum(pictures)
+        return {
+            "top1": sum(first) / total if total else None,
+            "top5": sum(among) / total if total else None,
+            "pictures": total,
+            "per_class": [
+                {
+                    "class": name,
+                    "accuracy": first[k] / pictures[k] if pictures[k] else None,
+                    "top5": among[k] / pictures[k] if pictures[k] else None,
+                    "pictures": pictures[k],
+                }
+                for k, name in enumerate(classes)
+            ],
+        }

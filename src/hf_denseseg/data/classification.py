@@ -1,0 +1,181 @@
+"""Pictures with one class each: folders as ImageNet is laid out, Parquet shards, hub data sets, embedded drawings.
+
+Rows are always `image` (RGB picture), `label` (id of the class) and `id` (text).
+"""
+
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from hf_denseseg.data.class_names import NAME_FILES, ClassNames, read_names
+from hf_denseseg.data.datasets import find_table
+from hf_denseseg.data.folders import IMAGE_SUFFIXES, resolve_split
+from hf_denseseg.data.reading import read_image
+from hf_denseseg.data.shards import find_shards, import_datasets, open_table
+from hf_denseseg.data.synthetic import parse_name
+from hf_denseseg.data.synthetic_objects import OBJECT_NAMES, render_object
+from hf_denseseg.errors import InputError
+
+
+class ClassificationData(NamedTuple):
+    """Rows (a `datasets` data set) and the names of their classes."""
+
+    dataset: Any
+    spec: ClassNames
+
+
+def load_classification(
+    name_or_path: str | Path,
+    split: str,
+    *,
+    names: str | Path | None = None,
+    columns: Mapping[str, str] | None = None,
+    revision: str | None = None,
+    limit: int | None = None,
+) -> ClassificationData:
+    """Load the pictures of one split and their classes.
+
+    Args:
+        name_or_path: `"synthetic"` (also `"synthetic:500"`, `"synthetic@64x64"`), a folder with
+            `<split>/<class>/*.jpg`, a folder of Parquet shards, or the id of a hub data set.
+        split: `"train"`, `"val"` (`"validation"` is the same), `"test"`, or the name of a folder.
+        names: file with the names of the classes; looked for beside the data (`classes.json`, `classes.txt`) when
+            None, else folder names or the names of the label column are taken.
+        columns: `{"image": ..., "label": ..., "id": ...}`, names of the columns of shards and hub data sets.
+        revision: commit, tag or branch of a hub data set.
+        limit: use so many pictures, spread over the whole (folders are sorted by class).
+
+    Returns:
+        The data set, whose pictures are decoded when they are asked for, and the names of the classes.
+
+    Raises:
+        InputError: something given cannot be used; the message names it and the way out.
+        RunError: the hub cannot be reached.
+    """
+    name, folder = str(name_or_path), Path(name_or_path).expanduser()
+    if name.split(":")[0].split("@")[0] == "synthetic":
+        counts = parse_name(name).counts
+        split = resolve_split(split, sorted(counts), "The embedded data set")
+        rows = {"id": [f"{split}-{index:05d}" for index in range(counts[split])]}
+        return ClassificationData(_table(rows, _RenderObjects(name), limit), OBJECT_NAMES)
+    splits = find_class_folders(folder) if folder.is_dir() and not find_shards(folder) else {}
+    if splits:
+        rows, keys = _folder_rows(folder, splits, split)
+        return ClassificationData(_table(rows, _decode, limit), _names_of(folder, keys, names))
+    table = open_table(
+        find_table(name, "<split>/<class>/*.jpg"), split, columns=columns, revision=revision, pictures=("image",)
+    )
+    spec = _names_of_table(name, table, names)
+    wrong = sorted({label for label in table["label"] if not (label is not None and 0 <= label < spec.num_labels)})
+    if wrong:
+        raise InputError(f"{name} has the labels {wrong[:5]}, but names {spec.num_labels} classes. Mend the labels.")
+    if limit is not None:
+        table = table.select(_spread(len(table), limit))
+    return ClassificationData(table.with_transform(_decode), spec)
+
+
+def find_class_folders(folder: Path) -> dict[str, Path]:
+    """Split -> its folder, for every child that holds folders with pictures."""
+    children = [child for child in sorted(folder.iterdir()) if child.is_dir()]
+    return {
+        child.name: child
+        for child in children
+        if any(_has_picture(grandchild) for grandchild in child.iterdir() if grandchild.is_dir())
+    }
+
+
+def class_keys(splits: Mapping[str, Path]) -> list[str]:
+    """Names of the class folders of all splits, sorted: a class that one split lacks keeps its id in it."""
+    return sorted({child.name for folder in splits.values() for child in folder.iterdir() if child.is_dir()})
+
+
+def _has_picture(folder: Path) -> bool:
+    return any(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.iterdir())
+
+
+def _folder_rows(folder: Path, splits: Mapping[str, Path], split: str) -> tuple[dict[str, list[Any]], list[str]]:
+    """Paths, ids of the classes and ids of the pictures of one split; keys of the classes."""
+    found = resolve_split(split, sorted(splits), str(folder))
+    keys = class_keys(splits)
+    rows: dict[str, list[Any]] = {"image": [], "label": [], "id": []}
+    for label, key in enumerate(keys):
+        place = splits[found] / key
+        if not place.is_dir():
+            continue
+        for path in sorted(path for path in place.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES):
+            rows["image"].append(str(path))
+            rows["label"].append(label)
+            rows["id"].append(f"{key}/{path.stem}")
+    return rows, keys
+
+
+def _names_of(folder: Path, keys: list[str], names: str | Path | None) -> ClassNames:
+    files = [Path(names)] if names else [folder / file for file in NAME_FILES if (folder / file).is_file()]
+    return read_names(files[0], keys) if files else ClassNames(folder.name, tuple(keys))
+
+
+def _names_of_table(name: str, table: Any, names: str | Path | None) -> ClassNames:
+    """Names of the classes of a table: those of its label column, or of a file.
+
+    Raises:
+        InputError: nothing says what the labels mean.
+    """
+    known = getattr(table.features["label"], "names", None)
+    folder = Path(name).expanduser()
+    files = [Path(names)] if names else [folder / file for file in NAME_FILES if (folder / file).is_file()]
+    if files:
+        keys = known or [str(number) for number in range(max(table["label"]) + 1)]
+        return read_names(files[0], keys)
+    if not known:
+        raise InputError(
+            f"The label column of {name} has no names. Give a file with the name of each class as `label_spec`, "
+            'such as {"0": "cat", "1": "dog"}.'
+        )
+    return ClassNames(name.rpartition("/")[2], tuple(known))
+
+
+def _decode(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+    """Batched row transform: encoded pictures -> `image`."""
+    pictures = [
+        read_image(image, (image.get("path") if isinstance(image, dict) else image) or f"{name} (image)")
+        for image, name in zip(batch["image"], batch["id"], strict=True)
+    ]
+    return {"image": pictures, "label": list(batch["label"]), "id": list(batch["id"])}
+
+
+class _RenderObjects:
+    """Batched row transform: numbers of embedded drawings -> `image`, `label`, `id`."""
+
+    def __init__(self, name: str) -> None:
+        self.size = parse_name(name).size
+
+    def __call__(self, batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+        drawn = [_kept_object(name.split("-")[0], int(name.split("-")[1]), self.size) for name in batch["id"]]
+        return {
+            "image": [image for image, _ in drawn],
+            "label": [label for _, label in drawn],
+            "id": list(batch["id"]),
+        }
+
+
+@lru_cache(maxsize=2048)
+def _kept_object(split: str, index: int, size: tuple[int, int] | None) -> tuple[Image.Image, int]:
+    return render_object(split, index, size)
+
+
+def _table(rows: dict[str, list[Any]], decode: Any, limit: int | None) -> Any:
+    datasets = import_datasets()
+    if limit is not None:
+        chosen = _spread(len(rows["id"]), limit)
+        rows = {key: [values[place] for place in chosen] for key, values in rows.items()}
+    kinds = {"image": datasets.Image(decode=False), "label": datasets.Value("int64"), "id": datasets.Value("string")}
+    features = datasets.Features({key: kinds[key] for key in rows})
+    return datasets.Dataset.from_dict(rows, features=features).with_transform(decode)
+
+
+def _spread(count: int, limit: int) -> list[int]:
+    limit = min(limit, count)
+    return [place * count // limit for place in range(limit)]

@@ -1,0 +1,229 @@
+"""Training pictures for classification: timm's augmentation, then Mixup and CutMix of whole batches.
+
+A sample is a function of (seed, epoch, index) and the mixing of a batch of (seed, epoch, index of its first sample),
+whatever the number of workers.
+"""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+
+from hf_denseseg.errors import InputError
+
+
+@contextmanager
+def seeded(*key: int) -> Iterator[None]:
+    """Run a block with the generators of Python, numpy and torch (CPU) seeded by `key`; put them back afterwards.
+
+    timm draws from all three.
+    """
+    kept = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
+    seed = int(np.random.SeedSequence(key).generate_state(1)[0])
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(kept[0])
+        np.random.set_state(kept[1])
+        torch.random.set_rng_state(kept[2])
+
+
+def training_transform(
+    crop_size: Sequence[int],
+    *,
+    area_range: Sequence[float] = (0.08, 1.0),
+    flip: bool = True,
+    auto_augment: str | None = None,
+    color_jitter: float | None = None,
+    random_erasing: float = 0.0,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> Callable[[Image.Image], torch.Tensor]:
+    """timm's training transform: random resized crop (bicubic), flip, RandAugment or colour jitter, random erasing.
+
+    With `auto_augment` timm leaves out the colour jitter, unless the words say otherwise.
+
+    Args:
+        crop_size: (height, width) of the result.
+        area_range: share of the picture's area that the crop covers.
+        flip: mirror half of the samples.
+        auto_augment: timm's words, such as `rand-m9-mstd0.5-inc1`.
+        color_jitter: brightness, contrast and saturation change by up to this share.
+        random_erasing: share of samples in which a box is filled with noise.
+        mean: of the normalisation, as fractions.
+        std: of the normalisation, as fractions.
+
+    Returns:
+        Function from an RGB picture to normalised `(3, height, width)`.
+
+    Raises:
+        InputError: a value that timm does not take.
+    """
+    from timm.data import create_transform
+
+    if len(crop_size) != 2 or min(crop_size) < 1:
+        raise InputError(f"crop_size is {list(crop_size)}. Give height and width in pixels.")
+    if len(area_range) != 2 or not 0 < area_range[0] <= area_range[1] <= 1:
+        raise InputError(f"crop_area_range is {list(area_range)}. Give two shares between 0 and 1, the smaller first.")
+    try:
+        transform = create_transform(
+            (int(crop_size[0]), int(crop_size[1])),
+            is_training=True,
+            scale=(area_range[0], area_range[1]),
+            hflip=0.5 if flip else 0.0,
+            color_jitter=color_jitter or 0.0,
+            auto_augment=auto_augment,
+            interpolation="bicubic",
+            re_prob=random_erasing,
+            re_mode="pixel",
+            mean=tuple(mean),
+            std=tuple(std),
+        )
+    except (AssertionError, ValueError, KeyError) as error:
+        raise InputError(
+            f"auto_augment {auto_augment!r} is not understood by timm ({error}). Write rand-m9-mstd0.5-inc1, say."
+        ) from error
+    _mend_posterize(transform)
+    return transform
+
+
+def _mend_posterize(transform: Any) -> None:
+    """Let timm's posterize take 0 bits, as its strongest level asks for; Pillow 13 refuses what used to give black."""
+    for step in transform.transforms:
+        ops = [*getattr(step, "ops", ()), *(op for policy in getattr(step, "policy", ()) for op in policy)]
+        for op in ops:
+            if op.name.startswith("Posterize"):
+                op.aug_fn = posterize
+
+
+def posterize(image: Image.Image, bits: int, **kwargs: Any) -> Image.Image:
+    """Keep so many bits of each channel, 0 to 8."""
+    mask = 0xFF & ~(2 ** (8 - bits) - 1)
+    return image.point([value & mask for value in range(256)] * len(image.getbands()))
+
+
+class TrainPictures(Dataset):
+    """Augmented pictures: `{"pixel_values" (3, h, w), "label", "epoch", "index"}`.
+
+    Args:
+        data: what `load_classification` returned.
+        transform: applied to every picture.
+        seed: with epoch and index it determines the sample.
+    """
+
+    def __init__(self, data: Any, transform: Callable[[Image.Image], torch.Tensor], seed: int = 0) -> None:
+        self.data = data
+        self.transform = transform
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.data.dataset)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        row = self.data.dataset[index]
+        with seeded(self.seed, epoch, index):
+            pixels = self.transform(row["image"])
+        return {"pixel_values": pixels, "label": row["label"], "epoch": epoch, "index": index}
+
+
+class TestPictures(Dataset):
+    """Pictures as the image processor gives them: `{"pixel_values" (3, h, w), "label", "index"}`.
+
+    Args:
+        data: what `load_classification` returned.
+        processor: image processor of the model: what is measured is what the pipeline does.
+    """
+
+    def __init__(self, data: Any, processor: Any) -> None:
+        self.data = data
+        self.processor = processor
+
+    def __len__(self) -> int:
+        return len(self.data.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = self.data.dataset[index]
+        pixels = self.processor(images=row["image"], return_tensors="pt")["pixel_values"][0]
+        return {"pixel_values": pixels, "label": row["label"], "index": index}
+
+
+class MixedBatch:
+    """Collate training samples, mix them (timm's Mixup and CutMix, one draw per batch) and soften their labels.
+
+    A batch of odd length keeps its last sample unmixed, since a sample is mixed with the one at the mirrored place.
+
+    Args:
+        num_labels: number of classes.
+        mixup: alpha of Mixup; 0 switches it off.
+        cutmix: alpha of CutMix; 0 switches it off.
+        switch_probability: share of batches that get CutMix, if both are on.
+        label_smoothing: weight that is spread over all classes.
+        seed: with epoch and index of the first sample it determines the mixing.
+
+    Raises:
+        InputError: a value outside its range.
+    """
+
+    def __init__(
+        self,
+        num_labels: int,
+        *,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        switch_probability: float = 0.5,
+        label_smoothing: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        from timm.data import Mixup
+
+        if min(mixup, cutmix) < 0 or not 0 <= switch_probability <= 1 or not 0 <= label_smoothing < 1:
+            raise InputError(
+                f"mixup {mixup}, cutmix {cutmix}, mixup_switch_probability {switch_probability}, label_smoothing "
+                f"{label_smoothing}: give alphas from 0 up and shares between 0 and 1."
+            )
+        self.num_labels = num_labels
+        self.label_smoothing = label_smoothing
+        self.seed = seed
+        self.mix = None
+        if mixup or cutmix:
+            self.mix = Mixup(
+                mixup_alpha=mixup,
+                cutmix_alpha=cutmix,
+                switch_prob=switch_probability,
+                label_smoothing=label_smoothing,
+                num_classes=num_labels,
+            )
+
+    def __call__(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Give `pixel_values` `(B, 3, h, w)` and `labels`: ids `(B,)`, or shares `(B, num_labels)` once softened."""
+        from timm.data.mixup import mixup_target
+
+        pixels = torch.stack([sample["pixel_values"] for sample in samples])
+        ids = torch.tensor([sample["label"] for sample in samples], dtype=torch.int64)
+        if self.mix is None and not self.label_smoothing:
+            return {"pixel_values": pixels, "labels": ids}
+        labels = mixup_target(ids, self.num_labels, lam=1.0, smoothing=self.label_smoothing)
+        even = len(samples) // 2 * 2
+        if self.mix is not None and even:
+            first = samples[0]
+            with seeded(self.seed, first["epoch"], first["index"], 1):
+                pixels[:even], labels[:even] = self.mix(pixels[:even].clone(), ids[:even])
+        return {"pixel_values": pixels, "labels": labels}
+
+
+def collate_pictures(samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """Stack evaluation samples: `pixel_values` `(B, 3, h, w)`, `labels` and `index` `(B,)`."""
+    return {
+        "pixel_values": torch.stack([sample["pixel_values"] for sample in samples]),
+        "labels": torch.tensor([sample["label"] for sample in samples], dtype=torch.int64),
+        "index": torch.tensor([sample["index"] for sample in samples], dtype=torch.int64),
+    }

@@ -1,0 +1,235 @@
+"""Image classification: one class per picture, top-1 and top-5 accuracy."""
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import EvalPrediction, PreTrainedModel
+
+from hf_denseseg.classification_metrics import AccuracyMeter, true_class_rank
+from hf_denseseg.data.checks import Fault
+from hf_denseseg.data.classification import ClassificationData, load_classification
+from hf_denseseg.data.classification_checks import check_pictures
+from hf_denseseg.data.classification_transforms import (
+    MixedBatch,
+    TestPictures,
+    TrainPictures,
+    collate_pictures,
+    training_transform,
+)
+from hf_denseseg.files import atomic_path
+from hf_denseseg.recipe import Recipe
+from hf_denseseg.recipe_keys import DataArguments, TaskTrainingArguments
+from hf_denseseg.tasks.task import Task, spread
+from hf_denseseg.training import TaskTrainer
+from hf_denseseg.visualization import answer_sheet
+
+BICUBIC = 3  # PIL's number
+LOOKED_AT = 48
+
+
+def classification_loss(labels: torch.Tensor, logits: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    """Mean cross-entropy in fp32 of `logits` `(B, C)` with ids `(B,)` or shares `(B, C)`, as models call a loss."""
+    return F.cross_entropy(logits.float(), labels if labels.ndim == 1 else labels.float())
+
+
+class ClassificationTrainer(TaskTrainer):
+    """Trains and evaluates any image classification model.
+
+    Trained and averaged weights are both evaluated, and the better ones count: with a decay of 0.99996 the average
+    lags far behind in short runs.
+
+    Args:
+        model: with `logits` `(B, num_labels)`.
+        args: see `TaskTrainingArguments`.
+        test_sizes: `(short side, (height, width) of the crop)` that the image processor brings pictures to.
+        options: see `TaskTrainer`.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, args: TaskTrainingArguments, *, spec: Any, protocol: dict, **options: Any
+    ) -> None:
+        self._protocol = protocol
+        self._meter = AccuracyMeter(spec.num_labels)
+        model.loss_function = classification_loss
+        super().__init__(model, args, spec=spec, eval_collator=collate_pictures, **options)
+        self.model_accepts_loss_kwargs = False  # our loss is the mean over the batch
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """Resize and crop of the image processor."""
+        return self._protocol
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate the averaged weights, if there are any, and the trained ones; the better ones count."""
+        averaged_metrics = super().evaluate(*args, **kwargs)
+        if self.ema is None or self.ema.average is None:
+            return averaged_metrics
+        averaged = self.scores
+        with self.trained_weights():
+            trained_metrics = super().evaluate(*args, **{**kwargs, "metric_key_prefix": "eval_trained"})
+        trained = self.scores
+        better, name = (trained, "trained") if trained["top1"] > averaged["top1"] else (averaged, "averaged")
+        self.scores = better | {
+            "weights": name,
+            "top1_averaged": averaged["top1"],
+            "top1_trained": trained["top1"],
+        }
+        return averaged_metrics | trained_metrics
+
+    def weights_to_keep(self) -> Any:
+        """The weights whose scores count."""
+        return nullcontext() if self.scores.get("weights") == "trained" else self.averaged_weights()
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[None, torch.Tensor, torch.Tensor]:
+        """Rank of the true class and label of each picture, both `(B,)`."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            logits = model(pixel_values=inputs["pixel_values"]).logits
+        return None, true_class_rank(logits.float(), inputs["labels"]), inputs["labels"]
+
+    def accumulate(self, prediction: EvalPrediction, compute_result: bool = False) -> dict[str, float]:
+        """Count one gathered batch; after the last one give the accuracies."""
+        self._meter.update(torch.as_tensor(prediction.predictions), torch.as_tensor(prediction.label_ids))
+        if not compute_result:
+            return {}
+        self.scores = self._meter.compute(self.spec.classes) | {"step": self.state.global_step}
+        self.reset_scores()
+        return {key: self.scores[key] for key in ("top1", "top5")}
+
+    def reset_scores(self) -> None:
+        """Forget the counts."""
+        self._meter = AccuracyMeter(self.spec.num_labels)
+
+
+class ImageClassification(Task):
+    """One class per picture."""
+
+    name = "image-classification"
+    pipeline = "image-classification"
+    verb = "classify"
+    found = 'found["label"], found["score"]'
+    metrics = {"top1": "top-1 accuracy", "top5": "top-5 accuracy"}
+    metric_types = {"top1": "accuracy", "top5": "top_5_accuracy"}
+    scored_at = "every picture once"
+    columns = {"accuracy": "accuracy", "top5": "top-5"}
+    counted = ("pictures", "pictures")
+    shown = "Answers with their confidence, and the truth where they are wrong: wrong ones first."
+    published = ("top1",)
+    measured = ("top1",)
+    figures = "Top-1 accuracy in percent on central crops."
+    counted_size = (224, 224)
+    usual_labels = 1000
+
+    def load(self, arguments: DataArguments, part: str) -> ClassificationData:
+        """Load pictures and their classes."""
+        training = part == "train"
+        return load_classification(
+            arguments.dataset,
+            arguments.train_split if training else arguments.eval_split,
+            names=arguments.label_spec,
+            columns=arguments.dataset_columns,
+            revision=arguments.dataset_revision,
+            limit=arguments.max_train_samples if training else arguments.max_eval_samples,
+        )
+
+    def check(self, data: ClassificationData, limit: int | None) -> list[Fault]:
+        """Read pictures."""
+        return check_pictures(data, limit)
+
+    def processor_options(self, arguments: DataArguments) -> dict[str, Any]:
+        """Short side so that the crop covers the share that the recipe says, then the central crop."""
+        height, width = arguments.crop_size
+        return {
+            "do_resize": True,
+            "size": {"shortest_edge": int(min(height, width) / arguments.test_crop_share)},
+            "resample": BICUBIC,
+            "do_center_crop": True,
+            "crop_size": {"height": height, "width": width},
+        }
+
+    def build_trainer(
+        self,
+        recipe: Recipe,
+        model: PreTrainedModel,
+        processor: Any,
+        eval_data: ClassificationData,
+        train_data: ClassificationData | None = None,
+    ) -> ClassificationTrainer:
+        """timm's augmentation for training, the image processor for evaluation."""
+        data, seed = recipe.data, recipe.training.seed
+        train_dataset = None
+        if train_data is not None:
+            transform = training_transform(
+                data.crop_size,
+                area_range=data.crop_area_range,
+                flip=data.flip,
+                auto_augment=data.auto_augment,
+                color_jitter=data.color_jitter,
+                random_erasing=data.random_erasing,
+                mean=processor.image_mean,
+                std=processor.image_std,
+            )
+            train_dataset = TrainPictures(train_data, transform, seed)
+        collator = MixedBatch(
+            eval_data.spec.num_labels,
+            mixup=data.mixup,
+            cutmix=data.cutmix,
+            switch_probability=data.mixup_switch_probability,
+            label_smoothing=data.label_smoothing,
+            seed=seed,
+        )
+        return ClassificationTrainer(
+            model,
+            recipe.training,
+            image_processor=processor,
+            spec=eval_data.spec,
+            protocol=_protocol_of(processor),
+            train_collator=collator,
+            train_dataset=train_dataset,
+            eval_dataset=TestPictures(eval_data, processor),
+        )
+
+    def chance(self, scores: dict[str, Any]) -> str:
+        """What the best constant answer gives."""
+        common = max(scores["per_class"], key=lambda row: row["pictures"])
+        share = common["pictures"] / scores["pictures"]
+        return f'Always answering "{common["class"]}" would give {100 * share:.1f} % top-1 accuracy.'
+
+    def protocol_name(self, protocol: dict[str, Any]) -> str:
+        """Short side and crop."""
+        crop = "x".join(map(str, protocol["crop_size"])) if protocol["crop_size"] else None
+        size = "x".join(map(str, protocol["size"].values()))
+        return f"short side {size}, central crop {crop}" if crop else f"resized to {size}"
+
+    def draw_results(self, trainer: ClassificationTrainer, path: Path) -> None:
+        """Some pictures with answer, confidence and truth; wrong answers first."""
+        model = trainer.accelerator.unwrap_model(trainer.model).eval()
+        dataset, names = trainer.eval_dataset, trainer.spec.classes
+        found = []
+        for index in spread(len(dataset), LOOKED_AT):
+            pixels = dataset[index]["pixel_values"][None].to(trainer.args.device)
+            with torch.no_grad():
+                confidence, answer = model(pixel_values=pixels).logits.float().softmax(-1)[0].max(0)
+            row = dataset.data.dataset[index]
+            found.append((row["image"], names[int(answer)], float(confidence), names[row["label"]]))
+        wrong = [each for each in found if each[1] != each[3]]
+        right = [each for each in found if each[1] == each[3]]
+        with atomic_path(path) as aside:
+            answer_sheet(wrong[:6] + right[: 12 - len(wrong[:6])]).save(aside)
+
+
+def _protocol_of(processor: Any) -> dict[str, Any]:
+    """Resize and crop of an image processor as plain values."""
+    size = {key: value for key, value in dict(processor.size or {}).items() if value is not None}
+    crop = processor.crop_size if getattr(processor, "do_center_crop", False) else None
+    return {"size": size, "crop_size": None if crop is None else [crop["height"], crop["width"]]}
