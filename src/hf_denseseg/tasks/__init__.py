@@ -3,10 +3,14 @@
 from hf_denseseg.errors import InputError
 from hf_denseseg.naming import unknown_name
 from hf_denseseg.tasks.classification import ImageClassification
+from hf_denseseg.tasks.detection import InstanceSegmentation, ObjectDetection
 from hf_denseseg.tasks.segmentation import SemanticSegmentation
 from hf_denseseg.tasks.task import Task
 
-_TASKS: dict[str, Task] = {task.name: task for task in (SemanticSegmentation(), ImageClassification())}
+_TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (SemanticSegmentation(), ImageClassification(), ObjectDetection(), InstanceSegmentation())
+}
 
 
 def get_task(name: str) -> Task:

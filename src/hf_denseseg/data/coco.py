@@ -1,0 +1,223 @@
+"""Read an annotation file in COCO's format once, and say of every entry whether it can be used.
+
+What is wrong in itself (an annotation of an unknown picture, a box of NaN) is a fault and refused. What training or
+evaluation has a rule for (a box that sticks out, a crowd, a gap in the ids) is counted as a note.
+"""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hf_denseseg.data.checks import Fault
+from hf_denseseg.data.class_names import ClassNames
+from hf_denseseg.errors import InputError
+
+SMALLEST_SIDE = 1.0  # pixels; what is less wide or high is no object to learn (mmdet's rule)
+_FORM = "It needs the lists `images`, `annotations` and `categories`, as in instances_val2017.json."
+
+
+@dataclass
+class CocoTable:
+    """Content of an annotation file, with categories as 0..K-1.
+
+    Args:
+        spec: names of the categories, in the order of their ids in the file.
+        category_ids: id in the file of each class.
+        images: entries of the pictures, each with `id`, `file_name`, `height`, `width`.
+        objects: per picture its annotations, each with `id`, `category`, `bbox` (x, y, width, height in pixels),
+            `area`, `iscrowd` and `segmentation` (JSON text of polygons or RLE, empty if there is none).
+        faults: entries that cannot be used.
+        notes: kind of peculiarity -> ids of the annotations (or pictures) that have it.
+    """
+
+    spec: ClassNames
+    category_ids: list[int]
+    images: list[dict[str, Any]]
+    objects: list[list[dict[str, Any]]]
+    faults: list[Fault] = field(default_factory=list)
+    notes: dict[str, list[Any]] = field(default_factory=dict)
+
+    def notes_as_text(self) -> list[str]:
+        """One sentence for each kind of peculiarity."""
+        return [
+            f"{len(ids)} {kind} (ids {', '.join(map(str, ids[:3]))}{', ...' if len(ids) > 3 else ''})."
+            for kind, ids in self.notes.items()
+        ]
+
+
+def read_coco(path: Path, masks: bool = False) -> CocoTable:
+    """Read and judge an annotation file.
+
+    Args:
+        path: JSON file.
+        masks: whether every object needs a mask.
+
+    Raises:
+        InputError: the file cannot be read, or is not of this form at all.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        images, annotations, categories = (content[key] for key in ("images", "annotations", "categories"))
+    except OSError as error:
+        raise InputError(f"Annotation file {path} cannot be read: {error.strerror}. Check the path.") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is no annotation file in COCO's format ({error!r}). {_FORM}") from error
+    if not categories or not images:
+        raise InputError(f"{path} names {len(categories)} categories and {len(images)} pictures. {_FORM}")
+    faults: list[Fault] = []
+    ordered = sorted(categories, key=lambda each: each["id"])
+    ids = [each["id"] for each in ordered]
+    faults += _twice(ids, "category", path) + _twice([each["id"] for each in images], "picture", path)
+    faults += _twice([each["id"] for each in annotations], "annotation", path)
+    licences = {str(each.get("name")) for each in content.get("licenses", ()) if each.get("name")}
+    name = str(content.get("info", {}).get("description") or path.stem)
+    spec = ClassNames(name, tuple(str(each["name"]) for each in ordered), licence=", ".join(sorted(licences)[:3]))
+    table = CocoTable(spec, ids, images, [[] for _ in images], faults)
+    for image in images:
+        if not image.get("file_name") or min(image.get("height") or 0, image.get("width") or 0) < 1:
+            faults.append(
+                Fault(f"picture {image['id']}", f"{path}: `file_name`, `height` or `width` is missing. Add them.")
+            )
+    if ids != list(range(ids[0], ids[0] + len(ids))):
+        gaps = sorted(set(range(ids[0], ids[-1])) - set(ids))
+        table.notes["category ids are left out; the others become 0 to " + str(len(ids) - 1)] = gaps
+    if not faults:
+        _add_objects(table, annotations, path, masks)
+    return table
+
+
+def _twice(ids: Sequence[Any], what: str, path: Path) -> list[Fault]:
+    return [
+        Fault(f"{what} {key}", f"{path}: the id {key} of a {what} stands {count} times. Give each its own.")
+        for key, count in Counter(ids).items()
+        if count > 1
+    ]
+
+
+def _add_objects(table: CocoTable, annotations: Sequence[dict[str, Any]], path: Path, masks: bool) -> None:
+    """Sort the annotations by picture, with faults and notes."""
+    place_of = {image["id"]: place for place, image in enumerate(table.images)}
+    class_of = {category: k for k, category in enumerate(table.category_ids)}
+    for annotation in annotations:
+        problem = _problem(annotation, place_of, class_of, masks)
+        if problem:
+            table.faults.append(Fault(f"annotation {annotation.get('id')}", f"{path}: {problem}"))
+            continue
+        place = place_of[annotation["image_id"]]
+        image, box = table.images[place], [float(value) for value in annotation["bbox"]]
+        segmentation = annotation.get("segmentation")
+        found = {
+            "id": annotation["id"],
+            "category": class_of[annotation["category_id"]],
+            "bbox": box,
+            "area": float(annotation.get("area", box[2] * box[3])),
+            "iscrowd": int(annotation.get("iscrowd", 0)),
+            "segmentation": json.dumps(segmentation) if segmentation else "",
+        }
+        table.objects[place].append(found)
+        kind = _peculiarity(found, image["height"], image["width"])
+        if kind:
+            table.notes.setdefault(kind, []).append(annotation["id"])
+    empty = [image["id"] for image, found in zip(table.images, table.objects, strict=True) if not found]
+    if empty:
+        table.notes["pictures have no objects; evaluation keeps them, `filter_empty` is about training"] = empty
+
+
+def _problem(annotation: dict[str, Any], pictures: Any, categories: Any, masks: bool) -> str:
+    """What makes an annotation unusable, and the remedy; empty if nothing does."""
+    if annotation.get("image_id") not in pictures:
+        return f"its picture {annotation.get('image_id')} is not in `images`. Add the picture or take this out."
+    if annotation.get("category_id") not in categories:
+        return f"its category {annotation.get('category_id')} is not in `categories`. Add it or mend the id."
+    box = annotation.get("bbox")
+    numbers = isinstance(box, list) and len(box) == 4 and all(isinstance(value, int | float) for value in box)
+    if not numbers or not all(math.isfinite(value) for value in box or ()):
+        return f"its bbox is {box}; four finite numbers x, y, width, height in pixels are needed. Mend it."
+    segmentation = annotation.get("segmentation")
+    if masks and not segmentation and not annotation.get("iscrowd"):
+        return "it has no segmentation. Add polygons or RLE, or train with `task: object-detection`."
+    if isinstance(segmentation, list) and any(len(polygon) % 2 or len(polygon) < 6 for polygon in segmentation):
+        return "a polygon of its segmentation has fewer than three points or an odd number of coordinates. Mend it."
+    return ""
+
+
+def _peculiarity(found: dict[str, Any], height: int, width: int) -> str:
+    x, y, wide, high = found["bbox"]
+    if found["iscrowd"]:
+        return "crowds, left out of training, ignored regions in evaluation"
+    if min(wide, high) < SMALLEST_SIDE or found["area"] <= 0:
+        return "boxes less than a pixel wide or high, left out of training"
+    if not len(trainable([found], height, width)[0]):
+        return "boxes outside their picture, left out of training"
+    if x < 0 or y < 0 or x + wide > width or y + high > height:
+        return "boxes stick out of their picture, cut at its border in training"
+    return ""
+
+
+def trainable(objects: Sequence[dict[str, Any]], height: int, width: int) -> tuple[list[int], np.ndarray]:
+    """Choose the objects that training learns: no crowd, a pixel or more on each side within the picture.
+
+    Returns:
+        Places in `objects`, and their boxes `(N, 4)` float32 as left, top, right, bottom, cut at the border.
+    """
+    kept, boxes = [], []
+    for place, found in enumerate(objects):
+        x, y, wide, high = found["bbox"]
+        left, top, right, bottom = max(x, 0.0), max(y, 0.0), min(x + wide, float(width)), min(y + high, float(height))
+        inside = min(right - left, bottom - top) >= SMALLEST_SIDE
+        if not found["iscrowd"] and found["area"] > 0 and inside:
+            kept.append(place)
+            boxes.append((left, top, right, bottom))
+    return kept, np.array(boxes, dtype=np.float32).reshape(-1, 4)
+
+
+def object_mask(segmentation: str, size: tuple[int, int], target: tuple[int, int] | None = None) -> np.ndarray:
+    """Paint the mask of an object.
+
+    Args:
+        segmentation: JSON text of polygons or RLE, at the size of the picture.
+        size: (height, width) of the picture.
+        target: (height, width) of the mask; None takes the picture's.
+
+    Returns:
+        `(height, width)` uint8, 1 within the object.
+    """
+    from pycocotools import mask as coco_mask
+
+    content = json.loads(segmentation) if segmentation else []
+    height, width = target or size
+    if not content:
+        return np.zeros((height, width), dtype=np.uint8)
+    if isinstance(content, list):
+        scale = np.array([width / size[1], height / size[0]])
+        polygons = [(np.reshape(polygon, (-1, 2)) * scale).ravel().tolist() for polygon in content]
+        return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, height, width)))
+    mask = coco_mask.decode(_packed(content))
+    if mask.shape == (height, width):
+        return mask
+    rows = ((np.arange(height) + 0.5) * mask.shape[0] / height).astype(int)
+    columns = ((np.arange(width) + 0.5) * mask.shape[1] / width).astype(int)
+    return mask[rows[:, None], columns]
+
+
+def _packed(rle: dict[str, Any]) -> Any:
+    """RLE with its counts as a list or as text -> as pycocotools keeps it."""
+    from pycocotools import mask as coco_mask
+
+    if isinstance(rle["counts"], list):
+        return coco_mask.frPyObjects(rle, *rle["size"])
+    return rle
+
+
+def encode_mask(mask: np.ndarray) -> dict[str, Any]:
+    """`(height, width)` mask -> RLE `{"size", "counts"}` with text, as COCO's result files hold it."""
+    from pycocotools import mask as coco_mask
+
+    rle = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+    return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}

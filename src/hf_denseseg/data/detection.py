@@ -1,0 +1,172 @@
+"""Pictures with objects: COCO's layout or annotation file, or embedded scenes; a `datasets` table, read once.
+
+Rows are `image` (RGB picture), `image_id`, `id` (text), `height`, `width` and `objects`, a list of dicts with `id`,
+`category` (0..K-1), `bbox` (x, y, width, height in pixels), `area`, `iscrowd` and `segmentation` (JSON text).
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hf_denseseg.data.class_names import ClassNames
+from hf_denseseg.data.coco import CocoTable, read_coco, trainable
+from hf_denseseg.data.folders import resolve_split
+from hf_denseseg.data.reading import read_image
+from hf_denseseg.data.shards import import_datasets
+from hf_denseseg.data.synthetic import parse_name
+from hf_denseseg.data.synthetic_detection import DETECTION_NAMES, render_detection_row
+from hf_denseseg.errors import InputError
+
+_COLUMNS = {"id": "int64", "category": "int64", "area": "float64", "iscrowd": "int64", "segmentation": "string"}
+
+
+class DetectionData(NamedTuple):
+    """Rows (a `datasets` data set), the names of the classes, and what was noted when the file was read."""
+
+    dataset: Any
+    spec: ClassNames
+    notes: list[str]
+
+
+class CocoSource(NamedTuple):
+    """An annotation file and the folder of its pictures."""
+
+    annotations: Path
+    pictures: Path
+
+
+def load_detection(
+    name_or_path: str | Path,
+    split: str,
+    *,
+    masks: bool = False,
+    filter_empty: bool = False,
+    limit: int | None = None,
+) -> DetectionData:
+    """Load the pictures of one split with their objects.
+
+    Args:
+        name_or_path: `"synthetic"` (also `"synthetic:100"`, `"synthetic@128x192"`), a folder with
+            `annotations/instances_<split>.json` and `<split>/*.jpg`, or an annotation file in COCO's format.
+        split: part of the file name, such as `"train2017"`; of an annotation file it says nothing.
+        masks: whether every object needs a mask.
+        filter_empty: leave out pictures without an object that training can learn.
+        limit: use the first so many pictures.
+
+    Returns:
+        The data set, whose pictures are decoded when they are asked for, the names of the classes, and notes.
+
+    Raises:
+        InputError: something given cannot be used, or entries of the annotation file are faulty; the message names
+            the first and the way out.
+    """
+    name = str(name_or_path)
+    if name.split(":")[0].split("@")[0] == "synthetic":
+        asked = parse_name(name)
+        split = resolve_split(split, sorted(asked.counts), "The embedded data set")
+        count = min(asked.counts[split], limit or asked.counts[split])
+        rows = [render_detection_row(split, index, asked.size) for index in range(count)]
+        return DetectionData(_table(rows, filter_empty), DETECTION_NAMES, [])
+    source = find_coco(name, split)
+    table = read_coco(source.annotations, masks)
+    if table.faults:
+        more = f" {len(table.faults) - 1} more faults; `denseseg data check` lists them." if table.faults[1:] else ""
+        raise InputError(f"{table.faults[0]}{more}")
+    rows = coco_rows(table, source.pictures)[:limit]
+    return DetectionData(_table(rows, filter_empty), table.spec, table.notes_as_text())
+
+
+def find_coco(name: str, split: str) -> CocoSource:
+    """Find the annotation file and the pictures of a split.
+
+    Raises:
+        InputError: there are none.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        folders = (path.parent, path.parent / "images", path.parent.parent / split, path.parent.parent / "images")
+        return CocoSource(
+            path, next((folder for folder in folders if folder.is_dir() and _pictures(folder)), path.parent)
+        )
+    files = {
+        found[1]: file
+        for file in sorted((path / "annotations").glob("instances_*.json"))
+        if (found := re.fullmatch(r"instances_(.+)", file.stem))
+    }
+    if not files:
+        raise InputError(
+            f"Data set {name!r} is neither a folder with annotations/instances_<split>.json, nor an annotation file "
+            "in COCO's format. Without data of your own take 'synthetic'."
+        )
+    found = resolve_split(split, sorted(files), name)
+    folders = (path / found, path / "images" / found, path / "images")
+    return CocoSource(files[found], next((folder for folder in folders if folder.is_dir()), folders[0]))
+
+
+def _pictures(folder: Path) -> bool:
+    return any(child.suffix.lower() in (".jpg", ".jpeg", ".png") for child in folder.iterdir())
+
+
+def coco_rows(table: CocoTable, pictures: Path) -> list[dict[str, Any]]:
+    """Rows of an annotation file, in the order of its pictures."""
+    return [
+        {
+            "image": str(pictures / image["file_name"]),
+            "image_id": image["id"],
+            "id": Path(image["file_name"]).stem,
+            "height": image["height"],
+            "width": image["width"],
+            "objects": objects,
+        }
+        for image, objects in zip(table.images, table.objects, strict=True)
+    ]
+
+
+def _table(rows: list[dict[str, Any]], filter_empty: bool) -> Any:
+    """Rows as a data set that decodes when asked.
+
+    Raises:
+        InputError: nothing is left.
+    """
+    datasets = import_datasets()
+    if filter_empty:
+        rows = [row for row in rows if trainable(row["objects"], row["height"], row["width"])[0]]
+        if not rows:
+            raise InputError("No picture has an object to learn. Check the annotations, or give filter_empty: false.")
+    kinds = {key: datasets.List(datasets.Value(kind)) for key, kind in _COLUMNS.items()}
+    features = datasets.Features(
+        {
+            "image": datasets.Image(decode=False),
+            "image_id": datasets.Value("int64"),
+            "id": datasets.Value("string"),
+            "height": datasets.Value("int64"),
+            "width": datasets.Value("int64"),
+            "objects": {**kinds, "bbox": datasets.List(datasets.List(datasets.Value("float64")))},
+        }
+    )
+    columns: dict[str, list[Any]] = {key: [row[key] for row in rows] for key in features if key != "objects"}
+    columns["objects"] = [
+        {key: [found[key] for found in row["objects"]] for key in (*_COLUMNS, "bbox")} for row in rows
+    ]
+    return datasets.Dataset.from_dict(columns, features=features).with_transform(_decode)
+
+
+def _decode(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+    """Batched row transform: encoded pictures -> `image`, columns of objects -> a list of dicts."""
+    rows = {key: list(values) for key, values in batch.items()}
+    if "objects" in rows:
+        rows["objects"] = [
+            [dict(zip(found, values, strict=True)) for values in zip(*found.values(), strict=True)]
+            for found in rows["objects"]
+        ]
+    if "image" in rows:
+        named = zip(rows["image"], rows["id"], strict=True)
+        rows["image"] = [read_image(image, image.get("path") or f"{name} (image)") for image, name in named]
+        for image, height, width, name in zip(rows["image"], rows["height"], rows["width"], rows["id"], strict=True):
+            if (image.height, image.width) != (height, width):
+                raise InputError(
+                    f"Picture {name} is {image.height}x{image.width} (height x width), its entry {height}x{width}."
+                    " The boxes would lie elsewhere: mend the entry, or take the picture that was annotated."
+                )
+    return rows

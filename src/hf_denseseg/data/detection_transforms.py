@@ -1,0 +1,195 @@
+"""Multi-scale training pictures with boxes and masks, batches of like proportions, and the pictures of a test.
+
+A sample is a function of (seed, epoch, index), whatever the number of workers. Pictures stay uint8 up to the device.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+
+from hf_denseseg.data.coco import object_mask, trainable
+from hf_denseseg.data.transforms import EpochSampler
+from hf_denseseg.errors import InputError
+
+SIZE_DIVISOR = 32
+
+
+class DetectionAugmentation:
+    """Resize to a short side drawn from a list, and mirror: mmdet's multi-scale pipeline.
+
+    Args:
+        short_sides: short sides in pixels, of which one is drawn.
+        long_side: the long side gets no longer; the short one is then shorter than drawn.
+        flip: mirror half of the samples.
+        masks: whether masks are made too.
+
+    Raises:
+        InputError: a side is not positive, or no short side is given.
+    """
+
+    def __init__(self, short_sides: Sequence[int], long_side: int, flip: bool = True, masks: bool = False) -> None:
+        if not short_sides or min(*short_sides, long_side) < 1:
+            raise InputError(
+                f"short_sides {list(short_sides)}, long_side {long_side}: give positive numbers of pixels."
+            )
+        self.short_sides = tuple(short_sides)
+        self.long_side = long_side
+        self.flip = flip
+        self.masks = masks
+
+    def __call__(self, row: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        """Augment one row.
+
+        Returns:
+            `pixel_values` uint8 `(3, h, w)`, `class_labels` int64 `(N,)`, `boxes` `(N, 4)` as centre, width and height
+            in shares of the picture, with `masks` bool `(N, h, w)`.
+        """
+        image, objects = row["image"], row["objects"]
+        size = self.scaled_size(image.height, image.width, self.short_sides[rng.integers(len(self.short_sides))])
+        mirrored = self.flip and rng.random() < 0.5
+        pixels = np.array(image.resize((size[1], size[0]), Image.Resampling.BILINEAR))
+        kept, corners = trainable(objects, image.height, image.width)
+        corners = corners / np.array([image.width, image.height] * 2, dtype=np.float32)
+        if mirrored:
+            pixels = pixels[:, ::-1]
+            corners = np.stack([1 - corners[:, 2], corners[:, 1], 1 - corners[:, 0], corners[:, 3]], axis=1)
+        left_top, right_bottom = corners[:, :2], corners[:, 2:]
+        boxes = np.concatenate([(left_top + right_bottom) / 2, right_bottom - left_top], axis=1)
+        sample = {
+            "pixel_values": torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))),
+            "class_labels": torch.tensor([objects[place]["category"] for place in kept], dtype=torch.int64),
+            "boxes": torch.from_numpy(boxes.astype(np.float32)),
+        }
+        if self.masks:
+            own = (image.height, image.width)
+            painted = [object_mask(objects[place]["segmentation"], own, size) for place in kept]
+            masks = np.stack(painted) if painted else np.zeros((0, *size), dtype=np.uint8)
+            masks = masks[..., ::-1] if mirrored else masks
+            sample["masks"] = torch.from_numpy(np.ascontiguousarray(masks)).bool()
+        return sample
+
+    def scaled_size(self, height: int, width: int, short_side: int) -> tuple[int, int]:
+        """The (height, width) that a picture is resized to."""
+        factor = min(short_side / min(height, width), self.long_side / max(height, width))
+        return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
+
+
+class TrainDetections(Dataset):
+    """Augmented pictures with their objects; indexed by `(epoch, index)`, or by a plain index (epoch 0).
+
+    Args:
+        data: what `load_detection` returned.
+        augmentation: applied to every row.
+        seed: with epoch and index it determines the sample.
+    """
+
+    def __init__(self, data: Any, augmentation: DetectionAugmentation, seed: int = 0) -> None:
+        self.data = data
+        self.augmentation = augmentation
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.data.dataset)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        return self.augmentation(self.data.dataset[index], np.random.default_rng((self.seed, epoch, index)))
+
+    def is_wide(self) -> list[bool]:
+        """Of each picture whether it is wider than high."""
+        sizes = self.data.dataset.with_format(None)
+        return [width > height for height, width in zip(sizes["height"], sizes["width"], strict=True)]
+
+
+class TestDetections(Dataset):
+    """Pictures as the image processor gives them: `{"index", "pixel_values" (3, h, w), "pixel_mask" (h, w), "size"}`.
+
+    Args:
+        data: what `load_detection` returned.
+        processor: image processor of the model: what is measured is what the pipeline does.
+    """
+
+    def __init__(self, data: Any, processor: Any) -> None:
+        self.data = data
+        self.processor = processor
+
+    def __len__(self) -> int:
+        return len(self.data.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        image = self.data.dataset[index]["image"]
+        inputs = self.processor(images=[image], return_tensors="pt")
+        return {
+            "index": index,
+            "pixel_values": inputs["pixel_values"][0],
+            "pixel_mask": inputs["pixel_mask"][0],
+            "size": (image.height, image.width),
+        }
+
+
+class ProportionSampler(EpochSampler):
+    """`EpochSampler` whose batches hold wide pictures only or high ones only, so that little is padded.
+
+    Every picture comes once in an epoch; what is left over of both kinds at its end is mixed.
+
+    Args:
+        is_wide: kind of each picture.
+        batch_size: pictures that form a batch.
+        seed: of the order.
+    """
+
+    def __init__(self, is_wide: Sequence[bool], batch_size: int, seed: int = 0) -> None:
+        super().__init__(len(is_wide), seed)
+        self.is_wide = is_wide
+        self.batch_size = batch_size
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        epoch = self.epoch
+        waiting: dict[bool, list[tuple[int, int]]] = {True: [], False: []}
+        for key in super().__iter__():
+            group = waiting[self.is_wide[key[1]]]
+            group.append((epoch, key[1]))
+            if len(group) == self.batch_size:
+                yield from group
+                group.clear()
+        yield from waiting[True] + waiting[False]
+
+
+def collate_detections(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Pad training samples to one size, a multiple of 32.
+
+    Returns:
+        `pixel_values` uint8 `(B, 3, H, W)`, `pixel_mask` int64 `(B, H, W)` with 1 on the picture, and `labels`, a list
+        of dicts with `class_labels`, `boxes` and, with masks, `masks` at the picture's own size.
+    """
+    pixel_values, pixel_mask = _padded([sample["pixel_values"] for sample in samples])
+    labels = [{key: value for key, value in sample.items() if key != "pixel_values"} for sample in samples]
+    return {"pixel_values": pixel_values, "pixel_mask": pixel_mask, "labels": labels}
+
+
+def collate_tests(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Pad test samples to one size: `pixel_values`, `pixel_mask`, `index` `(B,)` and `sizes` of the pictures."""
+    pixel_values, _ = _padded([sample["pixel_values"] for sample in samples])
+    masks, _ = _padded([sample["pixel_mask"][None] for sample in samples])
+    return {
+        "pixel_values": pixel_values,
+        "pixel_mask": masks[:, 0],
+        "index": torch.tensor([sample["index"] for sample in samples], dtype=torch.int64),
+        "sizes": [sample["size"] for sample in samples],
+    }
+
+
+def _padded(pictures: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Stack `(C, h, w)` pictures into the upper left corners of one batch; the batch and where the pictures lie."""
+    sides = [max(picture.shape[axis] for picture in pictures) for axis in (1, 2)]
+    height, width = (-(-side // SIZE_DIVISOR) * SIZE_DIVISOR for side in sides)
+    batch = pictures[0].new_zeros(len(pictures), pictures[0].shape[0], height, width)
+    mask = torch.zeros(len(pictures), height, width, dtype=torch.int64)
+    for place, picture in enumerate(pictures):
+        batch[place, :, : picture.shape[1], : picture.shape[2]] = picture
+        mask[place, : picture.shape[1], : picture.shape[2]] = 1
+    return batch, mask

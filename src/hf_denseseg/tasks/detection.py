@@ -1,0 +1,267 @@
+"""Object detection and instance segmentation: boxes, and a mask for each, scored by COCO's average precision."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import broadcast_object_list, gather_object
+from torch import nn
+from transformers import EvalPrediction, PreTrainedModel
+
+from hf_denseseg.data.checks import Fault
+from hf_denseseg.data.coco import encode_mask, object_mask
+from hf_denseseg.data.detection import DetectionData, load_detection
+from hf_denseseg.data.detection_checks import check_rows
+from hf_denseseg.data.detection_transforms import (
+    DetectionAugmentation,
+    ProportionSampler,
+    TestDetections,
+    TrainDetections,
+    collate_detections,
+    collate_tests,
+)
+from hf_denseseg.detection_metrics import detection_metrics
+from hf_denseseg.detection_pictures import draw_objects
+from hf_denseseg.errors import InputError
+from hf_denseseg.files import atomic_path
+from hf_denseseg.recipe import Recipe
+from hf_denseseg.recipe_keys import DataArguments, TaskTrainingArguments
+from hf_denseseg.tasks.task import Task, spread
+from hf_denseseg.training import TaskTrainer
+from hf_denseseg.visualization import labelled_rows
+
+SHOWN_SCORE = 0.5
+_SIZES = {"": "", "_50": "50", "_75": "75", "_small": ", small", "_medium": ", medium", "_large": ", large"}
+
+
+class DetectionTrainer(TaskTrainer):
+    """Trains and evaluates detectors that follow transformers' conventions (`labels` as a list of dicts).
+
+    In evaluation every process keeps the answers to its pictures; at the end the main one gets all of them, each
+    picture once, and counts.
+
+    Args:
+        model: takes `pixel_values`, `pixel_mask` and `labels`.
+        args: see `TaskTrainingArguments`.
+        masks: whether masks are learned and scored.
+        options: see `TaskTrainer`.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, args: TaskTrainingArguments, *, masks: bool = False, **options: Any
+    ) -> None:
+        self.masks = masks
+        self._found: dict[int, list[dict[str, Any]]] = {}
+        super().__init__(model, args, train_collator=collate_detections, eval_collator=collate_tests, **options)
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """Sides that the image processor brings pictures to."""
+        size = dict(self.processing_class.size)  # type: ignore[union-attr]
+        return {key: size.get(key) for key in ("shortest_edge", "longest_edge")}
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> ProportionSampler:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        self._sampler = ProportionSampler(dataset.is_wide(), self._train_batch_size, seed)
+        return self._sampler
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Normalise the pictures; what lies beyond them becomes 0."""
+        inputs = super()._prepare_inputs(inputs)
+        if "labels" in inputs:
+            inputs["pixel_values"] = inputs["pixel_values"] * inputs["pixel_mask"][:, None].to(torch.float32)
+        return inputs
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[None, torch.Tensor, torch.Tensor]:
+        """Keep the answers to one batch; only the pictures' numbers are gathered at once."""
+        for index, answers in zip(inputs["index"].tolist(), self.detect(model, inputs), strict=True):
+            self._found[index] = answers
+        return None, inputs["index"].to(self.args.device), inputs["index"].to(self.args.device)
+
+    def detect(self, model: nn.Module, inputs: dict[str, Any], threshold: float = 0.0) -> list[list[dict[str, Any]]]:
+        """Find objects in one batch of `collate_tests`.
+
+        Returns:
+            Per picture its answers: `category`, `score`, `bbox` (x, y, width, height in pixels) and, with masks,
+            `segmentation` (RLE).
+        """
+        plain = self.accelerator.unwrap_model(model) if not self.is_fsdp_enabled else model
+        device = self.args.device
+        with torch.no_grad(), self.compute_loss_context_manager():
+            outputs = plain(pixel_values=inputs["pixel_values"].to(device), pixel_mask=inputs["pixel_mask"].to(device))
+        processor: Any = self.processing_class
+        post_process = processor.post_process_object_detection
+        if self.masks:
+            post_process = processor.post_process_detections_with_masks
+        return [
+            _as_answers(found) for found in post_process(outputs, threshold=threshold, target_sizes=inputs["sizes"])
+        ]
+
+    def accumulate(self, prediction: EvalPrediction, compute_result: bool = False) -> dict[str, float]:
+        """After the last batch bring all answers together and score them."""
+        if not compute_result:
+            return {}
+        found = dict(gather_object(list(self._found.items())))
+        self.reset_scores()
+        scores: list[Any] = [None]
+        if self.is_world_process_zero():
+            columns = ["height", "width", "objects"]
+            rows = self.eval_dataset.data.dataset.select_columns(columns)[:]
+            rows = [dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)]
+            scores = [detection_metrics(rows, found, self.spec.classes, self.masks)]
+        self.scores = broadcast_object_list(scores)[0] | {"step": self.state.global_step}
+        names = ("box_ap", "box_ap_50", *(("mask_ap", "mask_ap_50") if self.masks else ()))
+        return {key: self.scores[key] for key in names if self.scores[key] is not None}
+
+    def reset_scores(self) -> None:
+        """Forget the answers."""
+        self._found = {}
+
+
+def _as_answers(found: dict[str, torch.Tensor]) -> list[dict[str, Any]]:
+    """What an image processor gives for one picture, as COCO's result files hold it."""
+    boxes = found["boxes"].float().cpu().numpy().astype(np.float64)
+    boxes[:, 2:] -= boxes[:, :2]
+    answers: list[dict[str, Any]] = [
+        {"category": category, "score": score, "bbox": box}
+        for category, score, box in zip(
+            found["labels"].tolist(), found["scores"].tolist(), boxes.tolist(), strict=True
+        )
+    ]
+    for answer, mask in zip(answers, found.get("masks", ()), strict=False):
+        answer["segmentation"] = encode_mask(mask.cpu().numpy())
+    return answers
+
+
+class ObjectDetection(Task):
+    """A box and a class for every object."""
+
+    name = "object-detection"
+    pipeline = "object-detection"
+    verb = "detect"
+    found = 'found["label"], found["score"], found["box"]'
+    masks = False
+    metrics = {f"box_ap{part}": f"box AP{label}" for part, label in _SIZES.items()}
+    scored_at = "average precision over IoU 0.5 to 0.95, 100 boxes, as COCO counts it"
+    columns = {"box_ap": "box AP", "box_ap_50": "box AP50"}
+    counted = ("objects", "objects")
+    shown = f"Truth, and the boxes found with a score above {SHOWN_SCORE}."
+    published = tuple(metrics)
+    measured = tuple(metrics)
+    figures = "Box AP / AP50 / AP75 / small / medium / large in percent, short side 800, long side at most 1333."
+    counted_size = (800, 1344)
+    usual_labels = 80
+
+    def load(self, arguments: DataArguments, part: str) -> DetectionData:
+        """Load pictures and their objects."""
+        training = part == "train"
+        return load_detection(
+            arguments.dataset,
+            arguments.train_split if training else arguments.eval_split,
+            masks=self.masks,
+            filter_empty=arguments.filter_empty and training,
+            limit=arguments.max_train_samples if training else arguments.max_eval_samples,
+        )
+
+    def check(self, data: DetectionData, limit: int | None) -> list[Fault]:
+        """Read pictures and compare them with their entries."""
+        return check_rows(data, limit)
+
+    def processor_options(self, arguments: DataArguments) -> dict[str, Any]:
+        """Short and long side of the test."""
+        base = arguments.test_base_size
+        if base is None:
+            return {}
+        return {"do_resize": True, "size": {"shortest_edge": min(base), "longest_edge": max(base)}}
+
+    def build_trainer(
+        self,
+        recipe: Recipe,
+        model: PreTrainedModel,
+        processor: Any,
+        eval_data: DetectionData,
+        train_data: DetectionData | None = None,
+    ) -> DetectionTrainer:
+        """Multi-scale pictures for training, the image processor for evaluation."""
+        data = recipe.data
+        train_dataset = None
+        if train_data is not None:
+            if train_data.spec.classes != eval_data.spec.classes:
+                raise InputError(
+                    f"{data.train_split} has the categories {', '.join(train_data.spec.classes[:4])} ..., "
+                    f"{data.eval_split} has {', '.join(eval_data.spec.classes[:4])} ... Give files with the same ones."
+                )
+            augmentation = DetectionAugmentation(data.short_sides, data.long_side, data.flip, self.masks)
+            train_dataset = TrainDetections(train_data, augmentation, recipe.training.seed)
+        return DetectionTrainer(
+            model,
+            recipe.training,
+            masks=self.masks,
+            image_processor=processor,
+            spec=eval_data.spec,
+            train_dataset=train_dataset,
+            eval_dataset=TestDetections(eval_data, processor),
+        )
+
+    def chance(self, scores: dict[str, Any]) -> str:
+        """What the objects of another picture would score."""
+        return (
+            f"Answering with the objects of another picture would give {100 * (scores['chance'] or 0):.1f} % box AP."
+        )
+
+    def protocol_name(self, protocol: dict[str, Any]) -> str:
+        """Short and long side."""
+        return f"short side {protocol['shortest_edge']}, long side at most {protocol['longest_edge']}"
+
+    def draw_results(self, trainer: DetectionTrainer, path: Path) -> None:
+        """Pictures with the true objects, and with those found."""
+        model = trainer.accelerator.unwrap_model(trainer.model).eval()
+        lines = []
+        for index in spread(len(trainer.eval_dataset)):
+            row = trainer.eval_dataset.data.dataset[index]
+            found = trainer.detect(model, collate_tests([trainer.eval_dataset[index]]), SHOWN_SCORE)[0]
+            truth = [each for each in row["objects"] if not each["iscrowd"]]
+            lines.append(
+                [("truth", self._drawn(row, truth, trainer.spec)), ("found", self._drawn(row, found, trainer.spec))]
+            )
+        with atomic_path(path) as aside:
+            labelled_rows(lines).save(aside)
+
+    def _drawn(self, row: dict[str, Any], objects: list[dict[str, Any]], spec: Any) -> Any:
+        import json
+
+        boxes = [(x, y, x + wide, y + high) for x, y, wide, high in (each["bbox"] for each in objects)]
+        names = [
+            spec.classes[each["category"]] + (f" {100 * each['score']:.0f} %" if "score" in each else "")
+            for each in objects
+        ]
+        colors = [spec.palette[each["category"]] for each in objects]
+        size = (row["height"], row["width"])
+        texts = [each.get("segmentation", "") for each in objects] if self.masks else []
+        masks = [object_mask(text if isinstance(text, str) else json.dumps(text), size) for text in texts]
+        return draw_objects(row["image"], boxes, names, colors, masks or None, width=400)
+
+
+class InstanceSegmentation(ObjectDetection):
+    """A box, a class and a mask for every object."""
+
+    name = "instance-segmentation"
+    pipeline = "image-segmentation"
+    verb = "segment"
+    found = 'found["label"], found["score"], found["mask"].size'
+    masks = True
+    metrics = ObjectDetection.metrics | {f"mask_ap{part}": f"mask AP{label}" for part, label in _SIZES.items()}
+    scored_at = "average precision over IoU 0.5 to 0.95, 100 objects, as COCO counts it"
+    columns = {"box_ap": "box AP", "mask_ap": "mask AP"}
+    shown = f"Truth, and the objects found with a score above {SHOWN_SCORE}."
+    published = ("box_ap", "box_ap_50", "box_ap_75", "mask_ap", "mask_ap_50", "mask_ap_75")
+    measured = published
+    figures = "Box AP / AP50 / AP75 / mask AP / AP50 / AP75 in percent, short side 800, long side at most 1333."
