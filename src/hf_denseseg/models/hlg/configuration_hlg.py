@@ -44,6 +44,7 @@ class HlgConfig(BackboneConfigMixin, PreTrainedConfig):
     """
 
     model_type = "hlg"
+    keys_to_ignore_at_inference = ["loss_dict"]
 
     num_channels: int = 3
     hidden_sizes: list[int] | tuple[int, ...] = (64, 128, 256, 512)

@@ -562,6 +562,30 @@ class HlgRoiHeads(nn.Module):
 # --- task classes
 
 
+@dataclass
+class HlgAnchorView:
+    """What RetinaNet computes for pictures of one size: logits `(b, A, K)`, offsets and boxes `(b, A, 4)`.
+
+    `anchors` come level by level, `inside` tells for each picture which of them stand on it.
+    """
+
+    logits: torch.Tensor
+    codes: torch.Tensor
+    boxes: torch.Tensor
+    anchors: list[torch.Tensor]
+    inside: list[torch.Tensor]
+    backbone: HlgModelOutput
+
+
+@dataclass
+class HlgRegionView:
+    """What Mask R-CNN computes for pictures of one size: losses with targets, detections in eval mode."""
+
+    losses: dict[str, torch.Tensor]
+    detections: tuple[torch.Tensor, ...]
+    backbone: HlgModelOutput
+
+
 class HlgDetectorPreTrainedModel(HlgPreTrainedModel):
     """What both detectors share: the rules that their parts are initialised by (mmdetection's)."""
 
@@ -595,21 +619,6 @@ class HlgDetectorPreTrainedModel(HlgPreTrainedModel):
         if not torch.compiler.is_compiling():
             check_labels(labels, len(sizes), int(self.config.num_labels or 0), masks)
         return to_targets(labels, sizes, device)
-
-
-@dataclass
-class HlgAnchorView:
-    """What RetinaNet computes for pictures of one size: logits `(b, A, K)`, offsets and boxes `(b, A, 4)`.
-
-    `anchors` come level by level, `inside` tells for each picture which of them stand on it.
-    """
-
-    logits: torch.Tensor
-    codes: torch.Tensor
-    boxes: torch.Tensor
-    anchors: list[torch.Tensor]
-    inside: list[torch.Tensor]
-    backbone: HlgModelOutput
 
 
 def join(parts: list[torch.Tensor], value: float) -> torch.Tensor:
@@ -679,7 +688,7 @@ class HlgForObjectDetection(HlgDetectorPreTrainedModel):
             attentions=backbone.attentions,
         )
 
-    def _look(self, pixel_values: torch.Tensor, sizes: list[Size], **kwargs: Any) -> "HlgAnchorView":
+    def _look(self, pixel_values: torch.Tensor, sizes: list[Size], **kwargs: Any) -> HlgAnchorView:
         backbone = self.hlg(pixel_values, **kwargs)
         pyramid = self.feature_pyramid(OrderedDict(enumerate(backbone.feature_maps[1:])))
         levels = list(pyramid.values())
@@ -696,7 +705,7 @@ class HlgForObjectDetection(HlgDetectorPreTrainedModel):
             backbone=backbone,
         )
 
-    def _losses(self, views: list["HlgAnchorView"], targets: Targets) -> dict[str, torch.Tensor]:
+    def _losses(self, views: list[HlgAnchorView], targets: Targets) -> dict[str, torch.Tensor]:
         """Focal loss and L1 loss over all pictures, divided by the positive anchors of all pictures of all processes.
 
         A picture without objects counts as one positive, as in mmdetection.
@@ -715,7 +724,9 @@ class HlgForObjectDetection(HlgDetectorPreTrainedModel):
                 classification.append(focal)
                 boxes.append(F.l1_loss(codes[positive], offsets, reduction="sum"))
                 positives.append(positive.sum().clamp(min=1))
-        count = mean_over_processes(torch.stack(positives).sum())
+        count = torch.stack(positives).sum()
+        if self.training:  # evaluation may end at different times in different processes
+            count = mean_over_processes(count)
         return {
             "classification": torch.stack(classification).sum() / count,
             "boxes": torch.stack(boxes).sum() / count,
@@ -762,37 +773,41 @@ class HlgForInstanceSegmentation(HlgDetectorPreTrainedModel):
         if self.training and labels is None:
             raise InputError("Mask R-CNN was called in training mode without `labels`. Give them, or call `.eval()`.")
         targets = None if labels is None else self._targets(labels, sizes, pixel_values.device, masks=True)
-        parts, losses, found, start = split_by_size(pixel_values, sizes, keep=self.training), [], [], 0
+        parts = split_by_size(pixel_values, sizes, keep=self.training)
+        views, start = [], 0
         for part, own in parts:
-            backbone = self.hlg(part, **kwargs)
-            pyramid = self.feature_pyramid(OrderedDict((str(i), each) for i, each in enumerate(backbone.feature_maps)))
-            maps = [pyramid[str(i)] for i in range(len(ROI_STRIDES))]
             here = None if targets is None else pad_masks(targets[start : start + len(own)], part.shape[-2:])
-            proposals, first = self.rpn(ImageList(part, own), pyramid, here)
-            if here is not None:
-                each = {**first, **self.roi_heads.losses(maps, proposals, here)}
-                losses.append({name: value * len(own) / len(sizes) for name, value in each.items()})
-            if not self.training:
-                found.append(self.roi_heads.detect(maps, proposals, own))
+            views.append(self._look(part, own, here, **kwargs))
             start += len(own)
-        loss_dict = (
-            {name: torch.stack([each[name] for each in losses]).sum() for name in losses[0]} if losses else None
-        )
-        scores, labels_found, boxes, masks = (
-            (torch.cat(each) for each in zip(*found, strict=True)) if found else (None,) * 4
-        )
-        if len(parts) > 1:
-            backbone = HlgModelOutput()
+        losses = None
+        if targets is not None:
+            share = [len(own) / len(sizes) for _, own in parts]
+            losses = {
+                name: torch.stack([view.losses[name] * part for view, part in zip(views, share, strict=True)]).sum()
+                for name in views[0].losses
+            }
+        names = ("pred_scores", "pred_labels", "pred_boxes", "pred_masks")
+        found = zip(*(view.detections for view in views), strict=True)
+        backbone = views[0].backbone if len(views) == 1 else HlgModelOutput()
         return HlgInstanceSegmentationOutput(
-            loss=None if loss_dict is None else torch.stack(list(loss_dict.values())).sum(),
-            loss_dict=loss_dict,
-            pred_scores=scores,
-            pred_labels=labels_found,
-            pred_boxes=boxes,
-            pred_masks=masks,
+            loss=None if losses is None else torch.stack(list(losses.values())).sum(),
+            loss_dict=losses,
+            **({} if self.training else {name: torch.cat(each) for name, each in zip(names, found, strict=True)}),
             hidden_states=backbone.hidden_states,
             attentions=backbone.attentions,
         )
+
+    def _look(
+        self, pixel_values: torch.Tensor, sizes: list[Size], targets: Targets | None, **kwargs: Any
+    ) -> HlgRegionView:
+        backbone = self.hlg(pixel_values, **kwargs)
+        pyramid = self.feature_pyramid(OrderedDict(enumerate(backbone.feature_maps)))
+        maps = list(pyramid.values())[: len(ROI_STRIDES)]
+        proposals, losses = self.rpn(ImageList(pixel_values, sizes), pyramid, targets)
+        if targets is not None:
+            losses |= self.roi_heads.losses(maps, proposals, targets)
+        detections = () if self.training else self.roi_heads.detect(maps, proposals, sizes)
+        return HlgRegionView(losses=losses, detections=detections, backbone=backbone)
 
 
 __all__ = ["HlgForInstanceSegmentation", "HlgForObjectDetection"]
