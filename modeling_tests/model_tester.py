@@ -258,7 +258,7 @@ class SegmentationModelTester:
     def test_gradient_checkpointing_changes_nothing_and_runs_batch_norms_once(self, model, batch, reentrant):
         model.train()
         for module in model.modules():
-            if isinstance(module, nn.Dropout) or hasattr(module, "rate"):
+            if isinstance(module, nn.Dropout | nn.Dropout2d) or hasattr(module, "rate"):
                 module.eval()
         other = copy.deepcopy(model)
         other.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})

@@ -11,8 +11,9 @@ from transformers import PreTrainedModel
 
 from hf_denseseg.conversion import KeyTable, fetch_weights, load_converted, need, read_hyper_parameters
 from hf_denseseg.errors import InputError
-from hf_denseseg.models.hlg import modeling_hlg
+from hf_denseseg.models.hlg import modeling_hlg, modeling_hlg_detection
 from hf_denseseg.models.hlg.configuration_hlg import VARIANTS, HlgConfig
+from hf_denseseg.models.hlg.convert_hlg_detection import DETECTION_RENAMES, LABEL_ROWS
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +113,7 @@ def load_official(
         rule = "tuple4" if any("norm_out_0." in key for key in official) else "flat"
         fields |= read_sizes(official) | {"global_bias": rule, "mask_padding": False}
         if whole:
-            fields |= _labels_in(official)
+            fields |= _labels_in(official, fields["architectures"][0])
     else:
         fields, whole = read_config(read_hyper_parameters(hyper_parameters)), True
     config = HlgConfig(**{**fields, **overrides})
@@ -192,7 +193,8 @@ def read_config(official: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _model_class(config: HlgConfig) -> type[PreTrainedModel]:
-    return getattr(modeling_hlg, (config.architectures or [""])[0])
+    name = (config.architectures or [""])[0]
+    return getattr(modeling_hlg, name, None) or getattr(modeling_hlg_detection, name)
 
 
 def _holds_head(official: Mapping[str, torch.Tensor], task: str) -> bool:
@@ -213,17 +215,21 @@ def _holds_head(official: Mapping[str, torch.Tensor], task: str) -> bool:
     return task in found
 
 
-def _labels_in(official: Mapping[str, torch.Tensor]) -> dict[str, int]:
-    """Number of classes that a whole classification or segmentation checkpoint shows."""
-    for key in ("head.weight", "decode_head.conv_seg.weight"):
-        if key in official:
-            return {"num_labels": len(official[key])}
-    return {}
+def _labels_in(official: Mapping[str, torch.Tensor], task: str) -> dict[str, int]:
+    """Number of classes that a whole checkpoint shows."""
+    rows = {
+        "HlgForImageClassification": ("head.weight", 1),
+        "HlgForSemanticSegmentation": ("decode_head.conv_seg.weight", 1),
+        **LABEL_ROWS,
+    }
+    key, per_class = rows[task]
+    return {"num_labels": len(official[key]) // per_class} if key in official else {}
 
 
 def _table(config: HlgConfig, whole: bool) -> KeyTable:
-    renames = (*HEADS, *ENCODER)
-    if config.architectures == ["HlgModel"]:
+    task = (config.architectures or [""])[0]
+    renames: Renames = (*DETECTION_RENAMES.get(task, ()), *HEADS, *ENCODER)
+    if task == "HlgModel":
         renames = (*renames, (r"^hlg\.", ""))
     return KeyTable(renames, SPLITS, dropped=r"(?!)" if whole else UNUSED_CLASSIFIER)
 

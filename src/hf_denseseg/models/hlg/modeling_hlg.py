@@ -9,7 +9,7 @@ differ, the code is followed, except where it cannot run; the family's README li
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -87,7 +87,7 @@ class HlgGrouping(NamedTuple):
 
     @classmethod
     def windows(cls, size: tuple[int, int], side: int, dilated: bool) -> "HlgGrouping":
-        """Groups of `side` x `side` tokens that cover a map of `size`: the backbone's, and the decoder's plain ones."""
+        """Groups of `side` x `side` tokens that cover a map: the backbone's, and the decoder's plain ones."""
         return cls(((size[0] + side - 1) // side, (size[1] + side - 1) // side), (side, side), dilated)
 
     @classmethod
@@ -209,8 +209,8 @@ class HlgPositionBias(nn.Module):
         width = channels // 16
         self.num_heads = num_heads
         self.projection = nn.Linear(2, width)
-        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
-        self.layers = nn.ModuleList(nn.Linear(width, out) for out in (width, width, num_heads))
+        self.norms: Any = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
+        self.layers: Any = nn.ModuleList(nn.Linear(width, out) for out in (width, width, num_heads))
         self._kept: tuple[Any, Any] | None = None
 
     def train(self, mode: bool = True) -> "HlgPositionBias":
@@ -326,8 +326,10 @@ class HlgConvNorm(nn.Module):
         convolution, norm = self.convolution, self.norm
         if norm.training:
             return norm(convolution(features))
-        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-        mean = norm.running_mean if convolution.bias is None else norm.running_mean - convolution.bias
+        mean, variance = cast(torch.Tensor, norm.running_mean), cast(torch.Tensor, norm.running_var)
+        scale = norm.weight * (variance + norm.eps).rsqrt()
+        if convolution.bias is not None:
+            mean = mean - convolution.bias
         return F.conv2d(
             features,
             convolution.weight * scale[:, None, None, None],
@@ -372,7 +374,7 @@ class HlgMlp(nn.Module):
 
 
 class HlgSmoothing(nn.Module):
-    """Convolutional bottleneck before the windows (released code; not in the text): replaces x by GELU(x + conv(x))."""
+    """Convolutional bottleneck before the windows (released code, not in the text): x becomes GELU(x + conv(x))."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -397,7 +399,7 @@ class HlgAttention(GradientCheckpointingLayer):
     def attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """`(B, heads, N, d)` and a bias `(1 or B, heads, N, M)` -> `(B, N, heads, d)` and the weights, if there are any."""
+        """`(B, heads, N, d)` and a bias `(1 or B, heads, N, M)` -> `(B, N, heads, d)`, and the weights if eager."""
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
@@ -437,7 +439,8 @@ class HlgAttention(GradientCheckpointingLayer):
             attend_chunk(chunk, index, key, value, table)
             for chunk, index in zip(query.split(step, dim=2), query_index.split(step), strict=True)
         ]
-        weights = None if parts[0][1] is None else torch.cat([each for _, each in parts], dim=2)
+        kept = [each for _, each in parts if each is not None]
+        weights = torch.cat(kept, dim=2) if kept else None
         return torch.cat([each for each, _ in parts], dim=1).flatten(2), weights
 
     def attend_in_groups(
@@ -561,8 +564,9 @@ class HlgLocalGlobalAttention(HlgAttention):
             return group_means(fill_up(tokens, grouping), grouping, masked)
         if self.embedding_convolution is not None:
             windows = grouping.unfold(fill_up(tokens, grouping))
-            weight = self.embedding_convolution.weight[:, 0].permute(1, 2, 0)  # (C, 1, 7, 7) -> (7, 7, C)
-            return ((windows * weight).sum(dim=(3, 4)) + self.embedding_convolution.bias).flatten(1, 2)
+            weight, bias = self.embedding_convolution.parameters()
+            weight = weight[:, 0].permute(1, 2, 0)  # (C, 1, 7, 7) -> (7, 7, C)
+            return ((windows * weight).sum(dim=(3, 4)) + bias).flatten(1, 2)
         down, right = grouping.size[0] - tokens.shape[1], grouping.size[1] - tokens.shape[2]
         return (
             grouping.unfold(F.pad(tokens, (0, 0, 0, right, 0, down), value=-torch.inf)).amax(dim=(3, 4)).flatten(1, 2)
@@ -586,8 +590,8 @@ class HlgSelfAttention(HlgAttention):
         self, features: torch.Tensor, size: tuple[int, int], **kwargs: Unpack[TransformersKwargs]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         tokens = features.permute(0, 2, 3, 1)
-        maps = (layer(tokens).flatten(1, 2) for layer in (self.q_proj, self.k_proj, self.v_proj))
-        attended, weights = self.attend_globally(*maps, self.global_bias, HlgPlaces(size, size), **kwargs)
+        query, key, value = (layer(tokens).flatten(1, 2) for layer in (self.q_proj, self.k_proj, self.v_proj))
+        attended, weights = self.attend_globally(query, key, value, self.global_bias, HlgPlaces(size, size), **kwargs)
         attended = self.layernorm(self.o_proj(attended)).unflatten(1, size)
         return (tokens + self.drop_path(attended)).permute(0, 3, 1, 2), weights
 
@@ -641,7 +645,7 @@ class HlgEncoder(nn.Module):
         self.stem = HlgStem(config)
         last = max(config.num_hidden_layers - 1, 1)
         firsts = [sum(config.depths[:stage]) for stage in range(4)]
-        self.stages = nn.ModuleList(
+        self.stages: Any = nn.ModuleList(
             nn.ModuleList(
                 HlgLayer(config, stage, index, config.drop_path_rate * (firsts[stage] + index) / last)
                 for index in range(config.depths[stage])
@@ -655,7 +659,7 @@ class HlgEncoder(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> tuple[torch.Tensor, ...]:
         """Maps of the stem and of the four stages, of the picture padded to a multiple of 32."""
-        pixel_values = pixel_values.to(self.stem[0].convolution.weight.dtype)
+        pixel_values = pixel_values.to(next(self.stem.parameters()).dtype)
         # Attention reads tokens, convolutions maps: with the channels last in memory both see theirs without a copy.
         features = self.stem(pad_picture(pixel_values).contiguous(memory_format=torch.channels_last))
         maps = [features]
@@ -761,6 +765,11 @@ class HlgBackbone(BackboneMixin, HlgPreTrainedModel):
         return BackboneOutput(feature_maps=tuple(maps[name] for name in self.out_features))
 
 
+def classification_loss(labels: torch.Tensor, logits: torch.Tensor, config: HlgConfig) -> torch.Tensor:
+    """Cross-entropy in float32 with classes `(B,)` or their probabilities `(B, num_labels)`."""
+    return F.cross_entropy(logits.float(), labels)
+
+
 class HlgForImageClassification(HlgPreTrainedModel):
     """The encoder, the mean over its last map, and a linear classifier (Sec. 4.2)."""
 
@@ -768,6 +777,7 @@ class HlgForImageClassification(HlgPreTrainedModel):
         super().__init__(config)
         self.hlg = HlgModel(config)
         self.classifier = nn.Linear(config.hidden_size, int(config.num_labels or 0))
+        self.loss_function = classification_loss
         self.post_init()
 
     @can_return_tuple
@@ -782,7 +792,7 @@ class HlgForImageClassification(HlgPreTrainedModel):
         """
         outputs = self.hlg(pixel_values, **kwargs)
         logits = self.classifier(outputs.last_hidden_state.mean(dim=(2, 3)))
-        loss = None if labels is None else F.cross_entropy(logits.float(), labels)
+        loss = None if labels is None else self.loss_function(labels, logits, self.config)
         return ImageClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
@@ -860,7 +870,7 @@ class HlgDecoderLayer(nn.Module):
 
 
 class HlgPupHead(nn.Module):
-    """SETR-PUP decoder for HLG (Sec. 3.4): all stages at 1/4, 3x3 convolution, a plain and a dilated layer, classifier.
+    """SETR-PUP decoder for HLG (Sec. 3.4): all stages at 1/4, 3x3 convolution, plain and dilated layer, classifier.
 
     The four-fold up-sampling to the picture is left to the loss and to post-processing. The text has the maps at 1/16
     and progressive up-sampling; the paper's FLOPs fit the released code, which is followed.
@@ -900,11 +910,8 @@ def build_heads(config: HlgConfig) -> tuple[nn.Module, nn.Module | None]:
     UperNet, and the auxiliary head of both, are transformers' own: `UperNetForSemanticSegmentation` on `HlgBackbone`
     computes the same from the same weights.
     """
-    upernet = UperNetConfig(
-        hidden_size=config.decoder_hidden_size,
-        auxiliary_channels=config.auxiliary_hidden_size,
-        num_labels=int(config.num_labels or 0),
-    )
+    upernet = UperNetConfig(hidden_size=config.decoder_hidden_size, auxiliary_channels=config.auxiliary_hidden_size)
+    upernet.num_labels = int(config.num_labels or 0)
     sizes = list(config.hidden_sizes)
     if config.decode_head == "pup":
         head: Any = HlgPupHead(config)
