@@ -1,5 +1,6 @@
 """Dense prediction for transformers: DSCT, SETR + HLG, UN-EPT and HFGD."""
 
+import importlib
 from typing import Any
 
 from hf_denseseg.registration import (
@@ -22,6 +23,8 @@ __all__ = [
     "create_image_processor",
     "create_model",
     "list_models",
+    "load_classification",
+    "load_detection",
     "load_official",
     "load_segmentation",
     "model_info",
@@ -31,8 +34,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # `datasets` is an extra and slow to import: only who asks for data pays for it.
-    if name == "load_segmentation":
-        from hf_denseseg.data.datasets import load_segmentation
-
-        return load_segmentation
+    modules = {"segmentation": "datasets", "classification": "classification", "detection": "detection"}
+    module = modules.get(name.removeprefix("load_")) if name.startswith("load_") else None
+    if module is not None:
+        return getattr(importlib.import_module(f"hf_denseseg.data.{module}"), name)
     raise AttributeError(f"module 'hf_denseseg' has no attribute {name!r}")

@@ -285,24 +285,10 @@ def labelled_rows(rows: Sequence[Sequence[tuple[str, Image.Image]]], footer: Ima
     return sheet
 
 
-def answer_sheet(
-    rows: Sequence[tuple[Image.Image, str, float, str]], columns: int = 6, side: int = 160
-) -> Image.Image:
-    """Show pictures with the class that was answered and its confidence, and the true one where it is another.
-
-    Args:
-        rows: per picture the picture, the answer, its confidence and the truth.
-        columns: pictures in a line.
-        side: longest side of a picture in pixels.
-    """
-    cells = [
-        (
-            f"{answer} {100 * confidence:.0f} %" + ("" if answer == truth else f" (is {truth})"),
-            _fit_into(picture, side),
-        )
-        for picture, answer, confidence, truth in rows
-    ]
-    return labelled_rows([cells[start : start + columns] for start in range(0, len(cells), columns)])
+def picture_sheet(cells: Sequence[tuple[str, Image.Image]], columns: int = 6, side: int = 160) -> Image.Image:
+    """Arrange pictures of any size in lines of `columns`, each no larger than `side` pixels, a text above each."""
+    scaled = [(text, _fit_into(picture, side)) for text, picture in cells]
+    return labelled_rows([scaled[start : start + columns] for start in range(0, len(scaled), columns)])
 
 
 def save_learning_curve(

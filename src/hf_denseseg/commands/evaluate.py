@@ -5,11 +5,13 @@ from typing import Any
 
 from hf_denseseg.errors import InputError
 from hf_denseseg.recipe import load_recipe
+from hf_denseseg.recipe_keys import TASKS
 
 EPILOG = """examples:
   denseseg evaluate runs/demo/model --dataset synthetic
   denseseg evaluate runs/camvid/model --dataset path/to/camvid --eval_split val --output_dir runs/camvid_ms \\
       --test_scales 0.75 1.0 1.25 --test_flip
+  denseseg evaluate runs/coco/model --dataset path/to/coco --eval_split val2017
   torchrun --nproc_per_node 2 -m hf_denseseg.cli evaluate CHECKPOINT --dataset FOLDER --use_cpu
 
 Every data and test key of a recipe can be given (`denseseg train --keys`)."""
@@ -20,7 +22,7 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "evaluate",
         help="score a checkpoint",
-        description="Score a checkpoint at the labels' own resolution: per-class table, results.json.",
+        description="Score a checkpoint for its task: per-class table, results.json.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -33,8 +35,13 @@ def main(args: argparse.Namespace) -> int:
     """Evaluate and print the table."""
     if any(word.startswith("--model") for word in args.overrides):
         raise InputError("The model is the first argument of `denseseg evaluate`; take --model out.")
-    recipe = load_recipe(args.recipe, [*args.overrides, "--model", args.checkpoint])
+    from hf_denseseg.checkpoints import task_of_checkpoint
     from hf_denseseg.experiment import evaluate
+
+    words = [*args.overrides, "--model", args.checkpoint]
+    if not any(word.split("=")[0] == "--task" for word in words):
+        words += ["--task", task_of_checkpoint(args.checkpoint) or TASKS[0]]
+    recipe = load_recipe(args.recipe, words)
 
     evaluate(recipe)
     return 0

@@ -6,13 +6,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 from transformers import EvalPrediction, PreTrainedModel
 
 from hf_denseseg.classification_metrics import AccuracyMeter, true_class_rank
 from hf_denseseg.data.checks import Fault
 from hf_denseseg.data.classification import ClassificationData, load_classification
-from hf_denseseg.data.classification_checks import check_pictures
+from hf_denseseg.data.classification_checks import check_pictures, scan_pictures
 from hf_denseseg.data.classification_transforms import (
     MixedBatch,
     TestPictures,
@@ -23,9 +24,9 @@ from hf_denseseg.data.classification_transforms import (
 from hf_denseseg.files import atomic_path
 from hf_denseseg.recipe import Recipe
 from hf_denseseg.recipe_keys import DataArguments, TaskTrainingArguments
-from hf_denseseg.tasks.task import Task, spread
+from hf_denseseg.tasks.task import Inspection, Task, sizes_as_json, spread, table_of
 from hf_denseseg.training import TaskTrainer
-from hf_denseseg.visualization import answer_sheet
+from hf_denseseg.visualization import picture_sheet
 
 BICUBIC = 3  # PIL's number
 LOOKED_AT = 48
@@ -129,6 +130,7 @@ class ImageClassification(Task):
     figures = "Top-1 accuracy in percent on central crops."
     counted_size = (224, 224)
     usual_labels = 1000
+    source_options = ("spec", "columns", "revision")
 
     def load(self, arguments: DataArguments, part: str) -> ClassificationData:
         """Load pictures and their classes."""
@@ -145,6 +147,27 @@ class ImageClassification(Task):
     def check(self, data: ClassificationData, limit: int | None) -> list[Fault]:
         """Read pictures."""
         return check_pictures(data, limit)
+
+    def inspect(self, name: str, split: str, limit: int | None, **source: Any) -> Inspection:
+        """Read pictures and count classes and sizes."""
+        scan = scan_pictures(self._named(name, split, **source), limit, progress=True)
+        rows = list(zip(scan.spec.classes, scan.pictures.tolist(), strict=True))
+        statistics = {
+            "classes": list(scan.spec.classes),
+            "pictures": scan.pictures.tolist(),
+            "sizes": sizes_as_json(scan.sizes),
+        }
+        table = table_of(("class", "pictures"), rows, scan.sizes)
+        return Inspection(scan.faults, scan.notes, scan.images, table, statistics)
+
+    def show(self, name: str, split: str, limit: int, **source: Any) -> Image.Image:
+        """Pictures with the names of their classes, spread over the whole."""
+        data = self._named(name, split, limit=limit, **source)
+        cells = [(data.spec.classes[row["label"]], row["image"]) for row in data.dataset]
+        return picture_sheet(cells)
+
+    def _named(self, name: str, split: str, spec: str | None = None, **options: Any) -> ClassificationData:
+        return load_classification(name, split, names=spec, **options)
 
     def processor_options(self, arguments: DataArguments) -> dict[str, Any]:
         """Short side so that the crop covers the share that the recipe says, then the central crop."""
@@ -225,7 +248,12 @@ class ImageClassification(Task):
         wrong = [each for each in found if each[1] != each[3]]
         right = [each for each in found if each[1] == each[3]]
         with atomic_path(path) as aside:
-            answer_sheet(wrong[:6] + right[: 12 - len(wrong[:6])]).save(aside)
+            picture_sheet([_answer(*each) for each in wrong[:6] + right[: 12 - len(wrong[:6])]]).save(aside)
+
+
+def _answer(picture: Image.Image, answer: str, confidence: float, truth: str) -> tuple[str, Image.Image]:
+    """Answer, its confidence, and the truth where it is another, above a picture."""
+    return f"{answer} {100 * confidence:.0f} %" + ("" if answer == truth else f" (is {truth})"), picture
 
 
 def _protocol_of(processor: Any) -> dict[str, Any]:

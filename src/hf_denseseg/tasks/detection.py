@@ -6,13 +6,14 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
+from PIL import Image
 from torch import nn
 from transformers import EvalPrediction, PreTrainedModel
 
 from hf_denseseg.data.checks import Fault
 from hf_denseseg.data.coco import encode_mask, object_mask
 from hf_denseseg.data.detection import DetectionData, load_detection
-from hf_denseseg.data.detection_checks import check_rows
+from hf_denseseg.data.detection_checks import check_rows, scan_detections
 from hf_denseseg.data.detection_transforms import (
     DetectionAugmentation,
     ProportionSampler,
@@ -27,9 +28,9 @@ from hf_denseseg.errors import InputError
 from hf_denseseg.files import atomic_path
 from hf_denseseg.recipe import Recipe
 from hf_denseseg.recipe_keys import DataArguments, TaskTrainingArguments
-from hf_denseseg.tasks.task import Task, spread
+from hf_denseseg.tasks.task import Inspection, Task, sizes_as_json, spread, table_of
 from hf_denseseg.training import TaskTrainer
-from hf_denseseg.visualization import labelled_rows
+from hf_denseseg.visualization import labelled_rows, picture_sheet
 
 SHOWN_SCORE = 0.5
 _SIZES = {"": "", "_50": "50", "_75": "75", "_small": ", small", "_medium": ", medium", "_large": ", large"}
@@ -175,6 +176,27 @@ class ObjectDetection(Task):
         """Read pictures and compare them with their entries."""
         return check_rows(data, limit)
 
+    def inspect(self, name: str, split: str, limit: int | None, **source: Any) -> Inspection:
+        """Read entries and pictures and count objects and sizes."""
+        scan = scan_detections(name, split, masks=self.masks, limit=limit, progress=True)
+        columns = (scan.objects.tolist(), scan.images_with.tolist(), scan.crowds.tolist())
+        statistics = {
+            "classes": list(scan.spec.classes),
+            **dict(zip(("objects", "pictures_with_class", "crowds"), columns, strict=True)),
+            "pictures_without_objects": scan.empty,
+            "sizes": sizes_as_json(scan.sizes),
+        }
+        rows = list(zip(scan.spec.classes, *columns, strict=True))
+        table = table_of(("class", "objects", "pictures", "crowds"), rows, scan.sizes)
+        return Inspection(scan.faults, scan.notes, scan.images, table, statistics)
+
+    def show(self, name: str, split: str, limit: int, **source: Any) -> Image.Image:
+        """Pictures with boxes (and masks) and names."""
+        data = load_detection(name, split, masks=self.masks, limit=limit)
+        return picture_sheet(
+            [(row["id"], self._drawn(row, row["objects"], data.spec)) for row in data.dataset], 3, 400
+        )
+
     def processor_options(self, arguments: DataArguments) -> dict[str, Any]:
         """Short and long side of the test."""
         base = arguments.test_base_size
@@ -235,7 +257,7 @@ class ObjectDetection(Task):
         with atomic_path(path) as aside:
             labelled_rows(lines).save(aside)
 
-    def _drawn(self, row: dict[str, Any], objects: list[dict[str, Any]], spec: Any) -> Any:
+    def _drawn(self, row: dict[str, Any], objects: list[dict[str, Any]], spec: Any) -> Image.Image:
         import json
 
         boxes = [(x, y, x + wide, y + high) for x, y, wide, high in (each["bbox"] for each in objects)]

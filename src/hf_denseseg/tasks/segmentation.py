@@ -1,14 +1,16 @@
 """Semantic segmentation: one class per pixel, scored by one exact confusion matrix."""
 
 import functools
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import nn
 from transformers import EvalPrediction, PreTrainedModel
 
-from hf_denseseg.data.checks import Fault, check_dataset
+from hf_denseseg.data.checks import Fault, Scan, check_dataset, scan_source
 from hf_denseseg.data.datasets import SegmentationData, load_segmentation
 from hf_denseseg.data.labels import LabelSpec
 from hf_denseseg.data.transforms import (
@@ -27,7 +29,7 @@ from hf_denseseg.metrics import confusion_matrix, segmentation_metrics
 from hf_denseseg.optimization import load_class_weights
 from hf_denseseg.recipe import Recipe
 from hf_denseseg.recipe_keys import DataArguments, TaskTrainingArguments
-from hf_denseseg.tasks.task import Task, spread
+from hf_denseseg.tasks.task import Inspection, Task, sizes_as_json, sizes_of, spread
 from hf_denseseg.training import TaskTrainer
 from hf_denseseg.visualization import picture_grid
 
@@ -134,6 +136,8 @@ class SemanticSegmentation(Task):
     measured_heading = "measured (single scale)"
     counted_size = (512, 512)
     usual_labels = 19
+    examples = "pairs"
+    source_options = ("spec", "columns", "revision")
 
     def load(self, arguments: DataArguments, part: str) -> SegmentationData:
         """Load pairs of pictures and label maps."""
@@ -151,6 +155,17 @@ class SemanticSegmentation(Task):
     def check(self, data: SegmentationData, limit: int | None) -> list[Fault]:
         """Read pairs; a stream is not looked at, since it would be read twice."""
         return check_dataset(data, limit) if hasattr(data.dataset, "__len__") else []
+
+    def inspect(self, name: str, split: str, limit: int | None, **source: Any) -> Inspection:
+        """Read pairs and count their pixels."""
+        scan = scan_source(name, split, limit=limit, progress=True, **source)
+        return Inspection(scan.faults, scan.notes, scan.images, _table(scan), _statistics(scan))
+
+    def show(self, name: str, split: str, limit: int, **source: Any) -> Image.Image:
+        """Pictures beside their label maps in colour."""
+        data = load_segmentation(name, split, limit=limit, **source)
+        rows = [(row["image"], row["label"]) for row in islice(data.dataset, limit)]
+        return picture_grid(rows, data.spec, ("picture", "label"))
 
     def processor_options(self, arguments: DataArguments) -> dict[str, Any]:
         """Resize as the protocol does, or not at all."""
@@ -220,6 +235,31 @@ class SemanticSegmentation(Task):
             rows.append((sample["image"], sample["label"], prediction.cpu()))
         with atomic_path(path) as aside:
             picture_grid(rows, trainer.spec).save(aside)
+
+
+def _table(scan: Scan) -> str:
+    """Share of each class, void, and the sizes, as lines of text."""
+    weights = scan.class_weights()
+    lines = [f"{'class':<20}{'share %':>10}{'pictures':>10}{'enet':>10}{'median':>10}"]
+    for index, name in enumerate(scan.spec.classes):
+        lines.append(
+            f"{name:<20}{100 * scan.shares[index]:>10.3f}{scan.images_with[index]:>10}"
+            f"{weights['enet'][index]:>10.3f}{weights['median_frequency'][index]:>10.3f}"
+        )
+    lines.append(f"{'(void, of all)':<20}{100 * scan.void_share:>10.3f}")
+    return "\n".join([*lines, sizes_of(scan.sizes)])
+
+
+def _statistics(scan: Scan) -> dict[str, Any]:
+    return {
+        "classes": list(scan.spec.classes),
+        "pixels": scan.pixels.tolist(),
+        "shares": scan.shares.tolist(),
+        "pictures_with_class": scan.images_with.tolist(),
+        "void_share": scan.void_share,
+        "sizes": sizes_as_json(scan.sizes),
+        "class_weights": scan.class_weights(),
+    }
 
 
 def constant_prediction_miou(scores: dict[str, Any]) -> tuple[float, str]:

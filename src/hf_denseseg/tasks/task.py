@@ -1,9 +1,12 @@
 """What a task says of itself, so that one road leads from its recipe to its report."""
 
 from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from PIL import Image
 from transformers import PreTrainedModel
 
 from hf_denseseg.data.checks import Fault
@@ -12,6 +15,46 @@ from hf_denseseg.recipe_keys import DataArguments
 from hf_denseseg.training import TaskTrainer
 
 SHOWN_PICTURES = 6
+
+
+class Inspection(NamedTuple):
+    """What a look at a data set found.
+
+    Args:
+        faults: what cannot be used.
+        notes: what is unusual, but may be meant.
+        images: number of readable pictures.
+        table: counts as lines of text.
+        statistics: the same as JSON values.
+    """
+
+    faults: list[Fault]
+    notes: list[str]
+    images: int
+    table: str
+    statistics: dict[str, Any]
+
+
+def table_of(heads: Sequence[str], rows: Iterable[Sequence[Any]], sizes: Counter) -> str:
+    """Names and numbers in columns, and the commonest (height, width) of the pictures below them."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [max([len(head), *(len(row[k]) for row in cells)]) + 2 for k, head in enumerate(heads)]
+    lines = [
+        "".join(f"{cell:<{widths[0]}}" if not k else f"{cell:>{widths[k]}}" for k, cell in enumerate(row))
+        for row in [list(heads), *cells]
+    ]
+    return "\n".join([*lines, sizes_of(sizes)])
+
+
+def sizes_of(sizes: Counter) -> str:
+    """The commonest (height, width) of pictures as a line of text."""
+    common = ", ".join(f"{height}x{width}: {count}" for (height, width), count in sizes.most_common(6))
+    return f"sizes (height x width: pictures): {common or 'none'}"
+
+
+def sizes_as_json(sizes: Counter) -> dict[str, int]:
+    """(height, width) -> pictures with text as keys."""
+    return {f"{height}x{width}": count for (height, width), count in sizes.most_common()}
 
 
 def spread(count: int, shown: int = SHOWN_PICTURES) -> list[int]:
@@ -37,6 +80,8 @@ class Task(ABC):
         figures, measured_heading: what the card of a variant says of these figures.
         counted_size: (height, width) at which the card of a variant counts multiply-adds.
         usual_labels: number of classes in the card's example.
+        examples: what a data set holds.
+        source_options: what can be said of a data set besides its name and split.
     """
 
     name: str
@@ -55,6 +100,8 @@ class Task(ABC):
     measured_heading: str = "measured"
     counted_size: tuple[int, int]
     usual_labels: int
+    examples: str = "pictures"
+    source_options: tuple[str, ...] = ()
 
     @abstractmethod
     def load(self, arguments: DataArguments, part: str) -> Any:
@@ -63,6 +110,14 @@ class Task(ABC):
     @abstractmethod
     def check(self, data: Any, limit: int | None) -> list[Fault]:
         """Look through so many rows, spread over the whole, and list what is wrong with them."""
+
+    @abstractmethod
+    def inspect(self, name: str, split: str, limit: int | None, **source: Any) -> Inspection:
+        """Read a data set, named as for `load`, and count what is in it; `source` holds `source_options`."""
+
+    @abstractmethod
+    def show(self, name: str, split: str, limit: int, **source: Any) -> Image.Image:
+        """Draw the first pictures of a data set with their labels; arguments as for `inspect`."""
 
     @abstractmethod
     def processor_options(self, arguments: DataArguments) -> dict[str, Any]:
