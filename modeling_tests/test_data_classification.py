@@ -1,0 +1,249 @@
+"""Pictures with one class: layouts, names, augmentation by (seed, epoch, index) alone, mixing, accuracy."""
+
+import json
+import random
+
+import evaluate
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from hf_denseseg.classification_metrics import AccuracyMeter, true_class_rank
+from hf_denseseg.data.class_names import ClassNames
+from hf_denseseg.data.classification import load_classification
+from hf_denseseg.data.classification_checks import check_pictures, scan_pictures
+from hf_denseseg.data.classification_transforms import MixedBatch, TrainPictures, posterize, training_transform
+from hf_denseseg.data.transforms import EpochSampler
+from hf_denseseg.errors import InputError
+from hf_denseseg.evaluate_metric import TOP_K_PATH
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """ImageNet's layout: synset folders; the validation split lacks one of the classes."""
+    root = tmp_path / "tiny-imagenet"
+    for split, keys in {"train": ("n01", "n02", "n03"), "val": ("n01", "n03")}.items():
+        for key in keys:
+            (root / split / key).mkdir(parents=True)
+            for number in range(2):
+                Image.new("RGB", (20 + number, 16), (number, 0, 0)).save(root / split / key / f"{key}_{number}.JPEG")
+    return root
+
+
+def test_classes_keep_their_ids_in_a_split_that_lacks_one(folder):
+    train, val = (load_classification(folder, split) for split in ("train", "validation"))
+    assert train.spec.classes == val.spec.classes == ("n01", "n02", "n03")
+    assert [row["label"] for row in val.dataset] == [0, 0, 2, 2]
+    assert val.dataset[2]["id"] == "n03/n03_0" and val.dataset[0]["image"].mode == "RGB"
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("classes.json", json.dumps({"n01": "tench", "n02": "crane", "n03": "crane"})),
+        ("classes.json", json.dumps({"classes": ["tench", "crane", "crane"], "licence": "none"})),
+        ("classes.txt", "n01 tench\nn02 crane\nn03 crane\n"),
+        ("classes.txt", "tench\ncrane\ncrane\n"),
+    ],
+)
+def test_folders_get_the_names_of_a_file(folder, file, text):
+    (folder / file).write_text(text)
+    spec = load_classification(folder, "train").spec
+    assert spec.classes == ("tench", "crane (n02)", "crane (n03)")
+    assert spec.id2label[0] == "tench" and spec.label2id["crane (n03)"] == 2
+
+
+def test_file_that_does_not_name_every_class_is_refused(folder):
+    (folder / "classes.json").write_text(json.dumps({"n01": "tench"}))
+    with pytest.raises(InputError, match="no name for n02, n03 \\(2 of 3 classes\\)"):
+        load_classification(folder, "train")
+
+
+def test_names_that_stand_twice_are_refused():
+    with pytest.raises(InputError, match="the names a stand twice"):
+        ClassNames("own", ("a", "b", "a"))
+
+
+def test_parquet_shards_bring_their_names(tmp_path):
+    import datasets
+
+    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=["cat", "dog"]))
+    pictures = [Image.new("RGB", (8, 8), (k, 0, 0)) for k in range(4)]
+    table = datasets.Dataset.from_dict({"image": pictures, "label": [0, 1, 1, 0]}, features=features)
+    table.to_parquet(tmp_path / "train-00000-of-00001.parquet")
+    data = load_classification(tmp_path, "train")
+    assert data.spec.classes == ("cat", "dog")
+    assert [(row["image"].getpixel((0, 0))[0], row["label"]) for row in data.dataset] == [
+        (0, 0),
+        (1, 1),
+        (2, 1),
+        (3, 0),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("nowhere", "no such folder"), ("synthetic:0", "is not understood"), (".", "holds no data")]
+)
+def test_what_is_no_data_set_is_refused(name, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=message):
+        load_classification(name, "train")
+
+
+def test_check_names_the_damaged_picture(folder):
+    (folder / "train" / "n02" / "n02_1.JPEG").write_bytes(b"")
+    data = load_classification(folder, "train")
+    (fault,) = check_pictures(data)
+    assert "n02_1.JPEG is empty" in str(fault)
+    scan = scan_pictures(load_classification(folder, "val"))
+    assert scan.pictures.tolist() == [2, 0, 2] and "No picture of n02" in scan.notes[0]
+
+
+def test_embedded_classes_are_balanced_repeatable_and_not_told_by_their_mean_colour():
+    train, val = (load_classification("synthetic:400", split) for split in ("train", "validation"))
+    means, labels = zip(*[(np.asarray(row["image"]).mean((0, 1)), row["label"]) for row in train.dataset], strict=True)
+    assert np.bincount(labels).tolist() == [50] * 8
+    centres = np.stack([np.mean([m for m, k in zip(means, labels, strict=True) if k == c], axis=0) for c in range(8)])
+    right = [
+        np.linalg.norm(centres - np.asarray(row["image"]).mean((0, 1)), axis=1).argmin() == row["label"]
+        for row in val.dataset
+    ]
+    assert np.mean(right) < 0.3  # 0.125 is chance
+    again = load_classification("synthetic:400", "train").dataset[7]["image"]
+    assert np.array_equal(again, train.dataset[7]["image"])
+
+
+def transform(**options):
+    words = {"auto_augment": "rand-m9-mstd0.5-inc1", "random_erasing": 0.25, **options}
+    return training_transform((24, 32), mean=MEAN, std=STD, **words)
+
+
+def batches(workers, collate):
+    data = load_classification("synthetic:16@40x48", "train")
+    sampler = EpochSampler(16, seed=5)
+    sampler.set_epoch(3)
+    loader = DataLoader(
+        TrainPictures(data, transform(), seed=5),
+        batch_size=4,
+        sampler=sampler,
+        num_workers=workers,
+        collate_fn=collate,
+    )
+    return list(loader)
+
+
+def test_samples_and_mixing_do_not_depend_on_the_number_of_workers():
+    collate = MixedBatch(8, mixup=0.8, cutmix=1.0, label_smoothing=0.1, seed=5)
+    alone, several = batches(0, collate), batches(2, collate)
+    for first, second in zip(alone, several, strict=True):
+        assert torch.equal(first["pixel_values"], second["pixel_values"])
+        assert torch.equal(first["labels"], second["labels"])
+
+
+def test_epochs_give_other_samples_and_leave_the_generators_alone():
+    dataset = TrainPictures(load_classification("synthetic:4@40x48", "train"), transform(), seed=1)
+    random.seed(0), np.random.seed(0), torch.manual_seed(0)
+    expected = random.random(), np.random.rand(), torch.rand(1).item()
+    random.seed(0), np.random.seed(0), torch.manual_seed(0)
+    first, again, other = (dataset[epoch, 2]["pixel_values"] for epoch in (0, 0, 1))
+    assert (random.random(), np.random.rand(), torch.rand(1).item()) == expected
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert first.shape == (3, 24, 32)
+
+
+def test_mixing_joins_each_picture_with_its_mirror_image_in_the_batch():
+    """Mixup: shares of labels are those of the pixels; off-diagonal weight is the smoothing."""
+    samples = [{"pixel_values": torch.full((3, 8, 8), float(k)), "label": k, "epoch": 0, "index": k} for k in range(4)]
+    batch = MixedBatch(4, mixup=0.8, label_smoothing=0.1, seed=2)(samples)
+    value = batch["pixel_values"][1, 0, 0, 0].item()
+    share = 2 - value  # lam * 1 + (1 - lam) * 2
+    expected = torch.full((4,), 0.1 / 4)
+    expected[1] += 0.9 * share
+    expected[2] += 0.9 * (1 - share)
+    assert 0 < share < 1
+    assert torch.allclose(batch["labels"][1], expected, atol=1e-6)
+    assert torch.allclose(batch["labels"].sum(1), torch.ones(4))
+
+
+def test_cutmix_labels_have_the_share_of_the_box():
+    samples = [
+        {"pixel_values": torch.full((3, 16, 16), float(k)), "label": k, "epoch": 1, "index": k} for k in range(2)
+    ]
+    batch = MixedBatch(2, cutmix=1.0, seed=4)(samples)
+    from_other = (batch["pixel_values"][0, 0] == 1).float().mean()
+    assert 0 < from_other < 1
+    assert torch.allclose(batch["labels"][0], torch.stack([1 - from_other, from_other]), atol=1e-6)
+
+
+def test_last_picture_of_an_odd_batch_is_not_mixed():
+    samples = [{"pixel_values": torch.full((3, 4, 4), float(k)), "label": k, "epoch": 0, "index": k} for k in range(3)]
+    batch = MixedBatch(3, mixup=0.8)(samples)
+    assert torch.equal(batch["pixel_values"][2], samples[2]["pixel_values"])
+    assert batch["labels"][2].tolist() == [0.0, 0.0, 1.0]
+
+
+def test_labels_stay_ids_without_mixing_and_smoothing():
+    samples = [{"pixel_values": torch.zeros(3, 4, 4), "label": k, "epoch": 0, "index": k} for k in range(2)]
+    assert MixedBatch(3)(samples)["labels"].tolist() == [0, 1]
+
+
+def test_strongest_posterize_is_black_as_it_used_to_be():
+    picture = Image.new("RGB", (2, 2), (255, 129, 3))
+    assert posterize(picture, 0).getpixel((0, 0)) == (0, 0, 0)
+    assert posterize(picture, 1).getpixel((0, 0)) == (128, 128, 0)
+    assert posterize(picture, 8).getpixel((0, 0)) == (255, 129, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"auto_augment": "magic"}, "auto_augment 'magic' is not understood"),
+        ({"area_range": (0.0, 1.0)}, "crop_area_range"),
+    ],
+)
+def test_augmentation_that_is_none_is_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        transform(**options)
+
+
+def test_mixing_out_of_range_is_refused():
+    with pytest.raises(InputError, match="mixup -1"):
+        MixedBatch(3, mixup=-1.0)
+
+
+def test_accuracies_agree_with_their_definition_and_with_evaluate():
+    """Top-1 is the share of right argmax (the formula of `evaluate`'s accuracy), ties to the smaller id."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randint(0, 6, (500, 12), generator=generator).float()  # many ties
+    labels = torch.randint(0, 12, (500,), generator=generator)
+    meter = AccuracyMeter(12)
+    for part in range(0, 500, 100):
+        rows = slice(part, part + 100)
+        meter.update(true_class_rank(logits[rows], labels[rows]), labels[rows])
+    scores = meter.compute([f"class {k}" for k in range(12)])
+    answers = logits.numpy().argmax(1)
+    assert scores["top1"] == float((answers == labels.numpy()).mean())
+    five = np.argsort(-logits.numpy(), axis=1, kind="stable")[:, :5]
+    assert scores["top5"] == float((five == labels.numpy()[:, None]).any(1).mean())
+    own = scores["per_class"][3]
+    assert (
+        own["accuracy"] == pytest.approx((answers[labels == 3] == 3).mean()) and own["pictures"] == (labels == 3).sum()
+    )
+    metric = evaluate.load(TOP_K_PATH)
+    metric.add_batch(predictions=logits[:300], references=labels[:300])
+    metric.add_batch(predictions=logits[300:], references=labels[300:])
+    assert metric.compute()["accuracy"] == scores["top1"]
+    assert evaluate.load(TOP_K_PATH).compute(predictions=logits, references=labels)["top_5_accuracy"] == scores["top5"]
+
+
+def test_scores_that_are_no_numbers_are_never_right():
+    assert true_class_rank(torch.full((1, 3), float("nan")), torch.tensor([0])).tolist() == [2]
+
+
+def test_labels_beyond_the_classes_are_refused():
+    with pytest.raises(InputError, match="Labels from 0 to 3 for 3 classes"):
+        true_class_rank(torch.zeros(2, 3), torch.tensor([0, 3]))

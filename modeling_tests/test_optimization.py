@@ -1,0 +1,76 @@
+"""Schedules against their closed forms, and which weights decay."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from hf_denseseg.errors import InputError
+from hf_denseseg.optimization import cosine_schedule, parameter_groups, polynomial_schedule, step_schedule
+
+
+def rates(schedule, steps, learning_rates=(1.0,), **options):
+    parameters = [nn.Parameter(torch.zeros(1)) for _ in learning_rates]
+    groups = [{"params": [each], "lr": rate} for each, rate in zip(parameters, learning_rates, strict=True)]
+    optimizer = torch.optim.SGD(groups)
+    scheduler = schedule(optimizer, total_steps=steps, **options)
+    found = []
+    for _ in range(steps):
+        found.append([group["lr"] for group in optimizer.param_groups])
+        optimizer.step()
+        scheduler.step()
+    return found
+
+
+def test_cosine_starts_its_warm_up_at_a_rate_and_ends_at_a_floor():
+    """ImageNet recipe: from 1e-6 to 1e-3 in the warm-up, then half a cosine to 1e-5."""
+    found = rates(cosine_schedule, 20, (1e-3,), warmup_steps=5, lr_end=1e-5, warmup_start=1e-6)
+    expected = [1e-6 + (1e-3 - 1e-6) * step / 5 for step in range(5)]
+    expected += [1e-5 + (1e-3 - 1e-5) * (1 + math.cos(math.pi * step / 15)) / 2 for step in range(15)]
+    assert [rate for (rate,) in found] == pytest.approx(expected)
+
+
+def test_constant_rate_drops_after_8_and_11_of_12_epochs_and_warms_up():
+    """mmdet's 1x schedule: 12 epochs of 10 steps, linear warm-up from a thousandth of the rate."""
+    options = {"drop_at": [8 / 12, 11 / 12], "factor": 0.1, "warmup_steps": 4, "warmup_start": 1e-7}
+    found = [rate for (rate,) in rates(step_schedule, 120, (1e-4,), **options)]
+    assert found[:4] == pytest.approx([1e-4 * (1 - (1 - step / 4) * (1 - 0.001)) for step in range(4)])
+    assert found[4:80] == [1e-4] * 76
+    assert found[80:110] == pytest.approx([1e-5] * 30)
+    assert found[110:] == pytest.approx([1e-6] * 10)
+
+
+def test_published_shares_meet_the_steps_of_the_1x_schedule():
+    """12 epochs of 7,330 iterations: the rate is another one after exactly 8 and 11 of them."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    factor = step_schedule(optimizer, total_steps=87960, drop_at=[0.66667, 0.91667], factor=0.1).lr_lambdas[0]
+    drops = [step for step in range(1, 87960) if factor(step) != factor(step - 1)]
+    assert drops == pytest.approx([8 * 7330, 11 * 7330], abs=1)
+
+
+def test_warm_up_of_the_polynomial_starts_where_it_is_told_for_every_group():
+    found = rates(polynomial_schedule, 10, (1e-4, 1e-3), warmup_steps=4, lr_end=0.0, warmup_start=1e-6)
+    assert found[0] == pytest.approx([1e-6, 1e-6])
+    assert found[2] == pytest.approx([(1e-6 + 1e-4) / 2, (1e-6 + 1e-3) / 2])
+    assert found[4] == pytest.approx([1e-4, 1e-3])
+
+
+@pytest.mark.parametrize("drop_at", [0.0, 1.5, [], [0.9, 0.5], [0.5, 0.5]])
+def test_drops_that_are_no_rising_shares_are_refused(drop_at):
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    with pytest.raises(InputError, match="drop_at is"):
+        step_schedule(optimizer, total_steps=10, drop_at=drop_at, factor=0.1)
+
+
+def test_floor_above_the_rate_is_refused():
+    with pytest.raises(InputError, match="lr_end is 0.01"):
+        rates(cosine_schedule, 2, (1e-3,), warmup_steps=0, lr_end=0.01)
+
+
+def test_only_named_weights_are_spared_from_decay():
+    """HLG detection: no decay where the name holds `norm`, but biases decay."""
+    model = nn.ModuleDict({"linear": nn.Linear(2, 2), "norm1": nn.LayerNorm(2)})
+    groups = parameter_groups(model, learning_rate=1.0, weight_decay=0.1, no_decay_names=["norm"])
+    decay = {name: group["weight_decay"] for group in groups for name in group["names"]}
+    assert decay == {"linear.weight": 0.1, "linear.bias": 0.1, "norm1.weight": 0.0, "norm1.bias": 0.0}
