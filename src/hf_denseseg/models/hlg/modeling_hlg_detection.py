@@ -116,15 +116,15 @@ def aligned(side: int) -> int:
     return -(-side // ALIGNMENT) * ALIGNMENT
 
 
-def picture_sizes(pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None) -> list[Size]:
-    """Give the (height, width) of each picture of a batch without its padding.
+def picture_sizes(pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None) -> list[Size] | None:
+    """Give the (height, width) of each picture of a batch without its padding, or None if there is no padding.
 
     Raises:
         InputError: the mask has another size, or marks no rectangle that starts in the upper left corner.
     """
     batch, _, height, width = pixel_values.shape
     if pixel_mask is None:
-        return [(height, width)] * batch
+        return None  # and no list for each picture, so that the exporter leaves their number open
     if pixel_mask.shape != (batch, height, width):
         raise InputError(
             f"`pixel_mask` is {tuple(pixel_mask.shape)}, but the pictures need {(batch, height, width)}. Give 1 for "
@@ -143,19 +143,27 @@ def picture_sizes(pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None) -
     return [(rows, columns) for rows, columns, _ in found]
 
 
-def split_by_size(pixel_values: torch.Tensor, sizes: list[Size], keep: bool) -> list[tuple[torch.Tensor, list[Size]]]:
+def split_by_size(
+    pixel_values: torch.Tensor, sizes: list[Size] | None, keep: bool
+) -> list[tuple[torch.Tensor, list[Size] | None]]:
     """Cut a batch into parts within which no picture is padded further than to its own multiple of 32.
 
     HLG looks at the whole map (its dilated windows span it), so further padding would change what is found. With
     `keep` (training, as in the released code), or where nothing is to be cut, the batch is one part.
     """
     whole = [aligned(side) for side in pixel_values.shape[-2:]]
-    if keep or all([aligned(height), aligned(width)] == whole for height, width in sizes):
+    if keep or sizes is None or all([aligned(height), aligned(width)] == whole for height, width in sizes):
         return [(pixel_values, sizes)]
     return [
         (picture[None, :, : aligned(size[0]), : aligned(size[1])], [size])
         for picture, size in zip(pixel_values, sizes, strict=True)
     ]
+
+
+def sizes_of(pixel_values: torch.Tensor, sizes: list[Size] | None) -> list[Size]:
+    """Give one (height, width) for each picture, also where none is padded."""
+    height, width = pixel_values.shape[-2:]
+    return [(height, width)] * len(pixel_values) if sizes is None else sizes
 
 
 def check_labels(labels: Sequence[Mapping[str, torch.Tensor]], batch: int, num_labels: int, masks: bool) -> None:
@@ -266,12 +274,16 @@ class HlgAnchors(nn.Module):
             anchors.append((centre[:, :, None] + cell).reshape(-1, 4))
         return anchors
 
-    def inside(self, features: Sequence[torch.Tensor], size: Size) -> torch.Tensor:
-        """Tell which anchors `(A,)` stand on a picture of (height, width) with its own padding to multiples of 32."""
+    def inside(self, features: Sequence[torch.Tensor], size: Size | None) -> torch.Tensor:
+        """Tell which anchors `(A,)` stand on a picture of (height, width) with its own padding to multiples of 32.
+
+        None stands for a picture as large as the maps.
+        """
         flags = []
         for stride, level in zip(self.strides, features, strict=True):
+            height, width = level.shape[-2:] if size is None else (-(-aligned(side) // stride) for side in size)
             rows, columns = (torch.arange(side, device=level.device) for side in level.shape[-2:])
-            here = (rows * stride < aligned(size[0]))[:, None] & (columns * stride < aligned(size[1]))
+            here = (rows < height)[:, None] & (columns < width)
             flags.append(here[:, :, None].expand(-1, -1, len(self.scales) * len(RATIOS)).flatten())
         return torch.cat(flags)
 
@@ -331,6 +343,16 @@ def mean_over_processes(count: torch.Tensor) -> torch.Tensor:
 # --- networks
 
 
+def start_as(part: nn.Module, rule: str | float, bias: float = 0.0) -> None:
+    """Note the rule that the layers of a part are initialised by: `"xavier"`, `"kaiming"` or a standard deviation.
+
+    It is noted in the layers, because transformers asks for the initialisation of nothing else.
+    """
+    for layer in part.modules():
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            layer.__dict__.update(initial_weight=rule, initial_bias=bias)
+
+
 class HlgLastLevels(ExtraFPNBlock):
     """Two more levels: a 3x3 convolution of stride 2 on stage 4 of the backbone, and one on that, without ReLU."""
 
@@ -364,6 +386,7 @@ class HlgRegionProposals(RegionProposalNetwork):
         )
         self.box_coder = HlgBoxCoder(weights=(1.0, 1.0, 1.0, 1.0))
         self.proposal_matcher = HlgMatcher(0.7, 0.3, smallest=0.3)
+        start_as(self.head, 0.01)
         self.min_size = torch.finfo(torch.float32).tiny  # only boxes without extent are dropped
 
     def forward(
@@ -459,6 +482,11 @@ class HlgRoiHeads(nn.Module):
         self.box_predictor = HlgBoxPredictor(1024, num_labels)
         self.mask_head = MaskRCNNHeads(PYRAMID_WIDTH, (256, 256, 256, 256), dilation=1)
         self.mask_predictor = MaskRCNNPredictor(256, 256, num_labels)
+        start_as(self.box_head, "xavier")
+        start_as(self.box_predictor.cls_score, 0.01)
+        start_as(self.box_predictor.bbox_pred, 0.001)
+        start_as(self.mask_head, "kaiming")
+        start_as(self.mask_predictor, "kaiming")
         self.box_coder = HlgBoxCoder(weights=BOX_WEIGHTS)
         self.matcher = HlgMatcher(0.5, 0.5, smallest=0.5)
         self.sampler = BalancedPositiveNegativeSampler(512, 0.25)
@@ -566,14 +594,15 @@ class HlgRoiHeads(nn.Module):
 class HlgAnchorView:
     """What RetinaNet computes for pictures of one size: logits `(b, A, K)`, offsets and boxes `(b, A, 4)`.
 
-    `anchors` come level by level, `inside` tells for each picture which of them stand on it.
+    `anchors` and the maps that they stand on come level by level; `sizes` are those of the pictures if any is padded.
     """
 
     logits: torch.Tensor
     codes: torch.Tensor
     boxes: torch.Tensor
     anchors: list[torch.Tensor]
-    inside: list[torch.Tensor]
+    levels: list[torch.Tensor]
+    sizes: list[Size] | None
     backbone: HlgModelOutput
 
 
@@ -587,38 +616,36 @@ class HlgRegionView:
 
 
 class HlgDetectorPreTrainedModel(HlgPreTrainedModel):
-    """What both detectors share: the rules that their parts are initialised by (mmdetection's)."""
+    """What both detectors share: their parts start as in mmdetection, and their labels are checked."""
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Initialise a part after its layers: Xavier in the pyramid (Sec. 4.3), 0.01 in heads that share anchors."""
-        super()._init_weights(module)
-        parts = (FeaturePyramidNetwork, RetinaNetHead, RPNHead, TwoMLPHead, HlgBoxPredictor)
-        if not isinstance(module, (*parts, MaskRCNNHeads, MaskRCNNPredictor)):
+        """Initialise a layer by the rule of its part, else as the backbone's."""
+        rule = getattr(module, "initial_weight", None)
+        if not isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear) or rule is None:
+            super()._init_weights(module)
             return
-        for layer in module.modules():
-            if not isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
-                continue
-            if isinstance(module, FeaturePyramidNetwork | TwoMLPHead):
-                init.xavier_uniform_(layer.weight)
-            elif isinstance(module, MaskRCNNHeads | MaskRCNNPredictor):
-                init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-            else:
-                init.normal_(layer.weight, std=0.01)
-            if layer.bias is not None:
-                init.zeros_(layer.bias)
-        if isinstance(module, HlgBoxPredictor):
-            init.normal_(module.bbox_pred.weight, std=0.001)
-        elif isinstance(module, RetinaNetHead):
-            # Every class starts with a probability of 0.01, else background would outweigh all else at first.
-            init.constant_(module.classification_head.cls_logits.bias, -math.log(99))
+        if rule == "xavier":
+            init.xavier_uniform_(module.weight)
+        elif rule == "kaiming":
+            init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        else:
+            init.normal_(module.weight, std=rule)
+        if module.bias is not None:
+            init.constant_(module.bias, getattr(module, "initial_bias", 0.0))
 
     def _targets(
-        self, labels: Sequence[Mapping[str, torch.Tensor]], sizes: list[Size], device: torch.device, masks: bool
-    ) -> Targets:
+        self,
+        labels: Sequence[Mapping[str, torch.Tensor]] | None,
+        pixel_values: torch.Tensor,
+        sizes: list[Size] | None,
+        masks: bool,
+    ) -> Targets | None:
+        if labels is None:
+            return None
         if not torch.compiler.is_compiling():
-            check_labels(labels, len(sizes), int(self.config.num_labels or 0), masks)
-        return to_targets(labels, sizes, device)
+            check_labels(labels, len(pixel_values), int(self.config.num_labels or 0), masks)
+        return to_targets(labels, sizes_of(pixel_values, sizes), pixel_values.device)
 
 
 def join(parts: list[torch.Tensor], value: float) -> torch.Tensor:
@@ -640,6 +667,10 @@ class HlgForObjectDetection(HlgDetectorPreTrainedModel):
         self.anchors = HlgAnchors(RETINANET_STRIDES, RETINANET_SCALES)
         per_place = self.anchors.num_anchors_per_location()[0]
         self.detection_head = RetinaNetHead(PYRAMID_WIDTH, per_place, int(config.num_labels or 0))
+        start_as(self.feature_pyramid, "xavier")  # Sec. 4.3
+        start_as(self.detection_head, 0.01)
+        # Every class starts with a probability of 0.01, else background would outweigh all else at first.
+        start_as(self.detection_head.classification_head.cls_logits, 0.01, bias=-math.log(99))
         self.box_coder = HlgBoxCoder(weights=(1.0, 1.0, 1.0, 1.0))
         self.matcher = HlgMatcher(0.5, 0.4, smallest=0.0)
         self.post_init()
@@ -669,14 +700,11 @@ class HlgForObjectDetection(HlgDetectorPreTrainedModel):
             InputError: boxes or classes that cannot be, or a mask that is no rectangle.
         """
         sizes = picture_sizes(pixel_values, pixel_mask)
-        targets = None if labels is None else self._targets(labels, sizes, pixel_values.device, masks=False)
+        targets = self._targets(labels, pixel_values, sizes, masks=False)
         parts = split_by_size(pixel_values, sizes, keep=self.training)
         views = [self._look(part, own, **kwargs) for part, own in parts]
         losses = None if targets is None else self._losses(views, targets)
-        counts = [
-            torch.tensor([[len(each) for each in view.anchors]] * len(own))
-            for view, (_, own) in zip(views, parts, strict=True)
-        ]
+        counts = [torch.tensor([len(each) for each in view.anchors]).expand(len(view.logits), -1) for view in views]
         backbone = views[0].backbone if len(views) == 1 else HlgModelOutput()
         return HlgObjectDetectionOutput(
             loss=None if losses is None else torch.stack(list(losses.values())).sum(),
@@ -688,20 +716,25 @@ class HlgForObjectDetection(HlgDetectorPreTrainedModel):
             attentions=backbone.attentions,
         )
 
-    def _look(self, pixel_values: torch.Tensor, sizes: list[Size], **kwargs: Any) -> HlgAnchorView:
+    def _look(self, pixel_values: torch.Tensor, sizes: list[Size] | None, **kwargs: Any) -> HlgAnchorView:
         backbone = self.hlg(pixel_values, **kwargs)
         pyramid = self.feature_pyramid(OrderedDict(enumerate(backbone.feature_maps[1:])))
         levels = list(pyramid.values())
         outputs = self.detection_head(levels)
         anchors, codes = self.anchors.of_levels(levels), outputs["bbox_regression"].float()
-        boxes = self.box_coder.decode_single(codes.flatten(0, 1), torch.cat(anchors).repeat(len(codes), 1))
-        corners = boxes.view(codes.shape)
+        corners = self.box_coder.decode_single(codes.flatten(0, 1), torch.cat(anchors).repeat(len(codes), 1))
+        corners = corners.view(codes.shape)
+        if sizes is None:
+            boxes = to_normalized(corners, pixel_values.shape[-2:])
+        else:
+            boxes = torch.stack([to_normalized(each, size) for each, size in zip(corners, sizes, strict=True)])
         return HlgAnchorView(
             logits=outputs["cls_logits"],
             codes=codes,
-            boxes=torch.stack([to_normalized(each, size) for each, size in zip(corners, sizes, strict=True)]),
+            boxes=boxes,
             anchors=anchors,
-            inside=[self.anchors.inside(levels, size) for size in sizes],
+            levels=levels,
+            sizes=sizes,
             backbone=backbone,
         )
 
@@ -714,7 +747,8 @@ class HlgForObjectDetection(HlgDetectorPreTrainedModel):
         rest = iter(targets)
         for view in views:
             anchors = torch.cat(view.anchors)
-            for logits, codes, inside, target in zip(view.logits, view.codes, view.inside, rest, strict=False):
+            for index, (logits, codes, target) in enumerate(zip(view.logits, view.codes, rest, strict=False)):
+                inside = self.anchors.inside(view.levels, None if view.sizes is None else view.sizes[index])
                 matched = match_anchors(self.matcher, target["boxes"], anchors, inside)
                 positive, judged = matched >= 0, matched != self.matcher.BETWEEN_THRESHOLDS
                 truth = torch.zeros(logits.shape, device=logits.device)
@@ -740,6 +774,7 @@ class HlgForInstanceSegmentation(HlgDetectorPreTrainedModel):
         super().__init__(config)
         self.hlg = HlgModel(config)
         self.feature_pyramid = FeaturePyramidNetwork(list(config.hidden_sizes), PYRAMID_WIDTH, LastLevelMaxPool())
+        start_as(self.feature_pyramid, "xavier")  # Sec. 4.3
         self.rpn = HlgRegionProposals()
         self.roi_heads = HlgRoiHeads(int(config.num_labels or 0))
         self.post_init()
@@ -772,16 +807,16 @@ class HlgForInstanceSegmentation(HlgDetectorPreTrainedModel):
         sizes = picture_sizes(pixel_values, pixel_mask)
         if self.training and labels is None:
             raise InputError("Mask R-CNN was called in training mode without `labels`. Give them, or call `.eval()`.")
-        targets = None if labels is None else self._targets(labels, sizes, pixel_values.device, masks=True)
+        targets = self._targets(labels, pixel_values, sizes, masks=True)
         parts = split_by_size(pixel_values, sizes, keep=self.training)
         views, start = [], 0
         for part, own in parts:
-            here = None if targets is None else pad_masks(targets[start : start + len(own)], part.shape[-2:])
-            views.append(self._look(part, own, here, **kwargs))
-            start += len(own)
+            here = None if targets is None else pad_masks(targets[start : start + len(part)], part.shape[-2:])
+            views.append(self._look(part, sizes_of(part, own), here, **kwargs))
+            start += len(part)
         losses = None
         if targets is not None:
-            share = [len(own) / len(sizes) for _, own in parts]
+            share = [len(part) / len(pixel_values) for part, _ in parts]
             losses = {
                 name: torch.stack([view.losses[name] * part for view, part in zip(views, share, strict=True)]).sum()
                 for name in views[0].losses

@@ -1,0 +1,269 @@
+"""The same questions for both detectors of HLG: subclass `DetectionModelTester` and name the class."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForObjectDetection, PreTrainedModel, Trainer, TrainingArguments
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from hf_denseseg import HlgConfig, HlgForImageClassification
+from hf_denseseg.errors import InputError
+from model_tester import freeze_batch_norm, gradients
+
+NUM_LABELS = 5
+TINY = {"hidden_sizes": [16, 16, 32, 32], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 1, 2, 2]}
+
+
+def labels_of(boxes: list, classes: list, size: tuple[int, int]) -> dict[str, torch.Tensor]:
+    """Labels whose masks fill the boxes, which are normalised (centre x, centre y, width, height)."""
+    masks = torch.zeros(len(boxes), *size, dtype=torch.bool)
+    for mask, (x, y, width, height) in zip(masks, boxes, strict=True):
+        rows = slice(round((y - height / 2) * size[0]), round((y + height / 2) * size[0]))
+        mask[rows, round((x - width / 2) * size[1]) : round((x + width / 2) * size[1])] = True
+    return {
+        "boxes": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+        "class_labels": torch.tensor(classes, dtype=torch.int64),
+        "masks": masks,
+    }
+
+
+EMPTY = labels_of([], [], (96, 128))
+# No anchor overlaps one of these exactly as much as another does: which of them is best would be a matter of rounding.
+TWO = labels_of([[0.513, 0.487, 0.31, 0.43], [0.211, 0.317, 0.19, 0.27]], [1, 4], (96, 128))
+
+
+class DetectionModelTester:
+    """Contract of a detector; a subclass sets the class and adds what is special to it."""
+
+    model_class: type[PreTrainedModel]
+    predictions: tuple[str, ...]
+
+    @pytest.fixture
+    def config(self) -> HlgConfig:
+        return HlgConfig(**TINY, num_labels=NUM_LABELS, drop_path_rate=0.0)
+
+    @pytest.fixture
+    def model(self, config: HlgConfig) -> PreTrainedModel:
+        torch.manual_seed(0)
+        model = self.model_class(config).eval()
+        self.make_decided(model)
+        return model
+
+    def make_decided(self, model: PreTrainedModel) -> None:
+        """Give scores and boxes a spread that a fresh model has not."""
+        raise NotImplementedError
+
+    @pytest.fixture
+    def batch(self) -> dict[str, Any]:
+        pixel_values = torch.randn(2, 3, 96, 128, generator=torch.Generator().manual_seed(1))
+        return {"pixel_values": pixel_values, "labels": [TWO, EMPTY]}
+
+    def same(self, found: Any, expected: Any, tolerance: float = 1e-4) -> None:
+        for name in self.predictions:
+            torch.testing.assert_close(found[name], expected[name], atol=tolerance, rtol=tolerance)
+
+    @torch.no_grad()
+    def test_saved_model_gives_the_same_through_the_auto_class(self, model, batch, tmp_path):
+        model.save_pretrained(tmp_path)
+        loaded = AutoModelForObjectDetection.from_pretrained(tmp_path)
+        assert type(loaded) is self.model_class
+        expected, found = model(batch["pixel_values"]), loaded(batch["pixel_values"])
+        assert all(torch.equal(found[name], expected[name]) for name in self.predictions)
+
+    def test_backbone_of_a_classifier_loads_and_the_rest_starts_anew(self, config, tmp_path):
+        classifier = HlgForImageClassification(HlgConfig(**TINY, num_labels=7, normalize_stages=False))
+        classifier.save_pretrained(tmp_path)
+        model, report = self.model_class.from_pretrained(
+            tmp_path, config=config, ignore_mismatched_sizes=True, output_loading_info=True
+        )
+        state = model.state_dict()
+        pretrained = {name: value for name, value in classifier.state_dict().items() if name.startswith("hlg.")}
+        shared = [name for name in pretrained if name in state and ".layernorms." not in name]
+        assert len(shared) > 100 and all(torch.equal(state[name], pretrained[name]) for name in shared)
+        new = {name for name in report["missing_keys"] if name.startswith("hlg.")}
+        assert all(".layernorms." in name for name in new)
+
+    def test_missing_weights_are_initialised_exactly_as_by_the_constructor(self, config, monkeypatch):
+        for name in ("normal_", "uniform_"):
+            draw = getattr(torch.Tensor, name)
+
+            def seeded(tensor, *args, draw=draw, **kwargs):
+                torch.manual_seed(3)
+                return draw(tensor, *args, **kwargs)
+
+            monkeypatch.setattr(torch.Tensor, name, seeded)
+        built = self.model_class(copy.deepcopy(config)).state_dict()
+        loaded = self.model_class.from_pretrained(None, config=copy.deepcopy(config), state_dict={}).state_dict()
+        different = [name for name, value in built.items() if not torch.equal(value, loaded[name])]
+        assert not different, f"{different[:5]} are not produced by _init_weights"
+
+    @torch.no_grad()
+    @pytest.mark.parametrize("size", [(4, 4), (33, 65), (61, 130)])
+    def test_any_size_gives_finite_predictions(self, model, size):
+        outputs = model(torch.randn(1, 3, *size))
+        assert all(outputs[name].isfinite().all() for name in self.predictions)
+
+    @torch.no_grad()
+    def test_padding_in_a_batch_changes_nothing(self, model):
+        """HLG looks at the whole map, so this is not for free."""
+        large, small = torch.randn(3, 96, 128), torch.randn(3, 50, 60)
+        batch, mask = torch.zeros(2, 3, 96, 128), torch.zeros(2, 96, 128, dtype=torch.int64)
+        batch[0], mask[0] = large, 1
+        batch[1, :, :50, :60], mask[1, :50, :60] = small, 1
+        together = model(batch, pixel_mask=mask)
+        for index, picture in enumerate((large, small)):
+            alone = model(picture[None])
+            for name in self.predictions:
+                length = alone[name].shape[1]
+                found = together[name][index : index + 1, :length]
+                torch.testing.assert_close(found, alone[name], atol=1e-4, rtol=1e-4)
+
+    @torch.no_grad()
+    def test_tuple_and_named_output_agree(self, model, batch):
+        torch.manual_seed(0)
+        named = model(**batch)
+        torch.manual_seed(0)
+        plain = model(**batch, return_dict=False)
+        assert torch.equal(plain[0], named.loss) and len(plain) == len(named.to_tuple())
+        assert plain[1].keys() == named.loss_dict.keys()
+
+    @torch.no_grad()
+    def test_hidden_states_of_the_backbone_come_on_request(self, model, batch):
+        assert model(batch["pixel_values"]).hidden_states is None
+        outputs = model(batch["pixel_values"], output_hidden_states=True)
+        assert len(outputs.hidden_states) == model.config.num_hidden_layers + 1
+
+    # --- training
+
+    @pytest.mark.parametrize("labels", [[TWO, EMPTY], [EMPTY, EMPTY]], ids=["one empty", "both empty"])
+    def test_every_parameter_gets_a_finite_gradient_also_without_objects(self, model, batch, labels):
+        """Else distributed training waits for ever."""
+        outputs = model.train()(batch["pixel_values"], labels=labels)
+        outputs.loss.backward()
+        torch.testing.assert_close(outputs.loss, sum(outputs.loss_dict.values()))
+        assert outputs.loss.isfinite()
+        found = gradients(model)
+        missing = [name for name, each in model.named_parameters() if each.requires_grad and name not in found]
+        assert not missing, f"no gradient reaches {missing[:5]}"
+        assert all(value.isfinite().all() for value in found.values())
+
+    def test_loss_also_comes_in_eval_mode(self, model, batch):
+        outputs = model(**batch)
+        assert outputs.loss.isfinite() and all(outputs[name] is not None for name in self.predictions)
+
+    def test_gradient_checkpointing_changes_nothing(self, model, batch):
+        model.train()
+        freeze_batch_norm(model)
+        other = copy.deepcopy(model)
+        other.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        assert any(
+            each.gradient_checkpointing for each in other.modules() if isinstance(each, GradientCheckpointingLayer)
+        )
+        for each in (model, other):
+            torch.manual_seed(0)
+            each(**batch).loss.backward()
+        expected, found = gradients(model), gradients(other)
+        assert expected.keys() == found.keys()
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, atol=1e-5, rtol=1e-3)
+
+    def test_bfloat16_weights_and_autocast_train_with_losses_in_float32(self, model, batch):
+        low = copy.deepcopy(model).to(torch.bfloat16).train()
+        losses = [low(**batch).loss]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            losses.append(model.train()(**batch).loss)
+        for loss in losses:
+            assert loss.dtype == torch.float32 and loss.isfinite()
+            loss.backward()
+        assert all(value.isfinite().all() for each in (low, model) for value in gradients(each).values())
+
+    def test_trainer_takes_steps_and_evaluates(self, model, batch, tmp_path):
+        assert model.accepts_loss_kwargs is False
+        rows = [{"pixel_values": batch["pixel_values"][index], "labels": batch["labels"][index]} for index in (0, 1)]
+
+        def collate(rows):
+            return {
+                "pixel_values": torch.stack([row["pixel_values"] for row in rows]),
+                "labels": [row["labels"] for row in rows],
+            }
+
+        settings = TrainingArguments(
+            output_dir=str(tmp_path),
+            max_steps=2,
+            per_device_train_batch_size=2,
+            logging_steps=1,
+            save_strategy="no",
+            report_to=[],
+            use_cpu=True,
+            remove_unused_columns=False,
+            label_names=["labels"],
+            disable_tqdm=True,
+            prediction_loss_only=True,
+        )
+        trainer = Trainer(model, settings, data_collator=collate, train_dataset=rows, eval_dataset=rows)
+        assert trainer.train().training_loss > 0
+        assert trainer.evaluate()["eval_loss"] > 0
+
+    # --- bad input
+
+    @pytest.mark.parametrize(
+        "change, message",
+        [
+            (
+                {"class_labels": torch.tensor([1, NUM_LABELS])},
+                rf"Picture 1.*class {NUM_LABELS}; .*0 to {NUM_LABELS - 1}",
+            ),
+            ({"class_labels": torch.tensor([-1, 0])}, "Picture 1.*class -1"),
+            ({"class_labels": torch.tensor([1])}, r"picture 1 do not belong together.*\(1,\)"),
+            ({"boxes": torch.tensor([[0.5, 0.5, 0.3, 0.4], [0.2, 0.3, 0.0, 0.2]])}, "Picture 1 has the box"),
+            ({"boxes": torch.tensor([[0.5, 0.5, 0.3, torch.nan], [0.2, 0.3, 0.1, 0.2]])}, "Picture 1.*nan"),
+            ({"boxes": torch.tensor([[0.9, 0.5, 0.3, 0.4], [0.2, 0.3, 0.1, 0.2]])}, "Cut boxes at the border"),
+            ({"boxes": torch.tensor([[30.0, 20.0, 50.0, 60.0], [0.2, 0.3, 0.1, 0.2]])}, "in parts of its width"),
+        ],
+    )
+    def test_labels_that_cannot_be_are_refused_with_picture_and_remedy(self, model, batch, change, message):
+        with pytest.raises(InputError, match=message):
+            model(batch["pixel_values"], labels=[EMPTY, {**TWO, **change}])
+
+    def test_other_wrong_input_is_refused(self, model, batch):
+        pixel_values = batch["pixel_values"]
+        with pytest.raises(InputError, match="1 labels were given for 2"):
+            model(pixel_values, labels=[EMPTY])
+        with pytest.raises(InputError, match="picture 0 lack 'boxes'"):
+            model(pixel_values, labels=[{name: EMPTY[name] for name in ("class_labels", "masks")}] * 2)
+        with pytest.raises(InputError, match=r"\(2, 8, 8\).*\(2, 96, 128\)"):
+            model(pixel_values, pixel_mask=torch.ones(2, 8, 8))
+        mask = torch.ones(2, 96, 128)
+        mask[1, :10] = 0  # padding at the top
+        with pytest.raises(InputError, match="picture 1 is no rectangle"):
+            model(pixel_values, pixel_mask=mask)
+
+    @pytest.mark.slow
+    def test_learns_drawn_pictures_by_heart(self, config):
+        """Four rectangles of four colours on two pictures: found at the right place with the right class."""
+        torch.manual_seed(0)
+        colours = torch.tensor([[2.0, -2, -2], [-2, 2, -2], [-2, -2, 2], [2, 2, -2]])
+        boxes = [[[0.25, 0.3, 0.3, 0.35], [0.7, 0.65, 0.4, 0.3]], [[0.6, 0.3, 0.35, 0.4], [0.25, 0.7, 0.3, 0.3]]]
+        pictures, labels = torch.zeros(2, 3, 96, 128), []
+        for picture, (own, classes) in zip(pictures, zip(boxes, ([0, 1], [2, 3]), strict=True), strict=True):
+            labels.append(labels_of(own, classes, (96, 128)))
+            for mask, name in zip(labels[-1]["masks"], classes, strict=True):
+                picture[:, mask] = colours[name][:, None]
+        model = self.model_class(config).train()
+        steps = 150
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps)
+        for _ in range(steps):
+            optimizer.zero_grad()
+            model(pictures, labels=labels).loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+            optimizer.step()
+            schedule.step()
+        freeze_batch_norm(model)
+        self.check_learned(model.eval(), pictures, labels)
+
+    def check_learned(self, model: PreTrainedModel, pictures: torch.Tensor, labels: list) -> None:
+        raise NotImplementedError
