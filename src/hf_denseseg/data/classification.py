@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from PIL import Image
 
 from hf_denseseg.data.class_names import NAME_FILES, ClassNames, read_names
@@ -46,7 +47,7 @@ def load_classification(
             None, else folder names or the names of the label column are taken.
         columns: `{"image": ..., "label": ..., "id": ...}`, names of the columns of shards and hub data sets.
         revision: commit, tag or branch of a hub data set.
-        limit: use so many pictures, spread over the whole (folders are sorted by class).
+        limit: use so many pictures, drawn from the whole (folders are sorted by class), the same ones every time.
 
     Returns:
         The data set, whose pictures are decoded when they are asked for, and the names of the classes.
@@ -73,7 +74,7 @@ def load_classification(
     if wrong:
         raise InputError(f"{name} has the labels {wrong[:5]}, but names {spec.num_labels} classes. Mend the labels.")
     if limit is not None:
-        table = table.select(_spread(len(table), limit))
+        table = table.select(_drawn(len(table), limit))
     return ClassificationData(table.with_transform(_decode), spec)
 
 
@@ -169,13 +170,13 @@ def _kept_object(split: str, index: int, size: tuple[int, int] | None) -> tuple[
 def _table(rows: dict[str, list[Any]], decode: Any, limit: int | None) -> Any:
     datasets = import_datasets()
     if limit is not None:
-        chosen = _spread(len(rows["id"]), limit)
+        chosen = _drawn(len(rows["id"]), limit)
         rows = {key: [values[place] for place in chosen] for key, values in rows.items()}
     kinds = {"image": datasets.Image(decode=False), "label": datasets.Value("int64"), "id": datasets.Value("string")}
     features = datasets.Features({key: kinds[key] for key in rows})
     return datasets.Dataset.from_dict(rows, features=features).with_transform(decode)
 
 
-def _spread(count: int, limit: int) -> list[int]:
-    limit = min(limit, count)
-    return [place * count // limit for place in range(limit)]
+def _drawn(count: int, limit: int) -> list[int]:
+    """So many places of `count`, the same ones every time; steps of equal length could miss classes that alternate."""
+    return sorted(np.random.default_rng(0).permutation(count)[:limit].tolist())

@@ -1,0 +1,189 @@
+"""Classification, detection and instance segmentation through the recipe: what a run leaves, resume, processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file
+
+from hf_denseseg import experiment
+from hf_denseseg.checkpoints import load_trained_model, task_of_checkpoint
+from hf_denseseg.cli import main
+from hf_denseseg.errors import InputError
+from hf_denseseg.recipe import load_recipe
+from test_published_hlg import REDUCED
+
+COMMON = [
+    *("--config_overrides", json.dumps(REDUCED), "--per_device_train_batch_size", "2", "--max_steps", "6"),
+    *("--save_steps", "3", "--use_cpu", "--eval_strategy", "no", "--learning_rate", "1.0e-3", "--warmup_steps", "2"),
+]
+CLASSIFY = [
+    *("--task", "image-classification", "--model", "hlg-tiny", *COMMON, "--dataset", "synthetic:10@40x48"),
+    *("--max_eval_samples", "5", "--crop_size", "32", "32", "--auto_augment", "rand-m9-mstd0.5-inc1"),
+    *("--random_erasing", "0.25", "--mixup", "0.8", "--cutmix", "1.0", "--label_smoothing", "0.1"),
+    *("--ema_decay", "0.9", "--max_grad_norm", "5.0", "--lr_scheduler_type", "cosine"),
+    *("--lr_scheduler_kwargs", "{lr_end: 1.0e-5, warmup_start: 1.0e-6}"),
+]
+SIZES = ["--short_sides", "64", "80", "--long_side", "128", "--test_base_size", "64", "128"]
+DETECT = [
+    *("--task", "object-detection", "--model", "hlg-retinanet-tiny", *COMMON, "--dataset", "synthetic:10@96x128"),
+    *("--max_eval_samples", "3", "--no_decay_names", "norm", *SIZES, "--lr_scheduler_type", "constant"),
+    *("--lr_scheduler_kwargs", "{drop_at: [0.7, 0.9], factor: 0.1, warmup_start: 1.0e-7}"),
+]
+INSTANCES = [
+    *("--task", "instance-segmentation", "--model", "hlg-maskrcnn-tiny", *COMMON, *SIZES, "--max_steps", "1"),
+    *("--dataset", "synthetic:4@96x128", "--eval_split", "train", "--max_eval_samples", "1"),
+]
+RUNS = {"image-classification": CLASSIFY, "object-detection": DETECT, "instance-segmentation": INSTANCES}
+MAIN = {"image-classification": "top1", "object-detection": "box_ap", "instance-segmentation": "mask_ap"}
+RESUMED = ("image-classification", "object-detection")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Folder and results of a finished, undisturbed run of each task."""
+    done = {}
+
+    def run(task):
+        if task not in done:
+            output = tmp_path_factory.mktemp(task)
+            done[task] = output, experiment.train(load_recipe(None, [*RUNS[task], "--output_dir", str(output)]))
+        return done[task]
+
+    return run
+
+
+@pytest.mark.parametrize("task", RUNS)
+def test_a_run_leaves_model_pictures_page_and_a_card_that_the_hub_parses(finished, task):
+    output, results = finished(task)
+    assert results["task"] == task and results["steps"] == (1 if task == "instance-segmentation" else 6)
+    for name in ("learning_curve.png", "pictures.png", "index.html", "results.json", "model/preprocessor_config.json"):
+        assert (output / name).stat().st_size > 0, name
+    assert json.loads((output / "results.json").read_text())["scores"] == json.loads(json.dumps(results["scores"]))
+    card = ModelCard.load(output / "model" / "README.md")
+    task_types = {found.task_type for found in card.data.eval_results}
+    assert task_types == {"image-segmentation" if task == "instance-segmentation" else task}
+    assert "| metric | published % | measured % |" in card.text
+    assert task_of_checkpoint(str(output / "model")) == task
+    classes = [row["class"] for row in results["scores"]["per_class"]]
+    config = json.loads((output / "model" / "config.json").read_text())
+    assert list(config["id2label"].values()) == classes
+
+
+@pytest.mark.parametrize("task", RUNS)
+def test_evaluation_infers_the_task_and_gives_the_scores_again(finished, task, tmp_path):
+    output, results = finished(task)
+    words = RUNS[task]
+    data = words[words.index("--dataset") :][: 2 if task != "instance-segmentation" else 4]
+    count = words[words.index("--max_eval_samples") + 1]
+    words = ["evaluate", str(output / "model"), *data, "--max_eval_samples", count, "--use_cpu"]
+    assert main([*words, "--output_dir", str(tmp_path)]) == 0
+    again = json.loads((tmp_path / "results.json").read_text())
+    assert again["scores"][MAIN[task]] == results["scores"][MAIN[task]]
+    assert again["scores"]["per_class"] == results["scores"]["per_class"]
+    assert again["protocol"] == json.loads(json.dumps(results["protocol"]))
+
+
+@pytest.mark.parametrize("task", RESUMED)
+def test_killed_run_resumes_to_the_same_weights(finished, task, tmp_path):
+    """6 steps equal 3, kill -9, and the rest, bit for bit: weights, order, augmentation, mixing, sampling, drop-out."""
+    words = [*RUNS[task], "--output_dir", str(tmp_path)]
+    process = subprocess.Popen([sys.executable, "-m", "hf_denseseg.cli", "train", *words], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 240
+    while not (tmp_path / "checkpoint-3" / "complete.json").exists():
+        assert process.poll() is None and time.monotonic() < deadline, "the run ended before it could be killed"
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "results.json").exists()
+    results = experiment.train(load_recipe(None, words))
+    assert results["training"]["resumed_from_step"] == 3
+    first, second = (load_file(folder / "model" / "model.safetensors") for folder in (finished(task)[0], tmp_path))
+    different = [name for name in first if not torch.equal(first[name], second[name])]
+    assert first.keys() == second.keys() and not different, different[:3]
+
+
+@pytest.mark.parametrize(("task", "port"), [("image-classification", "29551"), ("object-detection", "29552")])
+def test_two_processes_score_every_picture_once(finished, task, port, tmp_path):
+    """An odd number of pictures on 2 processes: the scores of one process, exactly."""
+    checkpoint = str(finished(task)[0] / "model")
+    words = ["--dataset", "synthetic:25@96x128", "--max_eval_samples", "5", "--use_cpu", "--output_dir"]
+    assert main(["evaluate", checkpoint, *words, str(tmp_path / "one")]) == 0
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
+    command = [*launch, "-m", "hf_denseseg.cli", "evaluate", checkpoint, *words, str(tmp_path / "two")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (json.loads((tmp_path / name / "results.json").read_text())["scores"] for name in ("one", "two"))
+    assert one == two
+    counted = "pictures" if task == "image-classification" else "objects"
+    assert one[counted] == sum(row[counted] for row in one["per_class"]) > 0
+
+
+def test_better_of_trained_and_averaged_weights_is_reported_and_saved(finished):
+    output, results = finished("image-classification")
+    scores = results["scores"]
+    assert (
+        scores["top1"] == max(scores["top1_averaged"], scores["top1_trained"]) == scores[f"top1_{scores['weights']}"]
+    )
+    saved = load_file(output / "model" / "model.safetensors")
+    trained = load_file(output / "checkpoint-6" / "model.safetensors")
+    averaged = {
+        name.removeprefix("module."): value
+        for name, value in load_file(output / "checkpoint-6" / "ema.safetensors").items()
+    }
+    expected = trained if scores["weights"] == "trained" else averaged
+    assert all(torch.equal(value, expected[name]) for name, value in saved.items())
+
+
+def test_padding_is_0_after_normalisation(tmp_path):
+    recipe = load_recipe(None, [*DETECT, "--output_dir", str(tmp_path)])
+    data = experiment.load_data(recipe, "train")
+    trainer = experiment.build_trainer(recipe, experiment.build_model(recipe.model, data.spec), data, data)
+    batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    pixels, mask = batch["pixel_values"], batch["pixel_mask"][:, None].bool()
+    assert pixels.shape[-1] % 32 == pixels.shape[-2] % 32 == 0 and pixels.dtype == torch.float32
+    assert (pixels.masked_select(~mask) == 0).all() and pixels.masked_select(mask).abs().mean() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["--task", "object-detection", "--mixup", "0.8"],
+            "mixup .alpha of Mixup; 0: off. has no meaning in the task",
+        ),
+        (["--task", "image-classification", "--test_mode", "slide"], "test_mode .* belongs to semantic-segmentation"),
+        (["--short_sides", "640"], "short_sides .* belongs to object-detection and instance-segmentation"),
+        (["--task", "image-clasification"], "Unknown task 'image-clasification'. Did you mean 'image-classification'"),
+    ],
+)
+def test_key_of_another_task_is_refused_with_the_reason(words, message):
+    with pytest.raises(InputError, match=message):
+        load_recipe(None, words)
+
+
+def test_model_for_another_task_is_refused(finished, tmp_path):
+    words = [*CLASSIFY, "--model", "hlg-retinanet-tiny", "--output_dir", str(tmp_path)]
+    with pytest.raises(InputError, match="hlg-retinanet-tiny is a model for the task object-detection"):
+        experiment.train(load_recipe(None, words))
+    checkpoint = str(finished("image-classification")[0] / "model")
+    with pytest.raises(InputError, match="saved by another kind of model"):
+        load_trained_model(checkpoint, "object-detection")
+
+
+def test_schedule_refuses_a_key_it_does_not_take(tmp_path):
+    words = [
+        *DETECT,
+        "--lr_scheduler_kwargs",
+        "{drop_at: 0.5, factor: 0.1, power: 2.0}",
+        "--output_dir",
+        str(tmp_path),
+    ]
+    with pytest.raises(InputError, match="lr_scheduler_kwargs .* of the schedule constant: .*power"):
+        experiment.train(load_recipe(None, words))
