@@ -92,7 +92,7 @@ def test_evaluation_infers_the_task_and_gives_the_scores_again(finished, task, t
 
 @pytest.mark.parametrize("task", RESUMED)
 def test_killed_run_resumes_to_the_same_weights(finished, task, tmp_path):
-    """6 steps equal 3, kill -9, and the rest, bit for bit: weights, order, augmentation, mixing, sampling, drop-out."""
+    """6 steps equal 3, kill -9, and the rest, bit for bit: weights, order, augmentation, mixing, sampling."""
     words = [*RUNS[task], "--output_dir", str(tmp_path)]
     process = subprocess.Popen([sys.executable, "-m", "hf_denseseg.cli", "train", *words], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 240
