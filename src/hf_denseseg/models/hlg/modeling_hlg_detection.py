@@ -704,7 +704,9 @@ class HlgForObjectDetection(HlgDetectorPreTrainedModel):
         parts = split_by_size(pixel_values, sizes, keep=self.training)
         views = [self._look(part, own, **kwargs) for part, own in parts]
         losses = None if targets is None else self._losses(views, targets)
-        counts = [torch.tensor([len(each) for each in view.anchors]).expand(len(view.logits), -1) for view in views]
+        counts = [
+            torch.tensor([len(each) for each in view.anchors]).expand(view.logits.shape[0], -1) for view in views
+        ]
         backbone = views[0].backbone if len(views) == 1 else HlgModelOutput()
         return HlgObjectDetectionOutput(
             loss=None if losses is None else torch.stack(list(losses.values())).sum(),
@@ -722,7 +724,7 @@ class HlgForObjectDetection(HlgDetectorPreTrainedModel):
         levels = list(pyramid.values())
         outputs = self.detection_head(levels)
         anchors, codes = self.anchors.of_levels(levels), outputs["bbox_regression"].float()
-        corners = self.box_coder.decode_single(codes.flatten(0, 1), torch.cat(anchors).repeat(len(codes), 1))
+        corners = self.box_coder.decode_single(codes.flatten(0, 1), torch.cat(anchors).repeat(codes.shape[0], 1))
         corners = corners.view(codes.shape)
         if sizes is None:
             boxes = to_normalized(corners, pixel_values.shape[-2:])
