@@ -243,7 +243,7 @@ class _HlgMixin:
     @staticmethod
     def _detections(outputs: Any, threshold: float, target_sizes: Any) -> list[dict[str, torch.Tensor]]:
         scored = getattr(outputs, "pred_scores", None)
-        batch = outputs.pred_boxes
+        batch = getattr(outputs, "pred_boxes", None)
         if batch is None:
             raise InputError("The output has no predictions: a model in training mode gives losses only.")
         sizes = [(1, 1)] * len(batch) if target_sizes is None else _sizes(target_sizes)
