@@ -1,8 +1,8 @@
 """Every shipped recipe parses, holds the published values, and runs on embedded data.
 
 A family says in `test_published_<family>.py` what is to be found in its recipes: `RECIPE_ROWS`, the published results
-that have a recipe; `RECIPE_VALUES`, glob pattern of recipe names -> values; `REDUCED`, configuration fields that make
-its models small.
+that have a recipe, with the figures of the task in percent; `RECIPE_VALUES`, glob pattern of recipe names -> values;
+`REDUCED`, configuration fields that make its models small.
 """
 
 import fnmatch
@@ -17,10 +17,12 @@ import pytest
 import yaml
 
 from hf_denseseg import experiment, list_models
+from hf_denseseg.checkpoints import task_of_class
 from hf_denseseg.cli import main
 from hf_denseseg.data import datasets
 from hf_denseseg.recipe import load_recipe
 from hf_denseseg.registration import create_config, families
+from hf_denseseg.tasks import get_task
 from hf_denseseg.visualization import save_learning_curve
 
 FOLDER = Path(__file__).resolve().parents[1] / "scripts" / "recipes"
@@ -28,10 +30,27 @@ RECIPES = {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
 PUBLISHED = {family: importlib.import_module(f"test_published_{family}") for family in families()}
 
 SHORT = [
-    *("--encoder_weights", "null", "--dataset", "synthetic@64x96", "--train_split", "train", "--eval_split", "val"),
+    *("--encoder_weights", "null", "--train_split", "train", "--eval_split", "val", "--use_cpu"),
     *("--max_steps", "2", "--max_train_samples", "2", "--max_eval_samples", "1", "--save_strategy", "no"),
-    *("--crop_size", "32", "48", "--base_size", "32", "64", "--per_device_train_batch_size", "2", "--use_cpu"),
+    *("--per_device_train_batch_size", "2"),
 ]
+DETECTION = [
+    "--dataset",
+    "synthetic@96x128",
+    "--short_sides",
+    "64",
+    "--long_side",
+    "96",
+    "--test_base_size",
+    "64",
+    "96",
+]
+SMALL = {
+    "semantic-segmentation": ["--dataset", "synthetic@64x96", "--crop_size", "32", "48", "--base_size", "32", "64"],
+    "image-classification": ["--dataset", "synthetic@40x48", "--crop_size", "32", "32"],
+    "object-detection": DETECTION,
+    "instance-segmentation": DETECTION,
+}
 WINDOW = ["--test_crop_size", "32", "48", "--test_stride", "32", "48", "--test_base_size", "64", "96"]
 
 
@@ -69,12 +88,14 @@ def test_recipe_runs_two_steps_on_embedded_data(name, tmp_path):
     recipe = recipe_of(name)
     start = first_step(recipe).model
     reduced = (start.config_overrides or {}) | PUBLISHED[family_of(name)].REDUCED
+    task = recipe.model.task
     window = WINDOW if recipe.data.test_mode == "slide" else []
     words = ["--model", start.model, "--config_overrides", json.dumps(reduced), "--output_dir", str(tmp_path)]
-    assert main(["train", str(RECIPES[name]), *SHORT, *window, *words]) == 0
+    assert main(["train", str(RECIPES[name]), *SHORT, *SMALL[task], *window, *words]) == 0
     results = json.loads((tmp_path / "results.json").read_text())
-    assert results["steps"] == 2
-    assert results["protocol"]["mode"] == recipe.data.test_mode
+    assert (results["steps"], results["task"]) == (2, task)
+    if task == "semantic-segmentation":
+        assert results["protocol"]["mode"] == recipe.data.test_mode
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -84,6 +105,7 @@ def test_recipe_names_a_model_of_its_family_and_a_test_protocol(name):
     assert start.model in list_models(f"{family_of(name)}-*")
     config = create_config(start.model, **(start.config_overrides or {}))
     assert config.model_type == family_of(name)
+    assert task_of_class(config.architectures[0]) == recipe.model.task
     assert getattr(config, "image_size", None) in (None, *recipe.data.crop_size)
     settings = recipe.data.inference_settings()
     if settings.mode == "slide":
@@ -98,7 +120,7 @@ def test_every_published_row_has_its_recipe(family):
         published = recipe.model.published
         if published:
             variant = published.get("variant", recipe.model.model)
-            percent = [published.get(key) for key in ("mean_iou", "mean_iou_multi_scale")]
+            percent = [published.get(key) for key in get_task(recipe.model.task).published]
             note = [published["note"]] if "note" in published else []
             key = (variant, published["dataset"], recipe.training.max_steps, *note)
             assert key not in found, name

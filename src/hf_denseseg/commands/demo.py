@@ -1,4 +1,4 @@
-"""`denseseg demo`: the whole road on embedded street scenes, offline, in a few minutes on two cores."""
+"""`denseseg demo`: the whole road on embedded pictures, offline, in a few minutes on two cores."""
 
 import argparse
 import logging
@@ -6,45 +6,77 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hf_denseseg.errors import RunError
+from hf_denseseg.recipe_keys import TASKS
 
 logger = logging.getLogger(__name__)
-
-RECIPE = Path(__file__).with_name("demo.yaml")
 
 # Runs in a process of its own: what was saved must be enough.
 RELOAD = """
 import sys
 from pathlib import Path
-import hf_denseseg
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, pipeline
-folder, output = map(Path, sys.argv[1:])
-model = AutoModelForSemanticSegmentation.from_pretrained(folder)
-processor = AutoImageProcessor.from_pretrained(folder)
-segment = pipeline("image-segmentation", model=model, image_processor=processor)
-data = hf_denseseg.load_segmentation("synthetic", split="test")
+import hf_denseseg, transformers
+auto_class, kind, loader, folder, output = sys.argv[1:]
+model = getattr(transformers, auto_class).from_pretrained(folder)
+processor = transformers.AutoImageProcessor.from_pretrained(folder)
+find = transformers.pipeline(kind, model=model, image_processor=processor)
+data = getattr(hf_denseseg, loader)("synthetic", split="test", limit=4)
+output = Path(output)
 output.mkdir(exist_ok=True)
-for index in range(4):
-    row = data.dataset[index]
-    row["image"].save(output / f"{row['id']}.png")
-    masks = segment(row["image"])
-    for found in masks:
-        found["mask"].save(output / f"{row['id']}_{found['label']}.png")
-    print(f"  {row['id']}: " + ", ".join(found["label"] for found in masks))
+for row in data.dataset:
+    name = row["id"].replace("/", "_")
+    row["image"].save(output / f"{name}.png")
+    answers = find(row["image"])
+    for place, found in enumerate(answers):
+        if "mask" in found:
+            found["mask"].save(output / f"{name}_{place}_{found['label']}.png")
+    if kind == "image-classification":
+        answers = answers[:1]
+        name += f" ({data.spec.classes[row['label']]})"
+    scores = [" %.0f %%" % (100 * found["score"]) if found.get("score") is not None else "" for found in answers]
+    print(f"  {name}: " + (", ".join(found["label"] + score for found, score in zip(answers, scores)) or "nothing"))
 """
+
+
+class Reload(NamedTuple):
+    """How a saved model of a task is loaded again, and the function that loads data for it."""
+
+    auto_class: str
+    pipeline: str
+    loader: str
+
+
+RELOADS = dict(
+    zip(
+        TASKS,
+        (
+            Reload("AutoModelForSemanticSegmentation", "image-segmentation", "load_segmentation"),
+            Reload("AutoModelForImageClassification", "image-classification", "load_classification"),
+            Reload("AutoModelForObjectDetection", "object-detection", "load_detection"),
+            Reload("AutoModelForInstanceSegmentation", "image-segmentation", "load_detection"),
+        ),
+        strict=True,
+    )
+)
+EPILOG = """examples:
+  denseseg demo --output runs/demo
+  denseseg demo --task image-classification --output runs/demo-classification
+  denseseg demo --max_steps 50                              recipe keys can be given as well"""
 
 
 def add_parser(subparsers: Any) -> None:
     """Add `demo` to the command line."""
     parser = subparsers.add_parser(
         "demo",
-        help="train, evaluate, save, reload and segment on embedded data",
-        description="Train a small DSCT on embedded synthetic street scenes, evaluate it per class, save it, load it "
-        "in a new process through the Auto classes and the pipeline, and write pictures and one HTML page.",
-        epilog="example: denseseg demo --output runs/demo   (recipe keys can be given as well: --max_steps 50)",
+        help="train, evaluate, save, reload and use a small model on embedded data",
+        description="Train a small model on embedded drawn pictures, evaluate it per class, save it, load it in a new "
+        "process through the Auto classes and the pipeline, and write pictures and one HTML page.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--task", choices=TASKS, default=TASKS[0], help="what is learned (default: %(default)s)")
     parser.add_argument("--output", default="runs/demo", help="run folder (default: %(default)s)")
     parser.set_defaults(takes_overrides=True)
 
@@ -55,16 +87,17 @@ def main(args: argparse.Namespace) -> int:
     from hf_denseseg.recipe import load_recipe
     from hf_denseseg.tasks import get_task
 
-    output = Path(args.output)
-    results = train(load_recipe(RECIPE, [*args.overrides, "--output_dir", str(output)]))
-    print("\nLoaded in a new process, AutoModelForSemanticSegmentation and pipeline('image-segmentation') find:")
-    command = [sys.executable, "-c", RELOAD, str(output / "model"), str(output / "masks")]
+    output, reload, task = Path(args.output), RELOADS[args.task], get_task(args.task)
+    recipe = Path(__file__).with_name(f"demo_{args.task.replace('-', '_')}.yaml")
+    results = train(load_recipe(recipe, [*args.overrides, "--output_dir", str(output)]))
+    print(f"\nLoaded in a new process, {reload.auto_class} and pipeline({reload.pipeline!r}) find:", flush=True)
+    found = output / "masks" if "segmentation" in args.task else output / "found"
+    command = [sys.executable, "-c", RELOAD, *reload, str(output / "model"), str(found)]
     if subprocess.run(command, env=os.environ | {"HF_HUB_OFFLINE": "1"}, check=False).returncode:
         raise RunError(
             f"The saved model in {output / 'model'} could not be used by the pipeline; see the lines above."
         )
-    task = get_task(results["task"])
     key, label = next(iter(task.metrics.items()))
     print(f"\n{label} {100 * results['scores'][key]:.1f} %. {task.chance(results['scores'])}")
-    print(f"Pictures, table and learning curve: {output / 'index.html'}; masks: {output / 'masks'}")
+    print(f"Pictures, table and learning curve: {output / 'index.html'}; what was found: {found}")
     return 0
