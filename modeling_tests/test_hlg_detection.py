@@ -9,6 +9,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 from torch.export import Dim
+from torchvision.ops import sigmoid_focal_loss
 from transformers import pipeline
 
 import detection_reference as plain
@@ -121,6 +122,20 @@ def test_matches_are_those_of_the_rule(rule, seed):
     found = detection.HlgMatcher(*rule)(detection.box_iou(objects, boxes))
     expected = plain.match(objects.double().tolist(), boxes.double().tolist(), *rule)
     assert found.tolist() == expected
+
+
+def test_focal_loss_is_that_of_torchvision_in_value_and_gradient():
+    generator = torch.Generator().manual_seed(0)
+    logits = (torch.randn(50, 7, generator=generator) * 4).requires_grad_()
+    judged, positive = torch.rand(50, generator=generator) < 0.9, torch.arange(50) % 9 == 0
+    judged |= positive
+    labels = torch.randint(0, 7, (int(positive.sum()),), generator=generator)
+    truth = torch.zeros(50, 7)
+    truth[positive, labels] = 1
+    expected = sigmoid_focal_loss(logits[judged], truth[judged], alpha=0.25, gamma=2, reduction="sum")
+    found = detection.focal_loss(logits, judged, positive, labels)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(torch.autograd.grad(found, logits), torch.autograd.grad(expected, logits))
 
 
 def test_low_quality_match_takes_a_box_from_an_object_it_overlaps_more():

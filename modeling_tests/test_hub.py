@@ -48,3 +48,12 @@ def test_shim_names_every_class_of_the_family(tmp_path):
     names: dict = {}
     exec((tmp_path / "modeling_hf_denseseg.py").read_text(), names)
     assert all(reference.split(".")[1] in names for reference in auto_map.values())
+
+
+def test_shim_of_a_checkpoint_names_the_class_it_is_of(tmp_path):
+    """Mask R-CNN is an object detector too; the Auto class has two classes of this family to choose from."""
+    hf_denseseg.create_config("hlg-maskrcnn-tiny").save_pretrained(tmp_path)
+    write_shim(tmp_path)
+    auto_map = json.loads((tmp_path / "config.json").read_text())["auto_map"]
+    assert auto_map["AutoModelForObjectDetection"] == "modeling_hf_denseseg.HlgForInstanceSegmentation"
+    assert auto_map["AutoModelForSemanticSegmentation"] == "modeling_hf_denseseg.HlgForSemanticSegmentation"

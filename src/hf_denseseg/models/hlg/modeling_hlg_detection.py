@@ -25,7 +25,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead, concat_box_prediction_layers
-from torchvision.ops import box_iou, clip_boxes_to_image, roi_align, sigmoid_focal_loss
+from torchvision.ops import box_iou, clip_boxes_to_image, roi_align
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, FeaturePyramidNetwork, LastLevelMaxPool
 from transformers import initialization as init
 from transformers.processing_utils import Unpack
@@ -329,6 +329,27 @@ def match_anchors(
     """Match anchors `(A, 4)` to objects `(N, 4)`; anchors on the padding of a batch are left out: -2."""
     overlap = box_iou(objects, anchors).masked_fill(~inside, -1)
     return matcher(overlap).masked_fill(~inside, matcher.BETWEEN_THRESHOLDS)
+
+
+def focal_loss(
+    logits: torch.Tensor, judged: torch.Tensor, positive: torch.Tensor, labels: torch.Tensor
+) -> torch.Tensor:
+    """Sum of the focal loss (gamma 2, alpha 0.25) over anchors and classes, float32.
+
+    Nearly all of it is background, so that every logit is taken for it and those of the objects are put right; the
+    same numbers as torchvision's at less than half the time and memory, since no target `(A, num_labels)` is made.
+
+    Args:
+        logits: `(A, num_labels)`.
+        judged: `(A,)` which anchors count, objects and background.
+        positive: `(A,)` which of them are objects.
+        labels: `(P,)` classes of the positive anchors.
+    """
+    logits = logits.float()
+    background = 0.75 * logits.sigmoid().square() * F.softplus(logits)
+    found = logits[positive, labels]
+    objects = 0.25 * (1 - found.sigmoid()).square() * F.softplus(-found)
+    return background.sum(1)[judged].sum() + (objects - background[positive, labels]).sum()
 
 
 def mean_over_processes(count: torch.Tensor) -> torch.Tensor:
@@ -753,11 +774,9 @@ class HlgForObjectDetection(HlgDetectorPreTrainedModel):
                 inside = self.anchors.inside(view.levels, None if view.sizes is None else view.sizes[index])
                 matched = match_anchors(self.matcher, target["boxes"], anchors, inside)
                 positive, judged = matched >= 0, matched != self.matcher.BETWEEN_THRESHOLDS
-                truth = torch.zeros(logits.shape, device=logits.device)
-                truth[positive, target["labels"][matched[positive]]] = 1
-                focal = sigmoid_focal_loss(logits[judged].float(), truth[judged], alpha=0.25, gamma=2, reduction="sum")
-                offsets = self.box_coder.encode_single(target["boxes"][matched[positive]], anchors[positive])
-                classification.append(focal)
+                objects = matched[positive]
+                classification.append(focal_loss(logits, judged, positive, target["labels"][objects]))
+                offsets = self.box_coder.encode_single(target["boxes"][objects], anchors[positive])
                 boxes.append(F.l1_loss(codes[positive], offsets, reduction="sum"))
                 positives.append(positive.sum().clamp(min=1))
         count = torch.stack(positives).sum()
