@@ -221,6 +221,7 @@ class DetectionModelTester:
             ({"boxes": torch.tensor([[0.5, 0.5, 0.3, 0.4], [0.2, 0.3, 0.0, 0.2]])}, "Picture 1 has the box"),
             ({"boxes": torch.tensor([[0.5, 0.5, 0.3, torch.nan], [0.2, 0.3, 0.1, 0.2]])}, "Picture 1.*nan"),
             ({"boxes": torch.tensor([[0.9, 0.5, 0.3, 0.4], [0.2, 0.3, 0.1, 0.2]])}, "Cut boxes at the border"),
+            ({"boxes": torch.tensor([[1.0004, 0.5, 0.0004, 0.4], [0.2, 0.3, 0.1, 0.2]])}, "Picture 1 has the box"),
             ({"boxes": torch.tensor([[30.0, 20.0, 50.0, 60.0], [0.2, 0.3, 0.1, 0.2]])}, "in parts of its width"),
         ],
     )

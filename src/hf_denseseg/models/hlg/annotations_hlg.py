@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from hf_denseseg.errors import InputError
-from hf_denseseg.models.hlg.detections_hlg import to_normalized
+from hf_denseseg.models.hlg.detections_hlg import SMALLEST_EXTENT, to_normalized
 
 
 def to_labels(
@@ -48,13 +48,14 @@ def to_labels(
     corners[:, 2:] += corners[:, :2]
     limits = torch.tensor([original[1], original[0]] * 2)
     corners = corners.clamp(min=torch.zeros(4), max=limits)
-    kept = (corners[:, 2:] > corners[:, :2]).all(1)
+    boxes = to_normalized(corners, original)
+    kept = (boxes[:, 2:] > SMALLEST_EXTENT).all(1)
     areas = [each.get("area", each["bbox"][2] * each["bbox"][3]) for _, each in chosen]
     scale = size[0] / original[0] * size[1] / original[1]
     labels = {
         "image_id": torch.tensor([int(image_id)]),
         "class_labels": torch.tensor([int(each["category_id"]) for _, each in chosen], dtype=torch.int64)[kept],
-        "boxes": to_normalized(corners[kept], original),
+        "boxes": boxes[kept],
         "area": torch.tensor(areas, dtype=torch.float32)[kept] * scale,
         "iscrowd": torch.zeros(int(kept.sum()), dtype=torch.int64),
         "orig_size": torch.tensor(original),

@@ -15,6 +15,7 @@ SCORE_THRESHOLD = 0.05
 NMS_THRESHOLD = 0.5
 MAX_DETECTIONS = 100
 ALIGNMENT = 32  # pixels: pictures of a batch are padded to a common multiple of it
+SMALLEST_EXTENT = 1e-6  # of a box to learn from, in parts of the picture; below it pixels in float32 make it empty
 
 PASTED_ELEMENTS = 2**25
 """Mask values that are pasted at once: 128 MiB in float32, as in mmdetection a bound on memory, not on pictures."""

@@ -38,6 +38,7 @@ from hf_denseseg.models.hlg.detections_hlg import (
     ALIGNMENT,
     MAX_DETECTIONS,
     SCORE_THRESHOLD,
+    SMALLEST_EXTENT,
     suppress,
     to_corners,
     to_normalized,
@@ -189,7 +190,8 @@ def check_labels(labels: Sequence[Mapping[str, torch.Tensor]], batch: int, num_l
     boxes = torch.cat([label["boxes"].detach().float() for label in labels])
     classes = torch.cat([label["class_labels"] for label in labels])
     corners = to_corners(boxes)
-    bad_box = ~(boxes.isfinite().all(1) & (boxes[:, 2:] > 0).all(1))
+    visible = corners.clamp(0, 1)
+    bad_box = ~(boxes.isfinite().all(1) & (visible[:, 2:] - visible[:, :2] > SMALLEST_EXTENT).all(1))
     bad_box |= ((corners < -BORDER) | (corners > 1 + BORDER)).any(1)
     bad_class = (classes < 0) | (classes >= num_labels)
     if not bool((bad_box | bad_class).any()):
