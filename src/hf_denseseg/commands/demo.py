@@ -1,7 +1,6 @@
 """`denseseg demo`: the whole road on embedded pictures, offline, in a few minutes on two cores."""
 
 import argparse
-import logging
 import os
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple
 from hf_denseseg.errors import RunError
 from hf_denseseg.recipe_keys import TASKS
 
-logger = logging.getLogger(__name__)
+RECIPES = Path(__file__).parent
 
 # Runs in a process of its own: what was saved must be enough.
 RELOAD = """
@@ -88,7 +87,7 @@ def main(args: argparse.Namespace) -> int:
     from hf_denseseg.tasks import get_task
 
     output, reload, task = Path(args.output), RELOADS[args.task], get_task(args.task)
-    recipe = Path(__file__).with_name(f"demo_{args.task.replace('-', '_')}.yaml")
+    recipe = RECIPES / f"demo_{args.task.replace('-', '_')}.yaml"
     results = train(load_recipe(recipe, [*args.overrides, "--output_dir", str(output)]))
     print(f"\nLoaded in a new process, {reload.auto_class} and pipeline({reload.pipeline!r}) find:", flush=True)
     found = output / "masks" if "segmentation" in args.task else output / "found"

@@ -1,0 +1,116 @@
+"""`denseseg predict` with classifiers and detectors, the demos of all tasks, and the loaders' public names."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from PIL import Image
+
+import hf_denseseg
+from hf_denseseg.answering import Answerer
+from hf_denseseg.cli import main
+from hf_denseseg.commands import demo
+from hf_denseseg.data.coco import object_mask
+from hf_denseseg.errors import InputError
+from hf_denseseg.recipe import load_recipe
+from hf_denseseg.recipe_keys import TASKS
+from hf_denseseg.registration import create_image_processor
+from hf_denseseg.tasks import get_task
+from test_published_hlg import REDUCED
+
+MODELS = {
+    "image-classification": ("hlg-tiny", {"size": {"shortest_edge": 36}, "crop_size": {"height": 32, "width": 32}}),
+    "object-detection": ("hlg-retinanet-tiny", {"size": {"shortest_edge": 64, "longest_edge": 96}}),
+    "instance-segmentation": ("hlg-maskrcnn-tiny", {"size": {"shortest_edge": 64, "longest_edge": 96}}),
+}
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    """A small random model of each task, saved with its image processor."""
+    folders = {}
+    for task, (name, options) in MODELS.items():
+        torch.manual_seed(0)
+        folders[task] = tmp_path_factory.mktemp(task)
+        model = hf_denseseg.create_model(name, num_labels=3, **REDUCED)
+        model.save_pretrained(folders[task])
+        create_image_processor(model.config, **options).save_pretrained(folders[task])
+    return folders
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    rng = np.random.default_rng(0)
+    for name, size in (("a.png", (70, 90)), ("b.png", (96, 64))):
+        Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(tmp_path / name)
+    return tmp_path
+
+
+@pytest.mark.parametrize("task", MODELS)
+def test_answers_are_written_beside_the_drawn_pictures(checkpoints, pictures, task):
+    (pictures / "broken.png").write_bytes(b"no picture")
+    words = ["predict", str(checkpoints[task]), str(pictures), "--output", str(pictures / "out"), "--device", "cpu"]
+    words += [] if task == "image-classification" else ["--threshold", "0.0"]
+    assert main(words) == 1  # one file is broken
+    results = json.loads((pictures / "out" / "results.json").read_text())
+    assert results["task"] == task and "broken.png" in results["failed"][0]["source"]
+    assert [record["size"] for record in results["pictures"]] == [[70, 90], [96, 64]]
+    for record in results["pictures"]:
+        scores = [answer["score"] for answer in record["answers"]]
+        assert scores == sorted(scores, reverse=True)
+        if task == "image-classification":
+            assert len(scores) == 3 and sum(scores) == pytest.approx(1.0, abs=1e-5)
+            continue
+        assert Image.open(pictures / "out" / record["drawn"]).size == tuple(record["size"][::-1])
+        height, width = record["size"]
+        for answer in record["answers"]:
+            left, top, right, bottom = answer["box"]
+            assert 0 <= left <= right <= width and 0 <= top <= bottom <= height
+            if task == "instance-segmentation":
+                mask = object_mask(json.dumps(answer["segmentation"]), (height, width))
+                assert mask.shape == (height, width)
+
+
+def test_pictures_that_are_done_are_not_looked_at_again(checkpoints, pictures, monkeypatch, capsys):
+    words = ["predict", str(checkpoints["image-classification"]), str(pictures), "--output", str(pictures / "out")]
+    assert main(words) == 0
+    monkeypatch.setattr(Answerer, "answer", lambda *args: pytest.fail("looked at again"))
+    assert main(words) == 0
+    assert "2 were done before" in capsys.readouterr().out
+
+
+def test_options_of_another_task_are_refused(checkpoints, pictures, capsys):
+    words = ["predict", str(checkpoints["image-classification"]), str(pictures), "--output", str(pictures / "out")]
+    for option in (["--flip"], ["--threshold", "0.5"], ["--scales", "1.0"]):
+        assert main([*words, *option]) == 2
+        assert f"{option[0]} changes nothing for a checkpoint for image-classification" in capsys.readouterr().err
+    with pytest.raises(InputError, match="--threshold is 2"):
+        Answerer.load(str(checkpoints["object-detection"]), "object-detection", threshold=2)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_demo_of_every_task_has_a_recipe_and_a_way_to_load_its_model(task):
+    path = demo.RECIPES / f"demo_{task.replace('-', '_')}.yaml"
+    recipe = load_recipe(path)
+    assert recipe.model.task == task and recipe.data.dataset.startswith("synthetic")
+    assert hf_denseseg.create_config(recipe.model.model, **recipe.model.config_overrides)
+    reload = demo.RELOADS[task]
+    assert hasattr(transformers, reload.auto_class) and callable(getattr(hf_denseseg, reload.loader))
+    assert get_task(task).pipeline == reload.pipeline
+
+
+@pytest.mark.parametrize("task", MODELS)
+def test_saved_model_answers_in_a_new_process_through_auto_class_and_pipeline(checkpoints, tmp_path, task):
+    """Without a score to reach: a random model may find nothing, but it is found and runs."""
+    words = [*demo.RELOADS[task], str(checkpoints[task]), str(tmp_path / "found")]
+    done = subprocess.run(
+        [sys.executable, "-c", demo.RELOAD, *words],
+        env=os.environ | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(done.stdout.strip().splitlines()) == 4
