@@ -87,7 +87,8 @@ def variant_card(name: str, recipes: Iterable[tuple[str, Recipe]], measured: dic
     config = create_config(name)
     family = config.model_type
     task = get_task(task_of_class((config.architectures or [""])[0]) or TASKS[0])
-    paper, info = paper_of(family), model_info(name, image_size=task.counted_size)
+    paper = paper_of(family)
+    info = model_info(name, image_size=task.counted_size, num_labels=task.counted_labels)
     rows = []
     for recipe_name, recipe in recipes:
         published = recipe.model.published or {}
@@ -109,7 +110,7 @@ def variant_card(name: str, recipes: Iterable[tuple[str, Recipe]], measured: dic
         [
             f"---\n{front.to_yaml()}\n---\n",
             f"# {name}\n",
-            f"{paper['title']} ({paper['venue']}). {info.parameters / 1e6:.2f} M parameters with {config.num_labels} "
+            f"{paper['title']} ({paper['venue']}). {info.parameters / 1e6:.2f} M parameters with {task.counted_labels} "
             f"classes, {info.multiply_adds / 1e9:.1f} G multiply-adds at {'x'.join(map(str, info.image_size))} in the "
             f"paper's counting ({info.executed_multiply_adds / 1e9:.1f} G executed).\n",
             "```python\nimport hf_denseseg\n\n"

@@ -177,6 +177,21 @@ def trainable(objects: Sequence[dict[str, Any]], height: int, width: int) -> tup
     return kept, np.array(boxes, dtype=np.float32).reshape(-1, 4)
 
 
+def import_masks() -> Any:
+    """The module of pycocotools that packs masks.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        from pycocotools import mask
+    except ImportError as error:
+        raise InputError(
+            "Detection needs `pycocotools`, which is not installed. Run `pip install 'hf-denseseg[train]'`."
+        ) from error
+    return mask
+
+
 def object_mask(segmentation: str, size: tuple[int, int], target: tuple[int, int] | None = None) -> np.ndarray:
     """Paint the mask of an object.
 
@@ -188,8 +203,7 @@ def object_mask(segmentation: str, size: tuple[int, int], target: tuple[int, int
     Returns:
         `(height, width)` uint8, 1 within the object.
     """
-    from pycocotools import mask as coco_mask
-
+    coco_mask = import_masks()
     content = json.loads(segmentation) if segmentation else []
     height, width = target or size
     if not content:
@@ -208,16 +222,12 @@ def object_mask(segmentation: str, size: tuple[int, int], target: tuple[int, int
 
 def _packed(rle: dict[str, Any]) -> Any:
     """RLE with its counts as a list or as text -> as pycocotools keeps it."""
-    from pycocotools import mask as coco_mask
-
     if isinstance(rle["counts"], list):
-        return coco_mask.frPyObjects(rle, *rle["size"])
+        return import_masks().frPyObjects(rle, *rle["size"])
     return rle
 
 
 def encode_mask(mask: np.ndarray) -> dict[str, Any]:
     """`(height, width)` mask -> RLE `{"size", "counts"}` with text, as COCO's result files hold it."""
-    from pycocotools import mask as coco_mask
-
-    rle = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+    rle = import_masks().encode(np.asfortranarray(mask.astype(np.uint8)))
     return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}

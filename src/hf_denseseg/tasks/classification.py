@@ -129,6 +129,7 @@ class ImageClassification(Task):
     measured = ("top1",)
     figures = "Top-1 accuracy in percent on central crops."
     counted_size = (224, 224)
+    counted_labels = 1000
     usual_labels = 1000
     source_options = ("spec", "columns", "revision")
 

@@ -159,6 +159,7 @@ class ObjectDetection(Task):
     measured = tuple(metrics)
     figures = "Box AP / AP50 / AP75 / small / medium / large in percent, short side 800, long side at most 1333."
     counted_size = (800, 1344)
+    counted_labels = 80
     usual_labels = 80
 
     def load(self, arguments: DataArguments, part: str) -> DetectionData:

@@ -135,6 +135,7 @@ class SemanticSegmentation(Task):
     figures = "mIoU in percent, single scale / multi-scale with flip."
     measured_heading = "measured (single scale)"
     counted_size = (512, 512)
+    counted_labels = 2
     usual_labels = 19
     examples = "pairs"
     source_options = ("spec", "columns", "revision")

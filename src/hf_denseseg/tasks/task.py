@@ -78,7 +78,7 @@ class Task(ABC):
         shown: what the pictures of the report show.
         published, measured: keys of the figures in the card of a variant, of the paper and of a run.
         figures, measured_heading: what the card of a variant says of these figures.
-        counted_size: (height, width) at which the card of a variant counts multiply-adds.
+        counted_size, counted_labels: (height, width) and classes at which the card of a variant counts multiply-adds.
         usual_labels: number of classes in the card's example.
         examples: what a data set holds.
         source_options: what can be said of a data set besides its name and split.
@@ -99,6 +99,7 @@ class Task(ABC):
     figures: str
     measured_heading: str = "measured"
     counted_size: tuple[int, int]
+    counted_labels: int
     usual_labels: int
     examples: str = "pictures"
     source_options: tuple[str, ...] = ()
