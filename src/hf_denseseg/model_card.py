@@ -111,8 +111,8 @@ def variant_card(name: str, recipes: Iterable[tuple[str, Recipe]], measured: dic
             f"---\n{front.to_yaml()}\n---\n",
             f"# {name}\n",
             f"{paper['title']} ({paper['venue']}). {info.parameters / 1e6:.2f} M parameters with {task.counted_labels} "
-            f"classes, {info.multiply_adds / 1e9:.1f} G multiply-adds at {'x'.join(map(str, info.image_size))} in the "
-            f"paper's counting ({info.executed_multiply_adds / 1e9:.1f} G executed).\n",
+            f"classes, {info.multiply_adds / 1e9:.1f} G multiply-adds at {'x'.join(map(str, info.image_size))} in "
+            f"the paper's counting ({info.executed_multiply_adds / 1e9:.1f} G executed).\n",
             "```python\nimport hf_denseseg\n\n"
             f'model = hf_denseseg.create_model("{name}", num_labels={task.usual_labels})  # random weights\n```\n',
             "## Results\n",
