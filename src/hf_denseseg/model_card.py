@@ -89,6 +89,7 @@ def variant_card(name: str, recipes: Iterable[tuple[str, Recipe]], measured: dic
     task = get_task(task_of_class((config.architectures or [""])[0]) or TASKS[0])
     paper = paper_of(family)
     info = model_info(name, image_size=task.counted_size, num_labels=task.counted_labels)
+    size = "x".join(map(str, info.image_size))
     rows = []
     for recipe_name, recipe in recipes:
         published = recipe.model.published or {}
@@ -110,9 +111,9 @@ def variant_card(name: str, recipes: Iterable[tuple[str, Recipe]], measured: dic
         [
             f"---\n{front.to_yaml()}\n---\n",
             f"# {name}\n",
-            f"{paper['title']} ({paper['venue']}). {info.parameters / 1e6:.2f} M parameters with {task.counted_labels} "
-            f"classes, {info.multiply_adds / 1e9:.1f} G multiply-adds at {'x'.join(map(str, info.image_size))} in "
-            f"the paper's counting ({info.executed_multiply_adds / 1e9:.1f} G executed).\n",
+            f"{paper['title']} ({paper['venue']}). {info.parameters / 1e6:.2f} M parameters with "
+            f"{task.counted_labels} classes, {info.multiply_adds / 1e9:.1f} G multiply-adds at {size} in the paper's "
+            f"counting ({info.executed_multiply_adds / 1e9:.1f} G executed).\n",
             "```python\nimport hf_denseseg\n\n"
             f'model = hf_denseseg.create_model("{name}", num_labels={task.usual_labels})  # random weights\n```\n',
             "## Results\n",
