@@ -7,6 +7,7 @@ the paper count.
 """
 
 import copy
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import torch
@@ -77,7 +78,7 @@ class LiteralAttention:
     """Softmax attention with all scores in memory; put before a class of `modeling_hlg`."""
 
     scaling: float
-    head_dim: int
+    split_heads: Callable[..., Iterator[torch.Tensor]]
 
     def attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor, **kwargs: Any
@@ -93,9 +94,10 @@ class LiteralAttention:
         places: HlgPlaces,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        query, key, value = (each.unflatten(2, (-1, self.head_dim)).transpose(1, 2) for each in (query, key, value))
+        shape = query.shape
+        query, key, value = self.split_heads(query, key, value)
         attended, weights = self.attend(query, key, value, position_bias(places, query.dtype))
-        return attended.flatten(2), weights
+        return attended.reshape(shape), weights
 
 
 class LiteralLocalGlobalAttention(LiteralAttention, HlgLocalGlobalAttention):

@@ -7,7 +7,7 @@ differ, the code is followed, except where it cannot run; the family's README li
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -100,17 +100,18 @@ class HlgGrouping(NamedTuple):
         """(height, width) of the map filled up to whole groups."""
         return self.groups[0] * self.tokens[0], self.groups[1] * self.tokens[1]
 
-    def unfold(self, tokens: torch.Tensor) -> torch.Tensor:
-        """`(B, H, W, C)` -> `(B, groups down, across, tokens down, across, C)`; a view."""
+    def unfold(self, tokens: torch.Tensor, *last: int) -> torch.Tensor:
+        """`(B, H, W, C)` -> `(B, groups down, across, tokens down, across, C)`; a view. C may be cut into `last`."""
         (g, v), (t, u) = self.groups, self.tokens
-        if self.dilated:
-            return tokens.unflatten(2, (u, v)).unflatten(1, (t, g)).permute(0, 2, 4, 1, 3, 5)
-        return tokens.unflatten(2, (v, u)).unflatten(1, (g, t)).transpose(2, 3)
+        shape = (t, g, u, v) if self.dilated else (g, t, v, u)
+        order = (0, 2, 4, 1, 3) if self.dilated else (0, 1, 3, 2, 4)
+        tokens = tokens.reshape(tokens.shape[0], *shape, *(last or tokens.shape[3:]))
+        return tokens.permute(*order, *range(5, tokens.ndim))
 
     def fold(self, groups: torch.Tensor) -> torch.Tensor:
         """Undo `unfold`: `(B, groups down, across, tokens down, across, C)` -> `(B, H, W, C)`."""
         order = (0, 3, 1, 4, 2, 5) if self.dilated else (0, 1, 3, 2, 4, 5)
-        return groups.permute(order).flatten(3, 4).flatten(1, 2)
+        return groups.permute(order).reshape(groups.shape[0], *self.size, -1)
 
     def key_lines(self, axis: int) -> tuple[int, int]:
         """Mean positions of the groups along an axis, as (first, step)."""
@@ -304,6 +305,15 @@ class HlgDropPath(nn.Module):
         return features * (kept / (1 - self.rate))
 
 
+def convolve(
+    features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, convolution: nn.Conv2d
+) -> torch.Tensor:
+    """Apply a convolution with other weights; with a 1x1 kernel as the product that it is, which is faster on CPUs."""
+    if convolution.kernel_size == (1, 1):
+        return F.linear(features.permute(0, 2, 3, 1), weight[:, :, 0, 0], bias).permute(0, 3, 1, 2)
+    return F.conv2d(features, weight, bias, convolution.stride, convolution.padding, groups=convolution.groups)
+
+
 class HlgConvNorm(nn.Module):
     """Convolution that keeps or halves the size, and BatchNorm; in eval mode folded into one convolution."""
 
@@ -325,18 +335,13 @@ class HlgConvNorm(nn.Module):
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         convolution, norm = self.convolution, self.norm
         if norm.training:
-            return norm(convolution(features))
+            return norm(convolve(features, convolution.weight, convolution.bias, convolution))
         mean, variance = cast(torch.Tensor, norm.running_mean), cast(torch.Tensor, norm.running_var)
         scale = norm.weight * (variance + norm.eps).rsqrt()
         if convolution.bias is not None:
             mean = mean - convolution.bias
-        return F.conv2d(
-            features,
-            convolution.weight * scale[:, None, None, None],
-            norm.bias - mean * scale,
-            convolution.stride,
-            convolution.padding,
-            groups=convolution.groups,
+        return convolve(
+            features, convolution.weight * scale[:, None, None, None], norm.bias - mean * scale, convolution
         )
 
 
@@ -370,7 +375,9 @@ class HlgMlp(nn.Module):
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         shortcut = features if self.shortcut is None else F.gelu(self.shortcut(features))
         hidden = F.gelu(self.depthwise(F.gelu(self.expand(features))))
-        return shortcut + self.drop_path(self.layernorm(self.reduce(hidden)))
+        return shortcut + self.drop_path(
+            self.layernorm(convolve(hidden, self.reduce.weight, self.reduce.bias, self.reduce))
+        )
 
 
 class HlgSmoothing(nn.Module):
@@ -405,6 +412,12 @@ class HlgAttention(GradientCheckpointingLayer):
         )
         return attend(self, query, key, value, bias, scaling=self.scaling, dropout=0.0, **kwargs)
 
+    def split_heads(self, *maps: torch.Tensor) -> Iterator[torch.Tensor]:
+        """`(B, H, W, C)` or `(B, M, C)` -> `(B, heads, N, d)`, each."""
+        for each in maps:
+            heads = each.shape[-1] // self.head_dim
+            yield each.reshape(each.shape[0], each.shape[1:-1].numel(), heads, self.head_dim).transpose(1, 2)
+
     def attend_globally(
         self,
         query: torch.Tensor,
@@ -414,16 +427,17 @@ class HlgAttention(GradientCheckpointingLayer):
         places: HlgPlaces,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Every position attends to every key: `(B, N, C)`, twice `(B, M, C)` -> `(B, N, C)`.
+        """Every position attends to every key: `(B, H, W, C)`, twice `(B, M, C)` -> `(B, H, W, C)`.
 
         On large maps the N x M bias is the largest tensor of the model by far (stage 1 at 768 pixels: 116 MB per head
         and layer): there the queries go through in chunks, and training computes each chunk again for the gradient.
         """
-        query, key, value = (each.unflatten(2, (-1, self.head_dim)).transpose(1, 2) for each in (query, key, value))
+        shape = query.shape
+        query, key, value = self.split_heads(query, key, value)
         heads, length, keys = query.shape[1], query.shape[2], key.shape[2]
         if torch.compiler.is_compiling() or heads * length * keys <= CHUNK_ELEMENTS:
             attended, weights = self.attend(query, key, value, position_bias(places, query.dtype), **kwargs)
-            return attended.flatten(2), weights
+            return attended.reshape(shape), weights
 
         table, query_index, key_index = position_bias.look_up(places, query.dtype)
 
@@ -441,7 +455,7 @@ class HlgAttention(GradientCheckpointingLayer):
         ]
         kept = [each for _, each in parts if each is not None]
         weights = torch.cat(kept, dim=2) if kept else None
-        return torch.cat([each for each, _ in parts], dim=1).flatten(2), weights
+        return torch.cat([each for each, _ in parts], dim=1).reshape(shape), weights
 
     def attend_in_groups(
         self,
@@ -459,23 +473,21 @@ class HlgAttention(GradientCheckpointingLayer):
             position_bias: of the places in a group, the same for all groups.
             size: (height, width) before it was filled up, to leave the filling out as keys; None lets it take part.
         """
-        batch = maps[0].shape[0]
-        (down, across), tokens = grouping.groups, grouping.tokens
-        groups = grouping.unfold(torch.cat(maps, dim=3)).unflatten(5, (len(maps), -1, self.head_dim))
-        groups = (
-            groups.permute(5, 0, 1, 2, 6, 3, 4, 7).flatten(1, 3).flatten(3, 4)
-        )  # (maps, B*groups, heads, tokens, d)
+        batch, channels = maps[0].shape[0], maps[0].shape[3]
+        (down, across), (height, width) = grouping.groups, grouping.tokens
+        heads, count = channels // self.head_dim, down * across
+        groups = grouping.unfold(torch.cat(maps, dim=3), len(maps), heads, self.head_dim)
+        groups = groups.permute(5, 0, 1, 2, 6, 3, 4, 7)
+        groups = groups.reshape(len(maps), batch * count, heads, height * width, self.head_dim)
         query, value, key = groups[0], groups[-1], groups[-2]
-        bias = position_bias(HlgPlaces(tokens, tokens), query.dtype)
+        bias = position_bias(HlgPlaces(grouping.tokens, grouping.tokens), query.dtype)
         if size is not None:
-            mask = F.pad(
-                query.new_zeros(size), (0, grouping.size[1] - size[1], 0, grouping.size[0] - size[0]), value=-torch.inf
-            )
-            mask = grouping.unfold(mask[None, :, :, None]).reshape(down * across, 1, 1, -1)
+            filling = (0, grouping.size[1] - size[1], 0, grouping.size[0] - size[0])
+            mask = F.pad(query.new_zeros(size), filling, value=-torch.inf)
+            mask = grouping.unfold(mask[None, :, :, None]).reshape(count, 1, 1, height * width)
             bias = (bias + mask).repeat(batch, 1, 1, 1)
         attended, _ = self.attend(query, key, value, bias, **kwargs)  # (B*groups, tokens, heads, d)
-        attended = attended.reshape(batch, down, across, *tokens, -1)
-        return grouping.fold(attended)
+        return grouping.fold(attended.reshape(batch, down, across, height, width, channels))
 
 
 def fill_up(tokens: torch.Tensor, grouping: HlgGrouping) -> torch.Tensor:
@@ -548,8 +560,8 @@ class HlgLocalGlobalAttention(HlgAttention):
         query = query + self.query_convolution(normed).permute(0, 2, 3, 1)
         key, value = self._project(embedding, self.k_proj, self.v_proj)
         places = HlgPlaces.of(self.config.global_bias, size, grouping)
-        attended, weights = self.attend_globally(query.flatten(1, 2), key, value, self.global_bias, places, **kwargs)
-        tokens = tokens + self.drop_path(self.o_proj(attended).unflatten(1, size))
+        attended, weights = self.attend_globally(query, key, value, self.global_bias, places, **kwargs)
+        tokens = tokens + self.drop_path(self.o_proj(attended))
         return tokens.permute(0, 3, 1, 2), weights
 
     @staticmethod
@@ -590,10 +602,9 @@ class HlgSelfAttention(HlgAttention):
         self, features: torch.Tensor, size: tuple[int, int], **kwargs: Unpack[TransformersKwargs]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         tokens = features.permute(0, 2, 3, 1)
-        query, key, value = (layer(tokens).flatten(1, 2) for layer in (self.q_proj, self.k_proj, self.v_proj))
+        query, key, value = (layer(tokens) for layer in (self.q_proj, self.k_proj, self.v_proj))
         attended, weights = self.attend_globally(query, key, value, self.global_bias, HlgPlaces(size, size), **kwargs)
-        attended = self.layernorm(self.o_proj(attended)).unflatten(1, size)
-        return (tokens + self.drop_path(attended)).permute(0, 3, 1, 2), weights
+        return (tokens + self.drop_path(self.layernorm(self.o_proj(attended)))).permute(0, 3, 1, 2), weights
 
 
 class HlgLayer(nn.Module):
@@ -837,12 +848,12 @@ class HlgDecoderAttention(HlgAttention):
         tokens = tokens + (local if masked is None else local[:, :height, :width])
         embedding = self.layernorm_embedding(group_means(fill_up(tokens, grouping), grouping, masked))
         tokens = tokens[:, :height, :width]
-        query = self.q_proj(self.layernorm_query(tokens)).flatten(1, 2)
+        query = self.q_proj(self.layernorm_query(tokens))
         places = HlgPlaces.of(self.config.global_bias, size, grouping)
         attended, weights = self.attend_globally(
             query, self.k_proj(embedding), self.v_proj(embedding), self.position_bias, places, **kwargs
         )
-        return (tokens + self.o_proj(attended).unflatten(1, size)).permute(0, 3, 1, 2), weights
+        return (tokens + self.o_proj(attended)).permute(0, 3, 1, 2), weights
 
 
 class HlgDecoderLayer(nn.Module):
