@@ -12,6 +12,7 @@ the last complete checkpoint, to the same result."""
 EPILOG = """examples:
   denseseg train scripts/recipes/dsct_tiny_sac_synthetic.yaml
   denseseg train scripts/recipes/dsct_tiny_sac_camvid_cpu.yaml --dataset path/to/camvid --output_dir runs/camvid
+  denseseg train --task image-classification --model hlg-tiny --dataset path/to/pictures --crop_size 224 224
   denseseg train RECIPE.yaml --print_config
   accelerate launch scripts/train.py RECIPE.yaml --bf16
   torchrun --nproc_per_node 2 scripts/train.py RECIPE.yaml --use_cpu
@@ -56,7 +57,9 @@ def print_keys() -> None:
         field = owner.__dataclass_fields__[name]
         if name in ARGUMENT_CLASSES[-1].__annotations__ or owner is not ARGUMENT_CLASSES[-1]:
             default = field.default_factory() if callable(field.default_factory) else field.default
-            print(f"{name:<30} {field.metadata.get('help', '')} [default: {default}]")
+            tasks = ", ".join(field.metadata.get("tasks", ()))
+            only = f" [only {tasks}]" if tasks else ""
+            print(f"{name:<30} {field.metadata.get('help', '')} [default: {default}]{only}")
         else:
             inherited.append(name)
     print("\nand those of transformers.TrainingArguments: " + ", ".join(sorted(inherited)))
