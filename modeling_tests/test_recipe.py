@@ -90,3 +90,19 @@ def test_value_without_key_is_refused():
 def test_warm_up_longer_than_the_run_is_cut(recipe_file, caplog):
     assert load_recipe(recipe_file("max_steps: 2\nwarmup_steps: 1500\n")).training.warmup_steps == 1
     assert "warmup_steps is cut" in caplog.text
+
+
+def test_recipe_with_bf16_is_read_where_there_is_only_a_cpu(recipe_file):
+    assert load_recipe(recipe_file("bf16: true\n")).training.bf16
+
+
+def test_task_of_the_command_line_decides_which_keys_mean_something(recipe_file):
+    path = recipe_file("task: image-classification\nmixup: 0.8\n")
+    assert load_recipe(path).data.mixup == 0.8
+    with pytest.raises(InputError, match="mixup .* belongs to image-classification"):
+        load_recipe(path, ["--task", "object-detection"])
+
+
+def test_polynomial_keeps_its_defaults_and_other_schedules_have_none(recipe_file):
+    assert load_recipe(recipe_file("max_steps: 5\n")).training.lr_scheduler_kwargs == {"power": 0.9, "lr_end": 0.0}
+    assert not load_recipe(recipe_file("lr_scheduler_type: cosine\n")).training.lr_scheduler_kwargs

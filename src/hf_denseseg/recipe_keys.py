@@ -246,6 +246,8 @@ class TaskTrainingArguments(TrainingArguments):
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
         if self.disable_tqdm is None:
             self.disable_tqdm = not sys.stderr.isatty()
+        # A recipe with bf16 can be read, and tried, where there is only a CPU; transformers wants that said.
+        self.use_cpu = self.use_cpu or (bool(self.bf16) and not torch.accelerator.is_available())
         # Ours, not the user's: tensors are made and named by the data part, statistics are summed batch by batch.
         self.remove_unused_columns = False
         self.label_names = ["labels"]
