@@ -131,6 +131,8 @@ def test_better_of_trained_and_averaged_weights_is_reported_and_saved(finished):
     assert (
         scores["top1"] == max(scores["top1_averaged"], scores["top1_trained"]) == scores[f"top1_{scores['weights']}"]
     )
+    text = (output / "model" / "README.md").read_text()
+    assert "| top-1 accuracy, averaged weights |" in text and "| top-1 accuracy, trained weights |" in text
     saved = load_file(output / "model" / "model.safetensors")
     trained = load_file(output / "checkpoint-6" / "model.safetensors")
     averaged = {
@@ -187,3 +189,20 @@ def test_schedule_refuses_a_key_it_does_not_take(tmp_path):
     ]
     with pytest.raises(InputError, match="lr_scheduler_kwargs .* of the schedule constant: .*power"):
         experiment.train(load_recipe(None, words))
+
+
+LEARNED = {
+    "image-classification": ("top1", 0.5),
+    "object-detection": ("box_ap", 0.3),
+    "instance-segmentation": ("mask_ap", 0.2),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", LEARNED)
+def test_demo_of_the_task_learns(task, tmp_path):
+    """Classes of pictures it has not seen (chance 0.15), and objects of pictures it has; minutes each on one core."""
+    words = ["demo", "--task", task, "--output", str(tmp_path), "--use_cpu", "--eval_strategy", "no"]
+    assert main(words) == 0
+    key, least = LEARNED[task]
+    assert json.loads((tmp_path / "results.json").read_text())["scores"][key] > least

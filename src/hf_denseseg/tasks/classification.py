@@ -119,7 +119,12 @@ class ImageClassification(Task):
     pipeline = "image-classification"
     verb = "classify"
     found = 'found["label"], found["score"]'
-    metrics = {"top1": "top-1 accuracy", "top5": "top-5 accuracy"}
+    metrics = {
+        "top1": "top-1 accuracy",
+        "top5": "top-5 accuracy",
+        "top1_trained": "top-1 accuracy, trained weights",
+        "top1_averaged": "top-1 accuracy, averaged weights",
+    }
     metric_types = {"top1": "accuracy", "top5": "top_5_accuracy"}
     scored_at = "every picture once"
     columns = {"accuracy": "accuracy", "top5": "top-5"}
