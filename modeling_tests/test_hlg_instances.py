@@ -250,6 +250,7 @@ def test_detections_are_those_of_plain_loops(heads, pyramid):
 class TestMaskRcnn(DetectionModelTester):
     model_class = HlgForInstanceSegmentation
     predictions = ("pred_scores", "pred_labels", "pred_boxes", "pred_masks")
+    steps = 80
 
     def make_decided(self, model):
         nn.init.normal_(model.rpn.head.cls_logits.weight, std=0.1)
@@ -328,6 +329,10 @@ class TestMaskRcnn(DetectionModelTester):
         model, report = AutoModelForSemanticSegmentation.from_pretrained(folder, output_loading_info=True)
         assert type(model).__name__ == "HlgForSemanticSegmentation"  # a backbone to start from, its head is missing
         assert any(name.startswith("decode_head.") for name in report["missing_keys"])
+
+    def make_light(self, model):
+        model.roi_heads.sampler.batch_size_per_image = 48
+        model.rpn._pre_nms_top_n = model.rpn._post_nms_top_n = {"training": 100, "testing": 100}
 
     def check_learned(self, model, pictures, labels):
         with torch.no_grad():

@@ -5,8 +5,9 @@ anchors that are not rounded, L1 losses, the rule of low-quality matches, aligne
 the last class, and so on) the configurations are followed. Coordinates inside are corners in pixels of the padded
 picture; labels and outputs are normalised (centre x, centre y, width, height) of the picture without its padding.
 
-What can be exported and compiled: RetinaNet without labels, and so all of its network. Mask R-CNN cannot: the number
-of boxes that non-maximum suppression leaves depends on the picture.
+What can be exported and compiled: RetinaNet without labels, and so all of its network (with open sizes: for pictures
+from 129 pixels on, so that no level has a single row). Mask R-CNN cannot: the number of boxes that non-maximum
+suppression leaves depends on the picture.
 """
 
 import math
@@ -727,8 +728,9 @@ class HlgForObjectDetection(HlgDetectorPreTrainedModel):
         parts = split_by_size(pixel_values, sizes, keep=self.training)
         views = [self._look(part, own, **kwargs) for part, own in parts]
         losses = None if targets is None else self._losses(views, targets)
-        counts = [
-            torch.tensor([len(each) for each in view.anchors]).expand(view.logits.shape[0], -1) for view in views
+        counts = [  # no `len`, which would fix the size in an exported program
+            torch.stack([torch.full((), each.shape[0]) for each in view.anchors]).expand(view.logits.shape[0], -1)
+            for view in views
         ]
         backbone = views[0].backbone if len(views) == 1 else HlgModelOutput()
         return HlgObjectDetectionOutput(
