@@ -107,7 +107,7 @@ def test_demo_of_every_task_has_a_recipe_and_a_way_to_load_its_model(task):
 @pytest.mark.parametrize("task", MODELS)
 def test_saved_model_answers_in_a_new_process_through_auto_class_and_pipeline(checkpoints, tmp_path, task):
     """Without a score to reach: a random model may find nothing, but it is found and runs."""
-    words = [*demo.RELOADS[task], str(checkpoints[task]), str(tmp_path / "found")]
+    words = [*demo.RELOADS[task], str(checkpoints[task]), str(tmp_path / "found"), "synthetic:20", "test"]
     done = subprocess.run(
         [sys.executable, "-c", demo.RELOAD, *words],
         env=os.environ | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, timeout=300,

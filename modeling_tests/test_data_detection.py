@@ -332,6 +332,13 @@ def test_perfect_answers_score_1_and_none_score_0():
     assert [row["box_ap"] for row in nothing["per_class"]] == [0.0, 0.0, None]
 
 
+def test_chance_is_what_the_objects_of_another_picture_score():
+    boxes = ([2.0, 3.0, 10.0, 10.0], [2.0, 3.0, 10.0, 10.0], [30.0, 20.0, 10.0, 10.0])
+    rows = [{"height": 40, "width": 60, "objects": [truth(0, box)]} for box in boxes]
+    assert detection_metrics(rows, {}, ["a"])["chance"] == pytest.approx(1 / 3, abs=0.01)  # one of three is right
+    assert detection_metrics(rows[:1], {}, ["a"])["chance"] is None
+
+
 def test_answers_within_a_crowd_are_neither_right_nor_wrong():
     own, crowd = [2.0, 3.0, 10.0, 10.0], [30.0, 3.0, 20.0, 20.0]
     within = [answer(0, 0.99, [32.0, 5.0, 6.0, 6.0]), answer(0, 0.9, own)]

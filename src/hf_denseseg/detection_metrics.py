@@ -30,7 +30,7 @@ def detection_metrics(
         `box_ap`, `box_ap_50`, `box_ap_75`, `box_ap_small`, `box_ap_medium`, `box_ap_large`, with masks the same for
         `mask`, `chance` (box AP of answering with the objects of the next picture), `objects`, and `per_class`, a list
         of `class`, `box_ap`, `box_ap_50`, perhaps `mask_ap`, and `objects`. All are fractions; None stands for a
-        figure that does not exist, since no object of that class or size is there.
+        figure that does not exist, since no object of that class or size, or no other picture, is there.
     """
     truth = _truth(rows, classes, masks)
     counts = [0] * len(classes)
@@ -45,7 +45,14 @@ def detection_metrics(
         result |= {f"{name}_{part}": value for part, value in zip(_PARTS, figures, strict=True)}
         for row, values in zip(per_class, by_class, strict=True):
             row |= {f"{name}_ap": values[0], f"{name}_ap_50": values[1]}
-    shifted = {
+    result["chance"] = _evaluate(truth, _answers(_of_the_next(rows), "bbox"), "bbox")[0][0] if rows[1:] else None
+    result["per_class"] = [row | {"objects": count} for row, count in zip(per_class, counts, strict=True)]
+    return result
+
+
+def _of_the_next(rows: Sequence[Mapping[str, Any]]) -> dict[int, list[dict[str, Any]]]:
+    """Answer to every picture with the objects of the next one."""
+    return {
         place: [
             {"category": each["category"], "score": 1.0, "bbox": each["bbox"]}
             for each in rows[(place + 1) % len(rows)]["objects"]
@@ -53,9 +60,6 @@ def detection_metrics(
         ]
         for place in range(len(rows))
     }
-    result["chance"] = _evaluate(truth, _answers(shifted, "bbox"), "bbox")[0][0]
-    result["per_class"] = [row | {"objects": count} for row, count in zip(per_class, counts, strict=True)]
-    return result
 
 
 def _truth(rows: Sequence[Mapping[str, Any]], classes: Sequence[str], masks: bool) -> Any:

@@ -17,11 +17,11 @@ RELOAD = """
 import sys
 from pathlib import Path
 import hf_denseseg, transformers
-auto_class, kind, loader, folder, output = sys.argv[1:]
+auto_class, kind, loader, folder, output, dataset, split = sys.argv[1:]
 model = getattr(transformers, auto_class).from_pretrained(folder)
 processor = transformers.AutoImageProcessor.from_pretrained(folder)
 find = transformers.pipeline(kind, model=model, image_processor=processor)
-data = getattr(hf_denseseg, loader)("synthetic", split="test", limit=4)
+data = getattr(hf_denseseg, loader)(dataset, split, limit=4)
 output = Path(output)
 output.mkdir(exist_ok=True)
 for row in data.dataset:
@@ -87,11 +87,14 @@ def main(args: argparse.Namespace) -> int:
     from hf_denseseg.tasks import get_task
 
     output, reload, task = Path(args.output), RELOADS[args.task], get_task(args.task)
-    recipe = RECIPES / f"demo_{args.task.replace('-', '_')}.yaml"
-    results = train(load_recipe(recipe, [*args.overrides, "--output_dir", str(output)]))
+    path = RECIPES / f"demo_{args.task.replace('-', '_')}.yaml"
+    recipe = load_recipe(path, [*args.overrides, "--output_dir", str(output)])
+    results = train(recipe)
     print(f"\nLoaded in a new process, {reload.auto_class} and pipeline({reload.pipeline!r}) find:", flush=True)
     found = output / "masks" if "segmentation" in args.task else output / "found"
-    command = [sys.executable, "-c", RELOAD, *reload, str(output / "model"), str(found)]
+    split = "train" if recipe.data.eval_split == "train" else "test"  # what is learned by heart is shown
+    data = (recipe.data.dataset, split)
+    command = [sys.executable, "-c", RELOAD, *reload, str(output / "model"), str(found), *data]
     if subprocess.run(command, env=os.environ | {"HF_HUB_OFFLINE": "1"}, check=False).returncode:
         raise RunError(
             f"The saved model in {output / 'model'} could not be used by the pipeline; see the lines above."
