@@ -19,6 +19,7 @@ from hf_denseseg.data.detection_transforms import (
 )
 from hf_denseseg.detection_metrics import detection_metrics
 from hf_denseseg.errors import InputError
+from hf_denseseg.tasks import get_task
 
 SQUARE = [[2, 3, 12, 3, 12, 13, 2, 13]]  # x, y of the corners
 
@@ -336,7 +337,8 @@ def test_chance_is_what_the_objects_of_another_picture_score():
     boxes = ([2.0, 3.0, 10.0, 10.0], [2.0, 3.0, 10.0, 10.0], [30.0, 20.0, 10.0, 10.0])
     rows = [{"height": 40, "width": 60, "objects": [truth(0, box)]} for box in boxes]
     assert detection_metrics(rows, {}, ["a"])["chance"] == pytest.approx(1 / 3, abs=0.01)  # one of three is right
-    assert detection_metrics(rows[:1], {}, ["a"])["chance"] is None
+    alone = detection_metrics(rows[:1], {}, ["a"])
+    assert alone["chance"] is None and "With one picture" in get_task("object-detection").chance(alone)
 
 
 def test_answers_within_a_crowd_are_neither_right_nor_wrong():

@@ -236,9 +236,9 @@ class ObjectDetection(Task):
 
     def chance(self, scores: dict[str, Any]) -> str:
         """What the objects of another picture would score."""
-        return (
-            f"Answering with the objects of another picture would give {100 * (scores['chance'] or 0):.1f} % box AP."
-        )
+        if scores["chance"] is None:
+            return "With one picture there is no other whose objects could be answered."
+        return f"Answering with the objects of another picture would give {100 * scores['chance']:.1f} % box AP."
 
     def protocol_name(self, protocol: dict[str, Any]) -> str:
         """Short and long side."""
