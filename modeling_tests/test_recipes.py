@@ -2,7 +2,8 @@
 
 A family says in `test_published_<family>.py` what is to be found in its recipes: `RECIPE_ROWS`, the published results
 that have a recipe, with the figures of the task in percent; `RECIPE_VALUES`, glob pattern of recipe names -> values;
-`REDUCED`, configuration fields that make its models small.
+`REDUCED`, configuration fields that make its models small; and, if it wants, `LONG_RUNS`, a glob pattern of recipes that
+run among the slow tests only.
 """
 
 import fnmatch
@@ -49,7 +50,7 @@ SMALL = {
     "semantic-segmentation": ["--dataset", "synthetic@64x96", "--crop_size", "32", "48", "--base_size", "32", "64"],
     "image-classification": ["--dataset", "synthetic@40x48", "--crop_size", "32", "32"],
     "object-detection": DETECTION,
-    "instance-segmentation": DETECTION,
+    "instance-segmentation": [*DETECTION, "--per_device_train_batch_size", "1"],  # its heads take seconds a picture
 }
 WINDOW = ["--test_crop_size", "32", "48", "--test_stride", "32", "48", "--test_base_size", "64", "96"]
 
@@ -83,7 +84,13 @@ def quick_runs(tmp_path_factory):
     gc.unfreeze()
 
 
-@pytest.mark.parametrize("name", RECIPES)
+def timed(name):
+    """The recipe, marked as slow if its family says so."""
+    long = fnmatch.fnmatch(name, getattr(PUBLISHED[family_of(name)], "LONG_RUNS", ""))
+    return pytest.param(name, marks=pytest.mark.slow if long else ())
+
+
+@pytest.mark.parametrize("name", [timed(name) for name in RECIPES])
 def test_recipe_runs_two_steps_on_embedded_data(name, tmp_path):
     recipe = recipe_of(name)
     start = first_step(recipe).model

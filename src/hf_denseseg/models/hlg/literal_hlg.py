@@ -152,7 +152,7 @@ def literal(model: nn.Module) -> nn.Module:
 
 
 def published_multiply_adds(counts: OperationCounts) -> int:
-    """Count as the FLOPs of Table 5 do: multiply-adds, of the two attention products only one.
+    """Count as the FLOPs of Table 7 do: multiply-adds, of the two attention products only one.
 
     With both, all five rounded cells lie half of the products too high; the best reading, not proof.
     """

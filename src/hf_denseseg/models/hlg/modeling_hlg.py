@@ -412,6 +412,12 @@ class HlgAttention(GradientCheckpointingLayer):
         )
         return attend(self, query, key, value, bias, scaling=self.scaling, dropout=0.0, **kwargs)
 
+    def masked_size(self, size: tuple[int, int], grouping: HlgGrouping) -> tuple[int, int] | None:
+        """`size` if there is filling to be left out, else None."""
+        # A program that is exported for any size must not depend on whether this one is filled up.
+        needed = torch.compiler.is_exporting() or grouping.size != size
+        return size if self.config.mask_padding and needed else None
+
     def split_heads(self, *maps: torch.Tensor) -> Iterator[torch.Tensor]:
         """`(B, H, W, C)` or `(B, M, C)` -> `(B, heads, N, d)`, each."""
         for each in maps:
@@ -546,7 +552,7 @@ class HlgLocalGlobalAttention(HlgAttention):
         """
         height, width = size
         grouping = HlgGrouping.windows(size, self.config.window_size, self.dilated)
-        masked = size if self.config.mask_padding and grouping.size != size else None
+        masked = self.masked_size(size, grouping)
         tokens = features.permute(0, 2, 3, 1)
         query, value = self._project(self.layernorm_local(tokens), self.q_proj, self.v_proj)
         maps = (query, value) if masked is None else (fill_up(query, grouping), fill_up(value, grouping))
@@ -840,7 +846,7 @@ class HlgDecoderAttention(HlgAttention):
         """As `HlgLocalGlobalAttention.forward`."""
         height, width = size
         grouping = self.grouping(size)
-        masked = size if self.config.mask_padding and grouping.size != size else None
+        masked = self.masked_size(size, grouping)
         tokens = features.permute(0, 2, 3, 1)
         normed = self.layernorm_local(tokens)
         maps = tuple(fill_up(layer(normed), grouping) for layer in (self.q_proj, self.k_proj, self.v_proj))
@@ -937,7 +943,7 @@ def build_heads(config: HlgConfig) -> tuple[nn.Module, nn.Module | None]:
 
 
 class HlgForSemanticSegmentation(HlgPreTrainedModel):
-    """HLG with the SETR-PUP decoder or UperNet (Tables 7 and 8)."""
+    """HLG with the SETR-PUP decoder (Tables 5 and 6) or UperNet."""
 
     def __init__(self, config: HlgConfig) -> None:
         super().__init__(config)
