@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
+from torch.export import Dim
 from transformers import AutoModelForImageClassification, UperNetConfig, UperNetForSemanticSegmentation
 
 import hf_denseseg
@@ -21,9 +22,10 @@ from hf_denseseg import (
     HlgModel,
 )
 from hf_denseseg.models.hlg import modeling_hlg
+from hf_denseseg.models.hlg.configuration_hlg import VARIANTS
 from hf_denseseg.models.hlg.literal_hlg import literal
 from hf_denseseg.models.hlg.modeling_hlg import HlgGrouping, HlgPlaces, HlgPositionBias, group_means, spread
-from model_tester import NUM_LABELS, SegmentationModelTester, gradients
+from model_tester import NUM_LABELS, Logits, SegmentationModelTester, gradients
 from processor_tester import ImageProcessorTester
 
 TINY = {
@@ -70,6 +72,19 @@ class TestHlgPup(SegmentationModelTester):
         outputs.hidden_states[0].retain_grad()
         outputs.logits.sum().backward()
         assert outputs.hidden_states[0].grad.abs().sum() > 0
+
+    @pytest.mark.slow
+    @torch.no_grad()
+    def test_exports_with_dynamic_batch_height_and_width(self, config):
+        """With two windows or more in each stage, so from 113 pixels; the exporter takes minutes over their sizes."""
+        program = Logits(build(depths=[1, 1, 1, 1]))
+        dynamic = ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},)
+        exported = torch.export.export(program, (torch.zeros(2, 3, 160, 256),), dynamic_shapes=dynamic).module()
+        for shape in ((1, 3, 113, 128), (3, 3, 250, 170), (2, 3, 224, 301)):
+            pixel_values = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+            expected = program(pixel_values)
+            tolerance = 1e-4 * float(expected.std())
+            torch.testing.assert_close(exported(pixel_values), expected, atol=tolerance, rtol=0, msg=f"at {shape}")
 
     def test_every_parameter_learns(self, model, batch):
         """At 48 x 64 pixels the last stages have a single window; larger pictures reach every weight."""
@@ -368,6 +383,28 @@ def test_classification_checkpoint_feeds_the_dense_models(tmp_path, caplog):
     assert all(torch.equal(each.weight, torch.ones_like(each.weight)) for each in dense.hlg.encoder.layernorms[:3])
     key = "hlg.encoder.stages.2.1.attention.q_proj.weight"
     assert torch.equal(dense.state_dict()[key], classifier.state_dict()[key])
+
+
+@torch.no_grad()
+def test_encoder_of_a_run_starts_a_dense_model_of_a_recipe(tmp_path, monkeypatch):
+    """`encoder_weights` may be the folder of our own ImageNet run: rules and head are those of the recipe's model."""
+    classifier = build(HlgForImageClassification, normalize_stages=False)
+    classifier.save_pretrained(tmp_path)
+    monkeypatch.setitem(VARIANTS, "hlg-pup-small", {**VARIANTS["hlg-pup-small"], **TINY})
+    dense = hf_denseseg.load_official("hlg", str(tmp_path), "hlg-pup-small", num_labels=NUM_LABELS)
+    assert (dense.config.global_bias, dense.config.mask_padding) == ("window", True)
+    found, given = dense.hlg.state_dict(), classifier.hlg.state_dict()
+    assert all(torch.equal(found[key], value) for key, value in given.items())
+    assert {key for key in found if key not in given} == {
+        f"encoder.layernorms.{k}.{part}" for k in range(3) for part in ("bias", "weight")
+    }
+
+
+def test_checkpoint_of_another_task_is_refused_with_its_name():
+    with pytest.raises(ValueError, match="one of HlgForObjectDetection, but HlgForSemanticSegmentation"):
+        hf_denseseg.load_official("hlg", {"bbox_head.retina_cls.weight": torch.zeros(9, 4)}, "hlg-pup-small")
+    with pytest.raises(ValueError, match="hold no HLG encoder"):
+        hf_denseseg.load_official("hlg", {"weight": torch.zeros(1)}, "hlg-pup-small")
 
 
 @torch.no_grad()

@@ -2,8 +2,8 @@
 
 A family says in `test_published_<family>.py` what is to be found in its recipes: `RECIPE_ROWS`, the published results
 that have a recipe, with the figures of the task in percent; `RECIPE_VALUES`, glob pattern of recipe names -> values;
-`REDUCED`, configuration fields that make its models small; and, if it wants, `LONG_RUNS`, a glob pattern of recipes that
-run among the slow tests only.
+`REDUCED`, configuration fields that make its models small; and, if it wants, `LONG_RUNS`, a glob pattern of recipes
+that run among the slow tests only.
 """
 
 import fnmatch

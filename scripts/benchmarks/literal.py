@@ -47,7 +47,9 @@ def build(args: argparse.Namespace, peer: bool, training: bool) -> tuple[nn.Modu
     sizes = {"image_size": list(args.image_size)} if hasattr(config, "image_size") else {}
     model = hf_denseseg.create_model(args.variant, num_labels=args.num_labels, **sizes).train(training)
     batch = {"pixel_values": torch.randn(args.batch_size, 3, *args.image_size)}
-    if training:
+    if training and config.architectures[0].endswith("ForImageClassification"):
+        batch["labels"] = torch.randint(0, args.num_labels, (args.batch_size,))
+    elif training:
         regions = torch.randint(0, args.num_labels, (args.batch_size, 1, 6, 6)).float()  # as large as things are
         batch["labels"] = F.interpolate(regions, size=tuple(args.image_size))[:, 0].long()
     return (literal(model) if peer else model), batch

@@ -2,8 +2,8 @@
 
 PAPER = {
     "name": "HLG",
-    "variants": "`hlg-{mobile,tiny,small,medium,large}`, `hlg-{pup,upernet}-{small,medium,large}`, "
-    "`hlg-{retinanet,maskrcnn}-{tiny,small,medium,large}`",
+    "variants": "`hlg-{mobile,tiny,small,medium,large}`, `hlg-{mobile,tiny,small,medium,large}-release`, "
+    "`hlg-{pup,upernet}-{small,medium,large}`, `hlg-{retinanet,maskrcnn}-{tiny,small,medium,large}`",
     "title": "Vision Transformers: From Semantic Segmentation to Dense Prediction",
     "venue": "IJCV 2024, Sec. 3.3 and 3.4",
     "official_code": "Official code: fudan-zvg/SETR (MIT), of which no copy of HLG can run; outputs recorded from a "

@@ -78,6 +78,9 @@ HEADS: Renames = (
 )
 SPLITS = {".kv_proj.": (".k_proj.", ".v_proj.")}
 
+OWN_ENCODER = "encoder.stem.0.convolution.weight"
+"""A key of our own encoder, as a run of this package saves it."""
+
 UNUSED_CLASSIFIER = r"^head\."
 """ImageNet classifier, where another head takes its place."""
 
@@ -95,7 +98,8 @@ def load_official(
 
     Args:
         weights: classification, segmentation or detection checkpoint, or the dense backbone alone (file or state
-            dict; also wrapped in `model`, `model_ema` or `state_dict`).
+            dict; also wrapped in `model`, `model_ema` or `state_dict`); or the folder or hub id of an HLG of this
+            package, whose encoder is taken, with the rules of `hyper_parameters`.
         hyper_parameters: a published name, or the official sizes (JSON file or dict).
         overrides: configuration fields, for example `num_labels=19`.
 
@@ -107,8 +111,11 @@ def load_official(
         RunError: weights that cannot be fetched.
     """
     official = fetch_weights(weights)
-    if isinstance(hyper_parameters, str) and hyper_parameters in VARIANTS:
+    whole = False
+    if isinstance(hyper_parameters, str) and hyper_parameters in VARIANTS and OWN_ENCODER in official:
         fields: dict[str, Any] = dict(VARIANTS[hyper_parameters])
+    elif isinstance(hyper_parameters, str) and hyper_parameters in VARIANTS:
+        fields = dict(VARIANTS[hyper_parameters])
         whole = _holds_head(official, fields["architectures"][0])
         rule = "tuple4" if any("norm_out_0." in key for key in official) else "flat"
         fields |= read_sizes(official) | {"global_bias": rule, "mask_padding": False}
@@ -228,7 +235,8 @@ def _labels_in(official: Mapping[str, torch.Tensor], task: str) -> dict[str, int
 
 def _table(config: HlgConfig, whole: bool) -> KeyTable:
     task = (config.architectures or [""])[0]
-    renames: Renames = (*DETECTION_RENAMES.get(task, ()), *HEADS, *ENCODER)
+    own = (r"^encoder\.", "hlg.encoder.")
+    renames: Renames = (own, *DETECTION_RENAMES.get(task, ()), *HEADS, *ENCODER)
     if task == "HlgModel":
         renames = (*renames, (r"^hlg\.", ""))
     return KeyTable(renames, SPLITS, dropped=r"(?!)" if whole else UNUSED_CLASSIFIER)
@@ -238,7 +246,7 @@ def _may_miss(config: HlgConfig, official: Mapping[str, torch.Tensor], whole: bo
     """Our weights that start anew: the head over an encoder, and the stages' norms, which classification has not."""
     if whole:
         return r"(?!)"
-    without_norms = not any("norm_out_0." in key for key in official)
+    without_norms = not any(re.search(r"norm_out_0\.|^encoder\.layernorms\.0\.", key) for key in official)
     return r"^(?!hlg\.)" + (r"|^hlg\.encoder\.layernorms\.[012]\." if without_norms else "")
 
 
