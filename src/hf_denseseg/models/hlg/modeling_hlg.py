@@ -7,6 +7,7 @@ differ, the code is followed, except where it cannot run; the family's README li
 """
 
 import functools
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
@@ -422,7 +423,7 @@ class HlgAttention(GradientCheckpointingLayer):
         """`(B, H, W, C)` or `(B, M, C)` -> `(B, heads, N, d)`, each."""
         for each in maps:
             heads = each.shape[-1] // self.head_dim
-            yield each.reshape(each.shape[0], each.shape[1:-1].numel(), heads, self.head_dim).transpose(1, 2)
+            yield each.reshape(each.shape[0], math.prod(each.shape[1:-1]), heads, self.head_dim).transpose(1, 2)
 
     def attend_globally(
         self,
