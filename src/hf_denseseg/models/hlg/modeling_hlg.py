@@ -175,21 +175,21 @@ class HlgPlaces(NamedTuple):
             table = torch.stack((entry // length - (height - 1), entry % length - (width - 1)), dim=1)
             return HlgOffsets(table.float(), query, key)
         if self.row:
-            number = torch.arange(down * across, device=device)
             lowest, highest = (0, 0), ((down * across - 1) // self.row, self.row - 1)
-            place_y, place_x = number // self.row, number % self.row
         else:
             lowest = self.first
-            highest = (
-                self.first[0] + self.step[0] * (down - 1),
-                self.first[1] + self.step[1] * (across - 1),
-            )
-            place_y = (lowest[0] + self.step[0] * torch.arange(down, device=device)).repeat_interleave(across)
-            place_x = (lowest[1] + self.step[1] * torch.arange(across, device=device)).repeat(down)
+            highest = (self.first[0] + self.step[0] * (down - 1), self.first[1] + self.step[1] * (across - 1))
         rows = torch.arange(-highest[0], height - lowest[0], device=device)
         columns = torch.arange(-highest[1], width - lowest[1], device=device)
         stride = width + highest[1] - lowest[1]
-        key = (highest[0] - place_y) * stride + highest[1] - place_x
+        if self.row:
+            number = torch.arange(down * across, device=device)
+            key = -(number // self.row) * stride - number % self.row
+        else:
+            key_rows = self.first[0] + self.step[0] * torch.arange(down, device=device)
+            key_columns = self.first[1] + self.step[1] * torch.arange(across, device=device)
+            key = -(key_rows[:, None] * stride + key_columns).flatten()
+        key = key + highest[0] * stride + highest[1]
         return HlgOffsets(torch.cartesian_prod(rows, columns).float(), _grid(height, width, stride, device), key)
 
 
