@@ -415,9 +415,7 @@ class HlgAttention(GradientCheckpointingLayer):
 
     def masked_size(self, size: tuple[int, int], grouping: HlgGrouping) -> tuple[int, int] | None:
         """`size` if there is filling to be left out, else None."""
-        # A program that is exported for any size must not depend on whether this one is filled up.
-        needed = torch.compiler.is_exporting() or grouping.size != size
-        return size if self.config.mask_padding and needed else None
+        return size if self.config.mask_padding and grouping.size != size else None
 
     def split_heads(self, *maps: torch.Tensor) -> Iterator[torch.Tensor]:
         """`(B, H, W, C)` or `(B, M, C)` -> `(B, heads, N, d)`, each."""
