@@ -223,6 +223,9 @@ def test_a_checkpoint_of_another_kind_or_without_a_processor_is_refused(checkpoi
         run(tmp_path / "other", photos, "--output", tmp_path / "out")
     SegformerForImageClassification(SegformerConfig(**CONFIG)).save_pretrained(tmp_path / "classifier")
     SegformerImageProcessor().save_pretrained(tmp_path / "classifier")
+    named = json.loads((tmp_path / "classifier/config.json").read_text())  # a classifier by its own name is answered
+    named["architectures"] = ["SegformerForSemanticSegmentation"]
+    (tmp_path / "classifier/config.json").write_text(json.dumps(named))
     with pytest.raises(InputError, match="lacks .* decode_head"):
         run(tmp_path / "classifier", photos, "--output", tmp_path / "out")
 
