@@ -1,9 +1,24 @@
-"""Per-pixel losses that all families share: cross-entropy over valid pixels, with class weights and OHEM."""
+"""Losses that all families share: cross-entropy over valid pixels, with class weights and OHEM, and of pictures."""
 
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+
+
+def classification_loss(labels: torch.Tensor, logits: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    """Mean cross-entropy of whole pictures in float32.
+
+    Args:
+        labels: `(B,)` int64, or the share of each class `(B, num_labels)`.
+        logits: `(B, num_labels)`, any floating dtype.
+        args: what models of transformers hand to their loss beside these; without effect.
+        kwargs: as `args`.
+
+    Returns:
+        Scalar float32.
+    """
+    return F.cross_entropy(logits.float(), labels if labels.ndim == 1 else labels.float())
 
 
 def segmentation_loss(

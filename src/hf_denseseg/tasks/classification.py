@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 from transformers import EvalPrediction, PreTrainedModel
@@ -22,6 +21,7 @@ from hf_denseseg.data.classification_transforms import (
     training_transform,
 )
 from hf_denseseg.files import atomic_path
+from hf_denseseg.losses import classification_loss
 from hf_denseseg.recipe import Recipe
 from hf_denseseg.recipe_keys import DataArguments, TaskTrainingArguments
 from hf_denseseg.tasks.task import Inspection, Task, sizes_as_json, spread, table_of
@@ -30,11 +30,6 @@ from hf_denseseg.visualization import picture_sheet
 
 BICUBIC = 3  # PIL's number
 LOOKED_AT = 48
-
-
-def classification_loss(labels: torch.Tensor, logits: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-    """Mean cross-entropy in fp32 of `logits` `(B, C)` with ids `(B,)` or shares `(B, C)`, as models call a loss."""
-    return F.cross_entropy(logits.float(), labels if labels.ndim == 1 else labels.float())
 
 
 class ClassificationTrainer(TaskTrainer):

@@ -29,7 +29,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from hf_denseseg.errors import InputError
-from hf_denseseg.losses import segmentation_loss
+from hf_denseseg.losses import classification_loss, segmentation_loss
 from hf_denseseg.models.hlg.configuration_hlg import HlgConfig
 
 STRIDE = 32
@@ -779,11 +779,6 @@ class HlgBackbone(BackboneMixin, HlgPreTrainedModel):
         """Give the maps named in `config.out_features`."""
         maps = dict(zip(self.stage_names, self.encoder(pixel_values, **kwargs), strict=True))
         return BackboneOutput(feature_maps=tuple(maps[name] for name in self.out_features))
-
-
-def classification_loss(labels: torch.Tensor, logits: torch.Tensor, config: HlgConfig) -> torch.Tensor:
-    """Cross-entropy in float32 with classes `(B,)` or their probabilities `(B, num_labels)`."""
-    return F.cross_entropy(logits.float(), labels)
 
 
 class HlgForImageClassification(HlgPreTrainedModel):
