@@ -96,10 +96,10 @@ def predict_logits(model: nn.Module, pixel_values: torch.Tensor, settings: Infer
     """
     if settings.mode == "slide":
         crop_size, _ = settings.window()
-        height, width = pixel_values.shape[-2:]
-        if settings.pad_to_window and (height < crop_size[0] or width < crop_size[1]):
-            missing = (max(crop_size[0] - height, 0), max(crop_size[1] - width, 0))
-            padded = F.pad(pixel_values, (0, missing[1], 0, missing[0]))
+        height, width = _size(pixel_values)
+        canvas = _padded_size((height, width), settings)
+        if canvas != (height, width):
+            padded = F.pad(pixel_values, (0, canvas[1] - width, 0, canvas[0] - height))
             return slide_logits(model, padded, settings)[..., :height, :width]
         if pixel_values.shape[-2] > crop_size[0] or pixel_values.shape[-1] > crop_size[1]:
             return slide_logits(model, pixel_values, settings)
@@ -130,7 +130,8 @@ def segment(
     if settings.views > 1:
         return class_probabilities(model, image, settings, mean, std, size).argmax(0)
     logits = _single_view(model, image, settings, mean, std)
-    return resize_argmax(logits, size or _size(image), align_corners_of(model), settings.chunk_classes)[0]
+    (height, width), canvas = _result_sizes(image, size, settings)
+    return resize_argmax(logits, canvas, align_corners_of(model), settings.chunk_classes)[0, :height, :width]
 
 
 def segment_with_confidence(
@@ -146,8 +147,9 @@ def segment_with_confidence(
         confidence, ids = class_probabilities(model, image, settings, mean, std, size).max(0)
         return ids, confidence
     logits = _single_view(model, image, settings, mean, std)
-    ids, confidence = resize_confidence(logits, size or _size(image), align_corners_of(model), settings.chunk_classes)
-    return ids[0], confidence[0]
+    (height, width), canvas = _result_sizes(image, size, settings)
+    ids, confidence = resize_confidence(logits, canvas, align_corners_of(model), settings.chunk_classes)
+    return ids[0, :height, :width], confidence[0, :height, :width]
 
 
 @torch.no_grad()
@@ -164,6 +166,7 @@ def class_probabilities(
     Each view's logits are resized to `size` first. With `average="logits"` these are averaged and the softmax comes
     last.
     """
+    (height, width), canvas = _result_sizes(image, size, settings)
     total = None
     for pixel_values, flipped in _views(model, image, settings, mean, std):
         logits = predict_logits(model, pixel_values, settings)
@@ -171,7 +174,7 @@ def class_probabilities(
             logits = logits.flip(-1)
         if settings.accumulation_device:
             logits = logits.to(settings.accumulation_device)
-        logits = _upsample(logits, size or _size(image), align_corners_of(model))
+        logits = _upsample(logits, canvas, align_corners_of(model))[..., :height, :width]
         part = logits.softmax(1) if settings.average == "probabilities" else logits
         total = part if total is None else total.add_(part)
     assert total is not None  # the settings hold at least one scale
@@ -212,8 +215,12 @@ def view_size(size: Size, scale: float, settings: InferenceSettings) -> Size:
     """Size of one scale: the ratio is kept inside `scale * base_size` (its short and long limit, in any order).
 
     Without a base size the picture's own size is multiplied. With `raise_short_side` a short side below the window's
-    is raised to it, the ratio still kept; if there are several scales, the long limit does not count (SETR).
+    is raised to it, the ratio still kept; if there are several scales, the long limit does not count (SETR). With
+    `keep_odd` each side of what scale 1 gives is scaled by itself, its even part only, so that 513 becomes 257 (HFGD).
     """
+    if settings.keep_odd and scale != 1:
+        height, width = view_size(size, 1.0, settings)
+        return _scale_even_part(height, scale), _scale_even_part(width, scale)
     factor = scale
     if settings.base_size:
         short, long = sorted(int(limit * scale) for limit in settings.base_size)
@@ -224,6 +231,11 @@ def view_size(size: Size, scale: float, settings: InferenceSettings) -> Size:
         factor = max(factor, min(settings.window()[0]) / min(size))
     height, width = (max(int(length * factor + 0.5), 1) for length in size)
     return height, width
+
+
+def _scale_even_part(length: int, scale: float) -> int:
+    odd = length % 2
+    return max(int(scale * (length - odd)) + odd, 1)
 
 
 def align_corners_of(model: nn.Module) -> bool:
@@ -237,6 +249,8 @@ def _views(
     """Normalised `(1, 3, h, w)` on the model's device for each scale and flip, and whether it is flipped."""
     weight = next(model.parameters(), torch.empty(0))
     image = image.to(weight.device)
+    if settings.mode == "whole":
+        image = _pad_with_mean(image, _padded_size(_size(image), settings), mean)
     shift, spread = (torch.as_tensor(each, device=weight.device).view(3, 1, 1) for each in (mean, std))
     for scale in settings.scales:
         size = view_size(_size(image), scale, settings)
@@ -246,6 +260,34 @@ def _views(
         yield pixel_values, False
         if settings.flip:
             yield pixel_values.flip(-1), True
+
+
+def _padded_size(size: Size, settings: InferenceSettings) -> Size:
+    """With `pad_to_window` no side is below the window's."""
+    if not settings.pad_to_window:
+        return size
+    crop_size, _ = settings.window()
+    return max(size[0], crop_size[0]), max(size[1], crop_size[1])
+
+
+def _pad_with_mean(image: torch.Tensor, size: Size, mean: Channels) -> torch.Tensor:
+    """Bytes `(3, H, W)`, padded to `size` with the mean colour in whole bytes, as training crops are."""
+    height, width = _size(image)
+    if (height, width) == size:
+        return image
+    color = (torch.as_tensor(mean) * 255).round().clamp(0, 255).to(image)
+    padded = color.view(3, 1, 1).repeat(1, *size)
+    padded[:, :height, :width] = image
+    return padded
+
+
+def _result_sizes(image: torch.Tensor, size: Size | None, settings: InferenceSettings) -> tuple[Size, Size]:
+    """Size of the result, and of the larger map it is cut from when the picture as a whole was padded."""
+    own = _size(image)
+    wanted = size or own
+    canvas = _padded_size(own, settings) if settings.mode == "whole" else own
+    height, width = (round(w * c / o) for w, c, o in zip(wanted, canvas, own, strict=True))
+    return wanted, (height, width)
 
 
 @torch.no_grad()

@@ -30,8 +30,10 @@ class InferenceSettings:
         base_size: the picture is resized into this size times the scale, ratio kept; None is its own size.
         raise_short_side: the short side never gets smaller than the window's; with several scales the short side
             alone is fitted into `base_size`, and the long side follows (SETR's test protocol).
-        pad_to_window: a picture smaller than the window is padded to it at the right and bottom, with the mean colour
-            (mmsegmentation and UN-EPT); else the window shrinks to the picture.
+        keep_odd: each side n is scaled by itself, to `int(scale * (n - n % 2)) + n % 2`: 513 -> 257, 385, 641 (HFGD).
+        pad_to_window: what is smaller than the window is padded to it at the right and bottom, with the mean colour.
+            With `"slide"` that is each view (mmsegmentation and UN-EPT; else the window shrinks to the view), with
+            `"whole"` the picture itself, before it is resized (HFGD).
         average: what is averaged over scales and flips, `"probabilities"` or `"logits"`.
         window_batch_size: windows per model call.
         accumulation_device: where full-size scores are summed, e.g. `"cpu"`; None is the model's device.
@@ -48,6 +50,7 @@ class InferenceSettings:
     flip: bool = False
     base_size: tuple[int, int] | None = None
     raise_short_side: bool = False
+    keep_odd: bool = False
     pad_to_window: bool = False
     average: str = "probabilities"
     window_batch_size: int = 4
@@ -62,7 +65,7 @@ class InferenceSettings:
         for name in ("window_batch_size", "chunk_classes"):
             if not _is_positive_int(getattr(self, name)):
                 raise InputError(f"Inference setting {name} is {getattr(self, name)!r}. Give a whole number above 0.")
-        for name in ("flip", "raise_short_side", "pad_to_window"):
+        for name in ("flip", "raise_short_side", "keep_odd", "pad_to_window"):
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"Inference setting {name} is {getattr(self, name)!r}. Give true or false.")
         object.__setattr__(self, "scales", _scales(self.scales))
@@ -86,6 +89,11 @@ class InferenceSettings:
             raise InputError(
                 f"stride {self.stride} is larger than crop_size {self.crop_size} and leaves pixels between windows. "
                 "Make it at most the crop size."
+            )
+        if self.keep_odd and self.raise_short_side:
+            raise InputError(
+                "`keep_odd` (each side by itself) and `raise_short_side` (the ratio kept) contradict each other. "
+                "Set one of them."
             )
 
     @property

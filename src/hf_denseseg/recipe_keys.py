@@ -135,12 +135,20 @@ class DataArguments:
             "help": "SETR: no short side below the window's; of several scales no long limit",
         },
     )
+    test_keep_odd: bool = field(
+        default=False,
+        metadata={"tasks": SEGMENTATION, "help": "HFGD: scale each side by itself, odd stays odd: 513 to 257"},
+    )
     test_pad_to_window: bool = field(
         default=False,
         metadata={
             "tasks": SEGMENTATION,
-            "help": "pad a picture smaller than the window to it; else the window shrinks",
+            "help": "pad a picture smaller than the window to it, also a whole one; else the window shrinks",
         },
+    )
+    test_average: str = field(
+        default="probabilities",
+        metadata={"tasks": SEGMENTATION, "help": "average 'probabilities' or 'logits' over scales and flips"},
     )
     test_flip: bool = field(
         default=False, metadata={"tasks": SEGMENTATION, "help": "average with the mirrored picture"}
@@ -157,7 +165,9 @@ class DataArguments:
                 "scales": self.test_scales,
                 "flip": self.test_flip,
                 "raise_short_side": self.test_raise_short_side,
+                "keep_odd": self.test_keep_odd,
                 "pad_to_window": self.test_pad_to_window,
+                "average": self.test_average,
             }
         )
 

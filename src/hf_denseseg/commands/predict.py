@@ -44,6 +44,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--base_size", nargs=2, type=int, metavar=("H", "W"), help="box to resize into, ratio kept")
     parser.add_argument("--scales", nargs="+", type=float, metavar="RATIO", help="ratios averaged over")
     parser.add_argument("--flip", action="store_true", default=None, help="average with the mirrored picture")
+    parser.add_argument("--average", choices=("probabilities", "logits"), help="what is averaged over these views")
     parser.add_argument("--window_batch_size", type=int, metavar="N", help="windows per model call (default 4)")
     parser.add_argument("--accumulation_device", metavar="DEVICE", help="where full-size scores are summed, e.g. cpu")
     parser.add_argument("--probabilities", action="store_true", help="also write OUTPUT/probabilities/NAME.npz")
