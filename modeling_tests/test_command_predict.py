@@ -91,9 +91,23 @@ def test_a_folder_is_labelled_at_the_pictures_own_sizes(checkpoint, photos, tmp_
 
 
 def test_windows_scales_flip_and_probabilities_are_passed_on(checkpoint, photos, tmp_path):
-    options = ["--crop_size", 24, 24, "--stride", 16, 16, "--scales", 0.75, 1.5, "--flip", "--probabilities"]
+    options = [
+        "--crop_size",
+        24,
+        24,
+        "--stride",
+        16,
+        16,
+        "--scales",
+        0.75,
+        1.5,
+        "--flip",
+        "--probabilities",
+        "--average",
+        "logits",
+    ]
     assert run(checkpoint, photos / "a.png", "--output", tmp_path / "out", *options) == 0
-    settings = InferenceSettings("slide", (24, 24), (16, 16), (0.75, 1.5), True)
+    settings = InferenceSettings("slide", (24, 24), (16, 16), (0.75, 1.5), True, average="logits")
     expected = model_probabilities(checkpoint, photos / "a.png", settings)
     with np.load(tmp_path / "out" / "probabilities" / "a.npz") as written:
         np.testing.assert_allclose(written["probabilities"], expected, atol=1e-3)

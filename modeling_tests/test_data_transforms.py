@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from hf_denseseg.data.datasets import SegmentationData, load_segmentation
 from hf_denseseg.data.labels import LabelSpec
-from hf_denseseg.data.photometric import distort, shift_hue_saturation
+from hf_denseseg.data.photometric import distort, distort_brightness, distort_like_car, shift_hue_saturation
 from hf_denseseg.data.synthetic import render_scene
 from hf_denseseg.data.transforms import (
     EpochSampler,
@@ -193,6 +193,17 @@ def test_base_size_fits_the_picture_as_mmcv_rescales(base, size, expected):
     assert augmentation.scaled_size(*size, np.random.default_rng(0)) == expected
 
 
+def test_stepped_ratios_are_met_equally_often():
+    augmentation, rng = TrainAugmentation((8, 8), scale_step=0.1), np.random.default_rng(0)
+    heights = [augmentation.scaled_size(100, 60, rng)[0] for _ in range(1600)]
+    sizes, counts = np.unique(heights, return_counts=True)
+    assert sizes.tolist() == list(range(50, 201, 10))
+    assert counts.min() > 60 and counts.max() < 140  # 100 each; four standard deviations
+    for step in (0.4, 0.0, -0.1):
+        with pytest.raises(InputError, match="scale_step"):
+            TrainAugmentation((8, 8), scale_step=step)
+
+
 @pytest.mark.parametrize("arguments", [{"crop_size": (0, 4)}, {"crop_size": (4, 4), "scale_range": (1.0,)}])
 def test_wrong_sizes_are_refused(arguments):
     with pytest.raises(InputError, match="two positive numbers"):
@@ -230,6 +241,62 @@ def test_photometric_distortion_follows_the_plain_restatement(color):
     for channel in range(3):
         distance = ks_distance(np.round(ours[:, channel] / 4), np.round(plain[:, channel] / 4))
         assert distance < 1.63 * (2 / draws) ** 0.5 + 0.03, "channel"  # 0.03: one grey level across a bin's border
+
+
+class Drawn:
+    """Stands in for a generator: coins in turn, and every range at the same share of its width."""
+
+    def __init__(self, coins, share):
+        self.coins, self.share = list(coins), share
+
+    def random(self):
+        return 0.0 if self.coins.pop(0) else 0.9
+
+    def uniform(self, low, high):
+        return low + self.share * (high - low)
+
+
+def plain_distort_like_car(pixels, coins, share):
+    """Brightness, contrast about each channel's mean, saturation, and the hue always, on floats."""
+    values = pixels.astype(float)
+    if coins[0]:
+        values = (values + 64 * share - 32).clip(0, 255)
+    if coins[1]:
+        mean = values.mean(axis=(0, 1))
+        values = ((values - mean) * (0.75 + 0.5 * share) + mean).clip(0, 255)
+    result = []
+    for color in values.reshape(-1, 3):
+        hue, saturation, value = colorsys.rgb_to_hsv(*(color / 255))
+        saturation = min(saturation * (0.75 + 0.5 * share if coins[2] else 1), 1)
+        result.append(colorsys.hsv_to_rgb((hue - 0.1 + 0.2 * share) % 1, saturation, value))
+    return 255 * np.array(result).reshape(pixels.shape)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
+@pytest.mark.parametrize("coins", [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 1)], ids=str)
+def test_narrow_distortion_follows_the_plain_restatement(coins, share):
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8)
+    pixels[..., 0] //= 3  # so that the channels have different means
+    ours = np.stack(distort_like_car(Image.fromarray(pixels), Drawn(coins, share)), axis=-1)
+    assert np.abs(plain_distort_like_car(pixels, coins, share) - ours).max() < 5  # bytes between the steps
+
+
+@pytest.mark.parametrize("coin", [0, 1])
+def test_brightness_alone_moves_all_channels_by_the_same(coin):
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8)
+    ours = np.stack(distort_brightness(Image.fromarray(pixels), Drawn([coin], 0.75)), axis=-1)
+    assert (ours == (pixels.astype(int) + 16 * coin).clip(0, 255)).all()
+
+
+def test_each_style_of_distortion_is_its_own():
+    image, label = render_scene("train", 0, (40, 56))
+    drawn = {
+        style: TrainAugmentation((40, 56), photometric_style=style)(image, label, np.random.default_rng(3))[0]
+        for style in ("mmsegmentation", "car", "brightness")
+    }
+    assert not drawn["mmsegmentation"].equal(drawn["car"]) and not drawn["brightness"].equal(drawn["car"])
+    with pytest.raises(InputError, match="photometric_style is 'bright'"):
+        TrainAugmentation((4, 4), photometric_style="bright")
 
 
 @pytest.mark.parametrize("degrees", [-36, 0, 2, 34])

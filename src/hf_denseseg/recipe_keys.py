@@ -73,12 +73,22 @@ class DataArguments:
     scale_range: list[float] = field(
         default_factory=lambda: [0.5, 2.0], metadata={"tasks": SEGMENTATION, "help": "random scale: smallest largest"}
     )
+    scale_step: float | None = field(
+        default=None, metadata={"tasks": SEGMENTATION, "help": "step between random scales; None: any in the range"}
+    )
     max_class_ratio: float = field(
         default=0.75, metadata={"tasks": SEGMENTATION, "help": "no class may fill more of a crop (10 tries)"}
     )
     flip: bool = field(default=True, metadata={"help": "mirror every second picture"})
     photometric_distortion: bool = field(
         default=True, metadata={"tasks": SEGMENTATION, "help": "random brightness, contrast, saturation and hue"}
+    )
+    photometric_style: str = field(
+        default="mmsegmentation",
+        metadata={
+            "tasks": SEGMENTATION,
+            "help": "'mmsegmentation'; HFGD: 'car' (narrower, always the hue) or 'brightness' alone",
+        },
     )
     crop_area_range: list[float] = field(
         default_factory=lambda: [0.08, 1.0],

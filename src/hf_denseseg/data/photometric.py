@@ -1,4 +1,6 @@
-"""Brightness, contrast, saturation and hue at random, in the ranges and the order of mmsegmentation."""
+"""Brightness, contrast, saturation and hue at random, in the ranges and the order of mmsegmentation, or of HFGD."""
+
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
@@ -7,6 +9,8 @@ BRIGHTNESS = 32  # added, drawn from +-
 CONTRAST = (0.5, 1.5)  # factor
 SATURATION = (0.5, 1.5)  # factor
 HUE = 18  # added, in steps of 2 degrees
+NARROW = (0.75, 1.25)  # factor of contrast and saturation in HFGD
+NARROW_HUE = 36.0  # degrees; 0.1 of the circle
 _ROWS = 128  # rows worked on at once, so that the intermediate planes stay in the cache of the processor
 _DEGREES = 60  # of a sector of the hue circle
 _STEPS = 7  # bits after the point of a hue shift in sectors
@@ -21,7 +25,7 @@ def distort(image: Image.Image, rng: np.random.Generator) -> Planes:
         The three planes `(H, W)` uint8.
     """
     ramp = np.arange(256, dtype=np.float32)
-    first = _clip(ramp + rng.uniform(-BRIGHTNESS, BRIGHTNESS)) if rng.random() < 0.5 else ramp
+    first = _brightness_table(rng)
     contrast_first = rng.random() < 0.5
     contrast = rng.uniform(*CONTRAST) if rng.random() < 0.5 else 1.0
     if contrast_first:
@@ -39,7 +43,45 @@ def distort(image: Image.Image, rng: np.random.Generator) -> Planes:
     return planes
 
 
-def shift_hue_saturation(planes: Planes, degrees: int, saturation: float) -> Planes:
+def distort_brightness(image: Image.Image, rng: np.random.Generator) -> Planes:
+    """Change only the brightness of an RGB picture, by up to 32, with probability 1/2 (HFGD's plain setting)."""
+    table = _brightness_table(rng)
+    return [np.asarray(band) for band in _apply(image, table).split()]
+
+
+def distort_like_car(image: Image.Image, rng: np.random.Generator) -> Planes:
+    """Brightness, contrast and saturation, each with probability 1/2, then always the hue (HFGD's advanced setting).
+
+    The contrast is stretched about the mean of each channel, as TensorFlow does; of the crop here, where the authors
+    take the picture that is cropped later.
+    """
+    table = _brightness_table(rng)
+    tables = [table, table, table]
+    if rng.random() < 0.5:
+        factor = rng.uniform(*NARROW)
+        counts = np.array(image.histogram()).reshape(3, 256)
+        means = counts @ table / counts.sum(axis=1)
+        tables = [_clip(mean + (table - mean) * factor) for mean in means]
+    saturation = rng.uniform(*NARROW) if rng.random() < 0.5 else 1.0
+    changed = image.point(np.concatenate(tables).astype(np.uint8).tolist())
+    planes = [np.asarray(band) for band in changed.split()]
+    return shift_hue_saturation(planes, rng.uniform(-NARROW_HUE, NARROW_HUE), saturation)
+
+
+def _brightness_table(rng: np.random.Generator) -> np.ndarray:
+    ramp = np.arange(256, dtype=np.float32)
+    return _clip(ramp + rng.uniform(-BRIGHTNESS, BRIGHTNESS)) if rng.random() < 0.5 else ramp
+
+
+PHOTOMETRIC: dict[str, Callable[[Image.Image, np.random.Generator], Planes]] = {
+    "mmsegmentation": distort,
+    "car": distort_like_car,
+    "brightness": distort_brightness,
+}
+"""Ways to distort the colours, by the name that recipes give them."""
+
+
+def shift_hue_saturation(planes: Planes, degrees: float, saturation: float) -> Planes:
     """Turn the hue and scale the saturation of HSV, keeping the value; equal to the way through HSV up to rounding.
 
     On the hexagon of hues a channel c is V - C + clip(U, 0, C), where V is the largest channel, C the chroma and U

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, IterableDataset, Sampler, get_worker_info
 
 from hf_denseseg.data.datasets import SegmentationData
 from hf_denseseg.data.labels import VOID
-from hf_denseseg.data.photometric import distort
+from hf_denseseg.data.photometric import PHOTOMETRIC
 from hf_denseseg.errors import InputError
 
 _CROP_TRIES = 10
@@ -31,15 +31,19 @@ class TrainAugmentation:
         base_size: (height, width) that ratio 1 fits the picture into, keeping its proportions (mmsegmentation's
             `img_scale`, in either order); None takes the picture's own size.
         scale_range: smallest and largest ratio, drawn uniformly.
+        scale_step: draw only the smallest ratio and what lies whole steps above it, up to the largest; None draws any.
         max_class_ratio: a crop is drawn again (10 times at most) while one class covers this share of its labelled
             pixels or more, or it shows fewer than two classes; 1 switches the rule off.
         flip: mirror half of the samples.
         photometric: distort brightness, contrast, saturation and hue.
+        photometric_style: how: `"mmsegmentation"`, `"car"` (HFGD's advanced setting) or `"brightness"` alone
+            (HFGD's plain one).
         pad_color: 8-bit colour beyond the picture. mmsegmentation pads with 0 after normalising, which is the mean
             colour; this is the ImageNet mean.
 
     Raises:
-        InputError: a size or range is not made of two positive numbers.
+        InputError: a size or range is not made of two positive numbers, the step does not lead through the range, or
+            the style is unknown.
     """
 
     def __init__(
@@ -51,6 +55,8 @@ class TrainAugmentation:
         flip: bool = True,
         photometric: bool = True,
         pad_color: Sequence[int] = (124, 116, 104),
+        scale_step: float | None = None,
+        photometric_style: str = "mmsegmentation",
     ) -> None:
         for name, pair in (("crop_size", crop_size), ("base_size", base_size), ("scale_range", scale_range)):
             if pair is not None and (len(pair) != 2 or min(pair) <= 0):
@@ -58,9 +64,14 @@ class TrainAugmentation:
         self.crop_size = (int(crop_size[0]), int(crop_size[1]))
         self.base_size = None if base_size is None else (int(base_size[0]), int(base_size[1]))
         self.scale_range = (float(scale_range[0]), float(scale_range[1]))
+        self.ratios = None if scale_step is None else _steps(*self.scale_range, scale_step)
         self.max_class_ratio = max_class_ratio
         self.flip = flip
         self.photometric = photometric
+        if photometric_style not in PHOTOMETRIC:
+            names = " or ".join(map(repr, PHOTOMETRIC))
+            raise InputError(f"Augmentation: photometric_style is {photometric_style!r}. Give {names}.")
+        self.distort = PHOTOMETRIC[photometric_style]
         self.pad_color = tuple(pad_color)
 
     def __call__(
@@ -72,7 +83,7 @@ class TrainAugmentation:
         top, left, cut = self._crop(label_image, size, rng)
         pixels = _window(image, size, (top, left, *cut.size[::-1]), Image.Resampling.BILINEAR)
         flip = self.flip and rng.random() < 0.5
-        planes = distort(pixels, rng) if self.photometric else [np.asarray(band) for band in pixels.split()]
+        planes = self.distort(pixels, rng) if self.photometric else [np.asarray(band) for band in pixels.split()]
         height, width = self.crop_size
         labels = np.full((height, width), VOID, dtype=np.uint8)
         labels[: cut.height, : cut.width] = np.asarray(cut)[:, ::-1] if flip else np.asarray(cut)
@@ -86,7 +97,8 @@ class TrainAugmentation:
     def scaled_size(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int]:
         """Draw the ratio and give the (height, width) that the picture is resized to."""
         low, high = self.scale_range
-        ratio = rng.random() * (high - low) + low
+        share = rng.random()
+        ratio = share * (high - low) + low if self.ratios is None else self.ratios[int(share * len(self.ratios))]
         base = self.base_size or (height, width)
         long_edge, short_edge = int(max(base) * ratio), int(min(base) * ratio)
         factor = min(long_edge / max(height, width), short_edge / min(height, width))
@@ -108,6 +120,17 @@ class TrainAugmentation:
     def _is_varied(self, cut: Image.Image) -> bool:
         counts = np.array(cut.histogram()[:VOID])
         return bool(np.count_nonzero(counts) > 1 and counts.max() / counts.sum() < self.max_class_ratio)
+
+
+def _steps(low: float, high: float, step: float) -> tuple[float, ...]:
+    """0.5, 0.6, ... 2.0 for steps of 0.1."""
+    count = round((high - low) / step) if step > 0 else 0
+    if abs(low + count * step - high) > 1e-6:
+        raise InputError(
+            f"Augmentation: scale_step {step} does not lead from {low} to {high}. Give a positive number that divides "
+            "the difference."
+        )
+    return tuple(low + k * step for k in range(count + 1))
 
 
 def _window(

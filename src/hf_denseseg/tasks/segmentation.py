@@ -193,6 +193,8 @@ class SemanticSegmentation(Task):
                 max_class_ratio=data.max_class_ratio,
                 flip=data.flip,
                 photometric=data.photometric_distortion,
+                scale_step=data.scale_step,
+                photometric_style=data.photometric_style,
             )
             kind = StreamingTrainDataset if data.streaming else TrainDataset
             train_dataset = kind(train_data, augmentation, seed, targets=getattr(model, "training_targets", None))
