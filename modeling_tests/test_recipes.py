@@ -52,6 +52,7 @@ SMALL = {
     "object-detection": DETECTION,
     "instance-segmentation": [*DETECTION, "--per_device_train_batch_size", "1"],  # its heads take seconds a picture
 }
+PADDED = ["--test_crop_size", "81", "113"]  # larger than the picture
 WINDOW = ["--test_crop_size", "32", "48", "--test_stride", "32", "48", "--test_base_size", "64", "96"]
 
 
@@ -96,7 +97,7 @@ def test_recipe_runs_two_steps_on_embedded_data(name, tmp_path):
     start = first_step(recipe).model
     reduced = (start.config_overrides or {}) | PUBLISHED[family_of(name)].REDUCED
     task = recipe.model.task
-    window = WINDOW if recipe.data.test_mode == "slide" else []
+    window = WINDOW if recipe.data.test_mode == "slide" else PADDED if recipe.data.test_crop_size else []
     words = ["--model", start.model, "--config_overrides", json.dumps(reduced), "--output_dir", str(tmp_path)]
     assert main(["train", str(RECIPES[name]), *SHORT, *SMALL[task], *window, *words]) == 0
     results = json.loads((tmp_path / "results.json").read_text())
