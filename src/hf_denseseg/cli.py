@@ -9,7 +9,20 @@ import sys
 from hf_denseseg import __version__
 from hf_denseseg.errors import InputError, RunError
 
-COMMANDS = ("demo", "models", "data", "train", "evaluate", "predict", "convert", "export", "card", "push", "kernels")
+COMMANDS = (
+    "demo",
+    "models",
+    "data",
+    "train",
+    "evaluate",
+    "predict",
+    "features",
+    "convert",
+    "export",
+    "card",
+    "push",
+    "kernels",
+)
 EPILOG = """examples:
   denseseg demo                                              train a small model on embedded data, without a network
   denseseg models 'dsct-*'                                   names, sizes and costs

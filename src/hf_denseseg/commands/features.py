@@ -1,0 +1,135 @@
+"""`denseseg features`: class tokens and pixel features of a segmenter, as pictures and numbers."""
+
+import argparse
+import json
+from typing import Any
+
+from hf_denseseg.errors import InputError
+from hf_denseseg.naming import unknown_name
+from hf_denseseg.recipe_keys import TASKS
+
+EPILOG = """examples:
+  denseseg features runs/demo/model --dataset synthetic --output runs/demo/features
+  denseseg features CHECKPOINT --dataset path/to/camvid --output features --classes road pavement --projection umap
+
+OUTPUT/tokens.png shows what the classifier answers to its own class tokens (a high diagonal: classes that do not lean
+on others), OUTPUT/features.png the features of pixels in a plane, in the colours of their true classes,
+OUTPUT/features.json the numbers: token confidence, and how well the classes lie apart without any projection.
+Without --classes those are shown that the checkpoint takes for each other most often, eight at most: to compare
+checkpoints name the same classes for each. umap is the paper's projection; it and tsne need
+`pip install 'hf-denseseg[umap]'`, pca needs nothing."""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add `features` to the command line."""
+    parser = subparsers.add_parser(
+        "features",
+        help="show class tokens and pixel features of a checkpoint",
+        description="Show by what a segmentation checkpoint tells classes apart.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("checkpoint", help="folder or hub id of a segmentation model")
+    parser.add_argument("--dataset", required=True, help="synthetic, a folder, or a hub id")
+    parser.add_argument("--split", default="val", help="val (default), train, test or a folder name")
+    parser.add_argument("--output", required=True, help="folder to write")
+    parser.add_argument("--classes", nargs="+", metavar="NAME", help="classes whose features are shown")
+    parser.add_argument("--limit", type=int, metavar="N", help="look at the first N pictures (default: all)")
+    parser.add_argument("--points", type=int, default=500, metavar="N", help="features of a class (default 500)")
+    parser.add_argument(
+        "--projection", choices=("pca", "umap", "tsne"), default="pca", help="into the plane (default: pca)"
+    )
+    parser.add_argument("--label_spec", metavar="FILE", help="label specification (default: found beside the data)")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample and the projection (default 0)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda if there is one)")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Collect, measure and draw."""
+    import torch
+    import transformers
+    from tqdm import tqdm
+
+    from hf_denseseg import __version__, class_features, class_pictures
+    from hf_denseseg.files import atomic_path, check_output_folder, write_atomic
+
+    output = check_output_folder(args.output)
+    predictor, data, chosen = _load(args)
+    model, spec = predictor.model, data.spec
+    tokens = class_features.find_class_tokens(model)
+    confidence = class_features.token_confidence(tokens)
+    pairs = tqdm(data.dataset, desc="features", unit="picture", disable=None)
+    protocol = (predictor.preprocessing, predictor.settings)
+    found = class_features.collect_features(model, tokens, pairs, *protocol, args.points, args.seed)
+    _check_present([len(each) for each in found.samples], chosen, spec, "point on the feature maps")
+    samples = {k: found.samples[k] for k in chosen or class_features.most_confused(found.confusion)}
+    title = f"features of {spec.name}, {args.split}"
+    plane, variance = class_pictures.feature_sheet(samples, spec, title, args.projection, args.seed)
+    apart = class_features.separability(list(samples.values()))
+    diagonal = confidence.diagonal()
+    numbers = {
+        "checkpoint": args.checkpoint,
+        "model_type": model.config.model_type,
+        "dataset": spec.name,
+        "pictures": len(data.dataset),
+        "token_shape": list(tokens.shape),
+        "diagonal_mean": float(diagonal.mean()),
+        "token_confidence": dict(zip(spec.classes, diagonal.tolist(), strict=True)),
+        "points": {spec.classes[k]: len(each) for k, each in samples.items()},
+        "separability": apart,
+        "separability_all_classes": class_features.separability([each for each in found.samples if len(each)]),
+        "variance_in_plane": variance,
+        "settings": {key: value for key, value in vars(args).items() if key not in ("command", "overrides")},
+        "protocol": predictor.settings.to_dict(),
+        "versions": {"hf_denseseg": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
+    }
+    for name, picture in (("tokens", class_pictures.token_sheet(confidence, spec.classes)), ("features", plane)):
+        with atomic_path(output / f"{name}.png") as aside:
+            picture.save(aside)
+    write_atomic(output / "features.json", json.dumps(numbers, indent=1) + "\n")
+    parts = ", ".join(f"{key.replace('_', ' ')} {value:.3f}" for key, value in apart.items() if value is not None)
+    print(f"Class tokens: mean of the diagonal {diagonal.mean():.3f}, chance {1 / len(tokens):.3f}.")
+    print(f"Features of {', '.join(spec.classes[k] for k in samples)}: {parts}.\nWritten: {output}")
+    return 0
+
+
+def _load(args: argparse.Namespace) -> tuple[Any, Any, list[int] | None]:
+    """Checkpoint, data and train ids of `--classes`, everything checked that can be before the model works."""
+    from hf_denseseg.checkpoints import task_of_checkpoint
+    from hf_denseseg.class_pictures import check_projection
+    from hf_denseseg.data.checks import scan_dataset
+    from hf_denseseg.data.datasets import load_segmentation
+    from hf_denseseg.prediction import Predictor
+
+    for option, least in (("limit", 1), ("points", 2)):
+        if (value := getattr(args, option)) is not None and value < least:
+            raise InputError(f"--{option} is {value}. Give {least} or more.")
+    check_projection(args.projection)
+    task = task_of_checkpoint(args.checkpoint)
+    if task not in (None, TASKS[0]):
+        raise InputError(f"{args.checkpoint} is a checkpoint for {task}. Give one for {TASKS[0]}.")
+    data = load_segmentation(args.dataset, args.split, spec=args.label_spec, limit=args.limit)
+    if unknown := [name for name in args.classes or () if name not in data.spec.classes]:
+        raise InputError(unknown_name(f"class of {data.spec.name}", unknown[0], data.spec.classes))
+    chosen = sorted({data.spec.label2id[name] for name in args.classes}) if args.classes else None
+    predictor = Predictor.load(args.checkpoint, {}, args.device)
+    if predictor.model.config.num_labels != data.spec.num_labels:
+        raise InputError(
+            f"{args.checkpoint} knows {predictor.model.config.num_labels} classes, {data.spec.name} has "
+            f"{data.spec.num_labels}. Give the data set the checkpoint was trained on."
+        )
+    scan = scan_dataset(data, progress=True)
+    if scan.faults:
+        more = f" (and {len(scan.faults) - 1} more; `denseseg data check` lists all)" if len(scan.faults) > 1 else ""
+        raise InputError(f"{args.dataset}: {scan.faults[0]}{more}")
+    _check_present(scan.pixels, chosen, data.spec, "pixel in the pictures looked at")
+    return predictor, data, chosen
+
+
+def _check_present(counts: Any, chosen: list[int] | None, spec: Any, what: str) -> None:
+    """Refuse named classes without anything to show, and fewer than two classes."""
+    present = [k for k in range(spec.num_labels) if counts[k]]
+    if absent := [spec.classes[k] for k in chosen or () if k not in present]:
+        raise InputError(f"{', '.join(absent)}: no {what}. Name other classes, or look at more pictures.")
+    if len(present if chosen is None else chosen) < 2:
+        raise InputError("Two classes at least are needed. Name more, or look at more pictures.")
