@@ -84,7 +84,8 @@ def token_confidence(tokens: torch.Tensor) -> torch.Tensor:
     Row i is what the classifier answers, its bias left out, to a pixel whose feature is the token of class i. The
     higher the diagonal, the less a class leans on others. The paper names no formula; it refers to CAR, whose code
     takes the softmax of such products too, of class centres, divided by sqrt(C). That division is left out here:
-    without it the values are the classifier's own probabilities. The weights of a kernel count as one long token.
+    without it the values are the classifier's own probabilities, which rise with the length of the tokens too. The
+    weights of a kernel count as one long token.
 
     Args:
         tokens: `(K, C, k, k)` or `(K, C)`.

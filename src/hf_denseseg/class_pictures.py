@@ -14,7 +14,7 @@ from hf_denseseg.visualization import GAP, INK, PAPER, heat_map, heat_scale, lab
 
 PROJECTIONS = {"pca": "", "umap": "umap", "tsne": "sklearn"}  # name -> module that it needs
 MATRIX_SIDE = 1000  # pixels of the matrix, if that leaves 12 to 40 for a class
-PLANE_SIDE = 900  # pixels of the plane of features
+PLANE_SIDE = 900  # longest side of the plane of features in pixels
 SMOOTH = 3  # dots are drawn so many times larger
 
 
@@ -89,7 +89,7 @@ def token_sheet(confidence: torch.Tensor, classes: Sequence[str]) -> Image.Image
         for (i, j), value in np.ndenumerate(confidence.numpy()):
             color = INK if scaled[i, j] > 0.6 else PAPER
             place = (margin + j * cell + cell // 2, margin + i * cell + cell // 2)
-            draw.text(place, f"{value:.2f}".removeprefix("0"), fill=color, font=font, anchor="mm")
+            draw.text(place, f"{value:.3f}".removeprefix("0"), fill=color, font=font, anchor="mm")
     mean = float(confidence.diagonal().mean())
     title = f"what the classifier answers (columns) to each class token (rows); mean of the diagonal {mean:.3f}"
     scale = heat_scale(f"{low:.3g}", f"{high:.3g}", "softmax of the products of the tokens, bias left out")
@@ -115,22 +115,23 @@ def feature_sheet(
     """
     plane, variance = project(torch.cat(list(samples.values())), projection, seed)
     owners = torch.tensor(list(samples)).repeat_interleave(torch.tensor([len(each) for each in samples.values()]))
-    side, radius = PLANE_SIDE * SMOOTH, 3 * SMOOTH
+    border, radius = 30, 3 * SMOOTH
     low, high = plane.amin(0), plane.amax(0)
     # One scale for both directions; the second goes up.
-    scale = 0.94 * side / float((high - low).max().clamp(min=torch.finfo(plane.dtype).tiny))
-    places = (plane - (low + high) / 2) * plane.new_tensor([scale, -scale]) + side / 2
-    canvas = Image.new("RGB", (side, side), PAPER)
+    scale = (PLANE_SIDE - 2 * border) / (high - low).max().clamp(min=torch.finfo(plane.dtype).tiny)
+    width, height = (int(length) + 2 * border for length in ((high - low) * scale).round())
+    places = torch.stack([plane[:, 0] - low[0], high[1] - plane[:, 1]], dim=1) * scale + border
+    canvas = Image.new("RGB", (width * SMOOTH, height * SMOOTH), PAPER)
     draw = ImageDraw.Draw(canvas)
     for index in torch.randperm(len(plane), generator=torch.Generator().manual_seed(0)).tolist():
-        x, y = places[index].tolist()
+        x, y = (places[index] * SMOOTH).tolist()
         color = spec.palette[int(owners[index])]
         edge = tuple(channel * 7 // 10 for channel in color)
         draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=color, outline=edge)
-    canvas = canvas.resize((PLANE_SIDE, PLANE_SIDE), Image.Resampling.LANCZOS)
+    canvas = canvas.resize((width, height), Image.Resampling.LANCZOS)
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=16)
     for k in samples:
-        x, y = (places[owners == k].median(0).values / SMOOTH).tolist()
+        x, y = places[owners == k].median(0).values.tolist()
         draw.text((x, y), spec.classes[k], fill=INK, font=font, anchor="mm", stroke_width=3, stroke_fill=PAPER)
     title += f", {projection}" + ("" if variance is None else f" ({100 * variance:.0f} % of the variance)")
     shown = LabelSpec(spec.name, tuple(spec.classes[k] for k in samples), tuple(spec.palette[k] for k in samples))
