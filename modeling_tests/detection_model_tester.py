@@ -11,6 +11,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hf_denseseg import HlgConfig, HlgForImageClassification
 from hf_denseseg.errors import InputError
+from hf_denseseg.models.hlg import modeling_hlg_detection as detection
 from model_tester import freeze_batch_norm, gradients
 
 NUM_LABELS = 5
@@ -33,6 +34,14 @@ def labels_of(boxes: list, classes: list, size: tuple[int, int]) -> dict[str, to
 EMPTY = labels_of([], [], (96, 128))
 # No anchor overlaps one of these exactly as much as another does: which of them is best would be a matter of rounding.
 TWO = labels_of([[0.513, 0.487, 0.31, 0.43], [0.211, 0.317, 0.19, 0.27]], [1, 4], (96, 128))
+
+
+def few_regions(patch: pytest.MonkeyPatch) -> None:
+    """Let Mask R-CNN look at fewer regions than the published numbers, which take seconds a picture."""
+    sampler = detection.BalancedPositiveNegativeSampler
+    patch.setattr(detection, "BalancedPositiveNegativeSampler", lambda count, share: sampler(min(count, 48), share))
+    for name in ("pre_nms_top_n", "post_nms_top_n"):
+        patch.setattr(detection.HlgRegionProposals, name, lambda self: 100 if self.training else 24)
 
 
 class DetectionModelTester:
@@ -255,7 +264,6 @@ class DetectionModelTester:
             for mask, name in zip(labels[-1]["masks"], classes, strict=True):
                 picture[:, mask] = colours[name][:, None]
         model = self.model_class(config).train()
-        self.make_light(model)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=self.steps)
         for _ in range(self.steps):
@@ -266,9 +274,6 @@ class DetectionModelTester:
             schedule.step()
         freeze_batch_norm(model)
         self.check_learned(model.eval(), pictures, labels)
-
-    def make_light(self, model: PreTrainedModel) -> None:
-        """Leave out what only costs time on pictures of this size."""
 
     def check_learned(self, model: PreTrainedModel, pictures: torch.Tensor, labels: list) -> None:
         raise NotImplementedError

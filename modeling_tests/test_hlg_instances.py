@@ -12,7 +12,7 @@ from transformers import AutoModelForInstanceSegmentation, AutoModelForSemanticS
 
 import detection_reference as plain
 import hf_denseseg
-from detection_model_tester import EMPTY, NUM_LABELS, TWO, DetectionModelTester
+from detection_model_tester import EMPTY, NUM_LABELS, TWO, DetectionModelTester, few_regions
 from hf_denseseg import HlgForInstanceSegmentation, HlgImageProcessor
 from hf_denseseg.errors import InputError
 from hf_denseseg.models.hlg import modeling_hlg_detection as detection
@@ -252,6 +252,11 @@ class TestMaskRcnn(DetectionModelTester):
     predictions = ("pred_scores", "pred_labels", "pred_boxes", "pred_masks")
     steps = 80
 
+    @pytest.fixture(autouse=True)
+    def regions(self, monkeypatch):
+        """Other tests ask for the published numbers of regions."""
+        few_regions(monkeypatch)
+
     def make_decided(self, model):
         nn.init.normal_(model.rpn.head.cls_logits.weight, std=0.1)
         nn.init.normal_(model.roi_heads.box_predictor.cls_score.weight, std=0.2)
@@ -329,10 +334,6 @@ class TestMaskRcnn(DetectionModelTester):
         model, report = AutoModelForSemanticSegmentation.from_pretrained(folder, output_loading_info=True)
         assert type(model).__name__ == "HlgForSemanticSegmentation"  # a backbone to start from, its head is missing
         assert any(name.startswith("decode_head.") for name in report["missing_keys"])
-
-    def make_light(self, model):
-        model.roi_heads.sampler.batch_size_per_image = 48
-        model.rpn._pre_nms_top_n = model.rpn._post_nms_top_n = {"training": 100, "testing": 100}
 
     def check_learned(self, model, pictures, labels):
         with torch.no_grad():
