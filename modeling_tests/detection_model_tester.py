@@ -1,6 +1,7 @@
 """The same questions for both detectors of HLG: subclass `DetectionModelTester` and name the class."""
 
 import copy
+from abc import ABC, abstractmethod
 from typing import Any
 
 import pytest
@@ -44,7 +45,7 @@ def few_regions(patch: pytest.MonkeyPatch) -> None:
         patch.setattr(detection.HlgRegionProposals, name, lambda self: 100 if self.training else 24)
 
 
-class DetectionModelTester:
+class DetectionModelTester(ABC):
     """Contract of a detector; a subclass sets the class and adds what is special to it."""
 
     model_class: type[PreTrainedModel]
@@ -62,9 +63,9 @@ class DetectionModelTester:
         self.make_decided(model)
         return model
 
+    @abstractmethod
     def make_decided(self, model: PreTrainedModel) -> None:
         """Give scores and boxes a spread that a fresh model has not."""
-        raise NotImplementedError
 
     @pytest.fixture
     def batch(self) -> dict[str, Any]:
@@ -275,5 +276,6 @@ class DetectionModelTester:
         freeze_batch_norm(model)
         self.check_learned(model.eval(), pictures, labels)
 
+    @abstractmethod
     def check_learned(self, model: PreTrainedModel, pictures: torch.Tensor, labels: list) -> None:
-        raise NotImplementedError
+        """Fail unless the model, in eval mode, finds the objects of the labels."""
