@@ -1,0 +1,103 @@
+"""The backbone of HFGD: four raw maps of a network of transformers or timm, none of which loses a row."""
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import AutoBackbone, TimmBackbone, TimmBackboneConfig
+from transformers.modeling_outputs import BackboneOutput
+from transformers.modeling_utils import PreTrainedModel
+
+from hf_denseseg.errors import InputError
+from hf_denseseg.models.hfgd.configuration_hfgd import LEVELS, HfgdConfig
+
+PROBE_SIDE = 128  # of the blank picture that shows a backbone's strides
+
+
+class HfgdPatchConvolution(nn.Conv2d):
+    """Convolution of patches side by side, of which the last may be cut: the map is filled up at right and bottom.
+
+    ConvNeXt of transformers and timm would drop the last row of 513 pixels, and of every odd map behind.
+    """
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        height, width = features.shape[-2:]
+        return super().forward(F.pad(features, (0, -width % int(self.stride[1]), 0, -height % int(self.stride[0]))))
+
+
+class HfgdTimmBackbone(TimmBackbone):
+    """Backbone of timm whose weights, where a checkpoint brings none, are initialised and not left as they lay."""
+
+    _constructed = False
+
+    def __init__(self, config: TimmBackboneConfig, **kwargs: Any) -> None:
+        super().__init__(config, **kwargs)
+        self._constructed = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if self._constructed:  # before, timm has done it
+            PreTrainedModel._init_weights(self, module)
+        super()._init_weights(module)
+
+
+def build_backbone(config: HfgdConfig) -> PreTrainedModel:
+    """Build the backbone with random weights, without the norms that transformers puts on its maps."""
+    inner: Any = config.backbone_config
+    if isinstance(inner, TimmBackboneConfig):
+        backbone = HfgdTimmBackbone(inner)
+    else:
+        if not getattr(AutoBackbone._model_mapping[type(inner)], "has_attentions", True):
+            inner._attn_implementation = None  # what was asked for the whole model; a ResNet would refuse it
+        backbone = AutoBackbone.from_config(inner)
+    norms = getattr(backbone, "hidden_states_norms", None)  # of Swin, ConvNeXt and their like
+    if norms is not None and not config.normalize_features:
+        for name in norms:
+            norms[name] = nn.Identity()
+    inner_model = getattr(backbone, "swin", None)
+    if inner_model is not None and hasattr(inner_model, "layernorm"):
+        inner_model.layernorm = nn.Identity()  # of the last stage, whose output no map is taken from
+    for module in backbone.modules():
+        strided = type(module) is nn.Conv2d and module.kernel_size == module.stride != (1, 1)
+        if strided and module.padding == (0, 0) and module.dilation == (1, 1):
+            module.__class__ = HfgdPatchConvolution
+    return cast(PreTrainedModel, backbone)
+
+
+def feature_maps(backbone: Any, pixel_values: torch.Tensor, **wanted: bool | None) -> BackboneOutput:
+    """Run a backbone in the dtype of its weights; `wanted` are the outputs to ask it for, if it knows them."""
+    pixel_values = pixel_values.to(next(backbone.parameters()).dtype)
+    return backbone.forward_with_filtered_kwargs(pixel_values, **{name: True for name, on in wanted.items() if on})
+
+
+@torch.no_grad()
+def check_levels(backbone: Any) -> list[int]:
+    """Look at the maps of a blank picture and return their channels.
+
+    Raises:
+        InputError: not four maps, or not one at stride 4 followed by maps of the same or twice the stride.
+    """
+    training = backbone.training
+    weight = next(backbone.parameters())
+    blank = weight.new_zeros(1, getattr(backbone.config, "num_channels", 3), PROBE_SIDE, PROBE_SIDE)
+    maps = tuple(feature_maps(backbone.eval(), blank).feature_maps or ())
+    backbone.train(training)
+    name = type(backbone).__name__
+    if len(maps) != len(LEVELS):
+        raise InputError(
+            f"{name} gives {len(maps)} maps, HFGD needs 4. Set `out_features` of `backbone_config` to {list(LEVELS)} "
+            "(`out_indices=[1, 2, 3, 4]` for a ResNet of timm, [0, 1, 2, 3] for its other networks)."
+        )
+    strides = [PROBE_SIDE / each.shape[-1] for each in maps]
+    steps = [after / before for before, after in zip(strides, strides[1:], strict=False)]
+    if strides[0] != 4 or not set(steps) <= {1, 2}:
+        listed = ", ".join(f"{stride:g}" for stride in strides)
+        raise InputError(
+            f"The maps of {name} have strides {listed}; 4, 8, 16, 32 are needed (8 may be repeated in a dilated "
+            "network). Choose other `out_features` or `out_indices`, or a backbone whose first map is at stride 4."
+        )
+    return [each.shape[1] for each in maps]
+
+
+__all__ = ["build_backbone", "check_levels", "feature_maps"]

@@ -1,0 +1,156 @@
+"""Configuration of HFGD and the sizes of its published variants."""
+
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig
+from transformers.backbone_utils import BackboneConfigMixin, consolidate_backbone_kwargs_to_config
+from transformers.configuration_utils import PreTrainedConfig
+
+from hf_denseseg.models.hfgd.variants_hfgd import LEVELS, VARIANTS
+from hf_denseseg.naming import reject_misspelled_fields
+
+NORM_EPS = 1e-3
+"""Of every BatchNorm outside the backbone (authors' code)."""
+
+REGULARIZED = ("cae", "sa_car")
+"""Extra encodings that class-aware regularisation acts on."""
+
+
+@strict
+class HfgdConfig(BackboneConfigMixin, PreTrainedConfig):
+    """Configuration of HFGD; the defaults are the published network on ResNet-50, at stride 4.
+
+    Args:
+        backbone_config: configuration of a backbone of transformers, or a `TimmBackboneConfig`, that gives four maps,
+            the finest at stride 4; None is ResNet-50.
+        guided_config: configuration of a segmentation model of transformers (UperNet, SegFormer) whose encoder and
+            head take the place of backbone, extra encoding and upsampler; see `HfgdForSemanticSegmentation.guide`.
+        extra_encoding: what works on the coarsest map: `"cae"` (Sec. 3.2), `"sa_car"` (CAR's self-attention head),
+            `"aspp"`, `"ppm"` or `"identity"` (one 1x1 convolution).
+        upsampler: `"u_sfpn"` (Sec. 3.3), `"sfpn"`, `"fapn"`, `"upernet"`, `"deeplabv3plus"` (Table 8), or `"none"`:
+            the coarsest map is classified (FCN and dilated networks of Table 1).
+        output_stride: pixels per logit of `"u_sfpn"` and `"sfpn"`.
+        guidance: whether class tokens learn from the high-level map only and are shared with the upsampler; else there
+            is one branch with its own classifier.
+        axial_attention: whether axial attention follows the upsampler.
+        stop_gradient: whether the upsampler sends no gradient to backbone, encoding and tokens (with `guidance`).
+        decoder_width: channels of high-level map, upsampler and class tokens.
+        cae_wide_channels: width of CAE's first convolution.
+        cae_channels: width of its self-attention, and of the map that is regularised.
+        cae_qk_channels: channels of queries and keys there.
+        merge_channels: channels after the upsampler's last convolution; other than `decoder_width` they are reduced.
+        axial_heads: heads of the axial attention.
+        axial_projections: `"per_axis"`, or `"shared"` by both axes (the authors' public layer).
+        align_corners: how maps, labels and logits are resized.
+        batch_norm_momentum: of all BatchNorms, the backbone's too. The published 0.0003 is for 30,000 steps of 16
+            pictures: in short runs the statistics would never arrive.
+        normalize_features: keep the norms that Swin and ConvNeXt of transformers add to each map.
+        high_level_loss_weight: weight of the cross-entropy of the high-level logits.
+        car_intra_weight: weight of the loss from class centres to their pixels.
+        car_inter_weight: weight of the losses between centres and to other pixels; with both 0 there is none.
+        car_c2c_threshold: likeness between two classes' centres that costs nothing, summed over the other classes.
+        car_c2p_threshold: the same between a centre and pixels of other classes.
+        car_batch_center: class centres of the whole batch (of all processes), else of each picture.
+        car_mask_ignored_in_c2p: leave void pixels out of the last loss; in the authors' code they count as others.
+        car_center_decay: keep moving centres with this decay (off in all published settings).
+        loss_normalization: `"all"` divides the cross-entropy by all pixels, void included (authors' code), `"valid"`
+            by the valid ones.
+        semantic_loss_ignore_index: train id that the losses leave out.
+    """
+
+    model_type = "hfgd"
+    sub_configs = {"backbone_config": AutoConfig, "guided_config": AutoConfig}
+    attribute_map = {"hidden_size": "decoder_width", "num_attention_heads": "axial_heads"}
+    keys_to_ignore_at_inference = ["loss_dict"]
+
+    backbone_config: dict[str, Any] | PreTrainedConfig | None = None
+    guided_config: dict[str, Any] | PreTrainedConfig | None = None
+    extra_encoding: Literal["cae", "sa_car", "aspp", "ppm", "identity"] = "cae"
+    upsampler: Literal["u_sfpn", "sfpn", "fapn", "upernet", "deeplabv3plus", "none"] = "u_sfpn"
+    output_stride: Literal[2, 4] = 4
+    guidance: bool = True
+    axial_attention: bool = True
+    stop_gradient: bool = True
+    decoder_width: int = 256
+    cae_wide_channels: int = 2048
+    cae_channels: int = 512
+    cae_qk_channels: int = 64
+    merge_channels: int = 256
+    axial_heads: int = 4
+    axial_projections: Literal["per_axis", "shared"] = "per_axis"
+    align_corners: bool = True
+    batch_norm_momentum: float = 0.1
+    normalize_features: bool = False
+    high_level_loss_weight: float | int = 1.0
+    car_intra_weight: float | int = 1.0
+    car_inter_weight: float | int = 1.0
+    car_c2c_threshold: float | int = 0.5
+    car_c2p_threshold: float | int = 0.25
+    car_batch_center: bool = True
+    car_mask_ignored_in_c2p: bool = False
+    car_center_decay: float | None = None
+    loss_normalization: Literal["all", "valid"] = "all"
+    semantic_loss_ignore_index: int = 255
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Build the inner configurations, and name the maps that the backbone class can give."""
+        reject_misspelled_fields(self, kwargs)
+        default = None if self.guided_config is not None else "resnet"
+        for name, kind in (("guided_config", None), ("backbone_config", default)):
+            inner, kwargs = consolidate_backbone_kwargs_to_config(
+                backbone_config=getattr(self, name),
+                default_config_type=kind,
+                default_config_kwargs={"out_features": list(LEVELS)},
+                **kwargs,
+            )
+            setattr(self, name, inner)
+        self.stage_names = [*LEVELS, "context", "guided"]
+        out_features, out_indices = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
+        self.set_output_features_output_indices(out_features=out_features, out_indices=out_indices)
+        super().__post_init__(**kwargs)
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Stages of the backbone."""
+        return len(LEVELS)
+
+    @property
+    def regularized(self) -> bool:
+        """Whether there are losses of class-aware regularisation."""
+        return (
+            self.guided_config is None
+            and self.extra_encoding in REGULARIZED
+            and (self.car_intra_weight > 0 or self.car_inter_weight > 0)
+        )
+
+    def validate_architecture(self) -> None:
+        """Check the fields against each other.
+
+        Raises:
+            ValueError: (wrapped by the strict dataclass) fields that do not fit; it names the field to change.
+        """
+        if self.decoder_width % self.axial_heads:
+            raise ValueError(
+                f"{self.axial_heads} heads do not divide `decoder_width` {self.decoder_width}. "
+                "Change `decoder_width` or `axial_heads`."
+            )
+        if self.upsampler == "none" and (self.guidance or self.axial_attention):
+            raise ValueError("Without an upsampler nothing is guided: set `guidance` and `axial_attention` to False.")
+        if self.output_stride == 2 and self.upsampler not in ("u_sfpn", "sfpn"):
+            raise ValueError(f"`output_stride` 2 needs `upsampler` 'u_sfpn' or 'sfpn', not {self.upsampler!r}.")
+        guided: Any = self.guided_config
+        if guided is None:
+            return
+        if self.backbone_config is not None:
+            raise ValueError("Give `backbone_config` or `guided_config`: a guided model brings its own backbone.")
+        if guided.num_labels != self.num_labels:
+            raise ValueError(
+                f"The guided model tells {guided.num_labels} classes apart, its guide {self.num_labels}: they share "
+                f"their class tokens. Give both the same labels, for example `num_labels={guided.num_labels}`."
+            )
+
+
+__all__ = ["LEVELS", "VARIANTS", "HfgdConfig"]

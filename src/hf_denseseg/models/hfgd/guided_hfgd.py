@@ -1,0 +1,154 @@
+"""Segmentation models of transformers under guidance: what is teacher and what is student in UperNet and SegFormer.
+
+A model can be guided if its head consumes maps of its encoder and nothing else. Its auxiliary head is left out, and
+its classifier gives way to the class tokens.
+"""
+
+import copy
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from transformers import AutoModelForSemanticSegmentation, PreTrainedConfig
+from transformers.modeling_outputs import BackboneOutput
+from transformers.modeling_utils import PreTrainedModel
+
+from hf_denseseg.errors import InputError
+from hf_denseseg.models.hfgd.configuration_hfgd import HfgdConfig
+from hf_denseseg.models.hfgd.layers_hfgd import HfgdConvNormAct
+
+Size = tuple[int, int]
+
+
+class GuidedParts(NamedTuple):
+    """What guidance needs of a model.
+
+    Args:
+        backbone: picture -> maps, finest first.
+        encoder: coarsest map -> high-level map and None; attribute `channels`.
+        upsampler: maps, high-level map and (height, width) of the picture -> the student's map; attribute `channels`.
+    """
+
+    backbone: Any
+    encoder: Any
+    upsampler: Any
+
+
+class UperNetTeacher(nn.Module):
+    """Pyramid pooling of an UperNet head: `(B, C5, h, w)` -> `(B, hidden_size, h, w)`."""
+
+    def __init__(self, head: Any) -> None:
+        super().__init__()
+        self.channels = head.channels
+        self.psp_modules, self.bottleneck = head.psp_modules, head.bottleneck
+
+    def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return self.bottleneck(torch.cat((features, *self.psp_modules(features)), dim=1)), None
+
+
+def _coarsest(maps: list[torch.Tensor]) -> torch.Tensor:
+    return maps[-1]
+
+
+class UperNetStudent(nn.Module):
+    """The rest of an UperNet head, with the teacher's map in place of the pyramid pooling."""
+
+    def __init__(self, head: Any) -> None:
+        super().__init__()
+        self.channels, self.output_stride = head.channels, 4
+        self.head = head
+        head.classifier = nn.Identity()
+        head.psp_modules, head.bottleneck = nn.Identity(), nn.Identity()
+        head.psp_forward = _coarsest
+
+    def forward(self, low: list[torch.Tensor], top: torch.Tensor, image_size: Size) -> torch.Tensor:
+        return self.head([*low[:-1], top])
+
+
+class SegformerTeacher(HfgdConvNormAct):
+    """One 1x1 convolution on the coarsest map, as wide as the head: SegFormer has no context module of its own."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config.hidden_sizes[-1], config.decoder_hidden_size)
+        self.channels = config.decoder_hidden_size
+
+    def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+        return super().forward(features), None
+
+
+class SegformerStudent(nn.Module):
+    """A SegFormer head: it reads all four maps of the encoder and not the teacher's."""
+
+    def __init__(self, head: Any, channels: int) -> None:
+        super().__init__()
+        self.channels, self.output_stride = channels, 4
+        self.head = head
+        head.classifier = nn.Identity()
+
+    def forward(self, low: list[torch.Tensor], top: torch.Tensor, image_size: Size) -> torch.Tensor:
+        return self.head(low)
+
+
+class SegformerMaps(nn.Module):
+    """SegFormer's encoder in the manner of a backbone."""
+
+    def __init__(self, encoder: PreTrainedModel) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.config = encoder.config
+
+    def forward_with_filtered_kwargs(
+        self, pixel_values: torch.Tensor, output_attentions: bool = False, **kwargs: Any
+    ) -> BackboneOutput:
+        """Give the four maps, whatever else is asked for."""
+        outputs = self.encoder(
+            pixel_values, output_hidden_states=True, output_attentions=output_attentions, return_dict=True
+        )
+        states = outputs.hidden_states[-len(self.config.hidden_sizes) :]
+        asked = kwargs.get("output_hidden_states")
+        return BackboneOutput(
+            feature_maps=tuple(states),
+            hidden_states=outputs.hidden_states if asked else None,
+            attentions=outputs.attentions,
+        )
+
+
+def _upernet(model: Any) -> GuidedParts:
+    head = model.decode_head
+    return GuidedParts(model.backbone, UperNetTeacher(head), UperNetStudent(head))
+
+
+def _segformer(model: Any) -> GuidedParts:
+    channels = model.config.decoder_hidden_size
+    return GuidedParts(
+        SegformerMaps(model.segformer), SegformerTeacher(model.config), SegformerStudent(model.decode_head, channels)
+    )
+
+
+GUIDABLE = {"upernet": _upernet, "segformer": _segformer}
+"""Model type -> its teacher and student."""
+
+
+def check_guidable(config: PreTrainedConfig) -> None:
+    """Refuse a configuration of a model that guidance does not know.
+
+    Raises:
+        InputError: it is neither UperNet's nor SegFormer's.
+    """
+    if config.model_type not in GUIDABLE:
+        raise InputError(
+            f"Models of type {config.model_type!r} cannot be guided. Guidable: {', '.join(sorted(GUIDABLE))}; for "
+            "other decoders give `HfgdConfig` a `backbone_config` and one of its upsamplers."
+        )
+
+
+def guided_parts(config: HfgdConfig, model: PreTrainedModel | None = None) -> GuidedParts:
+    """Take a new model of `config.guided_config` apart, or a copy of the given one."""
+    inner = config.guided_config
+    assert isinstance(inner, PreTrainedConfig)
+    check_guidable(inner)
+    copied = AutoModelForSemanticSegmentation.from_config(inner) if model is None else copy.deepcopy(model)
+    return GUIDABLE[inner.model_type](copied)
+
+
+__all__ = ["GUIDABLE", "GuidedParts", "check_guidable", "guided_parts"]

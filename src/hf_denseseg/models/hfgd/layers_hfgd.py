@@ -1,0 +1,66 @@
+"""What all parts of HFGD are made of: convolution with BatchNorm and ReLU, and the resize between the levels."""
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from hf_denseseg.models.hfgd.configuration_hfgd import NORM_EPS
+
+
+class HfgdConvNormAct(nn.Module):
+    """Convolution of the same size without bias, BatchNorm, ReLU: `(B, C, h, w)` -> `(B, out_channels, h, w)`.
+
+    In eval mode the norm is folded into the convolution.
+
+    Args:
+        in_channels: C.
+        out_channels: channels that come out.
+        kernel_size: odd side of the kernel.
+        dilation: pixels between its taps.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 1, dilation: int = 1) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(
+            in_channels,
+            out_channels,
+            kernel_size,
+            padding=dilation * (kernel_size // 2),
+            dilation=dilation,
+            bias=False,
+        )
+        self.norm = nn.BatchNorm2d(out_channels, eps=NORM_EPS)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Convolve, normalise, cut off below 0."""
+        return F.relu(self.linear(features), inplace=True)
+
+    def linear(self, features: torch.Tensor) -> torch.Tensor:
+        """Everything before the ReLU."""
+        convolution, norm = self.convolution, self.norm
+        if norm.training:
+            return norm(convolution(features))
+        mean, variance = cast(torch.Tensor, norm.running_mean), cast(torch.Tensor, norm.running_var)
+        scale = norm.weight * (variance + norm.eps).rsqrt()
+        weight, bias = convolution.weight * scale[:, None, None, None], norm.bias - mean * scale
+        return F.conv2d(features, weight, bias, padding=convolution.padding, dilation=convolution.dilation)
+
+
+def resize(features: torch.Tensor, size: tuple[int, int], align_corners: bool) -> torch.Tensor:
+    """Bilinear resize of a map to (height, width)."""
+    return F.interpolate(features, size=size, mode="bilinear", align_corners=align_corners)
+
+
+def level_size(image_size: tuple[int, int], stride: int) -> tuple[int, int]:
+    """Size of a map of this stride: ceil(side / stride)."""
+    return (image_size[0] + stride - 1) // stride, (image_size[1] + stride - 1) // stride
+
+
+def at_width(channels: int, width: int) -> nn.Module:
+    """Bring a map of `channels` to `width`; the paper's pairs of encoder and upsampler need nothing for it."""
+    return nn.Identity() if channels == width else HfgdConvNormAct(channels, width)
+
+
+__all__ = ["HfgdConvNormAct", "at_width", "level_size", "resize"]

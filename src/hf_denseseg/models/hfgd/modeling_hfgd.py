@@ -1,0 +1,518 @@
+"""HFGD: high-level features teach the class tokens, and the upsampler has to match them.
+
+"High-level Feature Guided Decoding for Semantic Segmentation" (Figure 2). The backbone and the context-augmented
+encoder (CAE, Sec. 3.2) are the teacher: their coarse map trains the class tokens. The upsampler (U-SFPN, Sec. 3.3,
+in `pyramid_hfgd`) is the student: the guidance module (HFGM, Sec. 3.1) classifies its pixels with the same tokens and
+stops every gradient that would reach teacher or tokens.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import initialization as init
+from transformers.backbone_utils import BackboneMixin
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BackboneOutput, SemanticSegmenterOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils.generic import can_return_tuple
+
+from hf_denseseg.errors import InputError
+from hf_denseseg.losses import segmentation_loss
+from hf_denseseg.models.hfgd.backbone_hfgd import build_backbone, check_levels, feature_maps
+from hf_denseseg.models.hfgd.configuration_hfgd import HfgdConfig
+from hf_denseseg.models.hfgd.guided_hfgd import GuidedParts, check_guidable, guided_parts
+from hf_denseseg.models.hfgd.layers_hfgd import HfgdConvNormAct, at_width
+from hf_denseseg.models.hfgd.pyramid_hfgd import HfgdSemanticFpn
+from hf_denseseg.models.hfgd.regularization_hfgd import HfgdClassAwareRegularization
+from hf_denseseg.models.hfgd.upsamplers_hfgd import ENCODERS, UPSAMPLERS, HfgdOffsets
+
+SMALLEST_SIDE = 4
+
+
+@dataclass
+class HfgdModelOutput(ModelOutput):
+    """What teacher and student give; C is `decoder_width` (twice that with PPM).
+
+    Args:
+        last_hidden_state: `(B, C, H/4, W/4)` the student's map U (stride 2 with `output_stride=2`).
+        high_level_features: `(B, C, H/32, W/32)` the teacher's map, which guides.
+        regularized_features: `(B, cae_channels, H/32, W/32)` what class-aware regularisation acts on, if there is any.
+        feature_maps: the backbone's four maps.
+        hidden_states: the backbone's, on request.
+        attentions: the backbone's, on request, if it has any.
+    """
+
+    last_hidden_state: torch.Tensor | None = None
+    high_level_features: torch.Tensor | None = None
+    regularized_features: torch.Tensor | None = None
+    feature_maps: tuple[torch.Tensor, ...] | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class HfgdSegmenterOutput(SemanticSegmenterOutput):
+    """Segmentation output.
+
+    Args:
+        high_level_logits: `(B, num_labels, H/32, W/32)` of the teacher; with labels or on request.
+        loss_dict: every loss before its weight: `guided`, `high_level`, `car_intra`, `car_c2c`, `car_c2p`.
+    """
+
+    high_level_logits: torch.Tensor | None = None
+    loss_dict: dict[str, torch.Tensor] | None = None
+
+
+# Same as eager_attention_forward in modeling_dsct
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Softmax attention written out: `(B, heads, N, d)` -> `(B, N, heads, d)` and the weights `(B, heads, N, N)`."""
+    weights = query @ key.transpose(2, 3) * scaling
+    if attention_mask is not None:
+        weights = weights + attention_mask
+    weights = F.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = F.dropout(weights, p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+class HfgdAttend(nn.Module):
+    """Attention itself, without weights, by the implementation that the configuration names.
+
+    Args:
+        config: names it.
+        scaling: factor of the products.
+    """
+
+    def __init__(self, config: HfgdConfig, scaling: float) -> None:
+        super().__init__()
+        self.config, self.scaling = config, scaling
+        self.is_causal = False
+
+    def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """Three times `(B, N, heads, d)` -> `(B, N, heads, d)` of the values."""
+        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        query, key, value = (each.transpose(1, 2) for each in (query, key, value))
+        return attend(self, query, key, value, None, scaling=self.scaling, dropout=0.0)[0]
+
+
+# --- context-augmented encoder (Sec. 3.2)
+
+
+class HfgdQueryKey(nn.Linear):
+    """Queries and keys in one layer; both start from the same random kernel (authors' code)."""
+
+
+class HfgdSelfAttention(GradientCheckpointingLayer):
+    """Full self-attention over all positions: one head, no scale, no projection behind it (CAR's head).
+
+    `(B, C, h, w)` -> `(B, C, h, w)`.
+    """
+
+    def __init__(self, config: HfgdConfig) -> None:
+        super().__init__()
+        self.qk_proj = HfgdQueryKey(config.cae_channels, 2 * config.cae_qk_channels)
+        self.v_proj = nn.Linear(config.cae_channels, config.cae_channels)
+        self.attend = HfgdAttend(config, scaling=1.0)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        tokens = features.flatten(2).transpose(1, 2)  # (B, C, h, w) -> (B, N, C)
+        query, key = self.qk_proj(tokens)[:, :, None].chunk(2, dim=-1)  # one head each
+        attended = self.attend(query, key, self.v_proj(tokens)[:, :, None])[:, :, 0]
+        return attended.transpose(1, 2).unflatten(2, features.shape[-2:])
+
+
+class HfgdContextEncoder(nn.Module):
+    """CAE (Figure 2, top): wide 1x1, reduced to the width of the self-attention, then the map that is regularised.
+
+    As `"sa_car"` it is CAR's own head, which starts with one 3x3 convolution instead. No norm or ReLU follows
+    `linear`: class-aware regularisation acts on its output.
+    """
+
+    def __init__(self, config: HfgdConfig, in_channels: int) -> None:
+        super().__init__()
+        width = config.cae_channels
+        self.channels = config.decoder_width
+        wide, cae = config.cae_wide_channels, config.extra_encoding == "cae"
+        self.wide = HfgdConvNormAct(in_channels, wide) if cae else nn.Identity()
+        self.reduce = HfgdConvNormAct(wide, width) if cae else HfgdConvNormAct(in_channels, width, kernel_size=3)
+        self.self_attention = HfgdSelfAttention(config)
+        self.linear = nn.Conv2d(width, width, kernel_size=1)
+        self.project = HfgdConvNormAct(width, config.decoder_width)
+
+    def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Give the high-level map and the map that is regularised, both of the size of C5."""
+        features = self.reduce(self.wide(features))
+        regularized = self.linear(features + self.self_attention(features))
+        return self.project(regularized), regularized
+
+
+# --- guidance (Sec. 3.1)
+
+
+class HfgdAxisAttention(nn.Module):
+    """Attention of each line within itself: `(B, lines, length, C)` -> the same; heads are blocks of channels."""
+
+    def __init__(self, config: HfgdConfig, channels: int) -> None:
+        super().__init__()
+        self.head_dim = channels // config.axial_heads
+        self.q_proj = nn.Linear(channels, channels)
+        self.k_proj = nn.Linear(channels, channels)
+        self.v_proj = nn.Linear(channels, channels)
+        self.attend = HfgdAttend(config, self.head_dim**-0.5)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        lines = tokens.flatten(0, 1)
+        query, key, value = (
+            projection(lines).unflatten(2, (-1, self.head_dim))
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )  # (B*lines, length, C) -> three times (B*lines, length, heads, d)
+        return self.attend(query, key, value).reshape(tokens.shape)
+
+
+class HfgdAxialAttention(GradientCheckpointingLayer):
+    """Axial attention with projections for each axis: every column, then every row, then one 1x1 convolution.
+
+    `(B, C, h, w)` -> `(B, C, h, w)`, in channels-last memory: each axis costs one copy that brings its lines together.
+    """
+
+    def __init__(self, config: HfgdConfig, channels: int) -> None:
+        super().__init__()
+        self.height = HfgdAxisAttention(config, channels)
+        self.width = HfgdAxisAttention(config, channels)
+        self.o_proj = nn.Linear(channels, channels)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        columns = self.height(features.permute(0, 3, 2, 1).contiguous())  # (B, C, h, w) -> (B, w, h, C)
+        rows = self.width(columns.transpose(1, 2).contiguous())  # (B, h, w, C)
+        return self.o_proj(rows).permute(0, 3, 1, 2)
+
+
+class HfgdSharedAxialAttention(GradientCheckpointingLayer):
+    """Axial attention of the authors' public layer: queries and keys serve both axes, one value passes through both.
+
+    `(B, C, h, w)` -> `(B, C, h, w)`. Heads are blocks of the channels that come in; in the output they take turns:
+    channel `c * heads + head`. The authors clip attention to 1 - 1e-7, which shows on maps one pixel wide only.
+    """
+
+    def __init__(self, config: HfgdConfig, channels: int, qk_channels: int | None = None) -> None:
+        super().__init__()
+        self.heads, qk_channels = config.axial_heads, qk_channels or channels
+        self.q_proj = nn.Linear(channels, qk_channels)
+        self.k_proj = nn.Linear(channels, qk_channels)
+        self.v_proj = nn.Linear(channels, channels)
+        self.attend = HfgdAttend(config, (qk_channels // self.heads) ** -0.5)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        tokens = features.permute(0, 2, 3, 1)  # (B, h, w, C)
+        query, key, value = (
+            projection(tokens).unflatten(3, (self.heads, -1)) for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )  # three times (B, h, w, heads, d)
+        columns = (each.transpose(1, 2).flatten(0, 1) for each in (query, key, value))  # (B*w, h, heads, d)
+        value = self.attend(*columns).unflatten(0, (features.shape[0], -1)).transpose(1, 2)
+        rows = self.attend(*(each.flatten(0, 1) for each in (query, key, value)))  # (B*h, w, heads, d)
+        rows = rows.unflatten(0, (features.shape[0], -1))
+        return rows.permute(0, 4, 3, 1, 2).flatten(1, 2)  # (B, h, w, heads, d) -> (B, d * heads, h, w)
+
+
+class HfgdClassTokens(nn.Conv2d):
+    """Class tokens W and b: `(B, C, h, w)` -> logits `(B, num_labels, h, w)`.
+
+    With `stop` they are taken as they are: the loss of these logits does not reach them (Sec. 3.1).
+    """
+
+    def __init__(self, channels: int, num_labels: int) -> None:
+        super().__init__(channels, num_labels, kernel_size=1)
+
+    def forward(self, features: torch.Tensor, stop: bool = False) -> torch.Tensor:
+        if not stop:
+            return super().forward(features)
+        bias = None if self.bias is None else self.bias.detach()
+        return F.conv2d(features, self.weight.detach(), bias)
+
+
+# --- models
+
+
+class HfgdPreTrainedModel(PreTrainedModel):
+    """Initialisation and capabilities common to all HFGD classes."""
+
+    config: HfgdConfig
+    base_model_prefix = "hfgd"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)  # type: ignore[assignment]
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # the loss is a mean; Trainer must not rescale it by the number of items
+    _no_split_modules = ["HfgdContextEncoder", "HfgdSemanticFpn", "HfgdAxialAttention", "HfgdSharedAxialAttention"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _encoder_rate_prefix = "hfgd.backbone"
+    _no_weight_decay = ("relative_position_bias_table", "position_embeddings")
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the backbone's first convolution."""
+        return next(module for module in self.modules() if isinstance(module, nn.Conv2d))
+
+    def set_attn_implementation(self, attn_implementation: str | dict, *args: Any, **kwargs: Any) -> None:
+        """Choose how attention is computed; a backbone that has none (a ResNet would refuse) is left as it is."""
+        if isinstance(attn_implementation, str):
+            inner = [each.config for each in self.modules() if getattr(each, "has_attentions", False)]
+            names = [name for name in self.config.sub_configs if getattr(self.config, name) in inner]
+            attn_implementation = dict.fromkeys(["", *names], attn_implementation)
+        super().set_attn_implementation(attn_implementation, *args, **kwargs)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Initialise as Keras does (authors' code): glorot-uniform weights, biases 0."""
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            weight = module.weight
+            if isinstance(module, HfgdQueryKey):
+                half = torch.empty_like(weight[: len(weight) // 2])
+                init.copy_(weight, torch.cat((nn.init.xavier_uniform_(half),) * 2))
+            elif isinstance(module, HfgdOffsets):
+                init.zeros_(weight)
+            else:
+                init.xavier_uniform_(weight)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        else:
+            super()._init_weights(module)
+
+
+class HfgdModel(HfgdPreTrainedModel):
+    """Teacher and student without the class tokens: backbone, extra encoding, upsampler, axial attention.
+
+    Raises:
+        InputError: a backbone without the four maps, or with maps of other strides.
+    """
+
+    def __init__(self, config: HfgdConfig) -> None:
+        super().__init__(config)
+        parts = guided_parts(config) if config.guided_config is not None else self._own_parts(config)
+        self.backbone, self.context_encoder, self.upsampler = parts
+        width: int = parts.encoder.channels
+        self.reduce = nn.Identity() if self.upsampler is None else at_width(parts.upsampler.channels, width)
+        self.axial_attention = None
+        if config.axial_attention:
+            kind = HfgdAxialAttention if config.axial_projections == "per_axis" else HfgdSharedAxialAttention
+            self.axial_attention = kind(config, width)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = config.batch_norm_momentum
+        self.post_init()
+
+    @staticmethod
+    def _own_parts(config: HfgdConfig) -> GuidedParts:
+        backbone = build_backbone(config)
+        channels = check_levels(backbone)
+        encoders = {"cae": HfgdContextEncoder, "sa_car": HfgdContextEncoder, **ENCODERS}
+        encoder = encoders[config.extra_encoding](config, channels[-1])
+        if config.upsampler == "none":
+            return GuidedParts(backbone, encoder, None)
+        upsamplers = {"u_sfpn": HfgdSemanticFpn, "sfpn": HfgdSemanticFpn, **UPSAMPLERS}
+        return GuidedParts(backbone, encoder, upsamplers[config.upsampler](config, channels[:-1], encoder.channels))
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **kwargs: Any,
+    ) -> HfgdModelOutput:
+        """Encode `(B, 3, H, W)` pictures of any size from 4 pixels up."""
+        image_size = (pixel_values.shape[-2], pixel_values.shape[-1])
+        if not torch.compiler.is_compiling() and min(image_size) < SMALLEST_SIDE:
+            raise InputError(
+                f"Pictures of {image_size[0]}x{image_size[1]} pixels are too small: both sides need at least "
+                f"{SMALLEST_SIDE}. Enlarge or pad the picture."
+            )
+        outputs = feature_maps(
+            self.backbone,
+            pixel_values,
+            output_hidden_states=output_hidden_states or self.config.output_hidden_states,
+            output_attentions=output_attentions or self.config.output_attentions,
+        )
+        *low, top = outputs.feature_maps  # type: ignore[misc]
+        context, regularized = self.context_encoder(top)
+        guided = context if self.upsampler is None else self._student(low, context, top, image_size)
+        return HfgdModelOutput(
+            last_hidden_state=guided,
+            high_level_features=context,
+            regularized_features=regularized,
+            feature_maps=outputs.feature_maps,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def _student(
+        self, low: list[torch.Tensor], context: torch.Tensor, top: torch.Tensor, image_size: tuple[int, int]
+    ) -> torch.Tensor:
+        """Everything behind the stops on C2 to C4 and on the high-level map (Figure 2)."""
+        if self.config.guided_config is not None:
+            low = [*low, top]  # heads of transformers may read the backbone's coarsest map too
+        if self.config.guidance and self.config.stop_gradient:
+            low, context = [each.detach() for each in low], context.detach()
+        # Convolutions are faster in this layout on CPUs and tensor cores, and axial attention needs it.
+        low, context = [_channels_last(each) for each in low], _channels_last(context)
+        features = self.reduce(self.upsampler(low, context, image_size))
+        return features if self.axial_attention is None else features + self.axial_attention(features)
+
+
+def _channels_last(features: torch.Tensor) -> torch.Tensor:
+    return features.contiguous(memory_format=torch.channels_last)
+
+
+class HfgdBackbone(BackboneMixin, HfgdModel):
+    """HFGD as a backbone: maps `stage1` to `stage4`, `context` (high-level map) and `guided` (the student's)."""
+
+    def __init__(self, config: HfgdConfig) -> None:
+        super().__init__(config)
+        width = cast(int, self.context_encoder.channels)
+        self.num_features = [*check_levels(self.backbone), width, width]
+
+    def forward(  # type: ignore[override]
+        self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> BackboneOutput:
+        """Give the maps named in `config.out_features`."""
+        outputs = HfgdModel.forward(self, pixel_values, **kwargs)
+        found = (*outputs.feature_maps, outputs.high_level_features, outputs.last_hidden_state)
+        maps = dict(zip(self.stage_names, found, strict=True))
+        return BackboneOutput(
+            feature_maps=tuple(maps[name] for name in self.out_features),
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class HfgdForSemanticSegmentation(HfgdPreTrainedModel):
+    """HFGD (Figure 2), its ablations, and other upsamplers under its guidance (Table 8)."""
+
+    def __init__(self, config: HfgdConfig) -> None:
+        super().__init__(config)
+        self.hfgd = HfgdModel(config)
+        width = cast(int, self.hfgd.context_encoder.channels)
+        self.class_tokens = HfgdClassTokens(width, int(config.num_labels or 0))
+        self.regularization = HfgdClassAwareRegularization(config, config.cae_channels) if config.regularized else None
+        self.loss_function = functools.partial(segmentation_loss, normalization=config.loss_normalization)
+        self.post_init()
+
+    @classmethod
+    def guide(cls, model: PreTrainedModel, **fields: Any) -> "HfgdForSemanticSegmentation":
+        """Put a segmentation model of transformers under guidance, with the weights it has.
+
+        Its coarsest map becomes the teacher, its head the student, its classifier the class tokens.
+
+        Args:
+            model: `UperNetForSemanticSegmentation` or `SegformerForSemanticSegmentation`.
+            fields: configuration fields such as `axial_attention=False`.
+
+        Raises:
+            InputError: a model of another kind, or `fields` with other labels than the model's.
+        """
+        check_guidable(model.config)
+        theirs = {"id2label": model.config.id2label, "label2id": model.config.label2id, "align_corners": False}
+        guided = cls(HfgdConfig(**{**theirs, **fields, "guided_config": model.config}))
+        parts: Any = (guided.hfgd.backbone, guided.hfgd.context_encoder, guided.hfgd.upsampler)
+        for own, given in zip(parts, guided_parts(guided.config, model), strict=True):
+            own.load_state_dict(given.state_dict())
+        classifier = cast(nn.Conv2d, model.get_submodule("decode_head.classifier"))
+        guided.class_tokens.load_state_dict(classifier.state_dict())
+        return guided
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        output_auxiliary_logits: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> HfgdSegmenterOutput:
+        """Segment pictures.
+
+        Args:
+            pixel_values: `(B, 3, H, W)`, normalised; any size from 4 pixels up.
+            labels: `(B, H, W)` train ids of any integer dtype; 255 and -100 are void.
+            output_auxiliary_logits: whether the high-level logits are wanted too.
+
+        Returns:
+            `logits` `(B, num_labels, H/4, W/4)` (other strides: see `output_stride` and `upsampler`); with labels also
+            `loss`, `loss_dict` and, with `guidance`, `high_level_logits`.
+        """
+        config = self.config
+        outputs = self.hfgd(pixel_values, **kwargs)
+        logits = self.class_tokens(outputs.last_hidden_state, stop=config.guidance and config.stop_gradient)
+        high_level = None
+        if config.guidance and (labels is not None or output_auxiliary_logits):
+            high_level = self.class_tokens(outputs.high_level_features)
+        losses = None
+        if labels is not None:
+            losses = self._losses(logits, high_level, outputs.regularized_features, labels)
+        return HfgdSegmenterOutput(
+            loss=None if losses is None else self._total(losses),
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            high_level_logits=high_level,
+            loss_dict=losses,
+        )
+
+    def _losses(
+        self,
+        logits: torch.Tensor,
+        high_level: torch.Tensor | None,
+        regularized: torch.Tensor | None,
+        labels: torch.Tensor,
+    ) -> dict[str, torch.Tensor]:
+        """Every loss by its name, without weights."""
+        losses = {}
+        for name, each in (("guided", logits), ("high_level", high_level)):
+            if each is not None:
+                losses[name] = self.loss_function(
+                    logits=each,
+                    labels=labels,
+                    ignore_index=self.config.semantic_loss_ignore_index,
+                    align_corners=self.config.align_corners,
+                )
+        if self.regularization is not None:
+            losses |= self.regularization(regularized, labels)
+        return losses
+
+    def _total(self, losses: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Weighted sum; CAR's rates are 1, the paper gives no weights."""
+        config = self.config
+        weights = {
+            "guided": 1.0,
+            "high_level": config.high_level_loss_weight,
+            "car_intra": config.car_intra_weight,
+            "car_c2c": config.car_inter_weight,
+            "car_c2p": config.car_inter_weight,
+        }
+        return sum(weights[name] * loss for name, loss in losses.items())  # type: ignore[return-value]
+
+
+__all__ = [
+    "HfgdBackbone",
+    "HfgdForSemanticSegmentation",
+    "HfgdModel",
+    "HfgdPreTrainedModel",
+]

@@ -1,0 +1,235 @@
+"""The other context encoders and upsamplers that the paper guides (Tables 4 and 8): each is compared with and without.
+
+An encoder turns the coarsest map C5 into the high-level map; an upsampler turns C2 to C4 and that map into one at C2's
+size. Both only see these maps, so that they can be guided.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torchvision.ops import deform_conv2d
+
+from hf_denseseg.models.hfgd.configuration_hfgd import HfgdConfig
+from hf_denseseg.models.hfgd.layers_hfgd import HfgdConvNormAct, at_width, resize
+from hf_denseseg.models.hfgd.pyramid_hfgd import HfgdSemanticBranches
+
+ATROUS_RATES = (12, 24, 36)  # for backbones at stride 8 (Chen et al., 2018)
+POOL_BINS = (1, 2, 3, 6)  # Zhao et al., 2017
+DEEPLAB_LOW_CHANNELS = 48  # Chen et al., 2018, Sec. 4.1
+
+
+class HfgdPooledContext(nn.Module):
+    """Pool a map to bins x bins, convolve, and bring it back: `(B, C, h, w)` -> `(B, out_channels, h, w)`.
+
+    Args:
+        in_channels: C.
+        out_channels: channels that come out.
+        kernel_size: of the convolution on the pooled map.
+        bins: side of the pooled map.
+        align_corners: how it is brought back.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, bins: int, align_corners: bool) -> None:
+        super().__init__()
+        self.bins, self.align_corners = bins, align_corners
+        self.block = HfgdConvNormAct(in_channels, out_channels, kernel_size)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        size = features.shape[-2], features.shape[-1]
+        pooled = F.adaptive_avg_pool2d(features, self.bins)
+        if self.bins > 1:
+            return resize(self.block(pooled), size, self.align_corners)
+        # One value per picture and channel: a batch of one has no statistics, and BatchNorm of torch refuses it.
+        # Mean and variance of the value repeated over the map are the same, and are defined: the variance is then 0
+        # and the norm's bias comes out, which is what Keras gives.
+        return F.relu(self.block.norm(self.block.convolution(pooled).expand(-1, -1, *size)))
+
+
+class HfgdIdentityEncoder(nn.Module):
+    """No extra encoding: one 1x1 convolution brings C5 to the decoder's width."""
+
+    def __init__(self, config: HfgdConfig, in_channels: int) -> None:
+        super().__init__()
+        self.channels = config.decoder_width
+        self.projection = HfgdConvNormAct(in_channels, self.channels)
+
+    def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """C5 -> high-level map `(B, channels, h, w)`, and no map to regularise."""
+        return self.projection(features), None
+
+
+class HfgdAsppEncoder(nn.Module):
+    """Atrous spatial pyramid pooling (Chen et al., 2018): whole picture, pixel, and three dilated convolutions."""
+
+    def __init__(self, config: HfgdConfig, in_channels: int) -> None:
+        super().__init__()
+        width = self.channels = config.decoder_width
+        self.branches = nn.ModuleList(
+            [
+                HfgdPooledContext(in_channels, width, 1, 1, config.align_corners),
+                HfgdConvNormAct(in_channels, width),
+                *(HfgdConvNormAct(in_channels, width, 3, dilation=rate) for rate in ATROUS_RATES),
+            ]
+        )
+        self.fusion = HfgdConvNormAct(len(self.branches) * width, width)
+
+    def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """C5 -> high-level map `(B, channels, h, w)`, and no map to regularise."""
+        return self.fusion(torch.cat([branch(features) for branch in self.branches], dim=1)), None
+
+
+class HfgdPyramidPoolingEncoder(nn.Module):
+    """Pyramid pooling of UperNet (Xiao et al., 2018): C5 beside its means over 1, 2, 3 and 6 bins a side.
+
+    Twice as wide as the decoder: 512 as published.
+    """
+
+    def __init__(self, config: HfgdConfig, in_channels: int) -> None:
+        super().__init__()
+        width = self.channels = 2 * config.decoder_width
+        self.pools = nn.ModuleList(
+            HfgdPooledContext(in_channels, width, 3, bins, config.align_corners) for bins in POOL_BINS
+        )
+        self.fusion = HfgdConvNormAct(in_channels + len(POOL_BINS) * width, width, 3)
+
+    def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """C5 -> high-level map `(B, channels, h, w)`, and no map to regularise."""
+        return self.fusion(torch.cat([features, *(pool(features) for pool in self.pools)], dim=1)), None
+
+
+class HfgdOffsets(nn.Conv2d):
+    """3x3 convolution that predicts, for each tap of a 3x3 kernel, a shift (y, x) and a weight: 9 pairs, then 9.
+
+    Starts at zero (authors' code): a plain convolution at half strength to begin with.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, 27, kernel_size=3, padding=1)
+
+
+class HfgdDeformableConvolution(nn.Module):
+    """Modulated deformable 3x3 convolution of one group (Zhu et al., 2019), its offsets seen in another map."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.offsets = HfgdOffsets(channels)
+        self.convolution = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
+
+    def forward(self, features: torch.Tensor, guide: torch.Tensor) -> torch.Tensor:
+        """Both maps `(B, C, h, w)` -> `(B, C, h, w)`."""
+        offsets, weights = self.offsets(guide).split([18, 9], dim=1)
+        kernel, bias = self.convolution.weight, self.convolution.bias
+        # In float32: torchvision has no bfloat16 on the CPU, and positions on a fine map need more than its 8 bits.
+        aligned = deform_conv2d(
+            features.float(),
+            offsets.float(),
+            kernel.float(),
+            None if bias is None else bias.float(),
+            padding=(1, 1),
+            mask=weights.float().sigmoid(),
+        )
+        return aligned.to(features.dtype)
+
+
+class HfgdFeatureAlignment(nn.Module):
+    """One level of FaPN (Huang et al., 2021): pick channels of the finer map, shift the coarser one to fit, add.
+
+    As in the authors' code (iSeg, `fapn`): no norms, and no biases but in the deformable convolution.
+    """
+
+    def __init__(self, low_channels: int, channels: int, align_corners: bool) -> None:
+        super().__init__()
+        self.align_corners = align_corners
+        self.squeeze = nn.Conv2d(low_channels, low_channels, kernel_size=1, bias=False)
+        self.excite = nn.Conv2d(low_channels, low_channels, kernel_size=1, bias=False)
+        self.lateral = nn.Conv2d(low_channels, channels, kernel_size=1, bias=False)
+        self.difference = nn.Conv2d(2 * channels, channels, kernel_size=1, bias=False)
+        self.deformable = HfgdDeformableConvolution(channels)
+
+    def forward(self, low: torch.Tensor, top: torch.Tensor) -> torch.Tensor:
+        """Finer map `(B, low_channels, h, w)` and coarser one -> `(B, channels, h, w)`."""
+        gate = self.excite(F.relu(self.squeeze(low.mean(dim=(2, 3), keepdim=True)))).sigmoid()
+        lateral = self.lateral(low * gate + low)
+        top = resize(top, (low.shape[-2], low.shape[-1]), self.align_corners)
+        guide = self.difference(torch.cat([lateral, 2 * top], dim=1))
+        return F.relu(self.deformable(top, guide)) + lateral
+
+
+class HfgdFapn(nn.Module):
+    """Feature-aligned pyramid, then the semantic branches: `(B, merge_channels, H/4, W/4)`."""
+
+    def __init__(self, config: HfgdConfig, low_channels: list[int], top_channels: int) -> None:
+        super().__init__()
+        self.channels, self.output_stride = config.merge_channels, 4
+        self.top = at_width(top_channels, config.decoder_width)
+        self.alignments = nn.ModuleList(
+            HfgdFeatureAlignment(channels, config.decoder_width, config.align_corners) for channels in low_channels
+        )
+        self.semantic = HfgdSemanticBranches(config)
+
+    def forward(self, low: list[torch.Tensor], top: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
+        """C2 to C4 and the high-level map -> map of C2's size."""
+        maps = [self.top(top)]
+        for alignment, features in zip(reversed(self.alignments), reversed(low), strict=True):
+            maps.insert(0, alignment(features, maps[0]))
+        return self.semantic(maps, image_size)
+
+
+class HfgdUperNet(nn.Module):
+    """UperNet's pyramid (Xiao et al., 2018), twice as wide as the decoder: `(B, 512, H/4, W/4)` as published."""
+
+    def __init__(self, config: HfgdConfig, low_channels: list[int], top_channels: int) -> None:
+        super().__init__()
+        width = 2 * config.decoder_width
+        self.channels, self.output_stride, self.align_corners = width, 4, config.align_corners
+        self.top = at_width(top_channels, width)
+        self.laterals = nn.ModuleList(HfgdConvNormAct(channels, width) for channels in low_channels)
+        self.smoothing = nn.ModuleList(HfgdConvNormAct(width, width, 3) for _ in low_channels)
+        self.fusion = HfgdConvNormAct((len(low_channels) + 1) * width, width, 3)
+
+    def forward(self, low: list[torch.Tensor], top: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
+        """C2 to C4 and the high-level map -> map of C2's size."""
+        maps = [self.top(top)]
+        for lateral, features in zip(reversed(self.laterals), reversed(low), strict=True):
+            size = features.shape[-2], features.shape[-1]
+            maps.insert(0, lateral(features) + resize(maps[0], size, self.align_corners))
+        *summed, top = maps
+        levels = [*(smooth(each) for smooth, each in zip(self.smoothing, summed, strict=True)), top]
+        finest = levels[0].shape[-2], levels[0].shape[-1]
+        resized = [levels[0], *(resize(each, finest, self.align_corners) for each in levels[1:])]
+        return self.fusion(torch.cat(resized, dim=1))
+
+
+class HfgdDeeplabV3Plus(nn.Module):
+    """Decoder of DeepLabV3+ (Chen et al., 2018): the high-level map beside a narrow C2; C3 and C4 are not used."""
+
+    def __init__(self, config: HfgdConfig, low_channels: list[int], top_channels: int) -> None:
+        super().__init__()
+        self.channels, self.output_stride, self.align_corners = config.decoder_width, 4, config.align_corners
+        self.low = HfgdConvNormAct(low_channels[0], DEEPLAB_LOW_CHANNELS)
+        self.fusion = nn.Sequential(
+            HfgdConvNormAct(DEEPLAB_LOW_CHANNELS + top_channels, self.channels, 3),
+            HfgdConvNormAct(self.channels, self.channels, 3),
+        )
+
+    def forward(self, low: list[torch.Tensor], top: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
+        """C2 to C4 and the high-level map -> map of C2's size."""
+        size = low[0].shape[-2], low[0].shape[-1]
+        return self.fusion(torch.cat([self.low(low[0]), resize(top, size, self.align_corners)], dim=1))
+
+
+ENCODERS: dict[str, type[HfgdIdentityEncoder] | type[HfgdAsppEncoder] | type[HfgdPyramidPoolingEncoder]] = {
+    "identity": HfgdIdentityEncoder,
+    "aspp": HfgdAsppEncoder,
+    "ppm": HfgdPyramidPoolingEncoder,
+}
+"""Context encoders by `extra_encoding`; CAE and CAR's own head stand with the model."""
+
+UPSAMPLERS: dict[str, type[HfgdFapn] | type[HfgdUperNet] | type[HfgdDeeplabV3Plus]] = {
+    "fapn": HfgdFapn,
+    "upernet": HfgdUperNet,
+    "deeplabv3plus": HfgdDeeplabV3Plus,
+}
+"""Upsamplers by name; U-SFPN and SemanticFPN stand in `pyramid_hfgd`."""
+
+__all__ = ["ENCODERS", "UPSAMPLERS"]
