@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -53,8 +54,38 @@ class ModelInfo:
     activations: int
 
 
+def _form(value: Any) -> Any:
+    """What the result of an operation on the meta device depends on; raises TypeError for what cannot be a key."""
+    if isinstance(value, torch.Tensor):
+        if not value.is_meta:
+            raise TypeError
+        return value.shape, value.stride(), value.dtype
+    if isinstance(value, list | tuple):
+        return tuple(map(_form, value))
+    hash(value)
+    return type(value), value
+
+
+def _like(value: Any) -> Any:
+    """New tensors of the same form."""
+    if isinstance(value, torch.Tensor):
+        return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
+    return type(value)(map(_like, value)) if isinstance(value, list | tuple) else value
+
+
+@cache
+def _makes_new_tensors(func: Any) -> bool:
+    return not any(each.alias_info for each in (*func._schema.arguments, *func._schema.returns))
+
+
+_SEEN: dict[Any, tuple[Any, dict[str, int]]] = {}
+"""Operation and form of its arguments -> its output, and what it adds to which count."""
+
+
 @dataclass
 class _Counter(TorchDispatchMode):
+    """Count operations; one that was seen before with arguments of the same form is not worked out again."""
+
     counts: OperationCounts = field(default_factory=OperationCounts)
 
     def __post_init__(self) -> None:
@@ -62,6 +93,24 @@ class _Counter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if not _makes_new_tensors(func):
+            return self._count(func, args, kwargs)
+        try:
+            key = func, _form(args), _form(tuple(kwargs.items()))
+        except TypeError:
+            return self._count(func, args, kwargs)
+        if key not in _SEEN:
+            before = vars(self.counts).copy()
+            output = self._count(func, args, kwargs)
+            added = {name: now - before[name] for name, now in vars(self.counts).items() if now != before[name]}
+            _SEEN[key] = _like(output), added
+            return output
+        output, added = _SEEN[key]
+        for name, more in added.items():
+            setattr(self.counts, name, getattr(self.counts, name) + more)
+        return _like(output)
+
+    def _count(self, func: Any, args: Any, kwargs: Any) -> Any:
         packet = func._overloadpacket
         if packet not in flop_registry and packet not in _NORMS and func is not _ATEN.size.default:
             with self:
