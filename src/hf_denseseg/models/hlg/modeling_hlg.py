@@ -25,7 +25,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.models.upernet.modeling_upernet import UperNetFCNHead, UperNetHead
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs
-from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.generic import can_return_tuple, maybe_autocast, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from hf_denseseg.errors import InputError
@@ -223,8 +223,7 @@ class HlgPositionBias(nn.Module):
     def table(self, offsets: torch.Tensor) -> torch.Tensor:
         """Bias of each offset, `(R, 2)` -> `(heads, R)`, in float32 at least: 16 bits do not hold large offsets."""
         dtype = torch.promote_types(self.projection.weight.dtype, torch.float32)
-        device = "cpu" if offsets.is_meta else offsets.device.type  # autocast knows no meta device
-        with torch.autocast(device, enabled=False):
+        with maybe_autocast(offsets.device.type, enabled=False):
             hidden = F.linear(offsets.to(dtype), self.projection.weight.to(dtype), self.projection.bias.to(dtype))
             for norm, layer in zip(self.norms, self.layers, strict=True):
                 weight, bias = norm.weight.to(dtype), norm.bias.to(dtype)

@@ -22,7 +22,7 @@ from transformers.modeling_outputs import BackboneOutput, SemanticSegmenterOutpu
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs
-from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.generic import can_return_tuple, maybe_autocast, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from hf_denseseg.errors import InputError
@@ -373,8 +373,7 @@ class UneptDeformableAttention(nn.Module):
         """Offsets in float32 at least: 16 bits place points up to half a pixel off."""
         dtype = torch.promote_types(query.dtype, torch.float32)
         linear = self.sampling_offsets
-        device = "cpu" if query.is_meta else query.device.type  # autocast knows no meta device
-        with torch.autocast(device, enabled=False):
+        with maybe_autocast(query.device.type, enabled=False):
             return F.linear(query.to(dtype), linear.weight.to(dtype), linear.bias.to(dtype))
 
 
