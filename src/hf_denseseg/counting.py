@@ -1,6 +1,7 @@
 """Count parameters, multiply-adds and activations of a model on the meta device, where nothing is allocated."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -67,8 +68,10 @@ def _form(value: Any) -> Any:
 
 
 def _like(value: Any) -> Any:
-    """New tensors of the same form."""
+    """New tensors of the same form; raises TypeError for tensors with values."""
     if isinstance(value, torch.Tensor):
+        if not value.is_meta:
+            raise TypeError
         return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
     return type(value)(map(_like, value)) if isinstance(value, list | tuple) else value
 
@@ -103,7 +106,8 @@ class _Counter(TorchDispatchMode):
             before = vars(self.counts).copy()
             output = self._count(func, args, kwargs)
             added = {name: now - before[name] for name, now in vars(self.counts).items() if now != before[name]}
-            _SEEN[key] = _like(output), added
+            with suppress(TypeError):  # numbers on the CPU, which an operation without tensors gives
+                _SEEN[key] = _like(output), added
             return output
         output, added = _SEEN[key]
         for name, more in added.items():
