@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from detection_model_tester import few_regions
 from hf_denseseg import experiment, list_models
 from hf_denseseg.checkpoints import task_of_class
 from hf_denseseg.cli import main
@@ -73,12 +74,13 @@ def first_step(recipe):
 
 @pytest.fixture(scope="module", autouse=True)
 def quick_runs(tmp_path_factory):
-    """What takes longer than two steps and is the same in every run: pictures, learning curve, memory clean-up."""
+    """What takes longer than two steps: pictures, learning curve and clean-up, the same in every run, and regions."""
     curve = tmp_path_factory.mktemp("curve") / "learning_curve.png"
     save_learning_curve([{"loss": 1.0, "step": 1}], curve)
     drawn = curve.read_bytes()
     gc.freeze()  # the Trainer collects garbage; what was imported before need not be looked through
     with pytest.MonkeyPatch.context() as patch:
+        few_regions(patch)
         patch.setattr(datasets, "render_scene", functools.cache(datasets.render_scene))
         patch.setattr(experiment, "save_learning_curve", lambda history, path, *score: path.write_bytes(drawn))
         yield
