@@ -24,7 +24,8 @@ from hf_denseseg import (
 from hf_denseseg.models.hlg import modeling_hlg
 from hf_denseseg.models.hlg.configuration_hlg import VARIANTS
 from hf_denseseg.models.hlg.literal_hlg import literal
-from hf_denseseg.models.hlg.modeling_hlg import HlgGrouping, HlgPlaces, HlgPositionBias, group_means, spread
+from hf_denseseg.models.hlg.modeling_hlg import group_means
+from hf_denseseg.models.hlg.positions_hlg import HlgGrouping, HlgPlaces, HlgPositionBias, spread
 from model_tester import NUM_LABELS, Logits, SegmentationModelTester, gradients
 from processor_tester import ImageProcessorTester
 

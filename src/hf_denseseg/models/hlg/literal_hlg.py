@@ -22,12 +22,11 @@ from hf_denseseg.models.hlg.modeling_hlg import (
     HlgForSemanticSegmentation,
     HlgLayer,
     HlgLocalGlobalAttention,
-    HlgPlaces,
-    HlgPositionBias,
     HlgSegmenterOutput,
     HlgSelfAttention,
     eager_attention_forward,
 )
+from hf_denseseg.models.hlg.positions_hlg import HlgPlaces, HlgPositionBias
 
 
 class LiteralHlgConvNorm(HlgConvNorm):
