@@ -110,9 +110,8 @@ def test_batch_without_a_valid_pixel_is_finite_and_at_its_floors(masked):
     losses = module(features, torch.full((2, 8, 9), VOID, dtype=torch.uint8))
     assert losses["car_intra"].item() == pytest.approx(1e-5)
     assert losses["car_c2c"].item() == pytest.approx((4 / 5 - 0.5) ** 2, rel=1e-5)  # 4 others of 1/5, less t
-    assert losses["car_c2p"].item() == pytest.approx(
-        0 if masked else (1 - 0.25 * 5 / 4) ** 2, rel=1e-5, abs=1e-13
-    )  # all 5 are others
+    others = 0 if masked else 5  # all classes are others of a void pixel
+    assert losses["car_c2p"].item() == pytest.approx((others * (1 / 5 - 0.25 / 4)) ** 2, rel=1e-5, abs=1e-13)
     sum(losses.values()).backward()
     assert features.grad.isfinite().all()
 
@@ -157,16 +156,18 @@ def test_moving_centers_follow_the_classes_seen_in_training():
 
 
 CASES = [{}, {"car_batch_center": False}, {"car_mask_ignored_in_c2p": True}, {"car_center_decay": 0.9}]
+CASES += [{"backend": "eager"}]  # compiled
 
 
-def losses_and_gradient(part: slice, **fields: object) -> list[torch.Tensor]:
+def losses_and_gradient(part: slice, backend: str = "", **fields: object) -> list[torch.Tensor]:
     """Losses of some images, and the gradient of their sum for the weight of a linear map before them."""
     features, labels = scene(5, [0, 1, 2, VOID], images=4)
     labels[2:][labels[2:] == 1] = 3  # class 1 in the first two images only, 3 in the last two only
     labels[:2, 0] = VOID  # and unequal numbers of valid pixels
     weight = torch.eye(6).requires_grad_()
     module = regularization(**fields)
-    losses = torch.stack(list(module(torch.einsum("oc,bchw->bohw", weight, features)[part], labels[part]).values()))
+    compiled = torch.compile(module, backend=backend) if backend else module
+    losses = torch.stack(list(compiled(torch.einsum("oc,bchw->bohw", weight, features)[part], labels[part]).values()))
     losses.sum().backward()
     return [losses.detach(), weight.grad, *module.buffers()]
 

@@ -210,6 +210,13 @@ def test_weights_of_a_timm_backbone_that_are_missing_are_initialised(tmp_path):
     assert all(value.isfinite().all() and value.abs().max() < 10 for value in loaded.state_dict().values())
 
 
+def test_moving_centres_that_a_checkpoint_lacks_start_at_zero(tmp_path):
+    build().save_pretrained(tmp_path)
+    loaded = HfgdForSemanticSegmentation.from_pretrained(tmp_path, car_center_decay=0.9)
+    assert loaded.regularization.class_centers.shape == (1, NUM_LABELS, 16)
+    assert not loaded.regularization.class_centers.any()
+
+
 def test_norms_of_the_maps_stay_on_request():
     model = build(backbone_config=BACKBONES["convnext"], normalize_features=True)
     assert [key for key in model.state_dict() if "hidden_states_norms.stage4" in key]
@@ -249,6 +256,7 @@ def test_nothing_of_the_teachers_branch_is_computed_for_a_prediction():
         ({"upsampler": "none"}, "set `guidance` and `axial_attention` to False"),
         ({"upsampler": "fapn", "output_stride": 2}, "'u_sfpn' or 'sfpn'"),
         ({"extra_encoding": "ocr"}, "extra_encoding"),
+        ({"car_center_decay": 0.9, "car_batch_center": False}, "set `car_batch_center`"),
     ],
 )
 def test_fields_that_do_not_fit_are_refused_with_the_remedy(fields, message):

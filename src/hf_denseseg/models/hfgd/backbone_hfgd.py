@@ -67,7 +67,9 @@ def build_backbone(config: HfgdConfig) -> PreTrainedModel:
 
 def feature_maps(backbone: Any, pixel_values: torch.Tensor, **wanted: bool | None) -> BackboneOutput:
     """Run a backbone in the dtype of its weights; `wanted` are the outputs to ask it for, if it knows them."""
-    pixel_values = pixel_values.to(next(backbone.parameters()).dtype)
+    dtype = next(backbone.parameters()).dtype
+    # Convolutions are faster in this layout on CPUs and tensor cores, and hand it on.
+    pixel_values = pixel_values.to(dtype).contiguous(memory_format=torch.channels_last)
     return backbone.forward_with_filtered_kwargs(pixel_values, **{name: True for name, on in wanted.items() if on})
 
 

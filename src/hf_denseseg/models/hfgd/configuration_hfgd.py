@@ -141,6 +141,10 @@ class HfgdConfig(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError("Without an upsampler nothing is guided: set `guidance` and `axial_attention` to False.")
         if self.output_stride == 2 and self.upsampler not in ("u_sfpn", "sfpn"):
             raise ValueError(f"`output_stride` 2 needs `upsampler` 'u_sfpn' or 'sfpn', not {self.upsampler!r}.")
+        if self.car_center_decay is not None and not self.car_batch_center:
+            raise ValueError(
+                "Moving centres are those of batches: set `car_batch_center`, or `car_center_decay` to None."
+            )
         guided: Any = self.guided_config
         if guided is None:
             return

@@ -70,12 +70,13 @@ class LiteralHfgdSemanticBranches(HfgdSemanticBranches):
 
 
 class LiteralHfgdModel(HfgdModel):
-    """The student in the memory order of the backbone."""
+    """The student in the usual memory order."""
 
     def _student(
         self, low: list[torch.Tensor], context: torch.Tensor, top: torch.Tensor, image_size: tuple[int, int]
     ) -> torch.Tensor:
-        low = low if self.config.guided_config is None else [*low, top]
+        low = [each.contiguous() for each in (low if self.config.guided_config is None else [*low, top])]
+        context = context.contiguous()
         if self.config.guidance and self.config.stop_gradient:
             low, context = [each.detach() for each in low], context.detach()
         features = self.reduce(self.upsampler(low, context, image_size))

@@ -294,6 +294,8 @@ class HfgdPreTrainedModel(PreTrainedModel):
                 init.xavier_uniform_(weight)
             if module.bias is not None:
                 init.zeros_(module.bias)
+        elif isinstance(module, HfgdClassAwareRegularization) and module.center_decay is not None:
+            init.zeros_(module.class_centers)
         else:
             super()._init_weights(module)
 
@@ -372,7 +374,7 @@ class HfgdModel(HfgdPreTrainedModel):
             low = [*low, top]  # heads of transformers may read the backbone's coarsest map too
         if self.config.guidance and self.config.stop_gradient:
             low, context = [each.detach() for each in low], context.detach()
-        # Convolutions are faster in this layout on CPUs and tensor cores, and axial attention needs it.
+        # Axial attention wants channels last; the maps of Transformers come otherwise.
         low, context = [_channels_last(each) for each in low], _channels_last(context)
         features = self.reduce(self.upsampler(low, context, image_size))
         return features if self.axial_attention is None else features + self.axial_attention(features)

@@ -161,7 +161,7 @@ class HfgdClassAwareRegularization(nn.Module):
     def _sum_over_processes(self, values: torch.Tensor) -> torch.Tensor:
         """Sum over the training processes; evaluation is local, since its processes may see unequal batch counts."""
         if self.training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            return _SumOverProcesses.apply(values)
+            return _sum_over_processes(values)
         return values
 
 
@@ -177,6 +177,11 @@ class _SumOverProcesses(torch.autograd.Function):
     @staticmethod
     def backward(ctx: FunctionCtx, gradient: torch.Tensor) -> torch.Tensor:
         return _SumOverProcesses.apply(gradient)
+
+
+@torch.compiler.disable  # traced by torch 2.11 its gradient is lost without a word; one process never comes here
+def _sum_over_processes(values: torch.Tensor) -> torch.Tensor:
+    return _SumOverProcesses.apply(values)
 
 
 def _nearest_positions(length: int, steps: int, align_corners: bool, device: torch.device) -> torch.Tensor:
