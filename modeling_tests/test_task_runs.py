@@ -1,17 +1,14 @@
 """Classification, detection and instance segmentation through the recipe: what a run leaves, resume, processes."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
 import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
+import processes
+from detection_model_tester import few_regions
 from hf_denseseg import experiment
 from hf_denseseg.checkpoints import load_trained_model, task_of_checkpoint
 from hf_denseseg.cli import main
@@ -43,6 +40,13 @@ INSTANCES = [
 RUNS = {"image-classification": CLASSIFY, "object-detection": DETECT, "instance-segmentation": INSTANCES}
 MAIN = {"image-classification": "top1", "object-detection": "box_ap", "instance-segmentation": "mask_ap"}
 RESUMED = ("image-classification", "object-detection")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_runs():
+    with pytest.MonkeyPatch.context() as patch:
+        few_regions(patch)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -94,13 +98,7 @@ def test_evaluation_infers_the_task_and_gives_the_scores_again(finished, task, t
 def test_killed_run_resumes_to_the_same_weights(finished, task, tmp_path):
     """6 steps equal 3, kill -9, and the rest, bit for bit: weights, order, augmentation, mixing, sampling."""
     words = [*RUNS[task], "--output_dir", str(tmp_path)]
-    process = subprocess.Popen([sys.executable, "-m", "hf_denseseg.cli", "train", *words], stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 240
-    while not (tmp_path / "checkpoint-3" / "complete.json").exists():
-        assert process.poll() is None and time.monotonic() < deadline, "the run ended before it could be killed"
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    processes.kill_when_complete(processes.start(["train", *words]), tmp_path / "checkpoint-3")
     assert not (tmp_path / "results.json").exists()
     results = experiment.train(load_recipe(None, words))
     assert results["training"]["resumed_from_step"] == 3
@@ -115,10 +113,7 @@ def test_two_processes_score_every_picture_once(finished, task, port, tmp_path):
     checkpoint = str(finished(task)[0] / "model")
     words = ["--dataset", "synthetic:25@96x128", "--max_eval_samples", "5", "--use_cpu", "--output_dir"]
     assert main(["evaluate", checkpoint, *words, str(tmp_path / "one")]) == 0
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
-    command = [*launch, "-m", "hf_denseseg.cli", "evaluate", checkpoint, *words, str(tmp_path / "two")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
+    processes.run_two(["evaluate", checkpoint, *words, str(tmp_path / "two")], port, tmp_path)
     one, two = (json.loads((tmp_path / name / "results.json").read_text())["scores"] for name in ("one", "two"))
     assert one == two
     counted = "pictures" if task == "image-classification" else "objects"

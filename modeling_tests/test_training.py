@@ -3,10 +3,8 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +15,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 import hf_denseseg
+import processes
 from hf_denseseg import experiment
 from hf_denseseg.cli import main
 from hf_denseseg.data.datasets import load_segmentation
@@ -148,13 +147,7 @@ def test_a_trained_model_learns_other_classes_from_a_folder(finished, tmp_path):
 def test_killed_run_resumes_to_the_same_weights(undisturbed, tmp_path):
     """20 steps equal 10, kill -9, and the rest, bit for bit: weights, averages, order, augmentation, drop-out."""
     words = [*WORDS, *TWENTY, "--output_dir", str(tmp_path)]
-    process = subprocess.Popen([sys.executable, "-m", "hf_denseseg.cli", "train", *words], stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "checkpoint-10" / "complete.json").exists():
-        assert process.poll() is None and time.monotonic() < deadline, "the run ended before it could be killed"
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    processes.kill_when_complete(processes.start(["train", *words]), tmp_path / "checkpoint-10")
     assert not (tmp_path / "results.json").exists()
     results = experiment.train(load_recipe(None, words))
     assert results["training"]["resumed_from_step"] == 10
@@ -188,10 +181,7 @@ def test_two_processes_count_every_picture_once(finished, tmp_path):
     checkpoint = str(finished[0] / "model")
     words = ["--dataset", "synthetic", "--max_eval_samples", "5", "--use_cpu", "--output_dir"]
     assert main(["evaluate", checkpoint, *words, str(tmp_path / "one")]) == 0
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29541"]
-    command = [*launch, "-m", "hf_denseseg.cli", "evaluate", checkpoint, *words, str(tmp_path / "two")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-2000:]
+    processes.run_two(["evaluate", checkpoint, *words, str(tmp_path / "two")], "29541", tmp_path)
     one, two = (json.loads((tmp_path / name / "results.json").read_text())["scores"] for name in ("one", "two"))
     assert two["confusion_matrix"] == one["confusion_matrix"]
     assert one["pixels"] == sum(map(sum, one["confusion_matrix"]))

@@ -1,0 +1,62 @@
+"""Processes of their own for runs that are killed or work together, without the seconds of imports that each takes.
+
+They are forked from one that has done nothing but import the package, so they know nothing of the tests before.
+"""
+
+import multiprocessing
+import os
+import sys
+import time
+import traceback
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from hf_denseseg.cli import main
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["hf_denseseg.cli", "hf_denseseg.experiment", __name__])
+
+
+def _run(words: list[str], environment: dict[str, str], report: str | None) -> None:
+    os.environ.update(environment)
+    with open(report or os.devnull, "w") as output:
+        sys.stdout = sys.stderr = output
+        try:
+            code = main(words)
+        except BaseException:
+            traceback.print_exc()
+            code = 1
+    os._exit(code)
+
+
+def start(words: list[str], environment: dict[str, str] | None = None, report: str | None = None) -> BaseProcess:
+    """Start `denseseg <words>`; what it prints goes to the file `report`."""
+    process = CONTEXT.Process(target=_run, args=(words, environment or {}, report))
+    process.start()
+    return process
+
+
+def kill_when_complete(process: BaseProcess, checkpoint: Path) -> None:
+    """Kill a run, as `kill -9` does, as soon as it has saved this checkpoint."""
+    deadline = time.monotonic() + 240
+    while not (checkpoint / "complete.json").exists():
+        assert process.is_alive() and time.monotonic() < deadline, "the run ended before it could be killed"
+        time.sleep(0.01)
+    process.kill()
+    process.join()
+
+
+def run_two(words: list[str], port: str, folder: Path) -> None:
+    """Run `denseseg <words>` in two processes that work together, as `torchrun` would start them."""
+    common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    reports = [folder / f"rank{rank}.txt" for rank in (0, 1)]
+    ranks = [
+        start(words, {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}, str(report))
+        for rank, report in enumerate(reports)
+    ]
+    for process in ranks:
+        process.join(300)
+    codes = [process.exitcode for process in ranks]
+    for process in ranks:
+        process.kill()
+    assert codes == [0, 0], [report.read_text()[-2000:] for report in reports]
