@@ -22,6 +22,7 @@ from hf_denseseg.inference import InferenceSettings, Preprocessing
 from hf_denseseg.registration import create_image_processor
 from test_introspection import TINY_SETR
 from test_published_dsct import REDUCED as TINY_DSCT
+from test_published_hfgd import REDUCED as TINY_HFGD
 from test_published_hlg import REDUCED as TINY_HLG
 from test_published_unept import REDUCED as TINY_UNEPT
 
@@ -91,6 +92,7 @@ def checkpoint(tmp_path_factory):
         ("unept-resnet50", TINY_UNEPT, "classifier"),
         ("hlg-pup-small", TINY_HLG, "decode_head.classifier"),
         ("hlg-upernet-small", TINY_HLG, "decode_head.classifier"),
+        ("hfgd-resnet50", TINY_HFGD, "class_tokens"),
         ("setr-mla-vit-base", {**TINY_SETR, "mla_layers": [0, 1, 2, 3]}, "decode_head.classifier"),
     ],
 )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import hf_denseseg
 from hf_denseseg.optimization import parameter_groups
@@ -194,3 +195,57 @@ def test_neither_norms_biases_tables_patch_embedding_nor_class_tokens_decay(name
     }
     assert spared == expected
     assert {group["weight_decay"] for group in groups} == {0.0, 0.05}
+
+
+# Sections 4 and 10 of the specification: variant -> parameters with 59 classes, multiply-adds in G at 513x513.
+COUNTS = {
+    "hfgd-resnet50": (38_283_003, 71.61),
+    "hfgd-resnet50-os2": (40_644_347, 152.71),
+    "hfgd-swin-large": (207_889_647, None),
+    "hfgd-convnext-large": (208_921_467, None),
+    "hfgd-convnext-large-os2": (208_921_467 + 2_361_344, None),
+}
+PAPER_GIGA = {"hfgd-resnet50": 71.63, "hfgd-resnet50-os2": 153.62}  # Table 9
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_parameters_are_those_of_the_specification(name):
+    with torch.device("meta"):
+        model = hf_denseseg.create_model(name, num_labels=59)
+        assert model.num_parameters() == COUNTS[name][0]
+        more = hf_denseseg.create_model(name, num_labels=60)
+    assert more.num_parameters() - model.num_parameters() == 257  # one token and its bias
+
+
+def test_parameters_of_the_other_reading_of_the_paper():
+    """Section 10, reading A: merge 1024, a reducing convolution, projections shared by both axes."""
+    with torch.device("meta"):
+        fields = {"merge_channels": 1024, "axial_projections": "shared", "num_labels": 59}
+        model = hf_denseseg.create_model("hfgd-resnet50", **fields)
+    assert model.num_parameters() == 38_480_635
+
+
+@pytest.mark.parametrize("name", PAPER_GIGA)
+def test_multiply_adds_are_those_of_the_specification_and_near_the_paper(name):
+    info = hf_denseseg.model_info(name, (513, 513), num_labels=59)
+    assert info.multiply_adds / 1e9 == pytest.approx(COUNTS[name][1], abs=0.005)
+    assert info.multiply_adds / 1e9 == pytest.approx(PAPER_GIGA[name], rel=0.01)
+    assert info.executed_multiply_adds <= info.multiply_adds
+
+
+DILATED = {"model_type": "timm_backbone", "backbone": "resnet50", "out_indices": [1, 2, 3, 4], "output_stride": 8}
+BASELINES = {  # Table 9 as the specification counts it
+    "SemanticFPN": (44.72, {"upsampler": "sfpn", "extra_encoding": "identity"}),
+    "SA (CAR), D8": (
+        156.61,
+        {"upsampler": "none", "extra_encoding": "sa_car", "decoder_width": 512, "backbone_config": DILATED},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_multiply_adds_of_the_baselines(name):
+    giga, fields = BASELINES[name]
+    plain = {"guidance": False, "axial_attention": False, "num_labels": 59}
+    info = hf_denseseg.model_info("hfgd-resnet50", (513, 513), **plain, **fields)
+    assert info.multiply_adds / 1e9 == pytest.approx(giga, abs=0.005)
