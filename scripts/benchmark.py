@@ -25,6 +25,7 @@ import transformers
 from hf_denseseg.files import write_atomic
 
 FOLDER = Path(__file__).resolve().parent / "benchmarks"
+sys.path.append(str(FOLDER))  # the modules there share `_timing`
 
 
 def names() -> list[str]:

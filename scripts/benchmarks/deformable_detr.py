@@ -8,9 +8,10 @@ ours. Time is process time.
 import argparse
 import copy
 import statistics
-import time
+from functools import partial
 
 import torch
+from _timing import in_turn, median_ratio
 from transformers import DeformableDetrConfig, DeformableDetrForObjectDetection, ResNetConfig
 
 from hf_denseseg.ops import kernelize_deformable_attention
@@ -64,16 +65,9 @@ def run(args: argparse.Namespace) -> dict[str, object]:
         "largest_difference_of_logits": (forward(ours) - forward(peer)).abs().max().item(),
     }
     for name, step in (("forward", forward), ("training", training)):
-        taken: dict[str, list[float]] = {"ours": [], "peer": []}
-        for repeat in range(args.repeats + 1):
-            for who, model in (("peer", peer), ("ours", ours)):
-                start = time.process_time()
-                step(model)
-                if repeat:  # the first pair warms up
-                    taken[who].append(time.process_time() - start)
-        pairs = [b / a for a, b in zip(taken["ours"], taken["peer"], strict=True)]
+        taken = in_turn({"peer": partial(step, peer), "ours": partial(step, ours)}, args.repeats)
         figures[name] = {
-            "time_ratio": statistics.median(pairs),
+            "time_ratio": median_ratio(taken["peer"], taken["ours"]),
             **{f"{who}_seconds": statistics.median(values) for who, values in taken.items()},
         }
     return figures

@@ -11,14 +11,15 @@ import json
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from _timing import in_turn, median_ratio
 from torch import nn
 
 import hf_denseseg
+from hf_denseseg.ops.kernel_benchmark import resident_peak
 from hf_denseseg.registration import family_module
 
 EXAMPLE = "example: python scripts/benchmark.py --threads 1 literal setr-pup-deit-base --image_size 512 512"
@@ -69,16 +70,10 @@ def step(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
 def time_ratio(args: argparse.Namespace, training: bool) -> dict[str, float]:
     ours, batch = build(args, peer=False, training=training)
     peer, _ = build(args, peer=True, training=training)
-    seconds: dict[str, list[float]] = {"ours": [], "peer": []}
-    for repeat in range(args.repeats + 1):
-        for name, model in (("peer", peer), ("ours", ours)):
-            start = time.process_time()
-            step(model, batch)
-            if repeat:  # the first pair warms up
-                seconds[name].append(time.process_time() - start)
-    pairs = [peer / ours for peer, ours in zip(seconds["peer"], seconds["ours"], strict=True)]
+    steps = {"peer": lambda: step(peer, batch), "ours": lambda: step(ours, batch)}
+    seconds = in_turn(steps, args.repeats)
     return {
-        "time_ratio": statistics.median(pairs),
+        "time_ratio": median_ratio(seconds["peer"], seconds["ours"]),
         "ours_seconds": statistics.median(seconds["ours"]),
         "literal_seconds": statistics.median(seconds["peer"]),
     }
@@ -99,12 +94,6 @@ def measure_memory(words: str) -> None:
     before = resident_peak()
     step(model, batch)
     print(resident_peak() - before)
-
-
-def resident_peak() -> float:
-    """Peak resident memory of this process in MiB."""
-    line = next(each for each in Path("/proc/self/status").read_text().splitlines() if each.startswith("VmHWM"))
-    return int(line.split()[1]) / 1024
 
 
 def run(args: argparse.Namespace) -> dict[str, object]:

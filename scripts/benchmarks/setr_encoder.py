@@ -6,11 +6,10 @@ below 1 means that ours is faster. Time is process time on the CPU, and measured
 
 import argparse
 import statistics
-import time
-from collections.abc import Callable
 
 import timm
 import torch
+from _timing import in_turn, median_ratio
 
 import hf_denseseg
 
@@ -22,19 +21,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch_size", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=11, help="pairs (default 11)")
     parser.add_argument("--device", default="cpu")
-
-
-def seconds(step: Callable[[], object], device: str) -> float:
-    if device == "cpu":
-        start = time.process_time()
-        step()
-        return time.process_time() - start
-    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    first.record()
-    step()
-    last.record()
-    torch.cuda.synchronize()
-    return first.elapsed_time(last) / 1000
 
 
 def run(args: argparse.Namespace) -> dict[str, object]:
@@ -49,13 +35,9 @@ def run(args: argparse.Namespace) -> dict[str, object]:
         "ours": lambda: ours(pixel_values).last_hidden_state,
         "timm": lambda: theirs.forward_features(pixel_values),
     }
-    taken: dict[str, list[float]] = {name: [] for name in steps}
     with torch.inference_mode():
         difference = (steps["ours"]() - steps["timm"]()).abs().max().item()
-        for _ in range(args.repeats):
-            for name, step in steps.items():
-                taken[name].append(seconds(step, args.device))
-    pairs = [ours / timm for ours, timm in zip(taken["ours"], taken["timm"], strict=True)]
+        taken = in_turn(steps, args.repeats, args.device)
     return {
         "peer": f"timm {timm.__version__} vit_base_patch16_384, same weights, fused attention",
         "batch_size": args.batch_size,
@@ -63,7 +45,7 @@ def run(args: argparse.Namespace) -> dict[str, object]:
         "device": args.device,
         "tokens": 577,
         "largest_difference_of_tokens": difference,
-        "time_ratio": statistics.median(pairs),
+        "time_ratio": median_ratio(taken["ours"], taken["timm"]),
         "ours_seconds": statistics.median(taken["ours"]),
         "timm_seconds": statistics.median(taken["timm"]),
     }

@@ -7,11 +7,10 @@ GPU. The paper gives 734 images/s for HLG-Tiny and 755 for Swin-T, on a GPU it d
 
 import argparse
 import statistics
-import time
-from collections.abc import Callable
 
 import timm
 import torch
+from _timing import in_turn, median_ratio
 
 import hf_denseseg
 
@@ -26,39 +25,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu")
 
 
-def seconds(step: Callable[[], object], device: str) -> float:
-    if device == "cpu":
-        start = time.process_time()
-        step()
-        return time.process_time() - start
-    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    first.record()
-    step()
-    last.record()
-    torch.cuda.synchronize()
-    return first.elapsed_time(last) / 1000
-
-
 def run(args: argparse.Namespace) -> dict[str, object]:
     torch.manual_seed(0)
     ours = hf_denseseg.create_model("hlg-tiny", num_labels=1000).eval().to(args.device)
     theirs = timm.create_model(PEER, pretrained=False).eval().to(args.device)
     pixel_values = torch.randn(args.batch_size, 3, 224, 224, device=args.device)
     steps = {"ours": lambda: ours(pixel_values).logits, "timm": lambda: theirs(pixel_values)}
-    taken: dict[str, list[float]] = {name: [] for name in steps}
     with torch.inference_mode():
-        for repeat in range(args.repeats + 1):
-            for name, step in steps.items():
-                each = seconds(step, args.device)
-                if repeat:  # the first pair warms up
-                    taken[name].append(each)
-    pairs = [ours / timm for ours, timm in zip(taken["ours"], taken["timm"], strict=True)]
+        taken = in_turn(steps, args.repeats, args.device)
     return {
         "peer": f"timm {timm.__version__} {PEER}, fused attention",
         "batch_size": args.batch_size,
         "repeats": args.repeats,
         "device": args.device,
-        "time_ratio": statistics.median(pairs),
+        "time_ratio": median_ratio(taken["ours"], taken["timm"]),
         "ours_seconds": statistics.median(taken["ours"]),
         "timm_seconds": statistics.median(taken["timm"]),
     }

@@ -175,16 +175,16 @@ def _peak_in_this_process(name: str, side: str, step: str) -> float:
     ms_deform_attn(tiny[0], tiny[1], tiny[2], tiny[3], [(2, 2)])  # loads libraries
     ctypes.CDLL(None).malloc_trim(0)  # memory that was freed but kept would hide what the step takes
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew at what is resident now
-    before = _resident_peak()
+    before = resident_peak()
     run = ms_deform_attn if side == "ours" else peer
     value, offsets, logits = leaves = [tensor.requires_grad_(step == "backward") for tensor in tensors[:3]]
     out = run(value, offsets, logits, tensors[3], CASES[name].shapes)
     if step == "backward":
         torch.autograd.grad(out, leaves, torch.ones_like(out))
-    return _resident_peak() - before
+    return resident_peak() - before
 
 
-def _resident_peak() -> float:
+def resident_peak() -> float:
     """Peak resident memory of this process in MiB (Linux)."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) / 1024
