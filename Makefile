@@ -10,10 +10,11 @@ demo: install
 	$(BIN)/denseseg kernels build --optional
 	$(OFFLINE) $(BIN)/denseseg demo --output runs/demo
 
-# Two processes with one thread each are faster than one process with two threads on models this small.
+# Two processes with one thread each are faster than one process with two threads on models this small. Each takes
+# half of the files, so that what the tests of a file share is made once, and steals from the other at the end.
 test: install
 	$(BIN)/denseseg kernels build --optional
-	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal
 
 check: format lint types test
 
