@@ -34,7 +34,7 @@ WORDS = [
     *("--crop_size", "32", "48", "--per_device_train_batch_size", "4", "--learning_rate", "1.0e-3"),
     *("--use_cpu", "--eval_strategy", "no"),
 ]
-TWENTY = ("--max_steps", "20", "--save_steps", "10", "--ema_decay", "0.9", "--channels_last")
+TEN = ("--max_steps", "10", "--save_steps", "5", "--max_train_samples", "12", "--ema_decay", "0.9", "--channels_last")
 
 
 def run(output, *words):
@@ -68,7 +68,7 @@ def finished(tmp_path_factory):
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     output = tmp_path_factory.mktemp("undisturbed")
-    run(output, *TWENTY)
+    run(output, *TEN)
     return weights(output)
 
 
@@ -145,21 +145,21 @@ def test_a_trained_model_learns_other_classes_from_a_folder(finished, tmp_path):
 
 
 def test_killed_run_resumes_to_the_same_weights(undisturbed, tmp_path):
-    """20 steps equal 10, kill -9, and the rest, bit for bit: weights, averages, order, augmentation, drop-out."""
-    words = [*WORDS, *TWENTY, "--output_dir", str(tmp_path)]
-    processes.kill_when_complete(processes.start(["train", *words]), tmp_path / "checkpoint-10")
+    """10 steps equal 5, kill -9, and the rest, bit for bit: weights, averages, order, augmentation, drop-out."""
+    words = [*WORDS, *TEN, "--output_dir", str(tmp_path)]
+    processes.kill_when_complete(processes.start(["train", *words]), tmp_path / "checkpoint-5")
     assert not (tmp_path / "results.json").exists()
     results = experiment.train(load_recipe(None, words))
-    assert results["training"]["resumed_from_step"] == 10
+    assert results["training"]["resumed_from_step"] == 5
     assert_same_weights(undisturbed, weights(tmp_path))
 
 
 def test_resume_within_an_epoch_skips_what_was_seen(undisturbed, tmp_path):
-    """Epochs have 6 steps, so step 10 lies within the second; a run stopped there goes on with the same samples."""
-    run(tmp_path, *TWENTY)
+    """Epochs have 3 steps, so step 5 lies within the second; a run stopped there goes on with the same samples."""
+    run(tmp_path, *TEN)
     (tmp_path / "results.json").unlink()
-    (tmp_path / "checkpoint-20" / "complete.json").unlink()  # as if the last save had been cut short
-    run(tmp_path, *TWENTY)
+    (tmp_path / "checkpoint-10" / "complete.json").unlink()  # as if the last save had been cut short
+    run(tmp_path, *TEN)
     assert_same_weights(undisturbed, weights(tmp_path))
 
 
