@@ -1,7 +1,7 @@
-"""Write the table of families and the measured figures into the README, from the folders and files that hold them.
+"""Write tables and measured figures into the READMEs, from the folders and files that hold them.
 
 python scripts/update_figures.py           # rewrite the blocks between the marks
-python scripts/update_figures.py --check   # exit 1 if the README is not up to date
+python scripts/update_figures.py --check   # exit 1 if one is not up to date
 """
 
 import argparse
@@ -97,12 +97,21 @@ def measured() -> str:
     return "\n".join(speed)
 
 
-BLOCKS = {"families": families, "figures": measured}
+def guidance() -> str:
+    """The table of HFGD's experiment."""
+    return "\n" + (ROOT / "scripts" / "results" / "guidance" / "table.md").read_text() + "\n"
 
 
-def updated(text: str) -> str:
-    """The README with every marked block written anew."""
-    for name, write in BLOCKS.items():
+BLOCKS = {
+    ROOT / "README.md": {"families": families, "figures": measured},
+    ROOT / "src" / "hf_denseseg" / "models" / "hfgd" / "README.md": {"guidance": guidance},
+}
+
+
+def updated(page: Path) -> str:
+    """A page with every marked block written anew."""
+    text = page.read_text()
+    for name, write in BLOCKS[page].items():
         start, end = f"<!-- {name}: python scripts/update_figures.py -->\n", f"<!-- end of {name} -->\n"
         before, _, rest = text.partition(start)
         text = before + start + write() + end + rest.partition(end)[2]
@@ -113,12 +122,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing")
     args = parser.parse_args()
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    new = updated(text)
+    new = {page: updated(page) for page in BLOCKS}
     if args.check:
-        return int(new != text)
-    write_atomic(readme, new)
+        return int(any(text != page.read_text() for page, text in new.items()))
+    for page, text in new.items():
+        write_atomic(page, text)
     return 0
 
 

@@ -91,10 +91,10 @@ def variant_card(name: str, recipes: Iterable[tuple[str, Recipe]], measured: dic
     info = model_info(name, image_size=task.counted_size, num_labels=task.counted_labels)
     size = "x".join(map(str, info.image_size))
     rows = []
-    for recipe_name, recipe in recipes:
+    # Ablations share data and steps with the variant itself; a note tells them apart, and they come last.
+    for recipe_name, recipe in sorted(recipes, key=lambda row: "note" in (row[1].model.published or {})):
         published = recipe.model.published or {}
         result = measured.get(recipe_name)
-        # Ablations share data and steps with the variant itself; a note tells them apart.
         data = "; ".join(filter(None, (published.get("dataset", recipe.data.dataset), published.get("note"))))
         rows.append(
             f"| {data} | {recipe.training.max_steps:,} | {_several(published, task.published)} | "
