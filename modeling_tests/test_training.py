@@ -277,6 +277,9 @@ def test_mean_of_the_loss_is_the_models_own_unless_the_recipe_says_so(tmp_path, 
     assert trainer.model.loss_function.keywords["normalization"] == expected
 
 
+HALF_RESNET18 = {"model_type": "resnet", "layer_type": "basic", "embedding_size": 32, "depths": [2, 2, 2, 2]}
+HALF_RESNET18 |= {"hidden_sizes": [32, 64, 128, 256], "out_features": ["stage1", "stage2", "stage3", "stage4"]}
+
 LEARNED_BY_HEART = {
     "dsct-tiny-sapp": (
         {"spatial_hidden_sizes": [32, 64, 96], "stem_channels": 32, "hidden_size": 48, "num_hidden_layers": 6}
@@ -288,6 +291,11 @@ LEARNED_BY_HEART = {
         {"image_size": 96, "hidden_size": 96, "num_hidden_layers": 4, "num_attention_heads": 3}
         | {"decoder_hidden_size": 64, "auxiliary_layers": [1, 3]},
         ["--learning_rate", "2.0e-3", "--warmup_steps", "50", "--max_steps", "1500"],
+    ),
+    "hfgd-resnet50": (
+        {"backbone_config": HALF_RESNET18, "decoder_width": 64, "merge_channels": 64, "cae_wide_channels": 128}
+        | {"cae_channels": 64, "cae_qk_channels": 16, "batch_norm_momentum": 0.1},
+        ["--learning_rate", "2.0e-3", "--warmup_steps", "20", "--max_steps", "600"],
     ),
 }
 

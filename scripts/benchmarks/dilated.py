@@ -11,13 +11,14 @@ import json
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import torch
+from _timing import in_turn, median_ratio
 from torch import nn
 
 import hf_denseseg
+from hf_denseseg.ops.kernel_benchmark import resident_peak
 
 EXAMPLE = "example: python scripts/benchmark.py --threads 1 dilated --repeats 7"
 BASELINE = {
@@ -50,19 +51,6 @@ def build(args: argparse.Namespace, name: str) -> tuple[nn.Module, torch.Tensor]
     return model.eval().to(args.device), torch.randn(args.batch_size, 3, *args.image_size, device=args.device)
 
 
-def seconds(model: nn.Module, pixel_values: torch.Tensor) -> float:
-    if pixel_values.device.type == "cpu":
-        start = time.process_time()
-        model(pixel_values)
-        return time.process_time() - start
-    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    first.record()
-    model(pixel_values)
-    last.record()
-    torch.cuda.synchronize()
-    return first.elapsed_time(last) / 1000
-
-
 def peak_memory(args: argparse.Namespace, name: str) -> float:
     """MiB above the loaded model during one pass."""
     if args.device == "cpu":
@@ -88,23 +76,13 @@ def measure_memory(words: str) -> None:
     print(resident_peak() - before)
 
 
-def resident_peak() -> float:
-    """Peak resident memory of this process in MiB."""
-    line = next(each for each in Path("/proc/self/status").read_text().splitlines() if each.startswith("VmHWM"))
-    return int(line.split()[1]) / 1024
-
-
 def run(args: argparse.Namespace) -> dict[str, object]:
     names = ("baseline", "stride 4", "stride 2")
     models = {name: build(args, name) for name in names}
-    taken: dict[str, list[float]] = {name: [] for name in names}
+    steps = {name: lambda pair=pair: pair[0](pair[1]) for name, pair in models.items()}
     with torch.inference_mode():
-        for repeat in range(args.repeats + 1):
-            for name, (model, pixel_values) in models.items():
-                each = seconds(model, pixel_values)
-                if repeat:  # the first round warms up
-                    taken[name].append(each)
-    del models
+        taken = in_turn(steps, args.repeats, args.device)
+    del models, steps
     figures: dict[str, object] = {
         "peer": "SA (CAR), ResNet-50 at stride 8, same parts",
         "image_size": list(args.image_size),
@@ -117,9 +95,7 @@ def run(args: argparse.Namespace) -> dict[str, object]:
     for name in names[1:]:
         own = peak_memory(args, name)
         figures[name] = {
-            "time_ratio": statistics.median(
-                mine / base for mine, base in zip(taken[name], taken["baseline"], strict=True)
-            ),
+            "time_ratio": median_ratio(taken[name], taken["baseline"]),
             "seconds": statistics.median(taken[name]),
             "peak_mib": own,
             "memory_ratio": own / peak,

@@ -429,7 +429,8 @@ class HfgdForSemanticSegmentation(HfgdPreTrainedModel):
             fields: configuration fields such as `axial_attention=False`.
 
         Raises:
-            InputError: a model of another kind, or `fields` with other labels than the model's.
+            InputError: a model of another kind.
+            StrictDataclassError: `fields` that do not fit, for example other labels than the model's.
         """
         check_guidable(model.config)
         theirs = {"id2label": model.config.id2label, "label2id": model.config.label2id, "align_corners": False}
