@@ -1,11 +1,11 @@
 """The backbone of HFGD: four raw maps of a network of transformers or timm, none of which loses a row."""
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoBackbone, TimmBackbone, TimmBackboneConfig
+from transformers import AutoBackbone, TimmBackboneConfig
 from transformers.modeling_outputs import BackboneOutput
 from transformers.modeling_utils import PreTrainedModel
 
@@ -26,27 +26,13 @@ class HfgdPatchConvolution(nn.Conv2d):
         return super().forward(F.pad(features, (0, -width % int(self.stride[1]), 0, -height % int(self.stride[0]))))
 
 
-class HfgdTimmBackbone(TimmBackbone):
-    """Backbone of timm whose weights, where a checkpoint brings none, are initialised and not left as they lay."""
-
-    _constructed = False
-
-    def __init__(self, config: TimmBackboneConfig, **kwargs: Any) -> None:
-        super().__init__(config, **kwargs)
-        self._constructed = True
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        if self._constructed:  # before, timm has done it
-            PreTrainedModel._init_weights(self, module)
-        super()._init_weights(module)
-
-
 def build_backbone(config: HfgdConfig) -> PreTrainedModel:
     """Build the backbone with random weights, without the norms that transformers puts on its maps."""
     inner: Any = config.backbone_config
     if isinstance(inner, TimmBackboneConfig):
-        backbone = HfgdTimmBackbone(inner)
+        from hf_denseseg.models.hfgd.timm_hfgd import HfgdTimmBackbone  # here, so that importing the package is quick
+
+        backbone: PreTrainedModel = HfgdTimmBackbone(inner)
     else:
         if not getattr(AutoBackbone._model_mapping[type(inner)], "has_attentions", True):
             inner._attn_implementation = None  # what was asked for the whole model; a ResNet would refuse it
@@ -62,7 +48,7 @@ def build_backbone(config: HfgdConfig) -> PreTrainedModel:
         strided = type(module) is nn.Conv2d and module.kernel_size == module.stride != (1, 1)
         if strided and module.padding == (0, 0) and module.dilation == (1, 1):
             module.__class__ = HfgdPatchConvolution
-    return cast(PreTrainedModel, backbone)
+    return backbone
 
 
 def feature_maps(backbone: Any, pixel_values: torch.Tensor, **wanted: bool | None) -> BackboneOutput:
