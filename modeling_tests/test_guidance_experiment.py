@@ -32,7 +32,7 @@ def test_every_arm_starts_from_the_same_backbone_and_finished_runs_are_kept(scri
     folders = ["--output", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
     monkeypatch.setattr(sys, "argv", ["guidance_experiment.py", *words, *folders])
     assert script.main() == 0
-    results = json.loads((tmp_path / "results" / "results.json").read_text())
+    results = json.loads((tmp_path / "results" / "synthetic-street-11.json").read_text())
     assert {arm: len(scores) for arm, scores in results["mean_iou_percent"].items()} == dict.fromkeys(script.ARMS, 1)
     recipes = [(tmp_path / "runs" / f"arm{number}_seed0.yaml").read_text() for number in range(2)]
     switches = ("guidance:", "axial_attention:", "output_dir:")
@@ -40,7 +40,7 @@ def test_every_arm_starts_from_the_same_backbone_and_finished_runs_are_kept(scri
     assert len(rest) == 1 and "runs/backbone/model" in rest.pop()
     monkeypatch.setattr(script.experiment, "load_data", None)  # nothing is trained again
     assert script.main() == 0
-    assert json.loads((tmp_path / "results" / "results.json").read_text()) == results
+    assert json.loads((tmp_path / "results" / "synthetic-street-11.json").read_text()) == results
 
 
 def test_table_gives_mean_spread_and_paired_gain(script):

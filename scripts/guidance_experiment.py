@@ -152,7 +152,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", default="synthetic:40", help="folder of CamVid, or embedded scenes (default)")
     parser.add_argument("--output", type=Path, default=Path("runs/guidance"), help="folder of the runs")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for results.json and table.md")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for DATASET.json and DATASET.md")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=400, help="of each arm (default %(default)s)")
     parser.add_argument("--backbone_steps", type=int, default=1500, help="of the FCN before (default %(default)s)")
@@ -160,8 +160,8 @@ def main() -> int:
     args = parser.parse_args()
     results = run(args)
     args.results.mkdir(parents=True, exist_ok=True)
-    write_atomic(args.results / "results.json", json.dumps(results, indent=1) + "\n")
-    write_atomic(args.results / "table.md", table(results))
+    for ending, text in (("json", json.dumps(results, indent=1) + "\n"), ("md", table(results))):
+        write_atomic(args.results / f"{results['dataset']}.{ending}", text)
     print(table(results))
     return 0
 

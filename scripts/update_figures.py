@@ -98,8 +98,9 @@ def measured() -> str:
 
 
 def guidance() -> str:
-    """The table of HFGD's experiment."""
-    return "\n" + (ROOT / "scripts" / "results" / "guidance" / "table.md").read_text() + "\n"
+    """The tables of HFGD's experiment, one for each data set."""
+    tables = sorted((ROOT / "scripts" / "results" / "guidance").glob("*.md"))
+    return "\n" + "\n".join(path.read_text() for path in tables) + "\n"
 
 
 BLOCKS = {

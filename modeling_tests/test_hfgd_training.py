@@ -1,0 +1,56 @@
+"""HFGD in training runs: several processes share their class centres, a killed run goes on to the same end."""
+
+import json
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+import processes
+from hf_denseseg.cli import main
+from test_published_hfgd import REDUCED
+
+WORDS = [
+    *("train", "--model", "hfgd-resnet50", "--config_overrides", yaml.safe_dump(REDUCED, default_flow_style=True)),
+    *("--dataset", "synthetic@64x96", "--max_train_samples", "4", "--max_eval_samples", "1", "--eval_split", "val"),
+    *(
+        "--crop_size",
+        "64",
+        "96",
+        "--scale_range",
+        "1.0",
+        "1.0",
+        "--flip",
+        "false",
+        "--photometric_distortion",
+        "false",
+    ),
+    *("--max_class_ratio", "1.0", "--use_cpu", "--logging_steps", "1", "--learning_rate", "1.0e-2"),
+]
+
+
+def losses(folder):
+    history = json.loads((folder / "results.json").read_text())["history"]
+    return [entry["loss"] for entry in history if "loss" in entry]
+
+
+def test_two_processes_train_with_the_loss_of_one(tmp_path):
+    """No weight is left without a gradient; BatchNorm of each process sees half, so the losses agree roughly."""
+    words = [*WORDS, "--max_steps", "2", "--save_strategy", "no"]
+    two = ["--per_device_train_batch_size", "2", "--output_dir", str(tmp_path / "two")]
+    processes.run_two([*words, *two], "29551", tmp_path)
+    one = ["--per_device_train_batch_size", "4", "--output_dir", str(tmp_path / "one")]
+    assert main([*words, *one]) == 0
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=0.2)
+
+
+def test_a_killed_run_ends_as_an_undisturbed_one(tmp_path):
+    words = [*WORDS, "--max_steps", "6", "--save_steps", "3", "--per_device_train_batch_size", "2"]
+    words += ["--eval_strategy", "no", "--output_dir"]
+    assert main([*words, str(tmp_path / "whole")]) == 0
+    run = processes.start([*words, str(tmp_path / "killed")])
+    processes.kill_when_complete(run, tmp_path / "killed" / "checkpoint-3")
+    assert main([*words, str(tmp_path / "killed")]) == 0
+    whole, killed = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "killed"))
+    assert whole.keys() == killed.keys()
+    assert all(bool((value == killed[name]).all()) for name, value in whole.items())
