@@ -4,10 +4,10 @@ import json
 
 import pytest
 import yaml
-from torch import nn
 from safetensors.torch import load_file
 
 import processes
+from hf_denseseg import HfgdConfig
 from hf_denseseg.cli import main
 from hf_denseseg.training import warn_of_stale_statistics
 from test_published_hfgd import REDUCED
@@ -61,6 +61,6 @@ def test_a_killed_run_ends_as_an_undisturbed_one(tmp_path):
 @pytest.mark.parametrize("momentum, steps, kept", [(0.0003, 2000, "55 %"), (0.0003, 30_000, None), (0.1, 100, None)])
 def test_run_too_short_for_its_batch_norms_is_warned_of(momentum, steps, kept, caplog):
     """The published momentum of 0.0003 keeps 0.9997^2000 = 0.55 of the statistics after 2,000 steps."""
-    warn_of_stale_statistics(nn.Sequential(nn.BatchNorm2d(2, momentum=momentum)), steps)
+    warn_of_stale_statistics(HfgdConfig(batch_norm_momentum=momentum), steps)
     assert ("batch_norm_momentum: 0.1" in caplog.text) == (kept is not None)
     assert kept is None or kept in caplog.text

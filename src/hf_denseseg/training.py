@@ -244,7 +244,7 @@ class _TrainingHooks(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        warn_of_stale_statistics(self.trainer.model, state.max_steps)
+        warn_of_stale_statistics(self.trainer.model.config, state.max_steps)
         ema = self.trainer.ema
         if ema is not None:
             ema.start(self.trainer.accelerator.unwrap_model(self.trainer.model))
@@ -262,14 +262,16 @@ class _TrainingHooks(TrainerCallback):
             self.trainer.ema.update(self.trainer.accelerator.unwrap_model(self.trainer.model))
 
 
-def warn_of_stale_statistics(model: nn.Module, steps: int) -> None:
-    """Say so if a run is too short for the momentum of its BatchNorms: at test they would use what they began with."""
-    norms = [each for each in model.modules() if isinstance(each, nn.modules.batchnorm._BatchNorm)]
-    kept = max(((1 - each.momentum) ** steps for each in norms if each.momentum is not None), default=0.0)
+def warn_of_stale_statistics(config: Any, steps: int) -> None:
+    """Say so if a run is too short for a configuration's `batch_norm_momentum`.
+
+    At test BatchNorm would use much of the statistics it began with.
+    """
+    kept = (1 - getattr(config, "batch_norm_momentum", 1.0)) ** steps
     if kept > 0.2:
         logger.warning(
-            "After %d steps the statistics of BatchNorm still hold %.0f %% of those they begin with: their momentum is "
-            "for longer runs, and pictures will be answered badly. Set `config_overrides: {batch_norm_momentum: 0.1}`.",
+            "After %d steps BatchNorm still holds %.0f %% of the statistics it begins with: its momentum is for longer "
+            "runs, and pictures will be answered badly. Set `config_overrides: {batch_norm_momentum: 0.1}`.",
             steps,
             100 * kept,
         )
