@@ -150,12 +150,12 @@ def table(results: dict[str, Any]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", default="synthetic:40", help="folder of CamVid, or embedded scenes (default)")
+    parser.add_argument("--dataset", default="synthetic:200", help="folder of CamVid, or embedded scenes (default)")
     parser.add_argument("--output", type=Path, default=Path("runs/guidance"), help="folder of the runs")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for DATASET.json and DATASET.md")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=400, help="of each arm (default %(default)s)")
-    parser.add_argument("--backbone_steps", type=int, default=1500, help="of the FCN before (default %(default)s)")
+    parser.add_argument("--steps", type=int, default=200, help="of each arm (default %(default)s)")
+    parser.add_argument("--backbone_steps", type=int, default=1000, help="of the FCN before (default %(default)s)")
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     args = parser.parse_args()
     results = run(args)
