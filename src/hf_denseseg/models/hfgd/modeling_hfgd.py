@@ -199,8 +199,8 @@ class HfgdAxialAttention(GradientCheckpointingLayer):
         self.o_proj = nn.Linear(channels, channels)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        columns = self.height(features.permute(0, 3, 2, 1).contiguous())  # (B, C, h, w) -> (B, w, h, C)
-        rows = self.width(columns.transpose(1, 2).contiguous())  # (B, h, w, C)
+        # (B, C, h, w) -> columns (B, w, h, C) -> rows (B, h, w, C); unnamed, so that columns are gone behind.
+        rows = self.width(self.height(features.permute(0, 3, 2, 1).contiguous()).transpose(1, 2).contiguous())
         return self.o_proj(rows).permute(0, 3, 1, 2)
 
 
