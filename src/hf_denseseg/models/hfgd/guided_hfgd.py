@@ -55,7 +55,7 @@ class UperNetStudent(nn.Module):
 
     def __init__(self, head: Any) -> None:
         super().__init__()
-        self.channels, self.output_stride = head.channels, 4
+        self.channels = head.channels
         self.head = head
         head.classifier = nn.Identity()
         head.psp_modules, head.bottleneck = nn.Identity(), nn.Identity()
@@ -81,7 +81,7 @@ class SegformerStudent(nn.Module):
 
     def __init__(self, head: Any, channels: int) -> None:
         super().__init__()
-        self.channels, self.output_stride = channels, 4
+        self.channels = channels
         self.head = head
         head.classifier = nn.Identity()
 

@@ -82,7 +82,7 @@ class HfgdSemanticFpn(nn.Module):
 
     def __init__(self, config: HfgdConfig, low_channels: list[int], top_channels: int) -> None:
         super().__init__()
-        self.channels, self.output_stride = config.merge_channels, config.output_stride
+        self.channels = config.merge_channels
         self.top = at_width(top_channels, config.decoder_width)
         self.pyramid = HfgdPyramid(config, low_channels)
         self.semantic = HfgdSemanticBranches(config)

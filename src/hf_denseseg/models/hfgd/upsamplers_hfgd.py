@@ -160,7 +160,7 @@ class HfgdFapn(nn.Module):
 
     def __init__(self, config: HfgdConfig, low_channels: list[int], top_channels: int) -> None:
         super().__init__()
-        self.channels, self.output_stride = config.merge_channels, 4
+        self.channels = config.merge_channels
         self.top = at_width(top_channels, config.decoder_width)
         self.alignments = nn.ModuleList(
             HfgdFeatureAlignment(channels, config.decoder_width, config.align_corners) for channels in low_channels
@@ -181,7 +181,7 @@ class HfgdUperNet(nn.Module):
     def __init__(self, config: HfgdConfig, low_channels: list[int], top_channels: int) -> None:
         super().__init__()
         width = 2 * config.decoder_width
-        self.channels, self.output_stride, self.align_corners = width, 4, config.align_corners
+        self.channels, self.align_corners = width, config.align_corners
         self.top = at_width(top_channels, width)
         self.laterals = nn.ModuleList(HfgdConvNormAct(channels, width) for channels in low_channels)
         self.smoothing = nn.ModuleList(HfgdConvNormAct(width, width, 3) for _ in low_channels)
@@ -205,7 +205,7 @@ class HfgdDeeplabV3Plus(nn.Module):
 
     def __init__(self, config: HfgdConfig, low_channels: list[int], top_channels: int) -> None:
         super().__init__()
-        self.channels, self.output_stride, self.align_corners = config.decoder_width, 4, config.align_corners
+        self.channels, self.align_corners = config.decoder_width, config.align_corners
         self.low = HfgdConvNormAct(low_channels[0], DEEPLAB_LOW_CHANNELS)
         self.fusion = nn.Sequential(
             HfgdConvNormAct(DEEPLAB_LOW_CHANNELS + top_channels, self.channels, 3),
