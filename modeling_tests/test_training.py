@@ -292,7 +292,7 @@ LEARNED_BY_HEART = {
         | {"decoder_hidden_size": 64, "auxiliary_layers": [1, 3]},
         ["--learning_rate", "2.0e-3", "--warmup_steps", "50", "--max_steps", "1500"],
     ),
-    "hfgd-resnet50": (
+    "hfgd-resnet50-os2": (
         {"backbone_config": HALF_RESNET18, "decoder_width": 64, "merge_channels": 64, "cae_wide_channels": 128}
         | {"cae_channels": 64, "cae_qk_channels": 16, "batch_norm_momentum": 0.1},
         ["--learning_rate", "2.0e-3", "--warmup_steps", "20", "--max_steps", "600"],
