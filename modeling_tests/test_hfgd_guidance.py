@@ -200,3 +200,8 @@ def test_model_that_cannot_be_guided_is_refused():
 def test_two_backbones_are_refused():
     with pytest.raises(StrictDataclassError, match="Give `backbone_config` or `guided_config`"):
         HfgdConfig(guided_config=UPERNET, backbone_config=ResNetConfig(**TINY_RESNET), num_labels=CLASSES)
+
+
+def test_fields_that_a_guided_model_has_no_use_for_are_refused():
+    with pytest.raises(StrictDataclassError, match="leave out `upsampler`"):
+        HfgdConfig(guided_config=UPERNET, upsampler="fapn", num_labels=CLASSES)

@@ -150,6 +150,9 @@ class HfgdConfig(BackboneConfigMixin, PreTrainedConfig):
             return
         if self.backbone_config is not None:
             raise ValueError("Give `backbone_config` or `guided_config`: a guided model brings its own backbone.")
+        for name in ("extra_encoding", "upsampler", "output_stride"):
+            if getattr(self, name) != getattr(type(self), name):
+                raise ValueError(f"A guided model brings its own encoding and head: leave out `{name}`.")
         if guided.num_labels != self.num_labels:
             raise ValueError(
                 f"The guided model tells {guided.num_labels} classes apart, its guide {self.num_labels}: they share "
