@@ -13,8 +13,8 @@ from PIL import Image
 from hf_denseseg.data import shards
 from hf_denseseg.data.datasets import Rows, load_segmentation
 from hf_denseseg.data.labels import LabelSpec
+from hf_denseseg.data.packing import write_parquet
 from hf_denseseg.data.reading import read_image, read_label
-from hf_denseseg.data.shards import write_parquet
 from hf_denseseg.errors import InputError, RunError
 
 SPEC = LabelSpec.from_dict(

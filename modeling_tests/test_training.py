@@ -19,7 +19,7 @@ import processes
 from hf_denseseg import experiment
 from hf_denseseg.cli import main
 from hf_denseseg.data.datasets import load_segmentation
-from hf_denseseg.data.shards import write_parquet
+from hf_denseseg.data.packing import write_parquet
 from hf_denseseg.errors import InputError
 from hf_denseseg.inference_settings import InferenceSettings
 from hf_denseseg.optimization import load_class_weights, parameter_groups
