@@ -101,7 +101,7 @@ def test_the_made_up_palette_is_that_of_voc():
     ("values", "message"),
     [
         ({"classes": ["a"], "pallete": []}, "did you mean 'palette'"),
-        ({"classes": ["a"], "zebra": 1}, "Known keys: citation, classes"),
+        ({"classes": ["a"], "zebra": 1}, "Known keys: categories, citation, classes"),
         ({"palette": [[0, 0, 0]]}, "needs `classes`"),
         ({"classes": ["a", "a"]}, "twice"),
         ({"classes": []}, "0 classes"),
@@ -127,3 +127,13 @@ def test_unreadable_files_are_named(tmp_path, text):
         LabelSpec.from_file(path)
     with pytest.raises(InputError, match="missing.json cannot be read"):
         LabelSpec.from_file(tmp_path / "missing.json")
+
+
+def test_categories_survive_json_and_must_be_classes():
+    values = {"classes": ["road", "sidewalk", "car"], "categories": {"flat": ["road", "sidewalk"], "vehicle": ["car"]}}
+    spec = LabelSpec.from_dict(values)
+    assert spec.categories == {"flat": ("road", "sidewalk"), "vehicle": ("car",)}
+    assert LabelSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+    for wrong in ({"flat": ["rood"]}, {"flat": ["road"], "vehicle": ["road", "car"]}):
+        with pytest.raises(InputError, match="`categories` names"):
+            LabelSpec.from_dict({**values, "categories": wrong})

@@ -36,6 +36,7 @@ class LabelSpec:
             order of `classes`, leaving out the ids of `raw_void`.
         raw_void: ids in the file that mean void; 255 means void too, unless `raw_to_train` names it.
         color_to_raw: (r, g, b) -> raw id, for masks saved as colour pictures; None refuses such masks.
+        categories: category -> names of its classes, each class in one category at most; empty when there are none.
         source_url: where the data come from.
         licence: licence of the data.
         citation: reference to cite.
@@ -50,6 +51,7 @@ class LabelSpec:
     raw_to_train: Mapping[int, int] = field(default_factory=dict)
     raw_void: tuple[int, ...] = (VOID,)
     color_to_raw: Mapping[Color, int] | None = None
+    categories: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     source_url: str = ""
     licence: str = ""
     citation: str = ""
@@ -64,6 +66,7 @@ class LabelSpec:
             "raw_void": raw_void,
             "raw_to_train": raw_to_train or dict(zip(free, range(len(classes)), strict=False)),
             "palette": tuple(_color(color) for color in self.palette) or color_wheel(len(classes)),
+            "categories": {str(key): tuple(str(name) for name in names) for key, names in self.categories.items()},
         }
         if self.color_to_raw is not None:
             values["color_to_raw"] = {_color(color): int(raw) for color, raw in self.color_to_raw.items()}
@@ -73,6 +76,7 @@ class LabelSpec:
 
     def _check(self) -> None:
         count = len(self.classes)
+        grouped = [name for names in self.categories.values() for name in names]
         problem = ""
         if not 1 <= count <= 254:
             problem = f"{count} classes; 1 to 254 are possible"
@@ -88,6 +92,8 @@ class LabelSpec:
             problem = f"the raw ids {wrong_raw} are outside 0..{_MAX_RAW}"
         elif lost := [raw for raw in (self.color_to_raw or {}).values() if self.table[raw] == _UNKNOWN]:
             problem = f"`colors` leads to the raw ids {sorted(set(lost))}, which are neither a class nor void"
+        elif odd := {name for name in grouped if name not in self.classes or grouped.count(name) > 1}:
+            problem = f"`categories` names {sorted(odd)}, which are no classes, or in two categories"
         if problem:
             raise InputError(f"Label specification {self.name!r}: {problem}.")
 
@@ -195,6 +201,7 @@ class LabelSpec:
             "raw_to_train": {str(raw): train for raw, train in self.raw_to_train.items()},
             "raw_void": list(self.raw_void),
             "colors": None if colors is None else [[list(color), raw] for color, raw in colors.items()],
+            "categories": {category: list(names) for category, names in self.categories.items()},
             "source_url": self.source_url,
             "licence": self.licence,
             "citation": self.citation,
@@ -238,6 +245,7 @@ class LabelSpec:
                 palette=tuple(given.get("palette") or ()),
                 raw_to_train={int(raw): train for raw, train in (given.get("raw_to_train") or {}).items()},
                 raw_void=(void,) if isinstance(void, int) else tuple(void),
+                categories=dict(given.get("categories") or {}),
                 source_url=str(given.get("source_url", "")),
                 licence=str(given.get("licence", "")),
                 citation=str(given.get("citation", "")),
