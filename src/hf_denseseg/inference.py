@@ -4,7 +4,6 @@ The evaluation, `denseseg predict` and the pipeline all call these functions. Th
 and SETR: logits of overlapping windows are averaged by visit count, probabilities are averaged over scales and flips.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -18,8 +17,8 @@ from transformers import ImageSegmentationPipeline
 from transformers.utils import ModelOutput
 
 from hf_denseseg.inference_settings import InferenceSettings
+from hf_denseseg.sliding_windows import Size, align_corners_of, padded_size, size_of, slide_logits, upsample
 
-Size = tuple[int, int]
 Channels = Sequence[float] | torch.Tensor
 SMALL_MAP = 2**22  # elements of full-size logits (16 MiB) that are not worth cutting
 
@@ -47,47 +46,6 @@ class Preprocessing(NamedTuple):
         return cls(tuple(value / gain for value in mean), tuple(value / gain for value in std), base_size)
 
 
-def window_corners(size: Size, crop_size: Size, stride: Size) -> list[tuple[int, int]]:
-    """Top left corners `(y, x)` of windows that cover `size`; the last of a row or column is shifted inside."""
-    corners = []
-    for length, crop, step in zip(size, crop_size, stride, strict=True):
-        count = max(math.ceil((length - crop) / step), 0) + 1
-        corners.append([max(min(k * step, length - crop), 0) for k in range(count)])
-    return [(y, x) for y in corners[0] for x in corners[1]]
-
-
-@torch.no_grad()
-def slide_logits(model: nn.Module, pixel_values: torch.Tensor, settings: InferenceSettings) -> torch.Tensor:
-    """Average the logits of overlapping windows by visit count.
-
-    Args:
-        model: called as `model(pixel_values=...)`, returns `.logits` of any resolution; put it in eval mode first.
-        pixel_values: `(B, 3, H, W)`, normalised, on the model's device.
-        settings: `crop_size`, `stride`, `window_batch_size` (windows per model call, times B) and
-            `accumulation_device` are read.
-
-    Returns:
-        `(B, num_labels, H, W)` float32 on the accumulation device.
-    """
-    batch, _, height, width = pixel_values.shape
-    crop_size, stride = settings.window()
-    crop = (min(crop_size[0], height), min(crop_size[1], width))
-    corners = window_corners((height, width), crop, stride)
-    device = settings.accumulation_device or pixel_values.device
-    total, visits = None, torch.zeros(height, width, device=device)
-    for start in range(0, len(corners), settings.window_batch_size):
-        group = corners[start : start + settings.window_batch_size]
-        windows = torch.cat([pixel_values[:, :, y : y + crop[0], x : x + crop[1]] for y, x in group])
-        logits = _upsample(model(pixel_values=windows).logits, crop, align_corners_of(model)).to(device)
-        if total is None:
-            total = logits.new_zeros(batch, logits.shape[1], height, width)
-        for (y, x), part in zip(group, logits.split(batch), strict=True):
-            total[:, :, y : y + crop[0], x : x + crop[1]] += part
-            visits[y : y + crop[0], x : x + crop[1]] += 1
-    assert total is not None  # window_corners gives at least one corner
-    return total.div_(visits)
-
-
 @torch.no_grad()
 def predict_logits(model: nn.Module, pixel_values: torch.Tensor, settings: InferenceSettings) -> torch.Tensor:
     """Logits of a normalised batch: the model's own resolution for the whole image, `(H, W)` for sliding windows.
@@ -96,8 +54,8 @@ def predict_logits(model: nn.Module, pixel_values: torch.Tensor, settings: Infer
     """
     if settings.mode == "slide":
         crop_size, _ = settings.window()
-        height, width = _size(pixel_values)
-        canvas = _padded_size((height, width), settings)
+        height, width = size_of(pixel_values)
+        canvas = padded_size((height, width), settings)
         if canvas != (height, width):
             padded = F.pad(pixel_values, (0, canvas[1] - width, 0, canvas[0] - height))
             return slide_logits(model, padded, settings)[..., :height, :width]
@@ -174,7 +132,7 @@ def class_probabilities(
             logits = logits.flip(-1)
         if settings.accumulation_device:
             logits = logits.to(settings.accumulation_device)
-        logits = _upsample(logits, canvas, align_corners_of(model))[..., :height, :width]
+        logits = upsample(logits, canvas, align_corners_of(model))[..., :height, :width]
         part = logits.softmax(1) if settings.average == "probabilities" else logits
         total = part if total is None else total.add_(part)
     assert total is not None  # the settings hold at least one scale
@@ -238,11 +196,6 @@ def _scale_even_part(length: int, scale: float) -> int:
     return max(int(scale * (length - odd)) + odd, 1)
 
 
-def align_corners_of(model: nn.Module) -> bool:
-    """How the model's logits are meant to be resized."""
-    return bool(getattr(getattr(model, "config", None), "align_corners", False))
-
-
 def _views(
     model: nn.Module, image: torch.Tensor, settings: InferenceSettings, mean: Channels, std: Channels
 ) -> Iterator[tuple[torch.Tensor, bool]]:
@@ -250,29 +203,21 @@ def _views(
     weight = next(model.parameters(), torch.empty(0))
     image = image.to(weight.device)
     if settings.mode == "whole":
-        image = _pad_with_mean(image, _padded_size(_size(image), settings), mean)
+        image = _pad_with_mean(image, padded_size(size_of(image), settings), mean)
     shift, spread = (torch.as_tensor(each, device=weight.device).view(3, 1, 1) for each in (mean, std))
     for scale in settings.scales:
-        size = view_size(_size(image), scale, settings)
+        size = view_size(size_of(image), scale, settings)
         # Antialiased like the image processors, and on bytes, so that a resized picture is the processor's.
-        view = image if size == _size(image) else resize(image, list(size), antialias=True)
+        view = image if size == size_of(image) else resize(image, list(size), antialias=True)
         pixel_values = ((view / 255 - shift) / spread).to(weight.dtype)[None]
         yield pixel_values, False
         if settings.flip:
             yield pixel_values.flip(-1), True
 
 
-def _padded_size(size: Size, settings: InferenceSettings) -> Size:
-    """With `pad_to_window` no side is below the window's."""
-    if not settings.pad_to_window:
-        return size
-    crop_size, _ = settings.window()
-    return max(size[0], crop_size[0]), max(size[1], crop_size[1])
-
-
 def _pad_with_mean(image: torch.Tensor, size: Size, mean: Channels) -> torch.Tensor:
     """Bytes `(3, H, W)`, padded to `size` with the mean colour in whole bytes, as training crops are."""
-    height, width = _size(image)
+    height, width = size_of(image)
     if (height, width) == size:
         return image
     color = (torch.as_tensor(mean) * 255).round().clamp(0, 255).to(image)
@@ -283,9 +228,9 @@ def _pad_with_mean(image: torch.Tensor, size: Size, mean: Channels) -> torch.Ten
 
 def _result_sizes(image: torch.Tensor, size: Size | None, settings: InferenceSettings) -> tuple[Size, Size]:
     """Size of the result, and of the larger map it is cut from when the picture as a whole was padded."""
-    own = _size(image)
+    own = size_of(image)
     wanted = size or own
-    canvas = _padded_size(own, settings) if settings.mode == "whole" else own
+    canvas = padded_size(own, settings) if settings.mode == "whole" else own
     height, width = (round(w * c / o) for w, c, o in zip(wanted, canvas, own, strict=True))
     return wanted, (height, width)
 
@@ -333,18 +278,7 @@ def _resized_chunks(
         chunk = classes
     for start in range(0, classes, chunk):
         first = min(start, classes - chunk)
-        yield start, _upsample(logits[:, first : first + chunk], size, align_corners)[:, start - first :]
-
-
-def _upsample(logits: torch.Tensor, size: Size, align_corners: bool) -> torch.Tensor:
-    logits = logits.float()
-    if logits.shape[-2:] == size:
-        return logits
-    return F.interpolate(logits, size=size, mode="bilinear", align_corners=align_corners)
-
-
-def _size(image: torch.Tensor) -> Size:
-    return image.shape[-2], image.shape[-1]
+        yield start, upsample(logits[:, first : first + chunk], size, align_corners)[:, start - first :]
 
 
 class SlidingWindowSegmentationPipeline(ImageSegmentationPipeline):

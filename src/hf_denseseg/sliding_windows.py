@@ -1,0 +1,121 @@
+"""Overlapping windows: where they lie, and the mean of their logits, row by row from the top down."""
+
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from hf_denseseg.inference_settings import InferenceSettings
+
+Size = tuple[int, int]
+
+
+def window_corners(size: Size, crop_size: Size, stride: Size) -> list[tuple[int, int]]:
+    """Top left corners `(y, x)` of windows that cover `size`; the last of a row or column is shifted inside."""
+    corners = []
+    for length, crop, step in zip(size, crop_size, stride, strict=True):
+        count = max(math.ceil((length - crop) / step), 0) + 1
+        corners.append([max(min(k * step, length - crop), 0) for k in range(count)])
+    return [(y, x) for y in corners[0] for x in corners[1]]
+
+
+@torch.no_grad()
+def slide_rows(
+    model: nn.Module, window_at: Callable[[int, int, Size], torch.Tensor], size: Size, settings: InferenceSettings
+) -> Iterator[torch.Tensor]:
+    """Average the logits of overlapping windows by visit count, and hand on each row when its last window is added.
+
+    Only the rows that windows are still added to are held: one row of windows, or two where a group of
+    `window_batch_size` begins in one and ends in the next.
+
+    Args:
+        model: called as `model(pixel_values=...)`, returns `.logits` of any resolution; put it in eval mode first.
+        window_at: gives the normalised pixels `(B, 3, h, w)` of the window at `(y, x)` of size `(h, w)`.
+        size: `(height, width)` of what the windows cover.
+        settings: `crop_size`, `stride`, `window_batch_size` (windows per model call, times B) and
+            `accumulation_device` are read.
+
+    Yields:
+        `(B, num_labels, n, width)` float32 on the accumulation device; together they are `height` rows.
+    """
+    crop_size, stride = settings.window()
+    crop = (min(crop_size[0], size[0]), min(crop_size[1], size[1]))
+    corners = window_corners(size, crop, stride)
+    total, visits, top = None, torch.empty(0), 0  # `top` is the first row held
+    for start in range(0, len(corners), settings.window_batch_size):
+        group = corners[start : start + settings.window_batch_size]
+        following = corners[start + len(group) :]
+        parts = [window_at(y, x, crop) for y, x in group]
+        windows = torch.cat(parts)
+        logits = upsample(model(pixel_values=windows).logits, crop, align_corners_of(model))
+        logits = logits.to(settings.accumulation_device or windows.device)
+        if total is None:
+            total = logits.new_zeros(len(parts[0]), logits.shape[1], 0, size[1])
+            visits = logits.new_zeros(0, size[1])
+        lacking = max(group[-1][0] + crop[0] - top - len(visits), 0)
+        if lacking:
+            total, visits = F.pad(total, (0, 0, 0, lacking)), F.pad(visits, (0, 0, 0, lacking))
+        for (y, x), part in zip(group, logits.split(len(parts[0])), strict=True):
+            total[:, :, y - top : y - top + crop[0], x : x + crop[1]] += part
+            visits[y - top : y - top + crop[0], x : x + crop[1]] += 1
+        done = (following[0][0] if following else size[0]) - top
+        if done:
+            del logits, part, parts, windows  # the receiver needs the memory
+            yield total[:, :, :done].div_(visits[:done])
+            total, visits, top = total[:, :, done:].clone(), visits[done:].clone(), top + done
+
+
+def slide_logits(model: nn.Module, pixel_values: torch.Tensor, settings: InferenceSettings) -> torch.Tensor:
+    """Average the logits of overlapping windows by visit count, see `slide_rows`.
+
+    Args:
+        model: called as `model(pixel_values=...)`, returns `.logits` of any resolution; put it in eval mode first.
+        pixel_values: `(B, 3, H, W)`, normalised, on the model's device.
+        settings: as for `slide_rows`.
+
+    Returns:
+        `(B, num_labels, H, W)` float32 on the accumulation device.
+    """
+    size = size_of(pixel_values)
+
+    def window_at(y: int, x: int, crop: Size) -> torch.Tensor:
+        return pixel_values[:, :, y : y + crop[0], x : x + crop[1]]
+
+    logits, done = None, 0
+    for rows in slide_rows(model, window_at, size, settings):
+        if rows.shape[2] == size[0]:
+            return rows
+        if logits is None:
+            logits = rows.new_empty(*rows.shape[:2], *size)
+        logits[:, :, done : done + rows.shape[2]] = rows
+        done += rows.shape[2]
+    assert logits is not None  # there is at least one window
+    return logits
+
+
+def padded_size(size: Size, settings: InferenceSettings) -> Size:
+    """With `pad_to_window` no side is below the window's."""
+    if not settings.pad_to_window:
+        return size
+    crop_size, _ = settings.window()
+    return max(size[0], crop_size[0]), max(size[1], crop_size[1])
+
+
+def align_corners_of(model: nn.Module) -> bool:
+    """How the model's logits are meant to be resized."""
+    return bool(getattr(getattr(model, "config", None), "align_corners", False))
+
+
+def upsample(logits: torch.Tensor, size: Size, align_corners: bool) -> torch.Tensor:
+    """Resize logits `(B, num_labels, h, w)` bilinearly to `size`, in float32; as they are if they have it."""
+    logits = logits.float()
+    if logits.shape[-2:] == size:
+        return logits
+    return F.interpolate(logits, size=size, mode="bilinear", align_corners=align_corners)
+
+
+def size_of(image: torch.Tensor) -> Size:
+    """`(height, width)` of a picture or map."""
+    return image.shape[-2], image.shape[-1]
