@@ -19,12 +19,13 @@ import processes
 from hf_denseseg import experiment
 from hf_denseseg.cli import main
 from hf_denseseg.data.datasets import load_segmentation
-from hf_denseseg.data.packing import write_parquet
+from hf_denseseg.data.packing import pack
 from hf_denseseg.errors import InputError
 from hf_denseseg.inference_settings import InferenceSettings
 from hf_denseseg.optimization import load_class_weights, parameter_groups
 from hf_denseseg.recipe import load_recipe
-from hf_denseseg.training import AveragedWeights, is_complete, last_complete_checkpoint, mark_complete
+from hf_denseseg.run_checkpoints import fault_of, last_complete_checkpoint, mark_complete
+from hf_denseseg.training import AveragedWeights
 from test_published_dsct import REDUCED as TINY
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -172,7 +173,7 @@ def test_incomplete_checkpoint_is_never_resumed(tmp_path):
             mark_complete(folder)
     (tmp_path / "checkpoint-20" / "model.safetensors").write_bytes(bytes(50))  # cut short later
     assert last_complete_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
-    assert is_complete(tmp_path / "checkpoint-10")
+    assert fault_of(tmp_path / "checkpoint-10") is None
     assert not (tmp_path / "checkpoint-30").exists()
 
 
@@ -205,7 +206,7 @@ def test_two_processes_train_with_the_loss_of_one(tmp_path):
 @pytest.mark.parametrize("streaming", ["false", "true"])
 def test_trains_from_parquet_shards(tmp_path, streaming):
     for split, count in (("train", 6), ("validation", 2)):
-        write_parquet(load_segmentation("synthetic@64x96", split, limit=count), tmp_path / "shards", split)
+        pack(load_segmentation("synthetic@64x96", split, limit=count), tmp_path / "shards", split)
     words = ("--max_steps", "2", "--dataset", str(tmp_path / "shards"), "--streaming", streaming)
     results = run(tmp_path / "run", *words)
     assert results["steps"] == 2 and results["pictures"] == 2

@@ -1,60 +1,228 @@
-"""Write pairs into shards with the pictures inside."""
+"""Pack a data set into shards with the pictures inside, byte for byte as they are, with a manifest beside them.
 
+Rows lie in a fixed random order, so that every shard is a fair sample of the whole. Packing that was killed goes on
+where it stopped, and ends with the same bytes.
+"""
+
+import hashlib
 import io
 import json
-from collections.abc import Iterator
-from itertools import islice
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import numpy as np
 from PIL import Image
+from tqdm.auto import tqdm
 
+from hf_denseseg.data.archives import read_reference
+from hf_denseseg.data.manifest import Manifest, Shard, checksum, is_intact, read_manifest
 from hf_denseseg.data.shards import import_datasets
-from hf_denseseg.files import atomic_path, write_atomic
+from hf_denseseg.errors import InputError
+from hf_denseseg.files import atomic_path, check_output_folder, write_atomic
+
+FORMS = {"parquet": ".parquet", "webdataset": ".tar"}
+_ROW_GROUP = 16  # rows that a reader holds at a time
+_PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
 
 
-def write_parquet(data: Any, folder: str | Path, split: str, rows_per_shard: int = 500) -> list[Path]:
-    """Write pairs as Parquet shards with the pictures inside, and the label specification beside them.
+def pack(
+    data: Any,
+    folder: str | Path,
+    split: str,
+    *,
+    form: str = "parquet",
+    rows_per_shard: int = 500,
+    task: str = "semantic-segmentation",
+    command: Sequence[str] = ("denseseg", "data", "pack"),
+    progress: bool = False,
+) -> list[Path]:
+    """Write a split as shards, with what its labels mean and the manifest beside them.
 
-    Files are taken byte for byte (labels keep their raw ids); embedded scenes are stored as PNG.
+    Encoded pictures and label maps are taken byte for byte (labels keep their raw ids or colours). What has no
+    encoded form of its own is stored as PNG: embedded scenes, and label maps of other formats such as `.mat`, these
+    with the raw ids of the specification.
 
     Args:
-        data: what `load_segmentation` returned.
-        folder: gets `<split>-00000-of-0000N.parquet` and `labels.json`.
+        data: what `load_segmentation`, `load_classification` or `load_detection` returned, not streaming.
+        folder: gets `<split>-00000-of-0000N.parquet` (or `.tar`), `<split>.manifest.json`, and `labels.json`
+            (or `classes.json`, where labels are no pictures).
         split: name in the file names.
-        rows_per_shard: pairs per file.
+        form: `"parquet"` or `"webdataset"` (tar).
+        rows_per_shard: pictures per file.
+        task: name of the task, noted in the manifest.
+        command: what to run to pack the same again, noted in the manifest.
+        progress: show a bar on a terminal.
 
     Returns:
         The shards.
+
+    Raises:
+        InputError: the folder holds other shards, an id stands twice, or a file cannot be read.
+        RunError: the disk is full; complete shards stay.
     """
-    datasets = import_datasets()
-    features = datasets.Features(image=datasets.Image(), label=datasets.Image(), id=datasets.Value("string"))
-    count = -(-len(data.dataset) // rows_per_shard)
-    rows, paths = _encoded_rows(data), []
-    for number in range(count):
-        part = list(islice(rows, rows_per_shard))
-        columns = {key: [row[key] for row in part] for key in features}
-        paths.append(Path(folder) / f"{split}-{number:05d}-of-{count:05d}.parquet")
-        with atomic_path(paths[-1]) as aside:
-            datasets.Dataset.from_dict(columns, features=features).to_parquet(aside)
-    write_atomic(Path(folder) / "labels.json", json.dumps(data.spec.to_dict(), indent=1) + "\n")
-    return paths
+    if form not in FORMS or rows_per_shard < 1:
+        raise InputError(f"form {form!r}, rows_per_shard {rows_per_shard}: give one of {', '.join(FORMS)}, and >= 1.")
+    folder = check_output_folder(folder)
+    rows = EncodedRows(data)
+    order = np.random.default_rng(0).permutation(len(rows))
+    ids = [rows.ids[place] for place in order]
+    _check_ids(ids, form)
+    digest = hashlib.sha256("\n".join(ids).encode()).hexdigest()
+    manifest = Manifest(form, task, split, tuple(command), len(rows), rows_per_shard, digest)
+    known = _known_shards(folder, manifest)
+    _write_names(folder, data.spec)
+    write = _write_parquet if form == "parquet" else _write_tar
+    for number in tqdm(range(manifest.count), desc="shards", disable=None if progress else True):
+        file = f"{split}-{number:05d}-of-{manifest.count:05d}{FORMS[form]}"
+        places = order[manifest.shard_rows(number)]
+        if file not in known or not is_intact(folder, known[file]):
+            with atomic_path(folder / file) as aside, aside.open("wb") as content:
+                write(rows, places.tolist(), content)
+            shard = Shard(file, len(places), (folder / file).stat().st_size, checksum(folder / file))
+            if known.get(file, shard) != shard:
+                raise InputError(
+                    f"{folder / file} came out different from the first time: its source has changed since. Pack the "
+                    "whole split into another folder."
+                )
+            known[file] = shard
+        manifest = replace(manifest, shards=tuple(known[key] for key in sorted(known)))
+        manifest.write(folder)
+    return [folder / shard.file for shard in manifest.shards]
 
 
-def _encoded_rows(data: Any) -> Iterator[dict[str, Any]]:
-    """Rows whose pictures are `{"bytes", "path"}`."""
-    stored = data.dataset.with_format(None)
-    embedded = "image" not in stored.column_names
-    for row in data.dataset if embedded else stored:
-        result: dict[str, Any] = {"id": row["id"]}
-        for key in ("image", "label"):
-            if embedded:
-                picture = row["image"] if key == "image" else Image.fromarray(data.spec.decode(row["label"]))
-                buffer = io.BytesIO()
-                picture.save(buffer, "PNG")
-                result[key] = {"bytes": buffer.getvalue(), "path": None}
-            else:
-                content, path = row[key]["bytes"], row[key]["path"]
+def _known_shards(folder: Path, manifest: Manifest) -> dict[str, Shard]:
+    """File -> shard of an earlier, unfinished or damaged packing of the same.
+
+    Raises:
+        InputError: the folder holds something else under this split.
+    """
+    there = read_manifest(folder, manifest.split)
+    if there is None:
+        return {}
+    if replace(there, shards=(), command=()) != replace(manifest, shards=(), command=()):
+        raise InputError(
+            f"{folder} holds {there.rows} rows of {there.split!r} that were packed otherwise ({there.form}, "
+            f"{there.rows_per_shard} rows a shard, {there.task}). Give another folder, or delete these."
+        )
+    return {shard.file: shard for shard in there.shards}
+
+
+def _check_ids(ids: list[str], form: str) -> None:
+    seen: set[str] = set()
+    if twice := next((name for name in ids if name in seen or seen.add(name)), None):  # type: ignore[func-returns-value]
+        raise InputError(f"The id {twice!r} stands twice. Give every row an id of its own.")
+    if form == "webdataset" and (dotted := next((name for name in ids if "." in name.rpartition("/")[2]), None)):
+        raise InputError(
+            f"The id {dotted!r} has a dot, where WebDataset ends the name of a row. Rename the files, or pack as "
+            "parquet."
+        )
+
+
+def _write_names(folder: Path, spec: Any) -> None:
+    """`labels.json` (label specification) or `classes.json` (names), the same for all splits of a folder."""
+    path = folder / ("labels.json" if hasattr(spec, "raw_to_train") else "classes.json")
+    content = spec.to_dict()
+    if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != content:
+        raise InputError(f"{path} says something else of the labels. Pack splits of one data set into one folder.")
+    write_atomic(path, json.dumps(content, indent=1) + "\n")
+
+
+class EncodedRows:
+    """Rows of a data set with pictures as bytes.
+
+    Args:
+        data: a `datasets` table that decodes when asked, and its specification.
+
+    Raises:
+        InputError: the data set can only be read in order.
+    """
+
+    def __init__(self, data: Any) -> None:
+        datasets = import_datasets()
+        if not isinstance(data.dataset, datasets.Dataset):
+            raise InputError(
+                "A stream cannot be packed, since it has no end that is known. Load it without streaming."
+            )
+        self.data = data
+        self.stored = data.dataset.with_format(None)
+        self.ids: list[str] = self.stored["id"][:]
+        self.drawn = "image" not in self.stored.column_names
+        features = {} if self.drawn else dict(self.stored.features)
+        first = data.dataset[0]
+        self.has_maps = isinstance(first.get("label"), np.ndarray)
+        features |= {"image": datasets.Image(), "id": datasets.Value("string")}
+        if "label" in first:
+            features["label"] = (
+                datasets.Image() if self.has_maps else datasets.ClassLabel(names=list(data.spec.classes))
+            )
+        self.features = datasets.Features({key: features[key] for key in sorted(features)})
+        self.image_ending = "jpg" if self[0]["image"].startswith(_JPEG) else "image.png"
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        """Columns of one row; pictures are bytes."""
+        row = dict((self.data.dataset if self.drawn else self.stored)[place])
+        row["image"] = _as_png(row["image"]) if self.drawn else _bytes_of(row["image"])
+        if self.has_maps:
+            content = b"" if self.drawn else _bytes_of(row["label"])
+            if not content.startswith(_PNG):
+                decoded = row if self.drawn else self.data.dataset[place]
+                content = _as_png(Image.fromarray(self.data.spec.decode(np.asarray(decoded["label"]))))
+            row["label"] = content
+        return row
+
+
+def _bytes_of(source: Any) -> bytes:
+    """Content of a picture column: bytes, or what a path or reference leads to."""
+    content = source.get("bytes")
+    return content if content is not None else read_reference(source["path"])
+
+
+def _as_png(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _write_parquet(rows: EncodedRows, places: Sequence[int], content: BinaryIO) -> None:
+    """One Parquet file in small row groups, uncompressed (pictures are already), with a checksum for every page."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = rows.features.arrow_schema  # tells `datasets` which columns are pictures
+    pictures = ["image", "label"] if rows.has_maps else ["image"]
+    with pq.ParquetWriter(content, schema, compression="none", use_dictionary=False, write_page_checksum=True) as file:
+        for first in range(0, len(places), _ROW_GROUP):
+            group = [rows[place] for place in places[first : first + _ROW_GROUP]]
+            for row in group:
                 # Without a path: `datasets` drops the bytes of a picture whose path exists.
-                result[key] = {"bytes": Path(path).read_bytes() if content is None else content, "path": None}
-        yield result
+                row.update({key: {"bytes": row[key], "path": None} for key in pictures})
+            file.write_table(pa.Table.from_pylist(group, schema=schema))
+
+
+def _write_tar(rows: EncodedRows, places: Sequence[int], content: BinaryIO) -> None:
+    """One tar as WebDataset names members, every one with the same owner and time."""
+    with tarfile.open(fileobj=content, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for place in places:
+            row = rows[place]
+            for ending, value in _members(row, rows.image_ending):
+                member = tarfile.TarInfo(f"{row['id']}.{ending}")
+                member.size, member.mode = len(value), 0o644
+                archive.addfile(member, io.BytesIO(value))
+
+
+def _members(row: dict[str, Any], image_ending: str) -> Iterator[tuple[str, bytes]]:
+    """Ending and content: the picture, `label.png` (a map) or `cls` (a number), `json` (all other columns)."""
+    # One ending for all rows, that of the first, as readers want it: a picture is told by its content.
+    yield image_ending, row["image"]
+    label = row.get("label")
+    if label is not None:
+        yield ("label.png", label) if isinstance(label, bytes) else ("cls", str(label).encode())
+    others = {key: value for key, value in row.items() if key not in ("image", "label", "id")}
+    if others:
+        yield "json", json.dumps(others, sort_keys=True).encode()

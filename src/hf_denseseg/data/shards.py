@@ -10,6 +10,7 @@ import numpy as np
 
 from hf_denseseg.data.folders import resolve_split
 from hf_denseseg.data.labels import VOID, LabelSpec
+from hf_denseseg.data.manifest import check_shards, read_manifest
 from hf_denseseg.data.reading import read_label
 from hf_denseseg.errors import InputError, RunError
 
@@ -83,6 +84,8 @@ def open_table(
             # Not `load_dataset(folder)`: it takes a word such as "test" anywhere in the path for the split.
             shards = find_shards(Path(name))
             found = resolve_split(split, sorted(shards), name)
+            if manifest := read_manifest(Path(name), found):
+                check_shards(Path(name), manifest)
             files = [str(path) for path in shards[found]]
             form = SHARD_FORMATS[shards[found][0].suffix]
             table = datasets.load_dataset(form, data_files={found: files}, split=found, streaming=streaming)

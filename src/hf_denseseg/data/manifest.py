@@ -1,0 +1,164 @@
+"""What packed shards should hold: files, rows, sizes and checksums, so that nothing is lost without a word."""
+
+import hashlib
+import json
+import shlex
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from hf_denseseg.data.folders import resolve_split
+from hf_denseseg.errors import InputError
+from hf_denseseg.files import write_atomic
+
+FORMAT_VERSION = 1
+_ENDING = ".manifest.json"
+
+
+class Shard(NamedTuple):
+    """One file of a packed split.
+
+    Args:
+        file: name in the folder.
+        rows: pictures in it.
+        size: bytes.
+        sha256: checksum of the file.
+    """
+
+    file: str
+    rows: int
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A packed split.
+
+    Args:
+        form: `"parquet"` or `"webdataset"`.
+        task: what the rows are for.
+        split: name of the split in the source and here.
+        command: `denseseg` and its arguments that packed it; given again, it packs what is missing.
+        rows: pictures in all.
+        rows_per_shard: pictures in every shard but the last.
+        ids_sha256: checksum of the ids in the order of the shards; with it a changed source is noticed.
+        shards: those that are complete.
+        format_version: of this file.
+    """
+
+    form: str
+    task: str
+    split: str
+    command: tuple[str, ...]
+    rows: int
+    rows_per_shard: int
+    ids_sha256: str
+    shards: tuple[Shard, ...] = ()
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def remedy(self) -> str:
+        """How to pack what is missing."""
+        return f"Run `{shlex.join(self.command)}` again: it packs what is missing or damaged and keeps the rest."
+
+    @property
+    def count(self) -> int:
+        """Number of shards of the whole."""
+        return -(-self.rows // self.rows_per_shard)
+
+    def shard_rows(self, number: int) -> range:
+        """Numbers of the rows in a shard."""
+        first = number * self.rows_per_shard
+        return range(first, min(first + self.rows_per_shard, self.rows))
+
+    def write(self, folder: Path) -> None:
+        """Write the manifest in one step."""
+        write_atomic(manifest_path(folder, self.split), json.dumps(asdict(self), indent=1) + "\n")
+
+
+def manifest_path(folder: Path, split: str) -> Path:
+    """File of the manifest of a split."""
+    return folder / f"{split}{_ENDING}"
+
+
+def read_manifest(folder: Path, split: str) -> Manifest | None:
+    """Read the manifest of a split (`val` and `validation` are the same); None where nothing was packed.
+
+    Raises:
+        InputError: the file is damaged, or of a version that is not known here.
+    """
+    there = sorted(path.name.removesuffix(_ENDING) for path in folder.glob(f"*{_ENDING}"))
+    try:
+        path = manifest_path(folder, resolve_split(split, there, str(folder)))
+    except InputError:
+        return None
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if values["format_version"] != FORMAT_VERSION:
+            raise InputError(f"{path} has version {values['format_version']}, known is {FORMAT_VERSION}. Pack anew.")
+        shards = tuple(Shard(str(each[0]), int(each[1]), int(each[2]), str(each[3])) for each in values.pop("shards"))
+        if any(Path(shard.file).name != shard.file for shard in shards):
+            raise ValueError("a shard lies in another folder")
+        return Manifest(**{**values, "command": tuple(values["command"]), "shards": shards})
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}. Check its rights.") from error
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise InputError(f"{path} is damaged ({error!r}). Delete it and pack the split anew.") from error
+
+
+def check_shards(folder: Path, manifest: Manifest) -> None:
+    """Compare the sizes of the shards with the manifest.
+
+    Raises:
+        InputError: packing was not finished, or shards are missing or cut short; names them, their rows and the
+            remedy.
+    """
+    if len(manifest.shards) < manifest.count:
+        raise InputError(
+            f"{folder} holds {len(manifest.shards)} of {manifest.count} shards of {manifest.split!r}: packing was not "
+            f"finished. {manifest.remedy}"
+        )
+    faults = [fault for shard in manifest.shards if (fault := _size_fault(folder, shard))]
+    if faults:
+        raise InputError(" ".join([*faults[:3], _more(faults), manifest.remedy]))
+
+
+def damaged_shards(folder: Path, manifest: Manifest) -> list[str]:
+    """Read every shard and compare its checksum: a sentence, with the remedy, on each that differs."""
+    faults = []
+    for shard in manifest.shards:
+        fault = _size_fault(folder, shard)
+        if not fault and checksum(folder / shard.file) != shard.sha256:
+            fault = (
+                f"{folder / shard.file} is not as it was packed (sha256 differs); its {shard.rows} rows are in doubt."
+            )
+        faults += [f"{fault} {manifest.remedy}"] if fault else []
+    return faults
+
+
+def is_intact(folder: Path, shard: Shard) -> bool:
+    """Whether a shard has the size and checksum that it should have."""
+    return not _size_fault(folder, shard) and checksum(folder / shard.file) == shard.sha256
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _size_fault(folder: Path, shard: Shard) -> str:
+    path = folder / shard.file
+    if not path.is_file():
+        return f"{path} is missing; with it {shard.rows} rows."
+    size = path.stat().st_size
+    return (
+        ""
+        if size == shard.size
+        else f"{path} has {size} bytes instead of {shard.size}; its {shard.rows} rows are lost."
+    )
+
+
+def _more(faults: list[str]) -> str:
+    return f"{len(faults) - 3} more shards are faulty." if len(faults) > 3 else ""
