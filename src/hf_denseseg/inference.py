@@ -203,7 +203,7 @@ def _views(
     weight = next(model.parameters(), torch.empty(0))
     image = image.to(weight.device)
     if settings.mode == "whole":
-        image = _pad_with_mean(image, padded_size(size_of(image), settings), mean)
+        image = pad_with_mean(image, padded_size(size_of(image), settings), mean)
     shift, spread = (torch.as_tensor(each, device=weight.device).view(3, 1, 1) for each in (mean, std))
     for scale in settings.scales:
         size = view_size(size_of(image), scale, settings)
@@ -215,7 +215,7 @@ def _views(
             yield pixel_values.flip(-1), True
 
 
-def _pad_with_mean(image: torch.Tensor, size: Size, mean: Channels) -> torch.Tensor:
+def pad_with_mean(image: torch.Tensor, size: Size, mean: Channels) -> torch.Tensor:
     """Bytes `(3, H, W)`, padded to `size` with the mean colour in whole bytes, as training crops are."""
     height, width = size_of(image)
     if (height, width) == size:
