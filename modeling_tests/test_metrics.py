@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from hf_denseseg.errors import InputError
 from hf_denseseg.evaluate_metric import METRIC_PATH
-from hf_denseseg.metrics import ConfusionMeter, confusion_matrix, segmentation_metrics
+from hf_denseseg.metrics import ConfusionMeter, category_metrics, confusion_matrix, segmentation_metrics
 
 
 def loop_matrix(prediction, label, num_labels, ignore_index):
@@ -117,7 +117,7 @@ def mmseg_areas(pairs, num_labels, void=255):
 
 
 @settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 10**6), num_labels=st.integers(2, 30), images=st.integers(1, 4))
+@given(seed=st.integers(0, 10**6), num_labels=st.integers(1, 30), images=st.integers(1, 4))
 def test_metrics_equal_the_formulas_of_mmsegmentation(seed, num_labels, images):
     rng = np.random.default_rng(seed)
     # Different sizes, few pixels: some classes are absent.
@@ -220,3 +220,39 @@ def test_evaluate_opens_the_module_offline_and_gives_the_same_figures(tmp_path):
         late.add(prediction=predictions[0], reference=references[0])
     with pytest.raises(ValueError, match="Nothing was added"):
         late.compute()
+
+
+def test_one_class_and_pictures_of_void_alone_are_scored():
+    meter = ConfusionMeter(1)
+    meter.update([np.zeros((3, 4), int), np.zeros((2, 2), int)], [np.full((3, 4), 255), np.zeros((2, 2), int)])
+    assert meter.compute(["all"])["mean_iou"] == 1.0 and meter.matrix.tolist() == [[4]]
+    nothing = segmentation_metrics(torch.zeros(2, 2, dtype=torch.int64), ["a", "b"])
+    assert nothing["mean_iou"] is nothing["pixel_accuracy"] is nothing["mean_accuracy"] is None
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_categories_are_scored_by_the_rule_of_cityscapes(seed):
+    """Its script: true positives inside the category's block, false ones in its columns from all other classes."""
+    matrix = np.random.default_rng(seed).integers(0, 3, (6, 6)) * 7
+    classes, categories = list("abcdef"), {"first": ["a", "d"], "second": ["c"], "third": ["e", "f"]}
+    result = category_metrics(matrix, classes, categories)
+    expected = []
+    for names in categories.values():
+        own = [classes.index(name) for name in names]
+        others = [k for k in range(6) if k not in own]
+        right = matrix[np.ix_(own, own)].sum()
+        missed, false = matrix[own].sum() - right, matrix[np.ix_(others, own)].sum()
+        expected.append(right / (right + missed + false) if right + missed + false else None)
+    assert [row["iou"] for row in result["per_category"]] == pytest.approx(expected, abs=1e-12)
+    there = [iou for iou in expected if iou is not None]
+    assert result["category_iou"] == (pytest.approx(np.mean(there), abs=1e-12) if there else None)
+
+
+def test_classes_confused_within_a_category_are_right():
+    matrix = np.array([[1, 9, 0], [4, 2, 0], [0, 0, 5]])
+    result = category_metrics(matrix, ["car", "bus", "sky"], {"vehicle": ["car", "bus"], "sky": ["sky"]})
+    assert result["category_iou"] == 1.0
+    assert result["per_category"][0] == {
+        "category": "vehicle", "classes": ["car", "bus"], "iou": 1.0, "accuracy": 1.0, "pixels": 16,
+    }  # fmt: skip

@@ -1,6 +1,6 @@
 """Exact segmentation metrics from one int64 confusion matrix over all images."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,7 +44,9 @@ def confusion_matrix(prediction: LabelMap, label: LabelMap, num_labels: int, ign
     for ids, role in ((prediction, "prediction"), (label, "label")):
         _check_range(ids, low, high, role)
     width = high - low + 1
-    joint = (label.to(torch.int32) - low) * width + (prediction.to(torch.int32) - low)
+    joint = torch.add(prediction.to(torch.int32), label.to(torch.int32), alpha=width)  # one pass
+    if low:
+        joint -= low * (width + 1)
     counts = torch.bincount(joint.flatten(), minlength=width * width).view(width, width)
     matrix = counts[-low : num_labels - low, -low : num_labels - low]
     void_row = counts[ignore_index - low]
@@ -188,6 +190,40 @@ def segmentation_metrics(matrix: LabelMap, classes: Sequence[str], absent: str =
         "per_class": [
             {"class": name, "iou": _number(iou[absent][k]), "accuracy": _number(accuracy[k]), "pixels": int(truth[k])}
             for k, name in enumerate(classes)
+        ],
+    }
+
+
+def category_metrics(
+    matrix: LabelMap, classes: Sequence[str], categories: Mapping[str, Sequence[str]]
+) -> dict[str, Any]:
+    """IoU of groups of classes, as Cityscapes scores its categories.
+
+    Classes that are confused within a category are right; the matrix is merged, then IoU is taken as for classes. A
+    class in no category makes false positives and has no IoU of its own.
+
+    Args:
+        matrix: `(C, C)` counts, rows = truth.
+        classes: C names.
+        categories: category -> names of its classes.
+
+    Returns:
+        `category_iou` (mean over the categories that have one, None without any) and `per_category`, a list of
+        `category`, `classes`, `iou`, `accuracy`, `pixels`.
+    """
+    grouped = [name for names in categories.values() for name in names]
+    rest = [name for name in classes if name not in grouped]
+    places = [[classes.index(name) for name in names] for names in (*categories.values(), rest)]
+    counts = torch.as_tensor(matrix).cpu()
+    rows = torch.stack([counts[place].sum(0) for place in places])
+    merged = torch.stack([rows[:, place].sum(1) for place in places], dim=1)
+    table = segmentation_metrics(merged, [*categories, ""])["per_class"][:-1]
+    ious = [row["iou"] for row in table if row["iou"] is not None]
+    return {
+        "category_iou": sum(ious) / len(ious) if ious else None,
+        "per_category": [
+            {"category": row.pop("class"), "classes": list(names), **row}
+            for row, names in zip(table, categories.values(), strict=True)
         ],
     }
 
