@@ -24,7 +24,7 @@ from hf_denseseg.files import check_output_folder, write_atomic
 from hf_denseseg.model_card import write_card
 from hf_denseseg.naming import unknown_name
 from hf_denseseg.recipe import Recipe
-from hf_denseseg.recipe_keys import TASKS, ModelArguments
+from hf_denseseg.recipe_keys import TASKS, ModelArguments, TaskTrainingArguments
 from hf_denseseg.registration import (
     create_config,
     create_image_processor,
@@ -33,8 +33,9 @@ from hf_denseseg.registration import (
     load_official,
 )
 from hf_denseseg.reports import format_scores, write_report
+from hf_denseseg.run_checkpoints import last_complete_checkpoint, step_of
 from hf_denseseg.tasks import get_task
-from hf_denseseg.training import TaskTrainer, last_complete_checkpoint
+from hf_denseseg.training import TaskTrainer
 from hf_denseseg.visualization import save_learning_curve
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,9 @@ logger = logging.getLogger(__name__)
 CHECKED_PICTURES = 64
 # Keys that change where a run writes or how fast it goes, not what comes out.
 FREE_KEYS = {"output_dir", "dataloader_num_workers", "disable_tqdm", "report_to", "logging_steps", "run_name"}
+# Their product with the number of processes must stay, so that a run may go on with other machines.
+BATCH_KEYS = {"per_device_train_batch_size", "gradient_accumulation_steps"}
+BATCH_NOTE = "batch.json"
 
 
 def train(recipe: Recipe) -> dict[str, Any]:
@@ -62,23 +66,20 @@ def train(recipe: Recipe) -> dict[str, Any]:
     train_data, eval_data = load_data(recipe, "train"), load_data(recipe, "eval")
     model = build_model(recipe.model, eval_data.spec)
     trainer = build_trainer(recipe, model, eval_data, train_data)
-    with recipe.training.main_process_first(desc="looking for a checkpoint"):
-        checkpoint = last_complete_checkpoint(output)
-    if checkpoint is not None:
-        logger.info("Going on from %s.", checkpoint)
+    checkpoint = _checkpoint_for_all(output, recipe.training)
     started = time.perf_counter(), _cpu_seconds()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     cost = {
         "wall_seconds": time.perf_counter() - started[0],
         "cpu_seconds": _cpu_seconds() - started[1] - trainer.evaluation_cpu_seconds,
         "evaluation_cpu_seconds": trainer.evaluation_cpu_seconds,
-        "resumed_from_step": 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2]),
+        "resumed_from_step": 0 if checkpoint is None else step_of(checkpoint),
         "peak_memory_bytes": _peak_memory(),
     }
     if recipe.training.load_best_model_at_end or trainer.scores.get("step") != trainer.state.global_step:
         trainer.evaluate()
     results = _results(recipe, trainer, eval_data) | {"training": cost, "history": trainer.state.log_history}
-    with trainer.weights_to_keep():
+    with trainer.whole_model(), trainer.weights_to_keep():
         trainer.save_model(str(output / "model"))
         if trainer.is_world_process_zero():
             # A pickle with this machine's paths: of use to a resumed run, not to who gets the model.
@@ -160,21 +161,58 @@ def build_image_processor(recipe: Recipe, model: PreTrainedModel) -> Any:
 
 def _settle_folder(recipe: Recipe, output: Path) -> dict[str, Any] | None:
     """Refuse a folder of another run, give the results of a finished one, else note the recipe."""
-    note = output / "recipe.yaml"
+    note, batch_note = output / "recipe.yaml", output / BATCH_NOTE
+    args = recipe.training
+    batch = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
     if note.exists():
         import yaml
 
         there = yaml.safe_load(note.read_text()) or {}
         keys = [key for key in there.keys() | recipe.given.keys() if there.get(key) != recipe.given.get(key)]
-        differing = sorted(set(keys) - FREE_KEYS)
+        differing = sorted(set(keys) - FREE_KEYS - BATCH_KEYS)
+        before = json.loads(batch_note.read_text())["pictures_per_step"] if batch_note.exists() else batch
+        if before != batch:
+            raise InputError(
+                f"{output} holds a run with {before} pictures per step, now there are {batch}: {args.world_size} "
+                f"processes x per_device_train_batch_size {args.train_batch_size} x gradient_accumulation_steps "
+                f"{args.gradient_accumulation_steps}. Choose factors with the product {before}, or another "
+                "--output_dir."
+            )
         if differing:
             lines = ", ".join(f"{key} ({there.get(key)} there, {recipe.given.get(key)} now)" for key in differing[:3])
             raise InputError(f"{output} holds another run, different in {lines}. Give another --output_dir.")
         if (output / "results.json").exists():
             return json.loads((output / "results.json").read_text())
     else:
+        write_atomic(batch_note, json.dumps({"pictures_per_step": batch}) + "\n")
         write_atomic(note, recipe.to_yaml())
     return None
+
+
+def _checkpoint_for_all(output: Path, args: TaskTrainingArguments) -> Path | None:
+    """Newest whole checkpoint, found by the main process alone, since it removes what is damaged."""
+    found: list[Path | None] = [last_complete_checkpoint(output) if args.process_index == 0 else None]
+    if args.world_size > 1:
+        torch.distributed.broadcast_object_list(found)
+    checkpoint = found[0]
+    if checkpoint is None:
+        return None
+    if not checkpoint.is_dir():
+        raise InputError(
+            f"{checkpoint} is not visible from {platform.node()}. Put --output_dir on storage that all machines share."
+        )
+    logger.info("Going on from %s.", checkpoint)
+    states = {path.name for path in checkpoint.glob("rng_state*")}
+    own = "rng_state.pth" if args.world_size == 1 else f"rng_state_{args.world_size - 1}.pth"
+    if states and (own not in states or f"rng_state_{args.world_size}.pth" in states):
+        logger.warning(
+            "%s was saved by %d processes, now there are %d: order and augmentation go on as they were, drop-out "
+            "draws other numbers.",
+            checkpoint,
+            len(states),
+            args.world_size,
+        )
+    return checkpoint
 
 
 def load_data(recipe: Recipe, part: str) -> Any:

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import shutil
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
@@ -18,15 +17,16 @@ from transformers.trainer_callback import TrainerControl, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from hf_denseseg.data.transforms import EpochSampler
-from hf_denseseg.errors import InputError
+from hf_denseseg.errors import InputError, RunError
 from hf_denseseg.files import write_atomic
 from hf_denseseg.hub import write_shim
 from hf_denseseg.optimization import cosine_schedule, parameter_groups, polynomial_schedule, step_schedule
 from hf_denseseg.recipe_keys import TaskTrainingArguments
+from hf_denseseg.run_checkpoints import explain_failed_save, mark_complete, what_is_kept
+from hf_denseseg.scale_out import prepare_fsdp, sync_batch_norms, whole_copy
 
 logger = logging.getLogger(__name__)
 
-COMPLETE_MARK = "complete.json"
 EMA_FILE = "ema.safetensors"
 
 
@@ -72,8 +72,8 @@ class TaskTrainer(Trainer):
         self._keeps_trained = False
         self.eval_collator = eval_collator
         self._sampler: EpochSampler | None = None
-        if args.sync_batch_norm and args.world_size > 1 and args.device.type == "cuda":
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        if args.sync_batch_norm and args.world_size > 1:
+            model = sync_batch_norms(model, args.device)
         self.memory_format = torch.channels_last if args.channels_last else torch.contiguous_format
         nn.Module.to(model, memory_format=self.memory_format)  # in place
         self.output = Path(args.output_dir or ".")
@@ -87,6 +87,8 @@ class TaskTrainer(Trainer):
             compute_metrics=self.accumulate,
             **kwargs,
         )
+        self.model_accepts_loss_kwargs = False  # our losses are means, see `compute_loss`
+        prepare_fsdp(self.accelerator, args, model)
         self.mean, self.std = torch.tensor(image_processor.image_mean), torch.tensor(image_processor.image_std)
         self.ema = None if args.ema_decay is None else AveragedWeights(args.ema_decay)
         self.add_callback(_TrainingHooks(self))
@@ -153,6 +155,61 @@ class TaskTrainer(Trainer):
         self._sampler = EpochSampler(len(dataset), seed)
         return self._sampler
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; a fault of the data or of a loader worker ends it with one sentence.
+
+        Raises:
+            RunError: a picture cannot be read, a loader worker died, or a checkpoint cannot be written.
+            InputError: the same, before the first step.
+        """
+        with self._explain_loader_faults():
+            return super().train(*args, **kwargs)
+
+    @contextmanager
+    def _explain_loader_faults(self) -> Iterator[None]:
+        try:
+            yield
+        except (InputError, RuntimeError) as error:
+            if isinstance(error, InputError):
+                # From a worker it comes with the traceback of the worker; the last line says what is wrong.
+                said = str(error).strip().splitlines()[-1].removeprefix("hf_denseseg.errors.InputError: ")
+                if self.state.global_step == 0:
+                    raise InputError(said) from error
+            elif str(error).startswith("DataLoader worker"):
+                said = f"A process that loads data died ({error}). Often the memory was used up: lower "
+                said += "dataloader_num_workers or the batch size."
+            else:
+                raise
+            raise RunError(
+                f"Stopped after step {self.state.global_step}: {said} {what_is_kept(self.output)}"
+            ) from error
+
+    def loss_weight(self, inputs: dict[str, Any]) -> torch.Tensor:
+        """What the mean loss of a batch is a mean over: its pictures. A scalar."""
+        return torch.tensor(float(len(inputs["pixel_values"])))
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
+        """The batches of one step, and what one of them weighs on the average, over all processes."""
+        samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if not samples or (len(samples) == 1 and self.args.world_size == 1):
+            return samples, None
+        mean = torch.stack([self.loss_weight(batch) for batch in samples]).mean().to(device)
+        return samples, self.accelerator.reduce(mean, "mean")
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The model's loss, weighted so that the mean over processes and accumulated batches is that of one batch.
+
+        A mean of means would count a pixel of a batch with much void more than one of another. `num_items_in_batch`
+        is what `get_batch_samples` gave.
+        """
+        weight = None if num_items_in_batch is None else self.loss_weight(inputs).to(num_items_in_batch)
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
+        if weight is not None:
+            loss = loss * torch.where(num_items_in_batch > 0, weight / num_items_in_batch, 1.0)
+        return (loss, outputs) if return_outputs else loss
+
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs = super()._prepare_inputs(inputs)
         pixels = inputs.get("pixel_values")
@@ -176,26 +233,44 @@ class TaskTrainer(Trainer):
         """Evaluate (with the averaged weights, if there are any); `self.scores` keeps the per-class table."""
         self.reset_scores()
         started = time.process_time()
-        with self.averaged_weights():
+        with self._explain_loader_faults(), self.whole_model(), self.averaged_weights():
             scores = super().evaluate(*args, **kwargs)
         self.evaluation_cpu_seconds += time.process_time() - started
         return scores
+
+    @contextmanager
+    def whole_model(self) -> Iterator[None]:
+        """Run a block with a whole, plain copy of the model if FSDP has cut it into parts.
+
+        Under FSDP every call of the model is a meeting of all processes; in evaluation they call it unequally often.
+        """
+        if not self.is_fsdp_enabled:
+            yield
+            return
+        parts, self.model = self.model, whole_copy(self.model, self.args.device)
+        self.is_fsdp_enabled = False
+        try:
+            yield
+        finally:
+            self.model, self.is_fsdp_enabled = parts, True
 
     # Checkpoints
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         """Save, mark the folder as complete, and only then delete older ones."""
         limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
-            super()._save_checkpoint(*args, **kwargs)
-        finally:
-            self.args.save_total_limit = limit
-        self.accelerator.wait_for_everyone()
+        folder = self.output / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        with explain_failed_save(folder):
+            try:
+                super()._save_checkpoint(*args, **kwargs)
+            finally:
+                self.args.save_total_limit = limit
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                if self.ema is not None:
+                    self.ema.save(folder / EMA_FILE)
+                mark_complete(folder)
         if self.args.should_save:
-            folder = self.output / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            if self.ema is not None:
-                self.ema.save(folder / EMA_FILE)
-            mark_complete(folder)
             rotate_checkpoints(
                 output_dir=str(self.output),
                 save_total_limit=limit,
@@ -319,33 +394,3 @@ class AveragedWeights:
             yield
         finally:
             model.load_state_dict(trained)
-
-
-def mark_complete(folder: Path) -> None:
-    """Write the list of files and sizes that makes a checkpoint folder complete."""
-    sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()}
-    write_atomic(folder / COMPLETE_MARK, json.dumps(sizes, indent=1) + "\n")
-
-
-def is_complete(folder: Path) -> bool:
-    """Whether every file that `mark_complete` listed is there, at full length."""
-    try:
-        sizes = json.loads((folder / COMPLETE_MARK).read_text())
-        return all((folder / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError):
-        return False
-
-
-def last_complete_checkpoint(output_dir: str | Path) -> Path | None:
-    """Newest complete `checkpoint-<step>` of a run; what an interruption left half-written is removed."""
-    found: dict[int, Path] = {}
-    for folder in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        step = folder.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
-        if not step.isdigit():
-            continue
-        if is_complete(folder):
-            found[int(step)] = folder
-        else:
-            logger.warning("%s is incomplete (an interrupted save) and is removed.", folder)
-            shutil.rmtree(folder)
-    return found[max(found)] if found else None

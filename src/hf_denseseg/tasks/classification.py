@@ -52,7 +52,6 @@ class ClassificationTrainer(TaskTrainer):
         self._meter = AccuracyMeter(spec.num_labels)
         model.loss_function = classification_loss
         super().__init__(model, args, spec=spec, eval_collator=collate_pictures, **options)
-        self.model_accepts_loss_kwargs = False  # our loss is the mean over the batch
 
     @property
     def protocol(self) -> dict[str, Any]:
@@ -145,13 +144,19 @@ class ImageClassification(Task):
             limit=arguments.max_train_samples if training else arguments.max_eval_samples,
         )
 
+    def load_split(
+        self, name: str, split: str, limit: int | None, spec: str | None = None, **source: Any
+    ) -> ClassificationData:
+        """Load pictures by the name of their data set."""
+        return load_classification(name, split, names=spec, limit=limit, **source)
+
     def check(self, data: ClassificationData, limit: int | None) -> list[Fault]:
         """Read pictures."""
         return check_pictures(data, limit)
 
     def inspect(self, name: str, split: str, limit: int | None, **source: Any) -> Inspection:
         """Read pictures and count classes and sizes."""
-        scan = scan_pictures(self._named(name, split, **source), limit, progress=True)
+        scan = scan_pictures(self.load_split(name, split, None, **source), limit, progress=True)
         rows = list(zip(scan.spec.classes, scan.pictures.tolist(), strict=True))
         statistics = {
             "classes": list(scan.spec.classes),
@@ -163,12 +168,9 @@ class ImageClassification(Task):
 
     def show(self, name: str, split: str, limit: int, **source: Any) -> Image.Image:
         """Pictures with the names of their classes, spread over the whole."""
-        data = self._named(name, split, limit=limit, **source)
+        data = self.load_split(name, split, limit, **source)
         cells = [(data.spec.classes[row["label"]], row["image"]) for row in data.dataset]
         return picture_sheet(cells)
-
-    def _named(self, name: str, split: str, spec: str | None = None, **options: Any) -> ClassificationData:
-        return load_classification(name, split, names=spec, **options)
 
     def processor_options(self, arguments: DataArguments) -> dict[str, Any]:
         """Short side so that the crop covers the share that the recipe says, then the central crop."""

@@ -62,10 +62,12 @@ class SegmentationTrainer(TaskTrainer):
         self.settings = settings
         self._matrix = torch.zeros(spec.num_labels, spec.num_labels, dtype=torch.int64)
         of_the_model: str = getattr(model.config, "loss_normalization", "valid")
+        self._normalization = args.loss_normalization or of_the_model
+        self._class_weights = load_class_weights(args.class_weights, spec.num_labels)
         model.loss_function = functools.partial(
             segmentation_loss,
-            normalization=args.loss_normalization or of_the_model,
-            class_weights=load_class_weights(args.class_weights, spec.num_labels),
+            normalization=self._normalization,
+            class_weights=self._class_weights,
             ohem_threshold=args.ohem_threshold,
             ohem_min_kept=args.ohem_min_kept,
         )
@@ -75,6 +77,17 @@ class SegmentationTrainer(TaskTrainer):
     def protocol(self) -> dict[str, Any]:
         """The inference settings."""
         return self.settings.to_dict()
+
+    def loss_weight(self, inputs: dict[str, Any]) -> torch.Tensor:
+        """Number (with class weights: summed weight) of the pixels that the loss of a batch is a mean over."""
+        labels = inputs["labels"]
+        if self._normalization == "all":
+            return torch.tensor(float(labels.numel()))
+        valid = (labels != 255) & (labels != -100)
+        if self._class_weights is None:
+            return valid.sum().float()
+        weights = self._class_weights.to(labels.device)[torch.where(valid, labels, 0).long()]
+        return torch.where(valid, weights, 0.0).sum()
 
     def prediction_step(
         self,
@@ -153,6 +166,10 @@ class SemanticSegmentation(Task):
             limit=arguments.max_train_samples if training else arguments.max_eval_samples,
         )
 
+    def load_split(self, name: str, split: str, limit: int | None, **source: Any) -> SegmentationData:
+        """Load pairs by the name of their data set."""
+        return load_segmentation(name, split, limit=limit, **source)
+
     def check(self, data: SegmentationData, limit: int | None) -> list[Fault]:
         """Read pairs; a stream is not looked at, since it would be read twice."""
         return check_dataset(data, limit) if hasattr(data.dataset, "__len__") else []
@@ -164,7 +181,7 @@ class SemanticSegmentation(Task):
 
     def show(self, name: str, split: str, limit: int, **source: Any) -> Image.Image:
         """Pictures beside their label maps in colour."""
-        data = load_segmentation(name, split, limit=limit, **source)
+        data = self.load_split(name, split, limit, **source)
         rows = [(row["image"], row["label"]) for row in islice(data.dataset, limit)]
         return picture_grid(rows, data.spec, ("picture", "label"))
 

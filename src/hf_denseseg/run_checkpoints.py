@@ -1,0 +1,111 @@
+"""The `checkpoint-<step>` folders of a run: when one is whole, which is the newest, and what a failed save leaves."""
+
+import errno
+import json
+import logging
+import shutil
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from hf_denseseg.errors import RunError
+from hf_denseseg.files import write_atomic
+
+logger = logging.getLogger(__name__)
+
+COMPLETE_MARK = "complete.json"
+BLOCK = 1 << 20
+# What torch and safetensors say when the system refused to write; they drop the number of the error.
+_WRITE_FAILED = ("No space left", "PytorchStreamWriter", "unexpected pos", "File too large", "quota")
+_NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+
+
+def mark_complete(folder: Path) -> None:
+    """Write the list of files, their sizes and CRC-32 sums that makes a checkpoint folder complete."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != COMPLETE_MARK)
+    listed = {path.relative_to(folder).as_posix(): [path.stat().st_size, _crc32(path)] for path in files}
+    write_atomic(folder / COMPLETE_MARK, json.dumps(listed, indent=1) + "\n")
+
+
+def fault_of(folder: Path) -> str | None:
+    """What is wrong with a checkpoint folder; None if every listed file is there as it was written."""
+    try:
+        listed = json.loads((folder / COMPLETE_MARK).read_text())
+        for name, (size, checksum) in listed.items():
+            path = folder / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != size:
+                return f"{name} has {path.stat().st_size:,} of {size:,} bytes"
+            if _crc32(path) != checksum:
+                return f"{name} is not what was written (another checksum)"
+    except FileNotFoundError:
+        return "its save was interrupted"
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        return f"{COMPLETE_MARK} cannot be read ({error})"
+    return None
+
+
+def step_of(folder: Path) -> int:
+    """Optimizer steps done when `checkpoint-<step>` was saved."""
+    return int(folder.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-"))
+
+
+def checkpoints_of(output_dir: str | Path) -> list[Path]:
+    """The `checkpoint-<step>` folders of a run, whole or not, oldest first."""
+    folders = Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+    return sorted((each for each in folders if each.name.rpartition("-")[2].isdigit()), key=step_of)
+
+
+def last_complete_checkpoint(output_dir: str | Path) -> Path | None:
+    """Newest whole `checkpoint-<step>` of a run; newer ones that are not whole are removed, and the log says so."""
+    for folder in reversed(checkpoints_of(output_dir)):
+        fault = fault_of(folder)
+        if fault is None:
+            return folder
+        logger.warning(
+            "%s cannot be used: %s. It is removed; the steps since the one before run again.", folder, fault
+        )
+        shutil.rmtree(folder)
+    return None
+
+
+@contextmanager
+def explain_failed_save(folder: Path) -> Iterator[None]:
+    """Turn a refused write inside the block into one sentence, and remove what it left half-written.
+
+    Raises:
+        RunError: the disk is full, a quota is used up or a file may not be that large.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        refused = isinstance(error, OSError) and error.errno in _NO_ROOM
+        refused |= any(sign in f"{error} {error.__cause__ or ''}" for sign in _WRITE_FAILED)
+        if not refused:
+            raise
+        shutil.rmtree(folder, ignore_errors=True)
+        raise RunError(
+            f"Could not save {folder}: the disk is full, or a quota or file size limit is reached. Free some space. "
+            f"{what_is_kept(folder.parent)}"
+        ) from error
+
+
+def what_is_kept(output_dir: str | Path) -> str:
+    """A sentence on where a run that ends now goes on."""
+    whole = next((each for each in reversed(checkpoints_of(output_dir)) if fault_of(each) is None), None)
+    if whole is None:
+        return "No checkpoint exists yet: the same command starts anew."
+    return f"{whole.name} is whole: the same command goes on from step {step_of(whole)}; later steps run again."
+
+
+def _crc32(path: Path) -> int:
+    value = 0
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            value = zlib.crc32(block, value)
+    return value

@@ -1,0 +1,108 @@
+"""Several processes on one model: BatchNorm over all of them, and what FSDP needs to know of a model."""
+
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from transformers import PreTrainedModel
+
+from hf_denseseg.errors import InputError
+from hf_denseseg.recipe_keys import TaskTrainingArguments
+
+
+class SyncedBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm with the statistics of all processes, for CPUs; `torch.nn.SyncBatchNorm` takes CUDA tensors only."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Normalise `(B, C, H, W)` by mean and variance over the pictures of all processes."""
+        if not self.training:
+            return super().forward(input)
+        from torch.distributed.nn.functional import all_reduce  # the one that gradients flow through
+
+        maps = input.float()
+        count = torch.tensor(float(maps.numel() // maps.shape[1]))
+        dist.all_reduce(count)
+        mean = all_reduce(maps.sum((0, 2, 3))) / count
+        centred = maps - mean[:, None, None]
+        variance = all_reduce(centred.square().sum((0, 2, 3))) / count
+        if self.track_running_stats:
+            self._update_statistics(mean.detach(), variance.detach() * count / (count - 1))
+        scale = (variance + self.eps).rsqrt()
+        if self.affine:
+            return (centred * (scale * self.weight)[:, None, None] + self.bias[:, None, None]).to(input.dtype)
+        return (centred * scale[:, None, None]).to(input.dtype)
+
+    @torch.no_grad()
+    def _update_statistics(self, mean: torch.Tensor, variance: torch.Tensor) -> None:
+        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+        self.num_batches_tracked += 1
+        share = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean, share)
+        self.running_var.lerp_(variance, share)
+
+
+def sync_batch_norms(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    """Let every BatchNorm of a model take its statistics over all processes; weights and names stay."""
+    if device.type != "cpu":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    for module in model.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = SyncedBatchNorm2d
+    return model
+
+
+def prepare_fsdp(accelerator: Any, args: TaskTrainingArguments, model: PreTrainedModel) -> None:
+    """Choose the parts FSDP cuts a model into, and refuse what does not work with it.
+
+    Raises:
+        InputError: FSDP is asked for without accelerators, in its first version, with sharded checkpoints or with
+            averaged weights.
+    """
+    asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true" or bool(args.fsdp)
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    if not asked and plugin is None:
+        return
+    if plugin is None:  # accelerate would train with DDP, without a word
+        raise InputError(
+            "FSDP is asked for, but accelerate cuts no model into parts on a CPU. Use scripts/accelerate/cpu.yaml."
+        )
+    if plugin.fsdp_version != 2:
+        raise InputError("FSDP version 1 is not supported: set `fsdp_version: 2` in the accelerate configuration.")
+    if "FULL" not in str(plugin.state_dict_type):
+        raise InputError(
+            f"Checkpoints in parts ({plugin.state_dict_type}) cannot be opened with `from_pretrained`: set "
+            "`fsdp_state_dict_type: FULL_STATE_DICT` in the accelerate configuration."
+        )
+    if args.ema_decay is not None:
+        raise InputError("ema_decay does not work with FSDP: take it out of the recipe, or train with DDP.")
+    if plugin.transformer_cls_names_to_wrap is None:
+        plugin.transformer_cls_names_to_wrap = wrap_classes(model)
+
+
+def wrap_classes(model: PreTrainedModel) -> list[str]:
+    """Names in `_no_split_modules` that occur in this variant and may be parts of their own.
+
+    accelerate makes the first layer a part of its own, so a module around it cannot be one.
+    """
+    first = model.get_input_embeddings()
+    names = {type(module).__name__ for module in model.modules()}
+    around = {
+        type(module).__name__
+        for module in model.modules()
+        if module is not first and any(inner is first for inner in module.modules())
+    }
+    return sorted((set(model._no_split_modules or ()) & names) - around)
+
+
+def whole_copy(model: nn.Module, device: torch.device) -> PreTrainedModel:
+    """A plain copy, on every process, of a model that FSDP has cut into parts; all processes must call it."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
+    kind: Any = next(each for each in type(model).__mro__ if not each.__name__.startswith("FSDP"))
+    with torch.random.fork_rng(devices=[]):  # its first weights are drawn, and dropped
+        copy = kind(model.config)
+    copy.load_state_dict(weights)
+    return copy.to(device).eval()
