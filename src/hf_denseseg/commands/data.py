@@ -1,10 +1,11 @@
-"""`denseseg data check|stats|show`: look at a data set before training on it."""
+"""`denseseg data check|stats|show|pack`: look at a data set before training on it, or pack it into shards."""
 
 import argparse
 import json
 from pathlib import Path
 from typing import Any
 
+from hf_denseseg.data.manifest import damaged_shards
 from hf_denseseg.errors import InputError
 from hf_denseseg.files import atomic_path, write_atomic
 from hf_denseseg.recipe_keys import TASKS
@@ -13,6 +14,7 @@ _EXAMPLES = {
     "check": "denseseg data check path/to/camvid --split train",
     "stats": "denseseg data stats path/to/camvid --split train --output stats.json",
     "show": "denseseg data show synthetic --limit 8 --output scenes.png",
+    "pack": "denseseg data pack path/to/camvid --split train --output camvid-shards --rows_per_shard 100",
 }
 _EPILOG = """examples:
   denseseg data check path/to/camvid --split train
@@ -22,19 +24,21 @@ _HELP = {
     "check": "read every picture with its labels and name each fault with its file and remedy; exit code 2 if any",
     "stats": "count classes and sizes (of label maps pixels and void, with class weights) as JSON",
     "show": "draw pictures with their labels",
+    "pack": "write shards with the pictures inside and checksums beside; given again, it goes on where it stopped",
 }
+_REPACK = ("task", "split", "label_spec", "revision", "limit", "output", "format", "rows_per_shard")
 
 
 def add_parser(subparsers: Any) -> None:
     """Add `data` with its three actions to the command line."""
     parser = subparsers.add_parser(
         "data",
-        help="check, count or show a data set",
-        description="Look at a data set before training on it.",
+        help="check, count, show or pack a data set",
+        description="Look at a data set before training on it, or pack it into shards for many machines.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    actions = parser.add_subparsers(dest="action", metavar="check|stats|show", required=True)
+    actions = parser.add_subparsers(dest="action", metavar="|".join(_HELP), required=True)
     for name, text in _HELP.items():
         action = actions.add_parser(
             name, help=text, description=text[0].upper() + text[1:] + ".", epilog="example: " + _EXAMPLES[name]
@@ -51,7 +55,13 @@ def add_parser(subparsers: Any) -> None:
         action.add_argument(
             "--limit", type=int, default=default, help=f"so many pictures (default {default or 'all'})"
         )
-        if name != "check":
+        if name == "pack":
+            action.add_argument("--output", type=Path, required=True, help="folder of the shards")
+            action.add_argument(
+                "--format", choices=("parquet", "webdataset"), default="parquet", help="of the shards (%(default)s)"
+            )
+            action.add_argument("--rows_per_shard", type=int, default=500, help="pictures in a file (%(default)s)")
+        elif name != "check":
             path = Path("data.png" if name == "show" else "stats.json")
             action.add_argument("--output", type=Path, default=path, help=f"file to write (default {path})")
 
@@ -66,11 +76,16 @@ def main(args: argparse.Namespace) -> int:
     if unread := [key for key in source if key not in task.source_options]:
         names = {"spec": "label_spec"}
         raise InputError(f"--{names.get(unread[0], unread[0])} says nothing about {args.task} data. Leave it out.")
+    if args.action == "pack":
+        return _pack(task.load_split(args.dataset, args.split, args.limit, **source), args)
     if args.action == "show":
         with atomic_path(args.output) as aside:
             task.show(args.dataset, args.split, args.limit, **source).save(aside)
         print(f"Written: {args.output}")
         return 0
+    if args.action == "check" and (damaged := damaged_shards(args.dataset, args.split)):
+        print("\n".join(damaged))
+        return 2
     found = task.inspect(args.dataset, args.split, args.limit, **source)
     for fault in found.faults:
         print(f"fault: {fault}")
@@ -87,4 +102,16 @@ def main(args: argparse.Namespace) -> int:
     write_atomic(args.output, json.dumps(statistics, indent=1) + "\n")
     use = " (recipe key: class_weights: {}:median_frequency)" if "class_weights" in statistics else ""
     print(f"Written: {args.output}{use.format(args.output)}")
+    return 0
+
+
+def _pack(data: Any, args: argparse.Namespace) -> int:
+    """Write shards; the manifest notes the command line, so that a message can say how to mend them."""
+    from hf_denseseg.data.packing import pack
+
+    how = {"form": args.format, "rows_per_shard": args.rows_per_shard, "task": args.task}
+    words = [word for key in _REPACK if (given := getattr(args, key)) is not None for word in (f"--{key}", str(given))]
+    command = ["denseseg", "data", "pack", args.dataset, *words]
+    shards = pack(data, args.output, args.split, **how, command=command, progress=True)
+    print(f"{len(data.dataset)} {args.task} rows in {len(shards)} shards. Written: {args.output}")
     return 0

@@ -67,7 +67,7 @@ class ClassNames:
         }
 
 
-def read_names(path: Path, keys: Sequence[str]) -> ClassNames:
+def read_names(path: Path, keys: Sequence[str] | None) -> ClassNames:
     """Read the names that a file gives to classes that are known by a key, such as the folders of ImageNet.
 
     JSON: `{"n01440764": "tench"}`, a list in the order of the keys, or one of the two as `classes` beside `name`,
@@ -76,18 +76,20 @@ def read_names(path: Path, keys: Sequence[str]) -> ClassNames:
 
     Args:
         path: the file.
-        keys: in the order of the ids.
+        keys: in the order of the ids; None where classes are known by numbers, of which a split may lack the last.
 
     Raises:
         InputError: the file cannot be read, or does not name every key.
     """
     try:
         text = path.read_text(encoding="utf-8")
-        content = json.loads(text) if path.suffix == ".json" else _lines(text, set(keys))
+        content = json.loads(text) if path.suffix == ".json" else _lines(text, set(keys or ()))
     except (OSError, ValueError) as error:
         raise InputError(f"Class names {path} cannot be read: {error}. Mend the file or take it away.") from error
     beside = content if isinstance(content, Mapping) and "classes" in content else {"classes": content}
     given = beside["classes"]
+    if keys is None:
+        keys = [str(number) for number in range(len(given))] if isinstance(given, Mapping | list) else []
     if isinstance(given, Mapping):
         missing = [key for key in keys if key not in given]
         if missing:

@@ -128,8 +128,7 @@ def _names_of_table(name: str, table: Any, names: str | Path | None) -> ClassNam
     folder = Path(name).expanduser()
     files = [Path(names)] if names else [folder / file for file in NAME_FILES if (folder / file).is_file()]
     if files:
-        keys = known or [str(number) for number in range(max(table["label"]) + 1)]
-        return read_names(files[0], keys)
+        return read_names(files[0], known)
     if not known:
         raise InputError(
             f"The label column of {name} has no names. Give a file with the name of each class as `label_spec`, "

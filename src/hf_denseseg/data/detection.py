@@ -4,14 +4,17 @@ Rows are `image` (RGB picture), `image_id`, `id` (text), `height`, `width` and `
 `category` (0..K-1), `bbox` (x, y, width, height in pixels), `area`, `iscrowd` and `segmentation` (JSON text).
 """
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hf_denseseg.data.class_names import ClassNames
+from hf_denseseg.data.archives import open_tree
+from hf_denseseg.data.class_names import NAME_FILES, ClassNames, read_names
 from hf_denseseg.data.coco import CocoTable, read_coco, trainable
 from hf_denseseg.data.folders import resolve_split
+from hf_denseseg.data.manifest import Manifest, check_shards, read_manifest
 from hf_denseseg.data.reading import read_image
 from hf_denseseg.data.shards import import_datasets
 from hf_denseseg.data.synthetic import parse_name
@@ -68,6 +71,9 @@ def load_detection(
         count = min(asked.counts[split], limit or asked.counts[split])
         rows = [render_detection_row(split, index, asked.size) for index in range(count)]
         return DetectionData(_table(rows, filter_empty), DETECTION_NAMES, [])
+    folder = Path(name).expanduser()
+    if folder.is_dir() and (manifest := read_manifest(folder, split)):
+        return _packed(folder, manifest, filter_empty, limit)
     source = find_coco(name, split)
     table = read_coco(source.annotations, masks)
     if table.faults:
@@ -75,6 +81,55 @@ def load_detection(
         raise InputError(f"{table.faults[0]}{more}")
     rows = coco_rows(table, source.pictures)[:limit]
     return DetectionData(_table(rows, filter_empty), table.spec, table.notes_as_text())
+
+
+def _packed(folder: Path, manifest: Manifest, filter_empty: bool, limit: int | None) -> DetectionData:
+    """Rows of packed shards.
+
+    Raises:
+        InputError: shards are missing or cut short, were packed for a task without objects, or nothing is left.
+    """
+    check_shards(folder, manifest)
+    spec = read_names(folder / NAME_FILES[0], None)
+    if "detection" not in manifest.task and "instance" not in manifest.task:
+        raise InputError(f"{folder} was packed for {manifest.task}, without objects. Pack it with --task.")
+    if manifest.form == "webdataset":
+        rows = [row for shard in manifest.shards for row in _tar_rows(folder / shard.file)]
+        return DetectionData(_table(rows[:limit], filter_empty), spec, [])
+    files = [str(folder / shard.file) for shard in manifest.shards]
+    table = import_datasets().load_dataset("parquet", data_files=files, split="train")
+    table = table.cast_column("image", import_datasets().Image(decode=False))
+    table = table.select(range(min(limit or len(table), len(table))))
+    if filter_empty:
+        rows = table.select_columns(["objects", "height", "width"])
+        table = table.select(_learnable((_listed(row["objects"]), row["height"], row["width"]) for row in rows))
+    return DetectionData(table.with_transform(_decode), spec, [])
+
+
+def _tar_rows(shard: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a tar shard; the pictures stay in it."""
+    tree = open_tree(shard)
+    pictures = {name.partition(".")[0]: name for name in tree.names() if not name.endswith(".json")}
+    for key, picture in pictures.items():
+        row = json.loads(tree.read(f"{key}.json"))
+        yield row | {"image": tree.reference(picture), "id": key, "objects": _listed(row["objects"])}
+
+
+def _learnable(rows: Iterable[tuple[list[dict[str, Any]], int, int]]) -> list[int]:
+    """Places of the pictures with an object that training can learn, of (objects, height, width).
+
+    Raises:
+        InputError: there are none.
+    """
+    places = [place for place, row in enumerate(rows) if trainable(*row)[0]]
+    if not places:
+        raise InputError("No picture has an object to learn. Check the annotations, or give filter_empty: false.")
+    return places
+
+
+def _listed(objects: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
+    """Columns of objects -> a list of dicts."""
+    return [dict(zip(objects, values, strict=True)) for values in zip(*objects.values(), strict=True)]
 
 
 def find_coco(name: str, split: str) -> CocoSource:
@@ -131,9 +186,7 @@ def _table(rows: list[dict[str, Any]], filter_empty: bool) -> Any:
     """
     datasets = import_datasets()
     if filter_empty:
-        rows = [row for row in rows if trainable(row["objects"], row["height"], row["width"])[0]]
-        if not rows:
-            raise InputError("No picture has an object to learn. Check the annotations, or give filter_empty: false.")
+        rows = [rows[place] for place in _learnable((row["objects"], row["height"], row["width"]) for row in rows)]
     kinds = {key: datasets.List(datasets.Value(kind)) for key, kind in _COLUMNS.items()}
     features = datasets.Features(
         {
@@ -156,10 +209,7 @@ def _decode(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
     """Batched row transform: encoded pictures -> `image`, columns of objects -> a list of dicts."""
     rows = {key: list(values) for key, values in batch.items()}
     if "objects" in rows:
-        rows["objects"] = [
-            [dict(zip(found, values, strict=True)) for values in zip(*found.values(), strict=True)]
-            for found in rows["objects"]
-        ]
+        rows["objects"] = [_listed(found) for found in rows["objects"]]
     if "image" in rows:
         named = zip(rows["image"], rows["id"], strict=True)
         rows["image"] = [read_image(image, image.get("path") or f"{name} (image)") for image, name in named]

@@ -74,7 +74,8 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Write the manifest in one step."""
-        write_atomic(manifest_path(folder, self.split), json.dumps(asdict(self), indent=1) + "\n")
+        content = asdict(self) | {"shards": [shard._asdict() for shard in self.shards]}
+        write_atomic(manifest_path(folder, self.split), json.dumps(content, indent=1) + "\n")
 
 
 def manifest_path(folder: Path, split: str) -> Path:
@@ -97,7 +98,7 @@ def read_manifest(folder: Path, split: str) -> Manifest | None:
         values = json.loads(path.read_text(encoding="utf-8"))
         if values["format_version"] != FORMAT_VERSION:
             raise InputError(f"{path} has version {values['format_version']}, known is {FORMAT_VERSION}. Pack anew.")
-        shards = tuple(Shard(str(each[0]), int(each[1]), int(each[2]), str(each[3])) for each in values.pop("shards"))
+        shards = tuple(Shard(**each) for each in values.pop("shards"))
         if any(Path(shard.file).name != shard.file for shard in shards):
             raise ValueError("a shard lies in another folder")
         return Manifest(**{**values, "command": tuple(values["command"]), "shards": shards})
@@ -121,20 +122,32 @@ def check_shards(folder: Path, manifest: Manifest) -> None:
         )
     faults = [fault for shard in manifest.shards if (fault := _size_fault(folder, shard))]
     if faults:
-        raise InputError(" ".join([*faults[:3], _more(faults), manifest.remedy]))
+        more = [f"{len(faults) - 3} more shards are faulty."] if len(faults) > 3 else []
+        raise InputError(" ".join([*faults[:3], *more, manifest.remedy]))
 
 
-def damaged_shards(folder: Path, manifest: Manifest) -> list[str]:
-    """Read every shard and compare its checksum: a sentence, with the remedy, on each that differs."""
+def damaged_shards(name: str | Path, split: str) -> list[str]:
+    """Read every shard of a split and compare its checksum: a sentence on each that differs, and the remedy.
+
+    Args:
+        name: folder of the shards; what is no folder, or has no manifest, has no faults either.
+        split: as for `read_manifest`.
+    """
+    folder = Path(name).expanduser()
+    manifest = read_manifest(folder, split) if folder.is_dir() else None
+    if manifest is None:
+        return []
     faults = []
+    if len(manifest.shards) < manifest.count:
+        faults.append(f"{manifest.count - len(manifest.shards)} of {manifest.count} shards were never packed.")
     for shard in manifest.shards:
         fault = _size_fault(folder, shard)
         if not fault and checksum(folder / shard.file) != shard.sha256:
             fault = (
                 f"{folder / shard.file} is not as it was packed (sha256 differs); its {shard.rows} rows are in doubt."
             )
-        faults += [f"{fault} {manifest.remedy}"] if fault else []
-    return faults
+        faults += [fault] if fault else []
+    return [*faults, manifest.remedy] if faults else []
 
 
 def is_intact(folder: Path, shard: Shard) -> bool:
@@ -158,7 +171,3 @@ def _size_fault(folder: Path, shard: Shard) -> str:
         if size == shard.size
         else f"{path} has {size} bytes instead of {shard.size}; its {shard.rows} rows are lost."
     )
-
-
-def _more(faults: list[str]) -> str:
-    return f"{len(faults) - 3} more shards are faulty." if len(faults) > 3 else ""

@@ -72,6 +72,8 @@ def pack(
     _check_ids(ids, form)
     digest = hashlib.sha256("\n".join(ids).encode()).hexdigest()
     manifest = Manifest(form, task, split, tuple(command), len(rows), rows_per_shard, digest)
+    for half_written in (*folder.glob(f".{split}-*-of-*"), *folder.glob(f".{split}.manifest-*")):
+        half_written.unlink()  # by a packing that was killed
     known = _known_shards(folder, manifest)
     _write_names(folder, data.spec)
     write = _write_parquet if form == "parquet" else _write_tar

@@ -21,7 +21,7 @@ _KNOWN_COLUMNS = {
     "image": ("image", "pixel_values", "jpg", "jpeg", "image.jpg", "image.png", "img", "webp"),
     "label": (
         *("label", "labels", "annotation", "annotations", "semantic_segmentation", "mask", "segmentation_mask"),
-        *("semantic_mask", "seg", "png", "label.png", "seg.png", "mask.png"),
+        *("semantic_mask", "seg", "png", "label.png", "seg.png", "mask.png", "cls"),
     ),
     "id": ("id", "__key__", "image_id", "file_name", "filename"),
 }

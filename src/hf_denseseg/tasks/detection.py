@@ -173,13 +173,17 @@ class ObjectDetection(Task):
             limit=arguments.max_train_samples if training else arguments.max_eval_samples,
         )
 
+    def load_split(self, name: str, split: str, limit: int | None, **source: Any) -> DetectionData:
+        """Load pictures and their objects by the name of their data set."""
+        return load_detection(name, split, masks=self.masks, limit=limit, **source)
+
     def check(self, data: DetectionData, limit: int | None) -> list[Fault]:
         """Read pictures and compare them with their entries."""
         return check_rows(data, limit)
 
     def inspect(self, name: str, split: str, limit: int | None, **source: Any) -> Inspection:
         """Read entries and pictures and count objects and sizes."""
-        scan = scan_detections(name, split, masks=self.masks, limit=limit, progress=True)
+        scan = scan_detections(name, split, masks=self.masks, limit=limit, progress=True, **source)
         columns = (scan.objects.tolist(), scan.images_with.tolist(), scan.crowds.tolist())
         statistics = {
             "classes": list(scan.spec.classes),
@@ -193,7 +197,7 @@ class ObjectDetection(Task):
 
     def show(self, name: str, split: str, limit: int, **source: Any) -> Image.Image:
         """Pictures with boxes (and masks) and names."""
-        data = load_detection(name, split, masks=self.masks, limit=limit)
+        data = self.load_split(name, split, limit, **source)
         return picture_sheet(
             [(row["id"], self._drawn(row, row["objects"], data.spec)) for row in data.dataset], 3, 400
         )

@@ -109,6 +109,10 @@ class Task(ABC):
         """Load the data of `part`, `"train"` or `"eval"`: something with `dataset` and `spec`."""
 
     @abstractmethod
+    def load_split(self, name: str, split: str, limit: int | None, **source: Any) -> Any:
+        """Load a split of a data set by its name; arguments as for `inspect`, result as of `load`."""
+
+    @abstractmethod
     def check(self, data: Any, limit: int | None) -> list[Fault]:
         """Look through so many rows, spread over the whole, and list what is wrong with them."""
 
@@ -141,6 +145,11 @@ class Task(ABC):
     @abstractmethod
     def draw_results(self, trainer: Any, path: Path) -> None:
         """Draw some pictures with truth and answer into a file."""
+
+    def write_evaluation(  # noqa: B027 (most tasks leave results.json alone)
+        self, trainer: Any, results: dict[str, Any], output: Path
+    ) -> None:
+        """Write what the task has to show of an evaluation besides `results.json`."""
 
     def use_protocol_of(self, trainer: Any, checkpoint: str) -> None:  # noqa: B027 (nothing to do in most tasks)
         """Test as the checkpoint says, as far as its image processor does not."""
