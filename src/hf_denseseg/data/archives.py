@@ -152,6 +152,12 @@ def describe_reference(reference: str) -> str:
     return f"{member} in {archive}" if kind else reference
 
 
+def file_name(reference: str) -> str:
+    """Path of a file, inside its archive if it is in one."""
+    kind, path, member, _ = _parse(reference)
+    return member if kind else str(path)
+
+
 def is_reference(text: str) -> bool:
     """Whether a text points into an archive."""
     return text.startswith(("zip://", "tar://"))

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from hf_denseseg.data.archives import describe_reference, file_name, is_reference, read_reference
 from hf_denseseg.data.labels import LabelSpec
+from hf_denseseg.data.matlab import MATLAB_MARK, read_matlab_ids
 from hf_denseseg.errors import InputError
 
 # Modes whose pixel values are ids; every other mode would have to be guessed at.
@@ -18,7 +20,8 @@ def read_image(source: Any, name: str = "") -> Image.Image:
     """Read a picture as 8-bit RGB, turned upright as its EXIF tag says.
 
     Args:
-        source: path, bytes, a `{"bytes", "path"}` row of an Image column, or an open picture.
+        source: path, reference into an archive, bytes, a `{"bytes", "path"}` row of an Image column, or an open
+            picture.
         name: how to call the picture in messages; the path when empty.
 
     Raises:
@@ -38,26 +41,46 @@ def read_label(source: Any, spec: LabelSpec, name: str = "") -> np.ndarray:
     """Read a label map as train ids and 255, `(H, W)` uint8; the index of a palette picture is the raw id.
 
     Args:
-        source: as for `read_image`.
+        source: as for `read_image`; also a .mat file (Pascal Context, COCO-Stuff 10k).
         spec: what the raw ids (or colours) mean.
         name: how to call the label map in messages; the path when empty.
 
     Raises:
         InputError: not readable, ids or colours that `spec` does not name, or a mode that holds no ids.
     """
-    picture = _open(source, name)
+    raw = read_raw_label(source, name)
     try:
-        if picture.mode in _ID_MODES:
-            raw = np.asarray(picture)
-            return spec.encode(raw.astype(np.uint8) if raw.dtype == bool else raw)
-        if picture.mode in ("RGB", "RGBA"):
-            return spec.encode_colors(np.asarray(picture)[..., :3])
+        return spec.encode(raw) if raw.ndim == 2 else spec.encode_colors(raw)
     except InputError as error:
         raise InputError(f"Label map {_call(source, name)}: {error}") from error
+
+
+def read_raw_label(source: Any, name: str = "") -> np.ndarray:
+    """Read a label map as it is: ids `(H, W)`, or colours `(H, W, 3)` uint8; arguments as for `read_label`.
+
+    Raises:
+        InputError: not readable, or a mode that holds neither.
+    """
+    if (content := _matlab_bytes(source)) is not None:
+        return read_matlab_ids(content, _call(source, name))
+    picture = _open(source, name)
+    if picture.mode in _ID_MODES:
+        raw = np.asarray(picture)
+        return raw.astype(np.uint8) if raw.dtype == bool else raw
+    if picture.mode in ("RGB", "RGBA"):
+        return np.asarray(picture)[..., :3]
     raise InputError(
         f"Label map {_call(source, name)} has picture mode {picture.mode}, which holds no class ids. "
         "Save it as PNG with one byte a pixel."
     )
+
+
+def is_palette(reference: str) -> bool:
+    """Whether a label map is a palette picture; only its beginning is read."""
+    if file_name(reference).endswith(".mat"):
+        return False
+    with Image.open(io.BytesIO(read_reference(reference)) if is_reference(reference) else reference) as picture:
+        return picture.mode == "P"
 
 
 def check_same_size(image: Image.Image, label: np.ndarray, name: str) -> None:
@@ -79,6 +102,8 @@ def _open(source: Any, name: str) -> Image.Image:
     if isinstance(source, dict):
         source = source["path"] if source.get("bytes") is None else source["bytes"]
     called = _call(source, name)
+    if isinstance(source, str) and is_reference(source):
+        source = read_reference(source)
     if len(source) == 0 if isinstance(source, bytes) else _is_empty(Path(source), called):
         raise InputError(f"File {called} is empty (0 bytes). Copy it again or remove the pair.")
     try:
@@ -96,6 +121,15 @@ def _open(source: Any, name: str) -> Image.Image:
     return picture
 
 
+def _matlab_bytes(source: Any) -> bytes | None:
+    """Content of a .mat file; None for anything else."""
+    if isinstance(source, dict):
+        source = source["path"] if source.get("bytes") is None else source["bytes"]
+    if isinstance(source, (str, Path)) and file_name(str(source)).endswith(".mat"):
+        return read_reference(str(source))
+    return source if isinstance(source, bytes) and source.startswith(MATLAB_MARK) else None
+
+
 def _is_empty(path: Path, called: str) -> bool:
     try:
         return path.stat().st_size == 0
@@ -106,4 +140,5 @@ def _is_empty(path: Path, called: str) -> bool:
 def _call(source: Any, name: str) -> str:
     if isinstance(source, dict) and not name:
         name = str(source.get("path") or "")
-    return name or (str(source) if isinstance(source, (str, Path)) else "(bytes)")
+    name = name or (str(source) if isinstance(source, (str, Path)) else "(bytes)")
+    return describe_reference(name)
