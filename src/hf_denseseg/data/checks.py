@@ -4,17 +4,15 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 from tqdm.auto import tqdm
 
-from hf_denseseg.data.datasets import SegmentationData, load_segmentation
-from hf_denseseg.data.folders import find_spec, list_pairs
+from hf_denseseg.data.archives import describe_reference
+from hf_denseseg.data.datasets import SegmentationData, list_source, load_segmentation
 from hf_denseseg.data.labels import VOID, LabelSpec
-from hf_denseseg.data.reading import check_same_size, read_image, read_label
+from hf_denseseg.data.reading import check_same_size, is_palette, read_image, read_label
 from hf_denseseg.errors import InputError
 
 
@@ -162,30 +160,33 @@ def scan_source(
         progress: show a bar on a terminal.
         options: further arguments of `load_segmentation`.
     """
-    folder = Path(name).expanduser()
-    pairs = list_pairs(folder, split) if folder.is_dir() else None
-    if pairs is None:
+    root = options.pop("root", None)
+    found = list_source(name, split, spec=spec, root=root)
+    if found is None:
         return scan_dataset(load_segmentation(name, split, spec=spec, **options), limit, progress)
-    scan = Scan(find_spec(folder) if spec is None else LabelSpec.from_file(spec))
-    scan.faults += [Fault(str(path), message) for path, message in pairs.lone_files()]
+    scan, pairs = Scan(found.spec, notes=list(found.notes)), found.pairs
+    if not found.labelled:
+        scan.notes.append("The authors keep the labels of this split to themselves: every label is void.")
+        return scan
+    scan.faults += [Fault(file, message) for file, message in pairs.lone_files()]
     both = [key for key in sorted(pairs.images) if key in pairs.labels]
     palettes = 0
     for key in tqdm(both[:limit], desc="pairs", disable=None if progress else True):
+        names = [describe_reference(file) for file in (pairs.images[key], pairs.labels[key])]
         try:
-            image = read_image(str(pairs.images[key]))
+            image = read_image(pairs.images[key])
         except InputError as error:
-            scan.faults.append(Fault(str(pairs.images[key]), str(error)))
+            scan.faults.append(Fault(names[0], str(error)))
             image = None
         try:
-            label = read_label(str(pairs.labels[key]), scan.spec)
+            label = read_label(pairs.labels[key], scan.spec)
             if image is not None:
-                check_same_size(image, label, str(pairs.images[key]))
+                check_same_size(image, label, names[0])
         except InputError as error:
-            scan.faults.append(Fault(str(pairs.labels[key]), str(error)))
+            scan.faults.append(Fault(names[1], str(error)))
             continue
-        scan.add(str(pairs.labels[key]), label)
-        with Image.open(pairs.labels[key]) as mask:
-            palettes += mask.mode == "P"
+        scan.add(names[1], label)
+        palettes += is_palette(pairs.labels[key])
     if palettes:
         scan.notes.append(f"{palettes} label maps are palette pictures: the index of a pixel is taken as its id.")
     return scan.finish(whole=limit is None)

@@ -4,6 +4,7 @@ Rows are always `image` (RGB picture), `label` ((H, W) uint8, train ids and 255)
 """
 
 import importlib.util
+import logging
 import re
 from collections.abc import Mapping
 from functools import lru_cache, partial
@@ -13,12 +14,26 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from hf_denseseg.data.folders import find_pairs, find_spec, resolve_split
-from hf_denseseg.data.labels import LabelSpec
+from hf_denseseg.data.archives import is_archive
+from hf_denseseg.data.benchmarks.encodings import check_revision, compare_encoding
+from hf_denseseg.data.benchmarks.layouts import NAMES, find_builtin_spec
+from hf_denseseg.data.benchmarks.listing import Listing, list_split, merge_listings, open_benchmark, recognise
+from hf_denseseg.data.folders import (
+    find_spec,
+    has_pairs,
+    list_pairs,
+    merge_pairs,
+    resolve_split,
+    spec_beside,
+    split_names,
+)
+from hf_denseseg.data.labels import VOID, LabelSpec
 from hf_denseseg.data.reading import check_same_size, read_image, read_label
 from hf_denseseg.data.shards import check_encoding, find_shards, import_datasets, open_table
 from hf_denseseg.data.synthetic import SYNTHETIC_SPEC, parse_name, render_scene
 from hf_denseseg.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 
 class SegmentationData(NamedTuple):
@@ -33,6 +48,7 @@ def load_segmentation(
     split: str,
     *,
     spec: LabelSpec | str | Path | None = None,
+    root: str | Path | None = None,
     columns: Mapping[str, str] | None = None,
     revision: str | None = None,
     streaming: bool = False,
@@ -41,41 +57,91 @@ def load_segmentation(
     """Load the pairs of one split.
 
     Args:
-        name_or_path: `"synthetic"` (also `"synthetic:500"` for 500 training pictures, `"synthetic@512x1024"` for one
-            size), a folder of pairs (`<split>/images` + `<split>/labels`, or `images/<split>` + `labels/<split>`),
-            a folder of Parquet or tar shards, or the id of a hub data set.
-        split: `"train"`, `"val"` (`"validation"` is the same), `"test"`, or the name of a folder.
-        spec: label specification or its file; looked for beside the data (`classes.json`, `labels.yaml`) when None.
+        name_or_path: name of a benchmark (`"cityscapes"`; `denseseg data list` names all); `"synthetic"` (also
+            `"synthetic:500"` for 500 training pictures, `"synthetic@512x1024"` for one size); a folder of pairs
+            (`<split>/images` + `<split>/labels`, or `images/<split>` + `labels/<split>`), folder or archive of a
+            benchmark as it was distributed, folder of Parquet or tar shards; or the id of a hub data set.
+        split: `"train"`, `"val"` (`"validation"` is the same), `"test"`, the name of a folder, or several of them
+            added up: `"train+val"`.
+        spec: label specification, its file, or the name of a benchmark; looked for beside the data (`classes.json`,
+            `labels.yaml`) when None.
+        root: where the files of a benchmark lie that is given by its name: folder, archive, or a folder in which
+            their folder lies; the environment variable DENSESEG_DATA_ROOT, or the current folder, when None.
         columns: `{"image": ..., "label": ..., "id": ...}`, names of the columns of shards and hub data sets.
         revision: commit, tag or branch of a hub data set.
         streaming: read in order without storing, as an iterable data set.
         limit: use the first so many pairs.
 
     Returns:
-        The data set, whose rows are decoded when they are asked for, and its label specification.
+        The data set, whose rows are decoded when they are asked for, and its label specification. Where a benchmark
+        keeps its labels to itself (test splits), every label is void.
 
     Raises:
         InputError: something given cannot be used; the message names it and the way out.
         RunError: the hub cannot be reached.
     """
-    given = None if spec is None else spec if isinstance(spec, LabelSpec) else LabelSpec.from_file(spec)
     name = str(name_or_path)
+    given = _given_spec(spec)
     if name.split(":")[0].split("@")[0] == "synthetic":
         rows, decode = _synthetic_rows(name, split), RenderScenes(name)
         return SegmentationData(_table(rows, decode, streaming, limit), given or SYNTHETIC_SPEC)
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        found = find_pairs(folder, split)
-        if found is not None:
-            known = given or find_spec(folder)
-            return SegmentationData(_table(found, DecodePairs(known), streaming, limit), known)
+    if (found := list_source(name, split, spec=spec, root=root)) is not None:
+        for note in found.notes:
+            logger.warning(note)
+        rows = found.pairs.rows()
+        return SegmentationData(_table(rows, DecodePairs(found.spec), streaming, limit), found.spec)
     source = find_table(name, "<split>/images + <split>/labels, nor images/<split> + labels/<split>")
-    known = given or _spec_of_table(name, folder)
-    table = open_table(source, split, columns=columns, revision=revision, streaming=streaming)
-    check_encoding(table, known, name)
+    known = given or _spec_of_table(name, Path(name).expanduser())
+    benchmark = find_builtin_spec(spec) if isinstance(spec, str) else None
+    if benchmark and not Path(source).is_dir():
+        check_revision(source, revision)
+    parts = [
+        open_table(source, part, columns=columns, revision=revision, streaming=streaming)
+        for part in split_names(split)
+    ]
+    for part in parts:
+        check_encoding(part, known, name)
+        if benchmark:
+            compare_encoding(part, benchmark[0], known, name)
+    table = parts[0] if len(parts) == 1 else import_datasets().concatenate_datasets(parts)
     if limit is not None:
         table = table.take(limit) if streaming else table.select(range(min(limit, len(table))))
     return SegmentationData(_decoded(table, DecodePairs(known)), known)
+
+
+def list_source(
+    name: str, split: str, *, spec: LabelSpec | str | Path | None = None, root: str | Path | None = None
+) -> Listing | None:
+    """Files of a benchmark or of a folder of pairs; None for everything else. Arguments as for `load_segmentation`.
+
+    Raises:
+        InputError: the files are not there, or nothing says what their ids mean.
+    """
+    path, given, parts = Path(name).expanduser(), _given_spec(spec), split_names(split)
+    builtin = find_builtin_spec(spec) if isinstance(spec, str) else None
+    if name in NAMES and (root or not path.exists()):
+        opened = open_benchmark(name, root)
+    elif path.is_dir() or (path.is_file() and is_archive(path)):
+        known = given or (spec_beside(path) if path.is_dir() else None)
+        chosen = builtin[0].name if builtin else path.name
+        opened = None if known and has_pairs(path) else recognise(path, chosen)
+        if opened is None:
+            if not (path.is_dir() and has_pairs(path)):
+                return None
+            pairs = merge_pairs({part: list_pairs(path, part) for part in parts})
+            return Listing(pairs, known or find_spec(path), [], True)
+    else:
+        return None
+    found = merge_listings({part: list_split(*opened, part) for part in parts})
+    own = builtin is not None and ":" not in str(spec)  # a bare name leaves it to the files how they are encoded
+    return found if given is None or own else found._replace(spec=given)
+
+
+def _given_spec(spec: LabelSpec | str | Path | None) -> LabelSpec | None:
+    if spec is None or isinstance(spec, LabelSpec):
+        return spec
+    builtin = find_builtin_spec(str(spec))
+    return builtin[1] if builtin else LabelSpec.from_file(spec)
 
 
 def find_table(name: str, layout: str) -> str:
@@ -94,11 +160,11 @@ def find_table(name: str, layout: str) -> str:
             raise InputError(f"{folder} holds no data set: neither {layout}, nor Parquet or tar shards.")
         return str(folder)
     if folder.exists():
-        raise InputError(f"{folder} is a file. Give the folder that holds the data set.")
+        raise InputError(f"{folder} is a file. Give the folder that holds the data set, or an archive of a benchmark.")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith("."):
         raise InputError(
             f"Data set {name!r}: there is no such folder, and it is no hub id (owner/name). Without data of your own "
-            "take 'synthetic'."
+            f"take 'synthetic'. Names of benchmarks: {', '.join(NAMES)}."
         )
     return name
 
@@ -124,8 +190,11 @@ class DecodePairs:
         for image, label, name in zip(batch["image"], batch["label"], batch["id"], strict=True):
             # Embedded pictures have no path to be called by.
             picture = read_image(image, _path(image) or f"{name} (image)")
-            ids = read_label(label, self.spec, _path(label) or f"{name} (label)")
-            check_same_size(picture, ids, name)
+            if label is None:  # its authors keep it to themselves
+                ids = np.full((picture.height, picture.width), VOID, np.uint8)
+            else:
+                ids = read_label(label, self.spec, _path(label) or f"{name} (label)")
+                check_same_size(picture, ids, name)
             rows["image"].append(picture)
             rows["label"].append(ids)
             rows["id"].append(name)

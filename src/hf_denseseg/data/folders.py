@@ -1,9 +1,11 @@
 """A folder of pictures and label maps: its splits, which files belong together, its specification."""
 
 import difflib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from hf_denseseg.data.archives import describe_reference
 from hf_denseseg.data.labels import LabelSpec
 from hf_denseseg.errors import InputError
 
@@ -13,15 +15,20 @@ LABEL_FOLDERS = ("labels", "masks", "annotations")
 SPLIT_ALIASES = (("train", "training"), ("val", "validation", "valid", "dev"), ("test", "testing"))
 
 
+def spec_beside(folder: Path) -> LabelSpec | None:
+    """Read the label specification that lies beside the data; None if there is none."""
+    files = (folder / name for name in SPEC_FILES)
+    return next((LabelSpec.from_file(file) for file in files if file.is_file()), None)
+
+
 def find_spec(folder: Path) -> LabelSpec:
     """Read the label specification that lies beside the data.
 
     Raises:
         InputError: there is none, or it is not valid.
     """
-    for name in SPEC_FILES:
-        if (folder / name).is_file():
-            return LabelSpec.from_file(folder / name)
+    if (spec := spec_beside(folder)) is not None:
+        return spec
     raise InputError(
         f"No label specification in {folder} (looked for {', '.join(SPEC_FILES)}). Write one, at least "
         '{"classes": ["road", ...]} in the order of the ids, or give `spec`.'
@@ -29,68 +36,100 @@ def find_spec(folder: Path) -> LabelSpec:
 
 
 class Pairs(NamedTuple):
-    """Files of one split.
+    """Files of one split, as references that `archives.read_reference` takes.
 
     Args:
-        images: id -> picture; the id is the path below the folder without its ending.
+        images: id -> picture; in a folder, the id is the path below it without its ending.
         labels: id -> label map.
-        images_folder: where the pictures lie.
-        labels_folder: where the label maps lie.
+        images_place: where the pictures lie, for messages.
+        labels_place: where the label maps lie; empty when there are none for this split.
     """
 
-    images: dict[str, Path]
-    labels: dict[str, Path]
-    images_folder: Path
-    labels_folder: Path
+    images: dict[str, str]
+    labels: dict[str, str]
+    images_place: str
+    labels_place: str
 
-    def lone_files(self) -> list[tuple[Path, str]]:
+    def lone_files(self) -> list[tuple[str, str]]:
         """Files without a partner, and a sentence on each."""
         lone = []
         for these, others, what, where in (
-            (self.images, self.labels, "label map", self.labels_folder),
-            (self.labels, self.images, "picture", self.images_folder),
+            (self.images, self.labels, "label map", self.labels_place),
+            (self.labels, self.images, "picture", self.images_place),
         ):
-            for key, path in these.items():
-                if key not in others:
-                    lone.append((path, f"{path} has no {what} of the same name in {where}. Add it, or take it out."))
+            for key, reference in these.items():
+                if key not in others and where:
+                    file = describe_reference(reference)
+                    lone.append((file, f"{file} has no {what} of the same name in {where}. Add it, or take it out."))
         return lone
 
+    def rows(self) -> dict[str, list[Any]]:
+        """Columns `image`, `label` (None where there are no label maps) and `id`, in the order of the ids.
 
-def list_pairs(folder: Path, split: str) -> Pairs | None:
-    """List the pictures and label maps of a split; None when the folder has none of the two layouts.
+        Raises:
+            InputError: a file has no partner.
+        """
+        if lone := self.lone_files():
+            more = f" {len(lone) - 1} more files are alone; `denseseg data check` lists them." if len(lone) > 1 else ""
+            raise InputError(lone[0][1] + more)
+        ids = sorted(self.images)
+        return {
+            "image": [self.images[key] for key in ids],
+            "label": [self.labels.get(key) for key in ids],
+            "id": ids,
+        }
+
+
+def has_pairs(folder: Path) -> bool:
+    """Whether the folder has one of the two layouts of pairs."""
+    return folder.is_dir() and bool(_layouts(folder))
+
+
+def list_pairs(folder: Path, split: str) -> Pairs:
+    """List the pictures and label maps of a split.
 
     Raises:
         InputError: the split is missing or has no pictures.
     """
     layouts = _layouts(folder)
-    if not layouts:
-        return None
     name = resolve_split(split, sorted(layouts), str(folder))
     images_folder, labels_folder = layouts[name]
     images = _pictures(images_folder)
     if not images:
         raise InputError(f"Split {name!r} is empty: no pictures in {images_folder}.")
-    return Pairs(images, _pictures(labels_folder), images_folder, labels_folder)
+    return Pairs(images, _pictures(labels_folder), str(images_folder), str(labels_folder))
 
 
-def find_pairs(folder: Path, split: str) -> dict[str, list[str]] | None:
-    """Paths of pictures and label maps, and their ids, in the order of the ids; None without such a layout.
+def merge_pairs(parts: Mapping[str, Pairs]) -> Pairs:
+    """Several splits as one; ids that two of them share get the split in front.
+
+    Args:
+        parts: split -> its files.
+    """
+    if len(parts) == 1:
+        return next(iter(parts.values()))
+    seen = [key for each in parts.values() for key in each.images]
+    shared = len(set(seen)) < len(seen)
+    images: dict[str, str] = {}
+    labels: dict[str, str] = {}
+    for split, each in parts.items():
+        front = f"{split}/" if shared else ""
+        images.update({front + key: file for key, file in each.images.items()})
+        labels.update({front + key: file for key, file in each.labels.items()})
+    places = (dict.fromkeys(each[kind] for each in parts.values()) for kind in (2, 3))
+    return Pairs(images, labels, *(" and ".join(map(str, place)) for place in places))
+
+
+def split_names(split: str) -> list[str]:
+    """The splits that `"train+val"` adds up.
 
     Raises:
-        InputError: the split is missing or empty, or a file has no partner.
+        InputError: a name is missing or stands twice.
     """
-    pairs = list_pairs(folder, split)
-    if pairs is None:
-        return None
-    if lone := pairs.lone_files():
-        more = f" {len(lone) - 1} more files are alone; `denseseg data check` lists them." if len(lone) > 1 else ""
-        raise InputError(lone[0][1] + more)
-    ids = sorted(pairs.images)
-    return {
-        "image": [str(pairs.images[key]) for key in ids],
-        "label": [str(pairs.labels[key]) for key in ids],
-        "id": ids,
-    }
+    names = [name.strip() for name in split.split("+")]
+    if not all(names) or len(set(names)) < len(names):
+        raise InputError(f"Split {split!r} must be a name, or different names with + between, such as train+val.")
+    return names
 
 
 def resolve_split(split: str, available: list[str], where: str) -> str:
@@ -121,7 +160,7 @@ def _layouts(folder: Path) -> dict[str, tuple[Path, Path]]:
     return layouts
 
 
-def _pictures(folder: Path) -> dict[str, Path]:
+def _pictures(folder: Path) -> dict[str, str]:
     """Path below `folder` without ending -> file, for every picture."""
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in paths}
+    return {path.relative_to(folder).with_suffix("").as_posix(): str(path) for path in paths}

@@ -157,7 +157,7 @@ class LabelSpec:
             listed = ", ".join(str(raw_id) for raw_id in ids[:8]) + (", ..." if len(ids) > 8 else "")
             raise InputError(
                 f"Raw ids {listed} ({counts.sum() / raw.size:.1%} of the pixels) are not in the label specification "
-                f"{self.name!r} (known: {_ranges(np.flatnonzero(self.table != _UNKNOWN))}). "
+                f"{self.name!r} (known: {id_ranges(np.flatnonzero(self.table != _UNKNOWN))}). "
                 "Add them to `raw_to_train` or `raw_void`."
             )
         return train
@@ -315,7 +315,7 @@ def _pack(rgb: np.ndarray) -> np.ndarray:
     return (rgb[..., 0] << 16) | (rgb[..., 1] << 8) | rgb[..., 2]
 
 
-def _ranges(ids: np.ndarray) -> str:
-    """0, 1, 2, 5 -> "0-2, 5"."""
+def id_ranges(ids: np.ndarray) -> str:
+    """Sorted ids in words: 0, 1, 2, 5 -> "0-2, 5"."""
     runs = np.split(ids, np.flatnonzero(np.diff(ids) > 1) + 1)
     return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs if len(run))

@@ -1,0 +1,1 @@
+"""The published segmentation benchmarks, read from the files as they are distributed."""
