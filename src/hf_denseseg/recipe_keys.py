@@ -39,10 +39,23 @@ class ModelArguments:
 class DataArguments:
     """What the model is trained and tested on, how pictures are augmented and how they are tested."""
 
-    dataset: str = field(default="synthetic", metadata={"help": "'synthetic', a folder, or a hub dataset id"})
+    dataset: str = field(
+        default="synthetic",
+        metadata={"help": "'synthetic', a benchmark (`denseseg data list`), a folder or archive, or a hub dataset id"},
+    )
+    data_root: str | None = field(
+        default=None,
+        metadata={
+            "tasks": SEGMENTATION,
+            "help": "where the benchmark named by dataset lies, in archives or not (default: $DENSESEG_DATA_ROOT)",
+        },
+    )
     label_spec: str | None = field(
         default=None,
-        metadata={"tasks": SEGMENTATION + CLASSIFICATION, "help": "label specification file (YAML or JSON)"},
+        metadata={
+            "tasks": SEGMENTATION + CLASSIFICATION,
+            "help": "label specification file (YAML or JSON), or a benchmark's",
+        },
     )
     dataset_columns: dict | None = field(
         default=None,
@@ -54,7 +67,7 @@ class DataArguments:
     streaming: bool = field(
         default=False, metadata={"tasks": SEGMENTATION, "help": "read shards as a stream, without an index"}
     )
-    train_split: str = field(default="train", metadata={"help": "split that is trained on"})
+    train_split: str = field(default="train", metadata={"help": "split that is trained on, or several: train+val"})
     eval_split: str = field(default="validation", metadata={"help": "split that is evaluated"})
     max_train_samples: int | None = field(default=None, metadata={"help": "use only the first pictures"})
     max_eval_samples: int | None = field(default=None, metadata={"help": "use only the first pictures"})

@@ -82,6 +82,7 @@ def load_segmentation(
     """
     name = str(name_or_path)
     given = _given_spec(spec)
+    _check_root(name, root)
     if name.split(":")[0].split("@")[0] == "synthetic":
         rows, decode = _synthetic_rows(name, split), RenderScenes(name)
         return SegmentationData(_table(rows, decode, streaming, limit), given or SYNTHETIC_SPEC)
@@ -119,6 +120,7 @@ def list_source(
     """
     path, given, parts = Path(name).expanduser(), _given_spec(spec), split_names(split)
     builtin = find_builtin_spec(spec) if isinstance(spec, str) else None
+    _check_root(name, root)
     if name in NAMES and (root or not path.exists()):
         opened = open_benchmark(name, root)
     elif path.is_dir() or (path.is_file() and is_archive(path)):
@@ -135,6 +137,14 @@ def list_source(
     found = merge_listings({part: list_split(*opened, part) for part in parts})
     own = builtin is not None and ":" not in str(spec)  # a bare name leaves it to the files how they are encoded
     return found if given is None or own else found._replace(spec=given)
+
+
+def _check_root(name: str, root: str | Path | None) -> None:
+    if root and name not in NAMES:
+        raise InputError(
+            f"data_root says where a benchmark lies that is named ({', '.join(NAMES)}); {name!r} is none of these. "
+            "Leave it out, or give the name of the benchmark as the data set."
+        )
 
 
 def _given_spec(spec: LabelSpec | str | Path | None) -> LabelSpec | None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from hf_denseseg.data.archives import Tree, is_reference, open_tree
 from hf_denseseg.data.benchmarks.layouts import NAMES, Benchmark, Split, get_benchmark
-from hf_denseseg.data.folders import Pairs, merge_pairs, resolve_split
+from hf_denseseg.data.folders import Pairs, has_pairs, merge_pairs, resolve_split
 from hf_denseseg.data.labels import LabelSpec
 from hf_denseseg.data.reading import read_image
 from hf_denseseg.errors import InputError
@@ -52,7 +52,8 @@ def open_benchmark(name: str, root: str | Path | None = None) -> tuple[Benchmark
         tree = open_tree(candidate, benchmark.archives)
         if _is_here(benchmark, tree):
             return benchmark, tree
-    raise InputError(f"{name} is not in {place.absolute()}. {describe_source(benchmark)}")
+    pairs = " It is a folder of pairs; give it as the data set itself." if given and has_pairs(place) else ""
+    raise InputError(f"{name} is not in {place.absolute()}.{pairs} {describe_source(benchmark)}")
 
 
 def recognise(path: Path, chosen: str = "") -> tuple[Benchmark, Tree] | None:
