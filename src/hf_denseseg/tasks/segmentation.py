@@ -151,7 +151,7 @@ class SemanticSegmentation(Task):
     counted_labels = 2
     usual_labels = 19
     examples = "pairs"
-    source_options = ("spec", "columns", "revision")
+    source_options = ("spec", "root", "columns", "revision")
 
     def load(self, arguments: DataArguments, part: str) -> SegmentationData:
         """Load pairs of pictures and label maps."""
@@ -161,6 +161,7 @@ class SemanticSegmentation(Task):
             arguments.train_split if training else arguments.eval_split,
             spec=arguments.label_spec,
             columns=arguments.dataset_columns,
+            root=arguments.data_root,
             revision=arguments.dataset_revision,
             streaming=arguments.streaming and training,
             limit=arguments.max_train_samples if training else arguments.max_eval_samples,
