@@ -42,7 +42,10 @@ logger = logging.getLogger(__name__)
 
 CHECKED_PICTURES = 64
 # Keys that change where a run writes or how fast it goes, not what comes out.
-FREE_KEYS = {"output_dir", "data_root", "dataloader_num_workers", "disable_tqdm", "report_to", "logging_steps", "run_name"}
+FREE_KEYS = {
+    *("output_dir", "data_root", "dataloader_num_workers"),
+    *("disable_tqdm", "report_to", "logging_steps", "run_name"),
+}
 # Their product with the number of processes must stay, so that a run may go on with other machines.
 BATCH_KEYS = {"per_device_train_batch_size", "gradient_accumulation_steps"}
 BATCH_NOTE = "batch.json"
