@@ -61,6 +61,35 @@ def project(features: torch.Tensor, name: str = "pca", seed: int = 0) -> tuple[t
     return torch.from_numpy(np.asarray(method.fit_transform(points.float().numpy()))).double(), None
 
 
+def class_matrix(shades: torch.Tensor, texts: np.ndarray, classes: Sequence[str]) -> Image.Image:
+    """Draw a square table with a row and a column per class, both named.
+
+    Args:
+        shades: `(K, K)`, from 0 (dark blue) to 1 (yellow).
+        texts: `(K, K)`, written where a cell is wide enough.
+        classes: their names.
+    """
+    cell = min(max(MATRIX_SIDE // len(classes), 12), 40)
+    font = ImageFont.load_default(size=min(cell - 2, 13))
+    margin = max(int(font.getlength(name)) for name in classes) + 2 * GAP
+    side = cell * len(classes)
+    sheet = Image.new("RGB", (margin + side, margin + side), PAPER)
+    sheet.paste(heat_map(shades).resize((side, side), Image.Resampling.NEAREST), (margin, margin))
+    draw = ImageDraw.Draw(sheet)
+    for index, name in enumerate(classes):
+        middle = margin + index * cell + cell // 2
+        draw.text((margin - GAP, middle), name, fill=INK, font=font, anchor="rm")
+        column = Image.new("RGB", (margin, cell), PAPER)
+        ImageDraw.Draw(column).text((GAP, cell // 2), name, fill=INK, font=font, anchor="lm")
+        sheet.paste(column.rotate(90, expand=True), (middle - cell // 2, 0))
+    if cell >= 32:
+        for (i, j), text in np.ndenumerate(texts):
+            color = INK if shades[i, j] > 0.6 else PAPER
+            place = (margin + j * cell + cell // 2, margin + i * cell + cell // 2)
+            draw.text(place, text, fill=color, font=font, anchor="mm")
+    return sheet
+
+
 def token_sheet(confidence: torch.Tensor, classes: Sequence[str]) -> Image.Image:
     """Draw the dependencies between classes (Figure 6 of the HFGD paper): a row and a column per class, both named.
 
@@ -70,26 +99,10 @@ def token_sheet(confidence: torch.Tensor, classes: Sequence[str]) -> Image.Image
         confidence: `(K, K)` of `token_confidence`.
         classes: their names.
     """
-    cell = min(max(MATRIX_SIDE // len(classes), 12), 40)
-    font = ImageFont.load_default(size=min(cell - 2, 13))
-    margin = max(int(font.getlength(name)) for name in classes) + 2 * GAP
-    side = cell * len(classes)
-    sheet = Image.new("RGB", (margin + side, margin + side), PAPER)
     low, high = float(confidence.min()), float(confidence.max())
     scaled = (confidence - low) / max(high - low, torch.finfo(confidence.dtype).tiny)
-    sheet.paste(heat_map(scaled).resize((side, side), Image.Resampling.NEAREST), (margin, margin))
-    draw = ImageDraw.Draw(sheet)
-    for index, name in enumerate(classes):
-        middle = margin + index * cell + cell // 2
-        draw.text((margin - GAP, middle), name, fill=INK, font=font, anchor="rm")
-        column = Image.new("RGB", (margin, cell), PAPER)
-        ImageDraw.Draw(column).text((GAP, cell // 2), name, fill=INK, font=font, anchor="lm")
-        sheet.paste(column.rotate(90, expand=True), (middle - cell // 2, 0))
-    if cell >= 32:
-        for (i, j), value in np.ndenumerate(confidence.numpy()):
-            color = INK if scaled[i, j] > 0.6 else PAPER
-            place = (margin + j * cell + cell // 2, margin + i * cell + cell // 2)
-            draw.text(place, f"{value:.3f}".removeprefix("0"), fill=color, font=font, anchor="mm")
+    texts = np.vectorize(lambda value: f"{value:.3f}".removeprefix("0"), otypes=[str])(confidence.numpy())
+    sheet = class_matrix(scaled, texts, classes)
     mean = float(confidence.diagonal().mean())
     title = f"what the classifier answers (columns) to each class token (rows); mean of the diagonal {mean:.3f}"
     scale = heat_scale(f"{low:.3g}", f"{high:.3g}", "softmax of the products of the tokens, bias left out")

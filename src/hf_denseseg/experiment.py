@@ -4,6 +4,7 @@ import json
 import logging
 import platform
 import resource
+import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,7 @@ def train(recipe: Recipe) -> dict[str, Any]:
         "evaluation_cpu_seconds": trainer.evaluation_cpu_seconds,
         "resumed_from_step": 0 if checkpoint is None else step_of(checkpoint),
         "peak_memory_bytes": _peak_memory(),
+        "data_wait_share": trainer.waiting.share,
     }
     if recipe.training.load_best_model_at_end or trainer.scores.get("step") != trainer.state.global_step:
         trainer.evaluate()
@@ -93,7 +95,7 @@ def train(recipe: Recipe) -> dict[str, Any]:
 
 
 def evaluate(recipe: Recipe) -> dict[str, Any]:
-    """Score a checkpoint, print the per-class table and write `results.json`.
+    """Score a checkpoint, print the per-class table and write `results.json` and what else the task has to show.
 
     Without a `test_` key in the recipe, the protocol saved with the checkpoint is used.
     """
@@ -106,15 +108,28 @@ def evaluate(recipe: Recipe) -> dict[str, Any]:
             f"{eval_data.spec.num_labels}. Give the data set the checkpoint was trained on."
         )
     trainer = build_trainer(recipe, model, eval_data)
+    task = get_task(recipe.model.task)
     if not any(key.startswith("test_") for key in recipe.given):
-        get_task(recipe.model.task).use_protocol_of(trainer, recipe.model.model)
-    trainer.evaluate()
-    results = _results(recipe, trainer, eval_data)
-    if trainer.is_world_process_zero():
-        write_atomic(output / "results.json", json.dumps(results, indent=1) + "\n")
-        print(format_scores(results))
-        logger.info("Written: %s", output / "results.json")
+        task.use_protocol_of(trainer, recipe.model.model)
+    with trainer.evaluated():
+        results = _results(recipe, trainer, eval_data) | {"command": _evaluation_command(recipe)}
+        if trainer.is_world_process_zero():
+            task.write_evaluation(trainer, results, output)
+            write_atomic(output / "results.json", json.dumps(results, indent=1) + "\n")
+            print(format_scores(results))
+            logger.info("Written: %s", output / "results.json")
     return results
+
+
+def _evaluation_command(recipe: Recipe) -> str:
+    """The command line that evaluates this recipe, without the paths of this machine."""
+    words = ["denseseg", "evaluate", Path(recipe.model.model).name or "CHECKPOINT"]
+    for key, value in recipe.given.items():
+        if key not in ("model", "task", "output_dir"):
+            values = value if isinstance(value, list) else [value]
+            shown = [Path(each).name if key in ("dataset", "label_spec") else str(each) for each in values]
+            words += [f"--{key}"] if value is True else [f"--{key}", *shown]
+    return shlex.join(words)
 
 
 def build_model(arguments: ModelArguments, spec: Any) -> PreTrainedModel:

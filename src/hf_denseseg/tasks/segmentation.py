@@ -1,6 +1,9 @@
 """Semantic segmentation: one class per pixel, scored by one exact confusion matrix."""
 
 import functools
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -8,24 +11,28 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import nn
+from torch.utils.data import Subset
 from transformers import EvalPrediction, PreTrainedModel
 
 from hf_denseseg.data.checks import Fault, Scan, check_dataset, scan_source
 from hf_denseseg.data.datasets import SegmentationData, load_segmentation
 from hf_denseseg.data.labels import LabelSpec
+from hf_denseseg.data.streaming import StreamingTrainDataset
 from hf_denseseg.data.transforms import (
     EvalDataset,
-    StreamingTrainDataset,
     TrainAugmentation,
     TrainDataset,
     collate_eval,
     collate_train,
 )
+from hf_denseseg.evaluation import Evaluation, count_picture
+from hf_denseseg.evaluation_journal import Journal, Record, content_check, weights_digest
+from hf_denseseg.evaluation_pictures import answer_strip
+from hf_denseseg.evaluation_report import Drawn, write_page, write_tables
 from hf_denseseg.files import atomic_path
 from hf_denseseg.inference import segment
 from hf_denseseg.inference_settings import InferenceSettings
 from hf_denseseg.losses import segmentation_loss
-from hf_denseseg.metrics import confusion_matrix, segmentation_metrics
 from hf_denseseg.optimization import load_class_weights
 from hf_denseseg.recipe import Recipe
 from hf_denseseg.recipe_keys import DataArguments, TaskTrainingArguments
@@ -33,13 +40,18 @@ from hf_denseseg.tasks.task import Inspection, Task, sizes_as_json, sizes_of, sp
 from hf_denseseg.training import TaskTrainer
 from hf_denseseg.visualization import picture_grid
 
+logger = logging.getLogger(__name__)
+
+# Arguments of the Trainer that change the last bits of what a model says.
+COMPUTATION = ("bf16", "fp16", "bf16_full_eval", "fp16_full_eval", "tf32", "channels_last")
+WORST_PICTURES, BEST_PICTURES = 6, 2  # shown on the page of an evaluation
+
 
 class SegmentationTrainer(TaskTrainer):
     """Trains and evaluates any segmentation model of this package.
 
-    Evaluation runs the test protocol picture by picture at the label's own resolution and hands back one confusion
-    matrix per picture, so that its memory stays flat, labels may differ in size, and several processes count every
-    picture once.
+    Evaluation runs the test protocol picture by picture at the label's own resolution and hands back the counts of
+    each, so that its memory stays flat, labels may differ in size, and several processes count every picture once.
 
     Args:
         model: a model of this package.
@@ -60,7 +72,10 @@ class SegmentationTrainer(TaskTrainer):
         **options: Any,
     ) -> None:
         self.settings = settings
-        self._matrix = torch.zeros(spec.num_labels, spec.num_labels, dtype=torch.int64)
+        self.evaluation = Evaluation(spec)
+        self._journal: Journal | None = None
+        self._counted: list[Record] = []  # before this process began
+        self.names: dict[int, str] = {}  # of the pictures in the journal
         of_the_model: str = getattr(model.config, "loss_normalization", "valid")
         self._normalization = args.loss_normalization or of_the_model
         self._class_weights = load_class_weights(args.class_weights, spec.num_labels)
@@ -96,35 +111,108 @@ class SegmentationTrainer(TaskTrainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[None, torch.Tensor, torch.Tensor]:
-        """Confusion matrices `(B, C, C)` of one batch, and the pictures' numbers `(B,)`.
+        """Counts of one batch, a vector for each picture, and the pictures' numbers `(B,)`.
 
         Only these are gathered: label maps of different widths cannot be, and would cost the network 1,000 times more.
         """
         plain = self.accelerator.unwrap_model(model) if not self.is_fsdp_enabled else model
         device = self.args.device
-        matrices = []
-        for image, label in zip(inputs["images"], inputs["labels"], strict=True):
+        vectors = []
+        for k, (image, label) in enumerate(zip(inputs["images"], inputs["labels"], strict=True)):
             with torch.no_grad(), self.compute_loss_context_manager():
                 prediction = segment(
                     plain, image.to(device), self.settings, self.mean, self.std, size=label.shape[-2:]
                 )
-            matrices.append(confusion_matrix(prediction, label.to(prediction.device), self.spec.num_labels))
-        return None, torch.stack(matrices).to(device), inputs["index"].to(device)
+            vectors.append(count_picture(prediction, label, self.spec.num_labels))
+            if self._journal is not None:
+                number, name = int(inputs["index"][k]), inputs["ids"][k]
+                self.names[number] = name
+                check = content_check({"id": name, "image": image.cpu(), "label": label.cpu()})
+                self._journal.add(Record.of(number, name, check, vectors[-1]))
+        return None, torch.stack(vectors).to(device), inputs["index"].to(device)
 
     def accumulate(self, prediction: EvalPrediction, compute_result: bool = False) -> dict[str, float]:
-        """Add one gathered batch; the last one turns the sum into numbers."""
-        self._matrix += torch.as_tensor(prediction.predictions).sum(dim=0).cpu()
-        if not compute_result:
-            return {}
-        self.scores = segmentation_metrics(self._matrix, self.spec.classes)
-        self.scores["confusion_matrix"] = self._matrix.tolist()
+        """Add one gathered batch; the last one turns the sums into numbers."""
+        vectors, numbers = torch.as_tensor(prediction.predictions).cpu(), torch.as_tensor(prediction.label_ids)
+        for number, vector in zip(numbers.tolist(), vectors, strict=True):
+            self.evaluation.add(number, vector)
+        return self._scored() if compute_result else {}
+
+    def _scored(self) -> dict[str, float]:
+        self.scores = self.evaluation.scores()
         self.scores["step"] = self.state.global_step
-        self._matrix.zero_()
         return {key: self.scores[key] for key in ("mean_iou", "pixel_accuracy", "mean_accuracy")}
 
     def reset_scores(self) -> None:
-        """Forget the counts."""
-        self._matrix.zero_()
+        """Begin with what the journal holds, if there is one."""
+        self.evaluation = Evaluation(self.spec)
+        for record in self._counted:
+            self.evaluation.add(record.number, record.counts(self.evaluation.length))
+
+    @contextmanager
+    def evaluated(self) -> Iterator[None]:
+        """As in `TaskTrainer`, noting each counted picture in the output folder, and going on from what is there."""
+        from accelerate.utils import gather_object
+
+        self._journal = Journal(self.output, self._journal_key(), self.args.process_index)
+        if self.accelerator.is_local_main_process:
+            self._journal.settle()
+        self._counted = self._counted_before(self._journal)
+        there = {record.number for record in self._counted}
+        left = [number for number in range(len(self.eval_dataset)) if number not in there]
+        if left:
+            self.evaluate(Subset(self.eval_dataset, left))
+        else:
+            self.reset_scores()
+            self._scored()
+        self.names |= dict(gather_object(list(self.names.items())))
+        yield
+        # Only now are the results written.
+        self.accelerator.wait_for_everyone()
+        self._journal.close()
+        if self.accelerator.is_local_main_process:
+            self._journal.delete()
+
+    def _journal_key(self) -> dict[str, Any]:
+        """What the counts depend on besides the pictures."""
+        return {
+            "checkpoint": weights_digest(self.model),
+            "labels": self.spec.to_dict(),
+            "protocol": self.protocol | {"mean": self.mean.tolist(), "std": self.std.tolist()},
+            "computation": {
+                "device": self.args.device.type,
+                "dtype": str(self.model.dtype),
+                "torch": torch.__version__,
+                **{name: getattr(self.args, name) for name in COMPUTATION},
+            },
+        }
+
+    def _counted_before(self, journal: Journal) -> list[Record]:
+        """What the journals of all machines hold of pictures that are still the same."""
+        from accelerate.utils import gather_object
+
+        self.accelerator.wait_for_everyone()  # until what belongs to another evaluation is gone
+        lines = journal.read() if self.accelerator.is_local_main_process else []
+        records = {record.number: record for record in gather_object(lines)}
+        numbers = [number for number in sorted(records) if number < len(self.eval_dataset)]
+        # Each process looks at its share of the pictures.
+        share = numbers[self.args.process_index :: self.args.world_size]
+        same = gather_object([n for n in share if content_check(self.eval_dataset[n]) == records[n].check])
+        if records and self.is_world_process_zero():
+            changed = len(numbers) - len(same)
+            again = f" {changed} have changed since and are counted again." if changed else ""
+            logger.info("Going on: %d of %d pictures are counted.%s", len(same), len(self.eval_dataset), again)
+        self.names = {number: records[number].id for number in same}
+        return [records[number] for number in sorted(same)]
+
+    def answer(self, number: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Picture `(3, H, W)`, label map `(H, W)` and predicted ids `(H, W)` of a picture, on the CPU."""
+        sample = self.eval_dataset[number]
+        image, label = sample["image"], sample["label"]
+        model = self.accelerator.unwrap_model(self.model)
+        with torch.no_grad():
+            ids = segment(model, image.to(self.args.device), self.settings, self.mean, self.std, label.shape[-2:])
+        return image, label, ids.cpu()
 
     def save_beside(self, folder: Path) -> None:
         """Write the test protocol."""
@@ -140,7 +228,7 @@ class SemanticSegmentation(Task):
     found = 'found["label"], found["mask"].size'
     metrics = {"mean_iou": "mIoU", "pixel_accuracy": "pixel accuracy", "mean_accuracy": "mean accuracy"}
     scored_at = "at the labels' own resolution"
-    columns = {"iou": "IoU", "accuracy": "accuracy"}
+    columns = {"iou": "IoU", "accuracy": "accuracy", "boundary_iou": "boundary IoU"}
     counted = ("pixels", "pixels")
     shown = "Picture, truth, prediction; void is black."
     published = ("mean_iou", "mean_iou_multi_scale")
@@ -202,7 +290,7 @@ class SemanticSegmentation(Task):
     ) -> SegmentationTrainer:
         """Crops of augmented pictures for training, whole ones for evaluation."""
         data, seed = recipe.data, recipe.training.seed
-        train_dataset = None
+        train_dataset: Any = None
         if train_data is not None:
             augmentation = TrainAugmentation(
                 tuple(data.crop_size),
@@ -214,8 +302,8 @@ class SemanticSegmentation(Task):
                 scale_step=data.scale_step,
                 photometric_style=data.photometric_style,
             )
-            kind = StreamingTrainDataset if data.streaming else TrainDataset
-            train_dataset = kind(train_data, augmentation, seed, targets=getattr(model, "training_targets", None))
+            train_dataset = TrainDataset(train_data, augmentation, seed, getattr(model, "training_targets", None))
+            train_dataset = StreamingTrainDataset(train_dataset, seed) if data.streaming else train_dataset
         return SegmentationTrainer(
             model,
             recipe.training,
@@ -243,17 +331,31 @@ class SemanticSegmentation(Task):
         parts.append("single scale" if len(scales) == 1 else f"{len(scales)} scales")
         return ", ".join(parts + (["flip"] if protocol.get("flip") else []))
 
+    def write_evaluation(self, trainer: SegmentationTrainer, results: dict[str, Any], output: Path) -> None:
+        """Tables, and a page with the worst and best pictures."""
+        evaluation = trainer.evaluation
+
+        def drawn(number: int) -> Drawn:
+            strip = answer_strip(*trainer.answer(number), trainer.spec.palette)
+            return Drawn(trainer.names[number], evaluation.pictures[number], strip)
+
+        pictures = [(trainer.names[number], evaluation.pictures[number]) for number in sorted(evaluation.pictures)]
+        write_tables(output, results["scores"], pictures)
+        worst = evaluation.worst(WORST_PICTURES)
+        best = [number for number in evaluation.best(BEST_PICTURES) if number not in worst]
+        write_page(
+            output,
+            results,
+            trainer.spec,
+            protocol=self.protocol_name(results["protocol"]),
+            chance=self.chance(results["scores"]),
+            worst=[drawn(number) for number in worst],
+            best=[drawn(number) for number in best],
+        )
+
     def draw_results(self, trainer: SegmentationTrainer, path: Path) -> None:
         """Pictures, their label maps and the answers."""
-        rows = []
-        for index in spread(len(trainer.eval_dataset)):
-            sample = trainer.eval_dataset[index]
-            image = sample["image"].to(trainer.args.device)
-            with torch.no_grad():
-                prediction = segment(
-                    trainer.accelerator.unwrap_model(trainer.model), image, trainer.settings, trainer.mean, trainer.std
-                )
-            rows.append((sample["image"], sample["label"], prediction.cpu()))
+        rows = [trainer.answer(number) for number in spread(len(trainer.eval_dataset))]
         with atomic_path(path) as aside:
             picture_grid(rows, trainer.spec).save(aside)
 
