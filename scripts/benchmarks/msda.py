@@ -67,13 +67,16 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def readme_rows(result: dict) -> list[tuple[str, str, str]]:
     """(what, ours, peer) for the table of the README; figures of one thread stay in their file, to keep it short."""
-    threads, rows = result["threads"], []
-    if threads == 1:
-        return rows
-    for name in CASES.keys() & result["figures"].keys():
-        steps = result["figures"][name]["initial"].values()
-        speed = " / ".join(f"{row['time_ratio']:.1f}x" for row in steps)
-        memory = " / ".join(f"{row['memory_ratio']:.0f}x" for row in steps)
-        what = f"deformable attention, {name}, forward / backward, CPU, {threads} threads"
-        rows.append((what, f"{speed} the speed, {memory} less peak memory", "transformers' PyTorch form"))
-    return sorted(rows)
+    threads, cases = result["threads"], sorted(CASES.keys() & result["figures"].keys())
+    if threads == 1 or not cases:
+        return []
+    steps = [list(result["figures"][name]["initial"].values()) for name in cases]
+    speed, memory = (
+        " / ".join(f"{min(ratios):.{places}f}x to {max(ratios):.{places}f}x" for ratios in zip(*table, strict=True))
+        for places, table in (
+            (1, [[row["time_ratio"] for row in pair] for pair in steps]),
+            (0, [[row["memory_ratio"] for row in pair] for pair in steps]),
+        )
+    )
+    what = f"deformable attention, {len(cases)} shapes, forward / backward, CPU, {threads} threads"
+    return [(what, f"{speed} the speed, {memory} less peak memory", "transformers' PyTorch form")]
