@@ -222,12 +222,13 @@ class TaskTrainer(Trainer):
     # Evaluation
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """As in transformers, with the task's own collation."""
+        """As in transformers, with the task's own collation, and every picture whatever training drops."""
         collator, self.data_collator = self.data_collator, self.eval_collator
+        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
         try:
             return super().get_eval_dataloader(eval_dataset)
         finally:
-            self.data_collator = collator
+            self.data_collator, self.args.dataloader_drop_last = collator, drop_last
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate (with the averaged weights, if there are any); `self.scores` keeps the per-class table."""
