@@ -16,7 +16,6 @@ from hf_denseseg.data.synthetic import render_scene
 from hf_denseseg.data.transforms import (
     EpochSampler,
     EvalDataset,
-    StreamingTrainDataset,
     TrainAugmentation,
     TrainDataset,
     collate_eval,
@@ -353,27 +352,6 @@ def test_the_sampler_gives_every_index_once_in_another_order_each_epoch():
     assert [index for _, index in first] != [index for _, index in second]
     assert second == list(sampler) and len(sampler) == 50
     assert list(EpochSampler(3, shuffle=False)) == [(0, 0), (0, 1), (0, 2)]
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_stream_gives_every_pair_once(workers):
-    stream = load_segmentation("synthetic:6@40x56", "train", streaming=True)
-    dataset = StreamingTrainDataset(stream, TrainAugmentation((40, 56), scale_range=(1, 1), photometric=False))
-    rows = load_segmentation("synthetic:6@40x56", "train").dataset
-    expected = sorted(np.asarray(rows[k]["label"]).sum() for k in range(6))
-    samples = list(DataLoader(dataset, batch_size=None, num_workers=workers))
-    assert sorted(int(sample["labels"].sum()) for sample in samples) == expected
-
-
-def test_a_shuffled_stream_changes_order_and_samples_with_the_epoch():
-    stream = load_segmentation("synthetic:6@40x56", "train", streaming=True)
-    dataset = StreamingTrainDataset(stream, TrainAugmentation((32, 32)), shuffle_buffer=6)
-    first, again = list(dataset), list(dataset)
-    dataset.set_epoch(1)
-    later = list(dataset)
-    assert all(torch.equal(a["labels"], b["labels"]) for a, b in zip(first, again, strict=True))
-    assert len(later) == 6
-    assert not all(torch.equal(a["labels"], b["labels"]) for a, b in zip(first, later, strict=True))
 
 
 def test_evaluation_gives_pairs_at_their_own_size():

@@ -16,7 +16,9 @@ from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallba
 from transformers.trainer_callback import TrainerControl, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
+from hf_denseseg.data.streaming import stream_loader
 from hf_denseseg.data.transforms import EpochSampler
+from hf_denseseg.data_waiting import WaitMeter
 from hf_denseseg.errors import InputError, RunError
 from hf_denseseg.files import write_atomic
 from hf_denseseg.hub import write_shim
@@ -92,6 +94,7 @@ class TaskTrainer(Trainer):
         self.mean, self.std = torch.tensor(image_processor.image_mean), torch.tensor(image_processor.image_std)
         self.ema = None if args.ema_decay is None else AveragedWeights(args.ema_decay)
         self.add_callback(_TrainingHooks(self))
+        self.waiting = WaitMeter(self)
 
     @property
     @abstractmethod
@@ -149,6 +152,10 @@ class TaskTrainer(Trainer):
             self._created_lr_scheduler = True
         return super().create_scheduler(num_training_steps, optimizer)
 
+    def get_train_dataloader(self) -> Any:
+        """As in transformers, but of a stream every process reads its own share."""
+        return super().get_train_dataloader() if (stream := stream_loader(self)) is None else stream
+
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
         dataset = self.train_dataset if train_dataset is None else train_dataset
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
@@ -190,7 +197,7 @@ class TaskTrainer(Trainer):
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
         """The batches of one step, and what one of them weighs on the average, over all processes."""
-        samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        samples, _ = super().get_batch_samples(self.waiting.timed(epoch_iterator), num_batches, device)
         if not samples or (len(samples) == 1 and self.args.world_size == 1):
             return samples, None
         mean = torch.stack([self.loss_weight(batch) for batch in samples]).mean().to(device)

@@ -129,7 +129,10 @@ class TrainPictures(Dataset):
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
         epoch, index = key if isinstance(key, tuple) else (0, key)
-        row = self.data.dataset[index]
+        return self.sample(self.data.dataset[index], epoch, index)
+
+    def sample(self, row: dict[str, Any], epoch: int, index: int) -> dict[str, Any]:
+        """Make the sample of a row."""
         with seeded(self.seed, epoch, index):
             pixels = self.transform(row["image"])
         return {"pixel_values": pixels, "label": row["label"], "epoch": epoch, "index": index}

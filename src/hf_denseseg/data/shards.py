@@ -11,6 +11,7 @@ import numpy as np
 from hf_denseseg.data.folders import resolve_split
 from hf_denseseg.data.labels import VOID, LabelSpec
 from hf_denseseg.data.manifest import check_shards, read_manifest
+from hf_denseseg.data.packed_rows import PackedRows
 from hf_denseseg.data.reading import read_label
 from hf_denseseg.errors import InputError, RunError
 
@@ -86,6 +87,8 @@ def open_table(
             found = resolve_split(split, sorted(shards), name)
             if manifest := read_manifest(Path(name), found):
                 check_shards(Path(name), manifest)
+                if streaming:
+                    return PackedRows(Path(name), manifest)
             files = [str(path) for path in shards[found]]
             form = SHARD_FORMATS[shards[found][0].suffix]
             table = datasets.load_dataset(form, data_files={found: files}, split=found, streaming=streaming)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import Dataset, IterableDataset, Sampler, get_worker_info
+from torch.utils.data import Dataset, Sampler
 
 from hf_denseseg.data.datasets import SegmentationData
 from hf_denseseg.data.labels import VOID
@@ -168,45 +168,18 @@ class TrainDataset(Dataset):
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, torch.Tensor]:
         epoch, index = key if isinstance(key, tuple) else (0, key)
-        return _sample(self.data.dataset[index], self.augmentation, (self.seed, epoch, index), self.targets)
+        return self.sample(self.data.dataset[index], epoch, index)
 
-
-class StreamingTrainDataset(IterableDataset):
-    """`TrainDataset` for a source that can only be read in order; workers share its shards.
-
-    Args:
-        data: what `load_segmentation(..., streaming=True)` returned.
-        augmentation: applied to every pair.
-        seed: with the epoch and the place in the stream it determines the sample.
-        targets: makes further targets of each augmented label map.
-        shuffle_buffer: number of rows among which the next one is drawn; 0 keeps the order.
-    """
-
-    def __init__(
-        self,
-        data: SegmentationData,
-        augmentation: TrainAugmentation,
-        seed: int = 0,
-        targets: Targets | None = None,
-        shuffle_buffer: int = 0,
-    ) -> None:
-        self.data = data
-        self.augmentation = augmentation
-        self.seed = seed
-        self.targets = targets
-        self.epoch = 0
-        self.rows = data.dataset.shuffle(seed=seed, buffer_size=shuffle_buffer) if shuffle_buffer else data.dataset
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order and the augmentation of this epoch."""
-        self.epoch = epoch
-        self.rows.set_epoch(epoch)
-
-    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        worker = get_worker_info()
-        stream = 0 if worker is None else worker.id
-        for place, row in enumerate(self.rows):
-            yield _sample(row, self.augmentation, (self.seed, self.epoch, stream, place), self.targets)
+    def sample(self, row: dict[str, Any], epoch: int, index: int) -> dict[str, torch.Tensor]:
+        """Make the sample of a row."""
+        rng = np.random.default_rng((self.seed, epoch, index))
+        pixel_values, labels = self.augmentation(row["image"], row["label"], rng)
+        more = {} if self.targets is None else self.targets(labels.numpy())
+        return {
+            "pixel_values": pixel_values,
+            "labels": labels,
+            **{key: torch.from_numpy(each) for key, each in more.items()},
+        }
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
@@ -269,16 +242,4 @@ def collate_eval(samples: list[dict[str, Any]]) -> dict[str, Any]:
         "images": [sample["image"] for sample in samples],
         "labels": [sample["label"] for sample in samples],
         "ids": [sample["id"] for sample in samples],
-    }
-
-
-def _sample(
-    row: dict[str, Any], augmentation: TrainAugmentation, seed: tuple[int, ...], targets: Targets | None
-) -> dict[str, torch.Tensor]:
-    pixel_values, labels = augmentation(row["image"], row["label"], np.random.default_rng(seed))
-    more = {} if targets is None else targets(labels.numpy())
-    return {
-        "pixel_values": pixel_values,
-        "labels": labels,
-        **{key: torch.from_numpy(each) for key, each in more.items()},
     }
