@@ -21,7 +21,6 @@ from hf_denseseg.files import write_atomic
 
 logger = logging.getLogger(__name__)
 
-FOLDER = "evaluation_journal"
 KEY_FILE = "key.json"
 
 
@@ -56,35 +55,40 @@ class Record(NamedTuple):
 
 
 class Journal:
-    """The journal in an output folder, written by one process and read by any.
+    """A folder that every process writes a file of, and any process reads.
 
     Args:
-        output: folder of the evaluation.
+        folder: its place, nothing else lies in it.
         key: what the counts depend on besides the pictures, as JSON values; see `settle`.
         rank: number of the process, which names its file.
     """
 
-    def __init__(self, output: Path, key: dict[str, Any], rank: int) -> None:
-        self.folder = output / FOLDER
+    def __init__(self, folder: Path, key: dict[str, Any], rank: int) -> None:
+        self.folder = folder
         self.key = json.loads(json.dumps(key))
         self._path = self.folder / f"process-{rank:05d}.jsonl"
         self._file: TextIO | None = None
 
-    def settle(self) -> None:
-        """Keep a journal of the same key, or start anew and say why; for one process of a machine, before `read`."""
+    def settle(self) -> bool:
+        """Keep a journal of the same key, or start anew and say why; for one process of a machine, before `read`.
+
+        Returns:
+            Whether it was kept.
+        """
         note = self.folder / KEY_FILE
         if note.exists():
             there = json.loads(note.read_text())
             differing = [name for name in self.key if there.get(name) != self.key[name]]
             if not differing:
-                return
+                return True
             logger.warning(
-                "%s holds an unfinished evaluation with another %s: it is deleted, and the evaluation starts anew.",
+                "%s was begun with another %s: it is deleted, and all pictures are looked at anew.",
                 self.folder,
                 " and ".join(differing),
             )
         shutil.rmtree(self.folder, ignore_errors=True)
         write_atomic(note, json.dumps(self.key, indent=1) + "\n")
+        return False
 
     def read(self) -> list[Record]:
         """Every picture that any process has counted."""

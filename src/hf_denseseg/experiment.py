@@ -100,17 +100,8 @@ def evaluate(recipe: Recipe) -> dict[str, Any]:
     Without a `test_` key in the recipe, the protocol saved with the checkpoint is used.
     """
     output = check_output_folder(recipe.training.output_dir or ".")
-    eval_data = load_data(recipe, "eval")
-    model = load_trained_model(recipe.model.model, recipe.model.task)
-    if model.config.num_labels != eval_data.spec.num_labels:
-        raise InputError(
-            f"{recipe.model.model} knows {model.config.num_labels} classes, {eval_data.spec.name} has "
-            f"{eval_data.spec.num_labels}. Give the data set the checkpoint was trained on."
-        )
-    trainer = build_trainer(recipe, model, eval_data)
-    task = get_task(recipe.model.task)
-    if not any(key.startswith("test_") for key in recipe.given):
-        task.use_protocol_of(trainer, recipe.model.model)
+    task, eval_data = get_task(recipe.model.task), load_data(recipe, "eval")
+    trainer = _build_evaluator(recipe, eval_data)
     with trainer.evaluated():
         results = _results(recipe, trainer, eval_data) | {"command": _evaluation_command(recipe)}
         if trainer.is_world_process_zero():
@@ -119,6 +110,40 @@ def evaluate(recipe: Recipe) -> dict[str, Any]:
             print(format_scores(results))
             logger.info("Written: %s", output / "results.json")
     return results
+
+
+def submit(recipe: Recipe, path: Path) -> None:
+    """Answer the evaluation split, whose labels need not be known, in the form of its server; see `submission`.
+
+    Raises:
+        InputError: no server is known for the data, or the data, the checkpoint or `path` cannot be used.
+        RunError: the answers would be refused by the server.
+    """
+    from hf_denseseg.submission import check_target, server_for
+    from hf_denseseg.tasks.segmentation_submission import submit as answer
+
+    if recipe.model.task != TASKS[0]:
+        raise InputError(f"--submission is for the task {TASKS[0]}; this checkpoint is for {recipe.model.task}.")
+    check_target(path)
+    check_output_folder(recipe.training.output_dir or ".")
+    check_output_folder(path.parent)
+    eval_data = get_task(recipe.model.task).load(recipe.data, "eval")  # its labels may all be void
+    server = server_for(eval_data.spec)
+    answer(_build_evaluator(recipe, eval_data), server, path)
+
+
+def _build_evaluator(recipe: Recipe, eval_data: Any) -> Any:
+    """Trainer with a checkpoint, which tests by the recipe's protocol or, if it says none, by the checkpoint's."""
+    model = load_trained_model(recipe.model.model, recipe.model.task)
+    if model.config.num_labels != eval_data.spec.num_labels:
+        raise InputError(
+            f"{recipe.model.model} knows {model.config.num_labels} classes, {eval_data.spec.name} has "
+            f"{eval_data.spec.num_labels}. Give the data set the checkpoint was trained on."
+        )
+    trainer = build_trainer(recipe, model, eval_data)
+    if not any(key.startswith("test_") for key in recipe.given):
+        get_task(recipe.model.task).use_protocol_of(trainer, recipe.model.model)
+    return trainer
 
 
 def _evaluation_command(recipe: Recipe) -> str:

@@ -1,6 +1,7 @@
-"""`denseseg evaluate`: score a checkpoint on a data set, with any test protocol."""
+"""`denseseg evaluate`: score a checkpoint on a data set, with any test protocol, or answer a test split."""
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from hf_denseseg.errors import InputError
@@ -12,7 +13,12 @@ EPILOG = """examples:
   denseseg evaluate runs/camvid/model --dataset path/to/camvid --eval_split val --output_dir runs/camvid_ms \\
       --test_scales 0.75 1.0 1.25 --test_flip
   denseseg evaluate runs/coco/model --dataset path/to/coco --eval_split val2017
+  denseseg evaluate runs/city/model --dataset cityscapes --data_root FOLDER --eval_split test --submission city.zip
   torchrun --nproc_per_node 2 -m hf_denseseg.cli evaluate CHECKPOINT --dataset FOLDER --use_cpu
+
+OUTPUT (--output_dir) gets results.json, and of segmentation index.html (look at it), classes.csv, pictures.csv and
+confusion.csv. A run that was interrupted goes on where it was when the same command is given again, also with another
+number of processes; with another checkpoint, protocol or labelling it starts anew.
 
 Every data and test key of a recipe can be given (`denseseg train --keys`)."""
 
@@ -28,6 +34,11 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("checkpoint", help="folder or hub id of a model of this package")
     parser.add_argument("--recipe", help="recipe whose data and test keys are used")
+    parser.add_argument(
+        "--submission",
+        metavar="ZIP",
+        help="do not score, but write the answers for the server of Cityscapes or ADE20K, checked before",
+    )
     parser.set_defaults(takes_overrides=True)
 
 
@@ -36,12 +47,14 @@ def main(args: argparse.Namespace) -> int:
     if any(word.startswith("--model") for word in args.overrides):
         raise InputError("The model is the first argument of `denseseg evaluate`; take --model out.")
     from hf_denseseg.checkpoints import task_of_checkpoint
-    from hf_denseseg.experiment import evaluate
+    from hf_denseseg.experiment import evaluate, submit
 
     words = [*args.overrides, "--model", args.checkpoint]
     if not any(word.split("=")[0] == "--task" for word in words):
         words += ["--task", task_of_checkpoint(args.checkpoint) or TASKS[0]]
     recipe = load_recipe(args.recipe, words)
-
-    evaluate(recipe)
+    if args.submission:
+        submit(recipe, Path(args.submission))
+    else:
+        evaluate(recipe)
     return 0

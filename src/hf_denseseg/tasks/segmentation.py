@@ -154,10 +154,11 @@ class SegmentationTrainer(TaskTrainer):
         """As in `TaskTrainer`, noting each counted picture in the output folder, and going on from what is there."""
         from accelerate.utils import gather_object
 
-        self._journal = Journal(self.output, self._journal_key(), self.args.process_index)
+        self._journal = Journal(self.output / "evaluation_journal", self.journal_key(), self.args.process_index)
         if self.accelerator.is_local_main_process:
             self._journal.settle()
-        self._counted = self._counted_before(self._journal)
+        self._counted = self.counted_before(self._journal)
+        self.names = {record.number: record.id for record in self._counted}
         there = {record.number for record in self._counted}
         left = [number for number in range(len(self.eval_dataset)) if number not in there]
         if left:
@@ -173,8 +174,8 @@ class SegmentationTrainer(TaskTrainer):
         if self.accelerator.is_local_main_process:
             self._journal.delete()
 
-    def _journal_key(self) -> dict[str, Any]:
-        """What the counts depend on besides the pictures."""
+    def journal_key(self) -> dict[str, Any]:
+        """What the answers depend on besides the pictures."""
         return {
             "checkpoint": weights_digest(self.model),
             "labels": self.spec.to_dict(),
@@ -187,7 +188,7 @@ class SegmentationTrainer(TaskTrainer):
             },
         }
 
-    def _counted_before(self, journal: Journal) -> list[Record]:
+    def counted_before(self, journal: Journal) -> list[Record]:
         """What the journals of all machines hold of pictures that are still the same."""
         from accelerate.utils import gather_object
 
@@ -200,19 +201,15 @@ class SegmentationTrainer(TaskTrainer):
         same = gather_object([n for n in share if content_check(self.eval_dataset[n]) == records[n].check])
         if records and self.is_world_process_zero():
             changed = len(numbers) - len(same)
-            again = f" {changed} have changed since and are counted again." if changed else ""
-            logger.info("Going on: %d of %d pictures are counted.%s", len(same), len(self.eval_dataset), again)
-        self.names = {number: records[number].id for number in same}
+            again = f" {changed} have changed since and are done again." if changed else ""
+            logger.info("Going on: %d of %d pictures are done.%s", len(same), len(self.eval_dataset), again)
         return [records[number] for number in sorted(same)]
 
-    def answer(self, number: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Picture `(3, H, W)`, label map `(H, W)` and predicted ids `(H, W)` of a picture, on the CPU."""
-        sample = self.eval_dataset[number]
-        image, label = sample["image"], sample["label"]
-        model = self.accelerator.unwrap_model(self.model)
+    def answer(self, sample: dict[str, Any]) -> torch.Tensor:
+        """Predicted ids `(H, W)` of a sample of the evaluation data, at the label's own resolution, on the CPU."""
+        model, image = self.accelerator.unwrap_model(self.model), sample["image"].to(self.args.device)
         with torch.no_grad():
-            ids = segment(model, image.to(self.args.device), self.settings, self.mean, self.std, label.shape[-2:])
-        return image, label, ids.cpu()
+            return segment(model, image, self.settings, self.mean, self.std, sample["label"].shape[-2:]).cpu()
 
     def save_beside(self, folder: Path) -> None:
         """Write the test protocol."""
@@ -336,7 +333,8 @@ class SemanticSegmentation(Task):
         evaluation = trainer.evaluation
 
         def drawn(number: int) -> Drawn:
-            strip = answer_strip(*trainer.answer(number), trainer.spec.palette)
+            sample = trainer.eval_dataset[number]
+            strip = answer_strip(sample["image"], sample["label"], trainer.answer(sample), trainer.spec.palette)
             return Drawn(trainer.names[number], evaluation.pictures[number], strip)
 
         pictures = [(trainer.names[number], evaluation.pictures[number]) for number in sorted(evaluation.pictures)]
@@ -355,7 +353,8 @@ class SemanticSegmentation(Task):
 
     def draw_results(self, trainer: SegmentationTrainer, path: Path) -> None:
         """Pictures, their label maps and the answers."""
-        rows = [trainer.answer(number) for number in spread(len(trainer.eval_dataset))]
+        samples = [trainer.eval_dataset[number] for number in spread(len(trainer.eval_dataset))]
+        rows = [(sample["image"], sample["label"], trainer.answer(sample)) for sample in samples]
         with atomic_path(path) as aside:
             picture_grid(rows, trainer.spec).save(aside)
 
