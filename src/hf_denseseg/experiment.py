@@ -102,7 +102,7 @@ def evaluate(recipe: Recipe) -> dict[str, Any]:
     output = check_output_folder(recipe.training.output_dir or ".")
     task, eval_data = get_task(recipe.model.task), load_data(recipe, "eval")
     trainer = _build_evaluator(recipe, eval_data)
-    with trainer.evaluated():
+    with task.evaluated(trainer):
         results = _results(recipe, trainer, eval_data) | {"command": _evaluation_command(recipe)}
         if trainer.is_world_process_zero():
             task.write_evaluation(trainer, results, output)

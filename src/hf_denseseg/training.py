@@ -262,12 +262,6 @@ class TaskTrainer(Trainer):
         finally:
             self.model, self.is_fsdp_enabled = parts, True
 
-    @contextmanager
-    def evaluated(self) -> Iterator[None]:
-        """Evaluate, then run a block that writes the results; a task may go on from where it was interrupted."""
-        self.evaluate()
-        yield
-
     # Checkpoints
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:

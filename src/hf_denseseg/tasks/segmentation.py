@@ -151,7 +151,7 @@ class SegmentationTrainer(TaskTrainer):
 
     @contextmanager
     def evaluated(self) -> Iterator[None]:
-        """As in `TaskTrainer`, noting each counted picture in the output folder, and going on from what is there."""
+        """Evaluate, going on from the journal in the output folder, if there is one; then run a block."""
         from accelerate.utils import gather_object
 
         self._journal = Journal(self.output / "evaluation_journal", self.journal_key(), self.args.process_index)
@@ -327,6 +327,12 @@ class SemanticSegmentation(Task):
         parts = ["whole picture" if protocol["mode"] == "whole" else f"window {window}"]
         parts.append("single scale" if len(scales) == 1 else f"{len(scales)} scales")
         return ", ".join(parts + (["flip"] if protocol.get("flip") else []))
+
+    @contextmanager
+    def evaluated(self, trainer: SegmentationTrainer) -> Iterator[None]:
+        """With a journal."""
+        with trainer.evaluated():
+            yield
 
     def write_evaluation(self, trainer: SegmentationTrainer, results: dict[str, Any], output: Path) -> None:
         """Tables, and a page with the worst and best pictures."""

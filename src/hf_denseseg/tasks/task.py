@@ -2,7 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -145,6 +146,12 @@ class Task(ABC):
     @abstractmethod
     def draw_results(self, trainer: Any, path: Path) -> None:
         """Draw some pictures with truth and answer into a file."""
+
+    @contextmanager
+    def evaluated(self, trainer: Any) -> Iterator[None]:
+        """Evaluate, then run a block that writes the results; a task may go on from where it was interrupted."""
+        trainer.evaluate()
+        yield
 
     def write_evaluation(  # noqa: B027 (most tasks leave results.json alone)
         self, trainer: Any, results: dict[str, Any], output: Path
