@@ -1,22 +1,19 @@
-"""Classify pictures on disk, or find objects in them: answers as JSON, objects drawn over the pictures."""
+"""Classify pictures, or find objects in them: answers as JSON, objects drawn over the pictures."""
 
-import json
-import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 from hf_denseseg.checkpoints import load_image_processor, load_trained_model
 from hf_denseseg.data.coco import encode_mask
 from hf_denseseg.data.labels import color_wheel
-from hf_denseseg.data.reading import read_image
 from hf_denseseg.detection_pictures import draw_objects
 from hf_denseseg.errors import InputError
-from hf_denseseg.files import atomic_path, write_atomic
+from hf_denseseg.labelling import Labelled, checkpoint_state
 
 NAMED_CLASSES = 5
 
@@ -98,63 +95,24 @@ class Answerer:
         palette = color_wheel(len(names))
         return answers, draw_objects(image, boxes, texts, [palette[k] for k in classes], masks)
 
-    def fingerprint(self, source: Path) -> dict[str, Any]:
-        """What the answers to a picture depend on; while it is unchanged they need not be given again."""
-        folder = Path(self.checkpoint)
-        written = [path.stat().st_mtime_ns for path in folder.iterdir()] if folder.is_dir() else []
-        return {
-            "checkpoint": self.checkpoint,
-            "checkpoint_modified": max(written, default=0),
-            "threshold": self.threshold,
-            "source": str(source),
-            "source_modified": source.stat().st_mtime_ns,
-        }
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of the files that each picture gets."""
+        return () if self.task == "image-classification" else ("drawn",)
 
+    def label(self, image: Image.Image, name: str) -> Labelled:
+        """Look at one RGB picture; `name` is not needed."""
+        answers, drawn = self.answer(image)
+        return Labelled({"answers": answers}, {} if drawn is None else {"drawn": partial(drawn.save, quality=90)})
 
-def answer_all(answerer: Answerer, pictures: dict[str, Path], output: Path) -> tuple[int, int, list[dict[str, str]]]:
-    """Look at all pictures and write `results.json`.
+    def description(self) -> dict[str, Any]:
+        """What `results.json` says of the model."""
+        return {"checkpoint": self.checkpoint, "task": self.task}
 
-    Returns:
-        Number answered now, number that was done before, and `{"source", "reason"}` of each that was left out.
-    """
-    records, failed, skipped = [], [], 0
-    for name, source in tqdm(pictures.items(), desc="predict", unit="picture", disable=None):
-        try:
-            record = _finished(answerer, name, source, output)
-            skipped += record is not None
-            records.append(record or _answer_one(answerer, name, source, output))
-        except InputError as error:
-            failed.append({"source": str(source), "reason": str(error)})
-            tqdm.write(f"left out: {error}", file=sys.stderr)
-    results = {
-        "checkpoint": answerer.checkpoint,
-        "task": answerer.task,
-        "pictures": [{key: value for key, value in record.items() if key != "made_from"} for record in records],
-        "failed": failed,
-    }
-    write_atomic(output / "results.json", json.dumps(results, indent=1) + "\n")
-    return len(records) - skipped, skipped, failed
+    def fingerprint(self) -> dict[str, Any]:
+        """What the answers depend on besides the picture."""
+        return {**checkpoint_state(self.checkpoint), "threshold": self.threshold}
 
-
-def _finished(answerer: Answerer, name: str, source: Path, output: Path) -> dict[str, Any] | None:
-    path = output / "records" / f"{name}.json"
-    if not path.exists():
-        return None
-    record = json.loads(path.read_text())
-    drawn = record.get("drawn")
-    whole = drawn is None or (output / drawn).exists()
-    return record if whole and record["made_from"] == answerer.fingerprint(source) else None
-
-
-def _answer_one(answerer: Answerer, name: str, source: Path, output: Path) -> dict[str, Any]:
-    """Look at one picture and write its files; the record comes last and says that they are whole."""
-    made_from = answerer.fingerprint(source)
-    image = read_image(source)
-    answers, drawn = answerer.answer(image)
-    record: dict[str, Any] = {"source": str(source), "size": [image.height, image.width], "answers": answers}
-    if drawn is not None:
-        record["drawn"] = f"drawn/{name}.jpg"
-        with atomic_path(output / record["drawn"]) as aside:
-            drawn.save(aside, quality=90)
-    write_atomic(output / "records" / f"{name}.json", json.dumps(record | {"made_from": made_from}, indent=1) + "\n")
-    return record
+    def finish(self, records: list[dict[str, Any]], output: Path) -> dict[str, Any]:
+        """Nothing belongs to all pictures together."""
+        return {}

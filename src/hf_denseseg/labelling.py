@@ -1,0 +1,189 @@
+"""Go through pictures and videos with a model: each result whole, nothing twice, whatever stops it and whoever helps.
+
+The record of a picture is written after its files and says what it was made from. A run that is started again, with
+any number of processes, makes only what has no such record.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from PIL import Image
+from tqdm import tqdm
+
+from hf_denseseg.errors import InputError
+from hf_denseseg.files import atomic_path, write_atomic
+from hf_denseseg.launched_processes import Processes
+from hf_denseseg.picture_sources import MAX_PIXELS, Found, Item, Source, items_of
+
+# Kind of file -> folder and ending; what is not named here belongs to `shown`.
+PLACES = {
+    "mask": ("masks", ".png"),
+    "overlay": ("overlays", ".jpg"),
+    "confidence": ("confidence", ".png"),
+    "probabilities": ("probabilities", ".npz"),
+    "drawn": ("drawn", ".jpg"),
+}
+
+
+class Labelled(NamedTuple):
+    """What a model says of one picture.
+
+    `facts` go into the record; `files` are written by kind, each by a function that is given the path.
+    """
+
+    facts: dict[str, Any]
+    files: dict[str, Callable[[Path], object]]
+
+
+class Labeller(Protocol):
+    """A model that looks at one picture at a time."""
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of the files that each picture gets."""
+
+    def label(self, image: Image.Image, name: str) -> Labelled:
+        """Look at an RGB picture, which messages call `name`; the picture may be painted on."""
+
+    def description(self) -> dict[str, Any]:
+        """What `results.json` says of the model and its settings."""
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What the results depend on besides the picture; while it is unchanged they need not be made again."""
+
+    def finish(self, records: list[dict[str, Any]], output: Path) -> dict[str, Any]:
+        """Write what belongs to all pictures together; returns what `results.json` says of it."""
+
+
+@dataclass
+class Outcome:
+    """Number labelled now, number that was done before, what was left out, and seconds without loading the model."""
+
+    made: int = 0
+    kept: int = 0
+    failed: list[dict[str, str]] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def checkpoint_state(checkpoint: str) -> dict[str, Any]:
+    """Name of a checkpoint and when its folder was written last, for the fingerprint."""
+    folder = Path(checkpoint)
+    written = [path.stat().st_mtime_ns for path in folder.iterdir()] if folder.is_dir() else []
+    return {"checkpoint": checkpoint, "checkpoint_modified": max(written, default=0)}
+
+
+def label_all(
+    labeller: Labeller,
+    found: Found,
+    output: Path,
+    every: int = 1,
+    max_pixels: int = MAX_PIXELS,
+    processes: Processes | None = None,
+) -> Outcome:
+    """Label everything and write `results.json`; the files are the same for any number of processes.
+
+    Args:
+        labeller: the model.
+        found: what to label; all processes must find the same, and see the same `output`.
+        output: folder to write.
+        every: of a video each `every`-th frame is labelled.
+        max_pixels: larger pictures are left out.
+        processes: those that share the work; None looks for a launcher's.
+
+    Raises:
+        InputError: a stream is to be shared between processes.
+        RunError: a result cannot be written.
+    """
+    processes = processes or Processes.launched()
+    if processes.count > 1 and any(source.kind == "stream" for source in found.sources):
+        raise InputError("A stream cannot be shared between processes. Start one alone, without a launcher.")
+    started, made_from = time.perf_counter(), labeller.fingerprint()
+    rows: list[tuple[int, int, bool, dict[str, Any]]] = []
+    failed: dict[int, str] = {}
+    # tqdm draws on terminals only; elsewhere the closing line of the command is all.
+    bar = tqdm(desc="predict", unit="picture", disable=None if processes.rank == 0 else True)
+    for number, source in _share(found.sources, processes):
+        try:
+            for item in items_of(source, every, max_pixels, (processes.rank, processes.count)):
+                record, is_new = _record_of(labeller, source, item, output, made_from)
+                rows.append((number, item.number, is_new, record))
+                bar.update()
+        except InputError as error:
+            failed[number] = str(error) if source.origin in str(error) else f"{source.origin}: {error}"
+            tqdm.write(f"left out: {failed[number]}", file=sys.stderr)
+    bar.close()
+    outcome = Outcome()
+    gathered = processes.gather((rows, failed))
+    everything = sorted((row for each, _ in gathered for row in each), key=lambda row: row[:2])
+    reasons = dict(sorted((number, reason) for _, each in gathered for number, reason in each.items()))
+    outcome.made = sum(row[2] for row in everything)
+    outcome.kept = len(everything) - outcome.made
+    outcome.failed = found.failed + [
+        {"source": found.sources[number].origin, "reason": reason} for number, reason in reasons.items()
+    ]
+    if processes.rank == 0:
+        records = [row[3] for row in everything]
+        more = labeller.finish(records, output)
+        results = {**labeller.description(), **more, "pictures": records, "failed": outcome.failed}
+        write_atomic(output / "results.json", json.dumps(results, indent=1) + "\n")
+    processes.gather(None)  # a launcher ends the others as soon as one ends badly
+    outcome.seconds = time.perf_counter() - started
+    return outcome
+
+
+def _share(sources: list[Source], processes: Processes) -> Iterator[tuple[int, Source]]:
+    """Sources this process looks at: its share of the pictures by their bytes, and all videos for their frames."""
+    pictures = [number for number, source in enumerate(sources) if source.kind == "picture"]
+    mine = {pictures[k] for k in processes.deal([_bytes_of(sources[number]) for number in pictures])}
+    for number, source in enumerate(sources):
+        if source.kind != "picture" or number in mine:
+            yield number, source
+
+
+def _bytes_of(source: Source) -> int:
+    try:
+        return source.state()["source_size"]
+    except InputError:
+        return 0  # it is reported when its turn comes
+
+
+def place_of(kind: str, name: str) -> str:
+    """Path of a file of a kind below the output folder."""
+    folder, ending = PLACES.get(kind, ("shown", f"_{kind}.png"))
+    return f"{folder}/{name}{ending}"
+
+
+def _record_of(
+    labeller: Labeller, source: Source, item: Item, output: Path, made_from: dict[str, Any]
+) -> tuple[dict[str, Any], bool]:
+    """The record of one picture, and whether it was made now."""
+    made_from = {**made_from, "source": source.origin, **source.state()}
+    path = output / "records" / f"{item.name}.json"
+    record = None if source.kind == "stream" else _finished(path, output, labeller.kinds, made_from)
+    if record is not None:
+        return record, False
+    image = item.read()
+    size = [image.height, image.width]
+    labelled = labeller.label(image, item.name)
+    places = {kind: place_of(kind, item.name) for kind in labelled.files}
+    for kind, save in labelled.files.items():
+        with atomic_path(output / places[kind]) as aside:
+            save(aside)
+    record = {"id": item.name, "source": source.origin, **item.facts, "size": size, **places, **labelled.facts}
+    write_atomic(path, json.dumps({**record, "made_from": made_from}, indent=1) + "\n")
+    return record, True
+
+
+def _finished(path: Path, output: Path, kinds: tuple[str, ...], made_from: dict[str, Any]) -> dict[str, Any] | None:
+    """A record whose files are all there and were made from the same picture in the same way."""
+    try:
+        record = json.loads(path.read_text())
+        same = record.pop("made_from") == made_from and all((output / record[kind]).exists() for kind in kinds)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None  # none yet, or not written by us
+    return record if same else None

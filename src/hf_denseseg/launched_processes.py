@@ -1,0 +1,85 @@
+"""The processes that `accelerate launch` or `torchrun` started: who does what, and what they tell each other."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+
+from hf_denseseg.errors import InputError
+
+LONGEST_WAIT = timedelta(days=30)  # a process that is done waits for the others
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those that share the work; alone without a launcher.
+
+    Args:
+        rank: number of this process, from 0.
+        count: number of all.
+        local_rank: number of this process on its machine.
+    """
+
+    rank: int = 0
+    count: int = 1
+    local_rank: int = 0
+
+    @classmethod
+    def launched(cls) -> "Processes":
+        """Read what the launcher says.
+
+        Raises:
+            InputError: there are several, and accelerate is not installed.
+        """
+        rank, count, local_rank = (int(os.environ.get(key, d)) for key, d in _VARIABLES.items())
+        if count > 1:
+            try:
+                import accelerate  # noqa: F401
+            except ImportError as error:
+                raise InputError(
+                    "Several processes need accelerate. Install it: pip install 'hf-denseseg[train]'."
+                ) from error
+        return cls(rank, count, local_rank)
+
+    def device(self, wanted: str | None) -> str:
+        """The device asked for; without a wish the GPU with this process's number, or the CPU.
+
+        Raises:
+            InputError: several processes are to use one GPU.
+        """
+        gpus = torch.cuda.device_count()
+        if wanted and self.count > 1 and ":" in wanted:
+            raise InputError(
+                f"--device {wanted} would serve {self.count} processes. Leave it out: each takes its own."
+            )
+        if wanted in (None, "cuda") and gpus and self.count > 1:
+            return f"cuda:{self.local_rank % gpus}"
+        return wanted or ("cuda" if gpus else "cpu")
+
+    def deal(self, weights: Sequence[float]) -> list[int]:
+        """Numbers of the tasks that fall to this process, in their order.
+
+        The heaviest are dealt out first, to and fro, so that every process has its share of heavy and light ones
+        whatever their order. All processes find the same, without talking.
+        """
+        heaviest_first = sorted(range(len(weights)), key=lambda k: (-weights[k], k))
+        mine = (self.rank, 2 * self.count - 1 - self.rank)
+        return sorted(task for turn, task in enumerate(heaviest_first) if turn % (2 * self.count) in mine)
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all processes in the order of their ranks; each waits for the slowest."""
+        if self.count == 1:
+            return [value]
+        from accelerate.utils import gather_object
+
+        from accelerate import PartialState
+
+        # The models work apart; only records travel, for which gloo is enough on every machine.
+        PartialState(cpu=True, timeout=LONGEST_WAIT)
+        return gather_object([value])
+
+
+_VARIABLES = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}

@@ -1,0 +1,157 @@
+"""What `denseseg predict` writes of labelled pictures: id maps, shares of classes, one table, videos."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from hf_denseseg.errors import InputError
+from hf_denseseg.files import atomic_path
+from hf_denseseg.video_files import require_av, write_video
+
+# Word of --write -> kind of file of each picture.
+KINDS = {"masks": "mask", "overlays": "overlay", "probabilities": "probabilities", "confidence": "confidence"}
+NEEDS = {"parquet": "masks", "video": "overlays"}  # made of all pictures together, from their files
+BAND_PIXELS = 2**22
+_ROWS_HELD = 64  # of the table, with their masks
+
+
+@dataclass(frozen=True)
+class OutputSettings:
+    """What is written.
+
+    Args:
+        write: words of `KINDS` and `NEEDS`.
+        raw_ids: id maps hold the ids of the data set instead of 0..num_labels-1.
+        band_pixels: a picture with more pixels is labelled band by band; its probabilities cannot be written then.
+        every: step between the frames that are labelled; videos of overlays are slowed down by it.
+
+    Raises:
+        InputError: a table without masks, a video without overlays, or what they need is not installed.
+    """
+
+    write: tuple[str, ...] = ("masks", "overlays")
+    raw_ids: bool = False
+    band_pixels: int = BAND_PIXELS
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        for word, needed in NEEDS.items():
+            if word in self.write and needed not in self.write:
+                raise InputError(f"--write {word} is made of the {needed}. Add {needed} to --write.")
+        if self.raw_ids and "masks" not in self.write:
+            raise InputError("--raw_ids changes nothing without masks. Add masks to --write, or leave it out.")
+        if "video" in self.write:
+            require_av()
+        if "parquet" in self.write:
+            _require_datasets()
+
+
+class PixelTally:
+    """Counts pixels of each class and sums their probabilities, however many rows come at a time."""
+
+    def __init__(self, num_labels: int) -> None:
+        self.pixels, self.sums = np.zeros(num_labels, np.int64), np.zeros(num_labels)
+
+    def add(self, ids: np.ndarray, confidence: np.ndarray) -> None:
+        """Count rows of class ids and the probabilities of these classes, both `(rows, width)`."""
+        flat = ids.ravel()
+        self.pixels += np.bincount(flat, minlength=len(self.pixels))
+        self.sums += np.bincount(flat, weights=confidence.ravel(), minlength=len(self.pixels))
+
+    def rows(self, names: Mapping[int, str]) -> list[dict[str, Any]]:
+        """`{"class", "share", "score"}` of each class that is there: share of the pixels, mean probability."""
+        total = max(int(self.pixels.sum()), 1)
+        return [
+            {"class": names[k], "share": float(self.pixels[k] / total), "score": float(self.sums[k] / self.pixels[k])}
+            for k in np.flatnonzero(self.pixels).tolist()
+        ]
+
+
+def id_map(ids: np.ndarray, palette: tuple[tuple[int, int, int], ...], raw: np.ndarray | None = None) -> Image.Image:
+    """Picture of ids: one byte with the colours as palette, or 16 bits without colours.
+
+    Args:
+        ids: `(H, W)` uint8 or uint16, as they are to be written.
+        palette: one colour per class.
+        raw: train id -> id in `ids`; None if they are train ids.
+    """
+    picture = Image.fromarray(ids)
+    if ids.dtype == np.uint8:
+        colors = np.zeros((256, 3), np.uint8)
+        colors[np.arange(len(palette)) if raw is None else raw[: len(palette)]] = palette
+        last = len(palette) if raw is None else 256
+        picture.putpalette(colors[:last].ravel().tolist())
+    return picture
+
+
+def write_table(records: list[dict[str, Any]], output: Path) -> str:
+    """Write `results.parquet`: one row a picture with its mask, for `datasets.Dataset.from_parquet`.
+
+    Args:
+        records: of the pictures, with the place of their masks.
+        output: folder of the results.
+
+    Returns:
+        Name of the file.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    datasets = _require_datasets()
+    number, text = datasets.Value("float64"), datasets.Value("string")
+    schema = datasets.Features(
+        {
+            "id": text,
+            "source": text,
+            "frame": datasets.Value("int64"),
+            "seconds": number,
+            "height": datasets.Value("int32"),
+            "width": datasets.Value("int32"),
+            "classes": datasets.List({"class": text, "share": number, "score": number}),
+            "mask": datasets.Image(),
+        }
+    ).arrow_schema
+    name = "results.parquet"
+    with atomic_path(output / name) as aside, pyarrow.parquet.ParquetWriter(aside, schema) as writer:
+        for start in range(0, len(records), _ROWS_HELD):
+            rows = [
+                {
+                    **{key: record.get(key) for key in ("id", "source", "frame", "seconds", "classes")},
+                    "height": record["size"][0],
+                    "width": record["size"][1],
+                    "mask": {"bytes": (output / record["mask"]).read_bytes(), "path": record["mask"]},
+                }
+                for record in records[start : start + _ROWS_HELD]
+            ]
+            writer.write_table(pyarrow.Table.from_pylist(rows, schema=schema))
+    return name
+
+
+def write_overlay_videos(records: list[dict[str, Any]], output: Path, every: int) -> list[str]:
+    """Join the overlays of each video's frames, at its frame rate (divided by `every`).
+
+    Returns:
+        Places of the videos below the folder: `overlays/NAME.mp4`.
+    """
+    frames = [record for record in records if "frame" in record]
+    places = []
+    for name, group in groupby(frames, key=lambda record: record["id"].rpartition("/")[0]):
+        of_one = list(group)
+        places.append(f"overlays/{name}.mp4")
+        rate = Fraction(of_one[0]["frame_rate"]) / every
+        write_video((output / record["overlay"] for record in of_one), output / places[-1], rate)
+    return places
+
+
+def _require_datasets() -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise InputError("--write parquet needs datasets. Install it: pip install 'hf-denseseg[train]'.") from error
+    return datasets

@@ -1,0 +1,217 @@
+"""Find what is to be labelled (pictures, videos, streams) and hand it on picture by picture."""
+
+import glob
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from hf_denseseg.data.reading import read_image
+from hf_denseseg.errors import InputError
+from hf_denseseg.video_files import is_address, read_frames
+
+PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
+VIDEOS = {".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".y4m"}
+MAX_PIXELS = 178_956_970  # above it Pillow too takes a picture for a decompression bomb
+
+
+@dataclass(frozen=True)
+class Source:
+    """A picture, a video file or a stream.
+
+    Args:
+        name: of its results, without ending.
+        origin: path, address (`rtsp://...`) or `-` for standard input.
+        kind: `"picture"`, `"video"` or `"stream"`.
+    """
+
+    name: str
+    origin: str
+    kind: str = "picture"
+
+    def state(self) -> dict[str, Any]:
+        """Size and time of the file; results made from another state are out of date. Nothing of a stream.
+
+        Raises:
+            InputError: the file is gone or cannot be looked at.
+        """
+        if self.kind == "stream":
+            return {}
+        try:
+            found = os.stat(self.origin)
+        except OSError as error:
+            raise InputError(f"{self.origin} cannot be read: {error.strerror}. Check path and rights.") from error
+        return {"source_size": found.st_size, "source_modified": found.st_mtime_ns}
+
+
+@dataclass(frozen=True)
+class Item:
+    """One picture, or one frame of a video.
+
+    Args:
+        name: of its results, without ending.
+        number: place in its source.
+        facts: what the record says of it besides its source.
+        read: opens the picture in mode RGB.
+    """
+
+    name: str
+    number: int
+    read: Callable[[], Image.Image]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Found:
+    """Sources in the order they were given, and `{"source", "reason"}` of what could not be looked at."""
+
+    sources: list[Source]
+    failed: list[dict[str, str]]
+
+
+def find_sources(inputs: list[str], output: Path) -> Found:
+    """Find pictures and videos of files, folders, globs, lists (`@FILE`), addresses and standard input (`-`).
+
+    A folder is searched through; one without rights inside it, and a missing file of a list, go to `failed`.
+
+    Args:
+        inputs: what the user gave.
+        output: nothing inside this folder is taken.
+
+    Raises:
+        InputError: an input does not exist, or there is nothing to label in it.
+    """
+    found = Found([], [])
+    candidates: dict[str, tuple[str, str, str]] = {}
+    for given in inputs:
+        if given == "-" or is_address(given):
+            name = "stdin" if given == "-" else Path(given.partition("://")[2].split("?")[0]).stem or "stream"
+            candidates.setdefault(given, (name, given, "stream"))
+            continue
+        files = list(_files_of(given, output, found.failed))
+        if not files and not any(row["source"].startswith(given.removeprefix("@")) for row in found.failed):
+            raise InputError(
+                f"{given} leads to no picture. Give a file, a folder with {', '.join(sorted(PICTURES | VIDEOS))}, "
+                "a glob, @FILE with one path a line, an address such as rtsp://HOST/PATH, or - for standard input."
+            )
+        for file in files:
+            candidates.setdefault(os.path.realpath(file[1]), file)
+    found.sources = _named(list(candidates.values()))
+    return found
+
+
+def _named(candidates: list[tuple[str, str, str]]) -> list[Source]:
+    """Sources with names of their own; the frames of a video go to a folder of its name, which must be free too."""
+    folders = {parent.as_posix() for name, _, kind in candidates for parent in Path(name).parents}
+    taken: set[str] = set()
+    sources = []
+    for name, origin, kind in candidates:
+        used = taken if kind == "picture" else taken | folders
+        suffix = Path(origin).suffix[1:]
+        if name in used and suffix:
+            name = f"{name}_{suffix}"
+        number, free = 2, name
+        while free in used:
+            free, number = f"{name}_{number}", number + 1
+        taken.add(free)
+        sources.append(Source(free, origin, kind))
+    return sources
+
+
+def _files_of(given: str, output: Path, failed: list[dict[str, str]]) -> Iterator[tuple[str, str, str]]:
+    """Name, path and kind of each file that an input leads to."""
+    inside = os.path.realpath(output)
+    for path, name in _paths_of(given, failed):
+        real = os.path.realpath(path)
+        if real != inside and not real.startswith(inside + os.sep):
+            kind = "video" if path.suffix.lower() in VIDEOS else "picture"
+            yield name.with_suffix("").as_posix(), str(path), kind
+
+
+def _paths_of(given: str, failed: list[dict[str, str]]) -> Iterator[tuple[Path, Path]]:
+    """Each file, and the path that its results are named by."""
+    folder = Path(given)
+    if given.startswith("@") and not folder.exists():
+        for path in _listed(Path(given[1:])):
+            inside = not path.is_absolute() and ".." not in path.parts
+            if path.is_file():
+                yield path, path if inside else Path(path.name)
+            else:
+                failed.append({"source": str(path), "reason": f"{path}, named in {given[1:]}, is no file."})
+    elif folder.is_dir():
+
+        def refuse(error: OSError) -> None:
+            reason = f"Folder {error.filename} cannot be searched: {error.strerror}. Mend its rights."
+            failed.append({"source": str(error.filename), "reason": reason})
+
+        walked = [Path(at, file) for at, _, files in os.walk(folder, onerror=refuse) for file in files]
+        for path in sorted(path for path in walked if path.suffix.lower() in PICTURES | VIDEOS):
+            yield path, path.relative_to(folder)
+    else:
+        paths = [folder] if folder.exists() else sorted(map(Path, glob.glob(given, recursive=True)))
+        yield from ((path, Path(path.name)) for path in paths if path.is_file())
+
+
+def _listed(path: Path) -> list[Path]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"List {path} cannot be read ({error}). Give @FILE with one path a line.") from error
+    return [Path(line.strip()) for line in lines if line.strip()]
+
+
+def items_of(
+    source: Source, every: int = 1, max_pixels: int = MAX_PIXELS, share: tuple[int, int] = (0, 1)
+) -> Iterator[Item]:
+    """The picture of a source, or the frames of a video that fall to this process.
+
+    Args:
+        source: where they come from.
+        every: of a video each `every`-th frame is taken, from the first on.
+        max_pixels: a larger picture is refused before it is decoded.
+        share: number of this process and of all; the chosen frames are dealt out in turn.
+
+    Raises:
+        InputError: a video that cannot be read, or breaks off; frames before that are handed on.
+    """
+    if source.kind == "picture":
+        yield Item(source.name, 0, lambda: read_picture(source.origin, max_pixels))
+        return
+    for frame in read_frames(source.origin, every, max_pixels):
+        if frame.number // every % share[1] == share[0]:
+            facts = {"frame": frame.number, "seconds": frame.seconds, "frame_rate": frame.rate}
+            yield Item(f"{source.name}/{frame.number:06d}", frame.number, frame.read, facts)
+
+
+def read_picture(path: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Read a picture as `read_image` does, after a look at the size that its header names.
+
+    Raises:
+        InputError: missing, empty, damaged, no picture, or more than `max_pixels`.
+    """
+    with _pillows_limit_lifted():
+        try:
+            with Image.open(path) as opened:
+                width, height = opened.size
+        except (OSError, SyntaxError, ValueError):
+            width = height = 0  # `read_image` says what is wrong with the file
+        if width * height > max_pixels:
+            raise InputError(
+                f"Picture {path} claims {height}x{width} pixels, more than {max_pixels} (it may be a decompression "
+                f"bomb). If you trust it, give --max_pixels {width * height}."
+            )
+        return read_image(path)
+
+
+@contextmanager
+def _pillows_limit_lifted() -> Iterator[None]:
+    """`max_pixels` is the limit here, above or below Pillow's."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
