@@ -115,7 +115,8 @@ def label_all(
                 bar.update()
         except InputError as error:
             failed[number] = str(error) if source.origin in str(error) else f"{source.origin}: {error}"
-            tqdm.write(f"left out: {failed[number]}", file=sys.stderr)
+            if source.kind == "picture" or processes.rank == 0:  # a video fails in all processes
+                tqdm.write(f"left out: {failed[number]}", file=sys.stderr)
     bar.close()
     outcome = Outcome()
     gathered = processes.gather((rows, failed))
@@ -131,7 +132,6 @@ def label_all(
         more = labeller.finish(records, output)
         results = {**labeller.description(), **more, "pictures": records, "failed": outcome.failed}
         write_atomic(output / "results.json", json.dumps(results, indent=1) + "\n")
-    processes.gather(None)  # a launcher ends the others as soon as one ends badly
     outcome.seconds = time.perf_counter() - started
     return outcome
 

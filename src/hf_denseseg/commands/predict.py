@@ -111,10 +111,11 @@ def main(args: argparse.Namespace) -> int:
         shown = options.given_show(args)
         labeller = Predictor.load(args.checkpoint, settings, device, outputs, args.label_spec, shown)
     outcome = label_all(labeller, found, output, args.every or 1, options.max_pixels(args), processes)
-    if processes.rank == 0:
-        kept = f", {outcome.kept} were done before" if outcome.kept else ""
-        print(
-            f"{outcome.made} pictures labelled{kept}, {len(outcome.failed)} left out; see {output / 'results.json'} "
-            f"({outcome.seconds:.1f} s)"
-        )
+    if processes.rank > 0:
+        return 0  # a launcher ends all as soon as one ends badly, and the first has still to write
+    kept = f", {outcome.kept} were done before" if outcome.kept else ""
+    print(
+        f"{outcome.made} pictures labelled{kept}, {len(outcome.failed)} left out; see {output / 'results.json'} "
+        f"({outcome.seconds:.1f} s)"
+    )
     return 1 if outcome.failed else 0
