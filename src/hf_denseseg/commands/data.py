@@ -1,4 +1,4 @@
-"""`denseseg data check|stats|show|pack`: look at a data set before training on it, or pack it into shards."""
+"""`denseseg data list|check|stats|show|pack`: what is known, what is in a data set, and packing it into shards."""
 
 import argparse
 import json
@@ -17,7 +17,8 @@ _EXAMPLES = {
     "pack": "denseseg data pack path/to/camvid --split train --output camvid-shards --rows_per_shard 100",
 }
 _EPILOG = """examples:
-  denseseg data check path/to/camvid --split train
+  denseseg data list
+  denseseg data check cityscapes --split val --data_root path/to/archives
   denseseg data check path/to/coco --split train2017 --task object-detection
   denseseg data stats path/to/imagenet --split val --task image-classification"""
 _HELP = {
@@ -26,27 +27,33 @@ _HELP = {
     "show": "draw pictures with their labels",
     "pack": "write shards with the pictures inside and checksums beside; given again, it goes on where it stopped",
 }
-_REPACK = ("task", "split", "label_spec", "revision", "limit", "output", "format", "rows_per_shard")
+_REPACK = ("task", "split", "data_root", "label_spec", "revision", "limit", "output", "format", "rows_per_shard")
 
 
 def add_parser(subparsers: Any) -> None:
-    """Add `data` with its three actions to the command line."""
+    """Add `data` with its actions to the command line."""
     parser = subparsers.add_parser(
         "data",
-        help="check, count, show or pack a data set",
+        help="list benchmarks; check, count, show or pack a data set",
         description="Look at a data set before training on it, or pack it into shards for many machines.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    actions = parser.add_subparsers(dest="action", metavar="|".join(_HELP), required=True)
+    actions = parser.add_subparsers(dest="action", metavar="|".join(("list", *_HELP)), required=True)
+    actions.add_parser("list", help="benchmarks known by name: classes, splits, licence, source and files")
     for name, text in _HELP.items():
         action = actions.add_parser(
             name, help=text, description=text[0].upper() + text[1:] + ".", epilog="example: " + _EXAMPLES[name]
         )
-        action.add_argument("dataset", help="synthetic, a folder, an annotation file, or a hub id")
+        action.add_argument(
+            "dataset", help="synthetic, a benchmark, a folder or archive, an annotation file, or a hub id"
+        )
         action.add_argument("--task", choices=TASKS, default=TASKS[0], help="what is learned (default: %(default)s)")
         action.add_argument("--split", default="train", help="train (default), val, test or a folder name")
-        action.add_argument("--label_spec", metavar="FILE", help="label specification, or names of the classes")
+        action.add_argument("--data_root", help="where the benchmark lies that is given by its name")
+        action.add_argument(
+            "--label_spec", metavar="FILE", help="label specification, a benchmark's name, or names of the classes"
+        )
         action.add_argument(
             "--columns", type=json.loads, metavar="JSON", help='columns of shards: \'{"label": "mask"}\''
         )
@@ -68,13 +75,18 @@ def add_parser(subparsers: Any) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Run one action; 2 when `check` finds faults."""
+    if args.action == "list":
+        from hf_denseseg.data.benchmarks.listing import describe_benchmarks
+
+        print(describe_benchmarks())
+        return 0
     from hf_denseseg.tasks import get_task
 
     task = get_task(args.task)
-    given = {"spec": args.label_spec, "columns": args.columns, "revision": args.revision}
+    given = {"spec": args.label_spec, "root": args.data_root, "columns": args.columns, "revision": args.revision}
     source = {key: value for key, value in given.items() if value is not None}
     if unread := [key for key in source if key not in task.source_options]:
-        names = {"spec": "label_spec"}
+        names = {"spec": "label_spec", "root": "data_root"}
         raise InputError(f"--{names.get(unread[0], unread[0])} says nothing about {args.task} data. Leave it out.")
     if args.action == "pack":
         return _pack(task.load_split(args.dataset, args.split, args.limit, **source), args)

@@ -166,30 +166,33 @@ def scan_source(
         return scan_dataset(load_segmentation(name, split, spec=spec, **options), limit, progress)
     scan, pairs = Scan(found.spec, notes=list(found.notes)), found.pairs
     if not found.labelled:
-        scan.notes.append("The authors keep the labels of this split to themselves: every label is void.")
-        return scan
+        scan.notes.append("The authors keep the labels of this split to themselves; only the pictures are read.")
     scan.faults += [Fault(file, message) for file, message in pairs.lone_files()]
-    both = [key for key in sorted(pairs.images) if key in pairs.labels]
+    chosen = [key for key in sorted(pairs.images) if key in pairs.labels or not found.labelled]
     palettes = 0
-    for key in tqdm(both[:limit], desc="pairs", disable=None if progress else True):
-        names = [describe_reference(file) for file in (pairs.images[key], pairs.labels[key])]
+    for key in tqdm(chosen[:limit], desc="pairs", disable=None if progress else True):
+        called = describe_reference(pairs.images[key])
         try:
             image = read_image(pairs.images[key])
         except InputError as error:
-            scan.faults.append(Fault(names[0], str(error)))
+            scan.faults.append(Fault(called, str(error)))
             image = None
-        try:
-            label = read_label(pairs.labels[key], scan.spec)
-            if image is not None:
-                check_same_size(image, label, names[0])
-        except InputError as error:
-            scan.faults.append(Fault(names[1], str(error)))
+        if not found.labelled:
+            scan.images += 1
             continue
-        scan.add(names[1], label)
-        palettes += is_palette(pairs.labels[key])
+        file = pairs.labels[key]
+        try:
+            label = read_label(file, scan.spec)
+            if image is not None:
+                check_same_size(image, label, called)
+        except InputError as error:
+            scan.faults.append(Fault(describe_reference(file), str(error)))
+            continue
+        scan.add(describe_reference(file), label)
+        palettes += is_palette(file)
     if palettes:
         scan.notes.append(f"{palettes} label maps are palette pictures: the index of a pixel is taken as its id.")
-    return scan.finish(whole=limit is None)
+    return scan.finish(whole=limit is None and found.labelled)
 
 
 def _until_fault(rows: Iterable[Any], scan: Scan) -> Iterator[Any]:

@@ -1,7 +1,9 @@
 """Find the files of a benchmark below a folder, and say what is missing when they are not there."""
 
 import os
+import textwrap
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -188,3 +190,27 @@ def merge_listings(listings: Mapping[str, Listing]) -> Listing:
         )
     pairs = merge_pairs({split: each.pairs for split, each in listings.items()})
     return Listing(pairs, first.spec, [note for each in listings.values() for note in each.notes], first.labelled)
+
+
+def describe_benchmarks() -> str:
+    """Every benchmark in a few lines: classes, splits with their sizes, licence, source, files that are looked for."""
+    parts = []
+    for name in NAMES:
+        benchmark = get_benchmark(name)
+        spec = benchmark.spec
+        splits = ", ".join(
+            f"{split} {files.size:,}{'' if files.labels else ' (pictures only)'}"
+            for split, files in benchmark.splits.items()
+        )
+        looked = [pattern for files in benchmark.splits.values() for pattern in (files.images, *dict(files.labels))]
+        lines = [
+            f"source: {spec.source_url}; licence: {spec.licence}",
+            f"cite: {spec.citation}",
+            f"archives: {', '.join(benchmark.archives)}; or unpacked, in a folder such as {benchmark.folders[0]}",
+            f"files: {', '.join(dict.fromkeys(looked))}",
+            f"label specifications: {', '.join(f'{name}:{key}' for key in benchmark.encodings)}",
+        ]
+        wrap = partial(textwrap.fill, width=112, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
+        parts.append("\n".join([f"{name}: {spec.num_labels} classes; {splits}", *map(wrap, lines)]))
+    end = "Nothing is downloaded: fetch the archives yourself, and leave them packed or not. Their folder, or the one"
+    return "\n\n".join([*parts, f"{end} in which it lies, is data_root ({ROOT_VARIABLE} if that is not given)."])
