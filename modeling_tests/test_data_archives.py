@@ -1,11 +1,17 @@
 """Archives are read as they are: the same bytes as unpacked, and nothing that hides in one gets out."""
 
 import io
+import multiprocessing
+import stat
+import struct
 import tarfile
 import zipfile
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from hf_denseseg.data import archives
 from hf_denseseg.data.archives import describe_reference, open_tree, read_reference
 from hf_denseseg.errors import InputError
 
@@ -56,3 +62,173 @@ def test_every_form_shows_the_same_files(tmp_path, form):
     assert "a/b/two.bin" in describe_reference(tree.reference("a/b/two.bin"))
     with pytest.raises(InputError, match=r"no file a/none\.txt"):
         tree.read("a/none.txt")
+
+
+def test_an_unpacked_file_counts_before_that_of_an_archive(tmp_path):
+    write_zip(tmp_path / "b.zip", {"x/1.txt": b"zip b", "x/2.txt": b"zip b", "readme": b"b"})
+    write_tar(tmp_path / "a.tar", {"x/2.txt": b"tar a", "readme": b"a"})
+    write_folder(tmp_path, {"x/1.txt": b"unpacked"})
+    write_zip(tmp_path / "x/c.zip", {"3.txt": b"inside x"})
+    tree = open_tree(tmp_path)
+    read = {name: tree.read(name) for name in tree.names()}
+    assert read == {"x/1.txt": b"unpacked", "x/2.txt": b"tar a", "x/3.txt": b"inside x", "readme": b"a"}
+    assert "b.zip" in open_tree(tmp_path, archives=("a.*",)).names()
+
+
+def test_a_tar_of_tars_is_a_tree_of_folders(tmp_path):
+    inner = {
+        name: write_tar(tmp_path / f"{name}.tar", {f"{name}_1.JPEG": name.encode(), f"{name}_2.JPEG": b"two"})
+        for name in ("n01", "n02")
+    }
+    outer = write_tar(tmp_path / "train.tar", {path.name: path.read_bytes() for path in inner.values()})
+    for path in inner.values():
+        path.unlink()
+    tree = open_tree(outer)
+    assert tree.names() == [f"{name}/{name}_{k}.JPEG" for name in ("n01", "n02") for k in (1, 2)]
+    assert tree.read("n02/n02_1.JPEG") == b"n02" and tree.read("n01/n01_2.JPEG") == b"two"
+
+
+def test_forked_processes_read_the_same_archive_at_once(tmp_path):
+    """A handle with a position of its own would hand bytes of one process to another."""
+    files = {f"{k}": bytes([k]) * 40_000 for k in range(40)}
+    tree = open_tree(write_zip(tmp_path / "d.zip", files))
+    assert tree.read("0") == files["0"]  # the handle is open before the fork
+    with multiprocessing.get_context("fork").Pool(4) as pool:
+        found = pool.map(read_reference, [tree.reference(str(k % 40)) for k in range(400)], chunksize=1)
+    assert all(content == files[str(k % 40)] for k, content in enumerate(found))
+
+
+def tar_member(path, name="x", kind=tarfile.REGTYPE, size=0, link=""):
+    with tarfile.open(path, "w") as archive:
+        member = tarfile.TarInfo(name)
+        member.type, member.size, member.linkname = kind, size, link
+        archive.addfile(member, io.BytesIO(b"\0" * size))
+    return path
+
+
+@pytest.mark.parametrize("name", ["../x", "a/../../x", "/etc/passwd", "..", "C:/x", "a\\..\\x", "\\\\host\\x", "a::b"])
+@pytest.mark.parametrize("write", [write_zip, write_tar])
+def test_names_that_lead_out_are_refused(tmp_path, write, name):
+    path = write(tmp_path / ("d.zip" if write is write_zip else "d.tar"), {"good": b"1", name: b"2"})
+    with pytest.raises(InputError, match=r"d\.(zip|tar): member .* (leads out|no file can have)"):
+        open_tree(path)
+
+
+@pytest.mark.parametrize(
+    "kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE]
+)
+def test_links_and_devices_are_refused(tmp_path, kind):
+    with pytest.raises(InputError, match="member 'x' is a link or a device"):
+        open_tree(tar_member(tmp_path / "d.tar", kind=kind, link="/etc/passwd"))
+    with zipfile.ZipFile(tmp_path / "d.zip", "w") as archive:
+        member = zipfile.ZipInfo("x")
+        member.external_attr = (stat.S_IFLNK | 0o777) << 16
+        archive.writestr(member, "/etc/passwd")
+    with pytest.raises(InputError, match="member 'x' is a link or a device"):
+        open_tree(tmp_path / "d.zip")
+
+
+def test_a_name_that_stands_twice_is_refused(tmp_path):
+    with pytest.warns(UserWarning), zipfile.ZipFile(tmp_path / "d.zip", "w") as archive:
+        archive.writestr("x", b"1")
+        archive.writestr("x", b"2")
+    with pytest.raises(InputError, match="'x' stands in it twice"):
+        open_tree(tmp_path / "d.zip")
+
+
+def changed(path, old, new, last=False):
+    content = path.read_bytes()
+    place = content.rfind(old) if last else content.find(old)
+    assert place >= 0
+    path.write_bytes(content[:place] + new + content[place + len(old) :])
+    return path
+
+
+def test_encrypted_members_are_refused(tmp_path):
+    path = write_zip(tmp_path / "d.zip", {"x": b"1"})
+    entry = path.read_bytes().rfind(b"PK\x01\x02")
+    content = bytearray(path.read_bytes())
+    content[entry + 8] |= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="member 'x' is encrypted"):
+        open_tree(path)
+
+
+def test_a_member_never_unpacks_to_more_than_its_header_or_the_limit(tmp_path):
+    bomb = write_zip(tmp_path / "d.zip", {"x": b"\0" * 5_000_000})
+    tree = open_tree(bomb)
+    with pytest.raises(InputError, match="claims more than the 1,000,000 bytes"):
+        tree.read("x", limit=1_000_000)
+    # The header lies: 100 bytes. Reading stops there.
+    lying = changed(bomb, struct.pack("<I", 5_000_000), struct.pack("<I", 100), last=True)
+    with pytest.raises(InputError, match="is larger than the archive's table says"):
+        open_tree(lying).read("x")
+    with pytest.raises(InputError, match="claims more than"):
+        open_tree(tar_member(tmp_path / "d.tar", size=2_000_000)).read("x", limit=1_000_000)
+
+
+def test_a_gzip_bomb_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(archives, "GZIP_LIMIT", 1_000_000)
+    path = write_tar(tmp_path / "d.tar.gz", {"x": b"\0" * 5_000_000}, mode="w:gz")
+    with pytest.raises(InputError, match="more than 1,000,000 bytes unpacked"):
+        open_tree(path)
+
+
+def test_a_tar_header_cannot_ask_for_gigabytes(tmp_path):
+    """A long name of 1 GB would be read into memory by the listing."""
+    with pytest.raises(InputError, match="cut short or damaged"):
+        open_tree(tar_member(tmp_path / "d.tar", kind=tarfile.GNUTYPE_LONGNAME, size=3 * 2**20))
+
+
+@pytest.mark.parametrize("form", ["zip", "tar", "tar.gz"])
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 0.9, 0.99])
+def test_an_archive_cut_short_is_refused(tmp_path, form, share):
+    path = WRITERS[form](tmp_path)
+    content = path.read_bytes().rstrip(b"\0")  # a tar is padded
+    path.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(InputError, match=r"Archive .*(cut short|damaged)"):
+        open_tree(path)
+
+
+def test_a_tar_cut_between_two_members_is_refused(tmp_path):
+    path = write_tar(tmp_path / "d.tar", {"x": b"1" * 512, "y": b"2" * 512})
+    path.write_bytes(path.read_bytes()[: 4 * 512])
+    with pytest.raises(InputError, match="it has no end"):
+        open_tree(path)
+
+
+def test_changed_bytes_are_noticed(tmp_path):
+    path = write_zip(tmp_path / "d.zip", {"x": b"abcdefgh" * 4}, method=zipfile.ZIP_STORED)
+    with pytest.raises(InputError, match=r"d\.zip: member 'x' is damaged"):
+        open_tree(changed(path, b"abcdefgh", b"abcdefgX")).read("x")
+
+
+@pytest.mark.parametrize("form", ["zip", "tar", "tar.gz"])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+@given(places=st.lists(st.tuples(st.integers(0, 2**20), st.integers(0, 255)), min_size=1, max_size=8))
+def test_damaged_archives_are_read_right_or_refused(tmp_path_factory, form, places):
+    """Whatever bytes change: only InputError, and never other bytes under the name of a zip member."""
+    path = WRITERS[form](tmp_path_factory.mktemp("d"))
+    content = bytearray(path.read_bytes())
+    for place, value in places:
+        content[place % len(content)] = value
+    path.write_bytes(content)
+    try:
+        tree = open_tree(path)
+    except InputError:
+        return
+    for name in tree.names():
+        try:
+            found = tree.read(name)
+        except InputError:
+            continue
+        assert not ("/" not in name and name.startswith("..")) and (form != "zip" or found in FILES.values())
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.text(max_size=20))
+def test_any_text_as_reference_is_refused_or_no_file(text):
+    with pytest.raises(InputError):
+        read_reference(f"zip://{text}")
