@@ -8,6 +8,7 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -17,8 +18,12 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["hf_denseseg.cli", "hf_denseseg.experiment", __name__])
 
 
-def _run(words: list[str], environment: dict[str, str], report: str | None) -> None:
+def _run(
+    words: list[str], environment: dict[str, str], report: str | None, prepare: Callable[[], None] | None
+) -> None:
     os.environ.update(environment)
+    if prepare is not None:
+        prepare()
     with open(report or os.devnull, "w") as output:
         sys.stdout = sys.stderr = output
         try:
@@ -29,9 +34,14 @@ def _run(words: list[str], environment: dict[str, str], report: str | None) -> N
     os._exit(code)
 
 
-def start(words: list[str], environment: dict[str, str] | None = None, report: str | None = None) -> BaseProcess:
-    """Start `denseseg <words>`; what it prints goes to the file `report`."""
-    process = CONTEXT.Process(target=_run, args=(words, environment or {}, report))
+def start(
+    words: list[str],
+    environment: dict[str, str] | None = None,
+    report: str | None = None,
+    prepare: Callable[[], None] | None = None,
+) -> BaseProcess:
+    """Start `denseseg <words>`; what it prints goes to the file `report`, `prepare` is called in it first."""
+    process = CONTEXT.Process(target=_run, args=(words, environment or {}, report, prepare))
     process.start()
     return process
 
@@ -46,12 +56,19 @@ def kill_when_complete(process: BaseProcess, checkpoint: Path) -> None:
     process.join()
 
 
-def run_two(words: list[str], port: str, folder: Path) -> None:
+def run_two(
+    words: list[str],
+    port: str,
+    folder: Path,
+    environment: dict[str, str] | None = None,
+    prepare: Callable[[], None] | None = None,
+) -> None:
     """Run `denseseg <words>` in two processes that work together, as `torchrun` would start them."""
     common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    common |= environment or {}
     reports = [folder / f"rank{rank}.txt" for rank in (0, 1)]
     ranks = [
-        start(words, {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}, str(report))
+        start(words, {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}, str(report), prepare)
         for rank, report in enumerate(reports)
     ]
     for process in ranks:

@@ -12,6 +12,22 @@ from hf_denseseg.errors import InputError
 from hf_denseseg.recipe_keys import TaskTrainingArguments
 
 
+class _SumOverProcesses(torch.autograd.Function):
+    """Sum a tensor over all processes, and its gradient too."""
+
+    @staticmethod
+    def forward(ctx: Any, value: torch.Tensor) -> torch.Tensor:
+        total = value.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        total = grad.clone()
+        dist.all_reduce(total)
+        return total
+
+
 class SyncedBatchNorm2d(nn.BatchNorm2d):
     """BatchNorm with the statistics of all processes, for CPUs; `torch.nn.SyncBatchNorm` takes CUDA tensors only."""
 
@@ -19,14 +35,12 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
         """Normalise `(B, C, H, W)` by mean and variance over the pictures of all processes."""
         if not self.training:
             return super().forward(input)
-        from torch.distributed.nn.functional import all_reduce  # the one that gradients flow through
-
         maps = input.float()
         count = torch.tensor(float(maps.numel() // maps.shape[1]))
         dist.all_reduce(count)
-        mean = all_reduce(maps.sum((0, 2, 3))) / count
+        mean = _SumOverProcesses.apply(maps.sum((0, 2, 3))) / count
         centred = maps - mean[:, None, None]
-        variance = all_reduce(centred.square().sum((0, 2, 3))) / count
+        variance = _SumOverProcesses.apply(centred.square().sum((0, 2, 3))) / count
         if self.track_running_stats:
             self._update_statistics(mean.detach(), variance.detach() * count / (count - 1))
         scale = (variance + self.eps).rsqrt()
@@ -78,22 +92,11 @@ def prepare_fsdp(accelerator: Any, args: TaskTrainingArguments, model: PreTraine
     if args.ema_decay is not None:
         raise InputError("ema_decay does not work with FSDP: take it out of the recipe, or train with DDP.")
     if plugin.transformer_cls_names_to_wrap is None:
-        plugin.transformer_cls_names_to_wrap = wrap_classes(model)
-
-
-def wrap_classes(model: PreTrainedModel) -> list[str]:
-    """Names in `_no_split_modules` that occur in this variant and may be parts of their own.
-
-    accelerate makes the first layer a part of its own, so a module around it cannot be one.
-    """
-    first = model.get_input_embeddings()
-    names = {type(module).__name__ for module in model.modules()}
-    around = {
-        type(module).__name__
-        for module in model.modules()
-        if module is not first and any(inner is first for inner in module.modules())
-    }
-    return sorted((set(model._no_split_modules or ()) & names) - around)
+        # A class that another variant of the family has would be refused.
+        there = {type(module).__name__ for module in model.modules()}
+        plugin.transformer_cls_names_to_wrap = sorted(set(model._no_split_modules or ()) & there)
+    # accelerate would cut out the first layer too: within a part that is cut out already, or used without its call.
+    setattr(model, "get_input_embeddings", lambda: None)  # noqa: B010
 
 
 def whole_copy(model: nn.Module, device: torch.device) -> PreTrainedModel:
@@ -105,4 +108,7 @@ def whole_copy(model: nn.Module, device: torch.device) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]):  # its first weights are drawn, and dropped
         copy = kind(model.config)
     copy.load_state_dict(weights)
-    return copy.to(device).eval()
+    copy = copy.to(device).eval()
+    for buffer in copy.buffers():  # statistics may differ where BatchNorm is not synced; those of the first count
+        dist.broadcast(buffer, 0)
+    return copy
