@@ -1,6 +1,7 @@
 """Read packed shards in place, in any order and by several processes, without an indexed copy of them."""
 
 import json
+import os
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -52,6 +53,12 @@ class PackedRows:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for number in range(self.manifest.count):
+            for _, row in self.read(number, self._rows_of(number)):
+                yield self.decoded(row)
+
+    def own(self) -> Iterator[dict[str, Any]]:
+        """Rows of the shards that belong to this process, as `torchrun` numbers it, in order."""
+        for number in self.share(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))):
             for _, row in self.read(number, self._rows_of(number)):
                 yield self.decoded(row)
 

@@ -123,7 +123,7 @@ def check_encoding(table: Any, spec: LabelSpec, name: str) -> None:
         InputError: ids that `spec` does not name, or nothing but void.
     """
     classes = np.zeros(256, dtype=np.int64)
-    for row in islice(table, CHECKED_ROWS):
+    for row in islice(table.own() if isinstance(table, PackedRows) else table, CHECKED_ROWS):
         try:
             classes += np.bincount(read_label(row["label"], spec, row["id"]).ravel(), minlength=256)
         except InputError as error:
