@@ -219,7 +219,7 @@ def test_pictures_with_classes_survive(tmp_path, form):
     assert {row["id"]: (row["label"], row["image"].tobytes()) for row in data.dataset} == rows
 
 
-@pytest.mark.parametrize("form", ["parquet"])
+@FORMS
 def test_pictures_with_objects_survive(tmp_path, form):
     source = load_detection("synthetic:5@64x96", "train")
     pack(source, tmp_path, "train", form=form, rows_per_shard=2, task="object-detection")

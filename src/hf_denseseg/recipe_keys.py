@@ -46,8 +46,7 @@ class DataArguments:
     data_root: str | None = field(
         default=None,
         metadata={
-            "tasks": SEGMENTATION,
-            "help": "where the benchmark named by dataset lies, in archives or not (default: $DENSESEG_DATA_ROOT)",
+            "help": "where the benchmark named by dataset lies, in archives or not (default: $DENSESEG_DATA_ROOT)"
         },
     )
     label_spec: str | None = field(

@@ -102,9 +102,13 @@ def read_names(path: Path, keys: Sequence[str] | None) -> ClassNames:
     else:
         count = len(given) if isinstance(given, list) else 0
         raise InputError(f"{path} names {count} classes, the data has {len(keys)}. Give one name for each.")
-    names = [name if names.count(name) == 1 else f"{name} ({key})" for name, key in zip(names, keys, strict=True)]
     extra = {key: str(beside[key]) for key in ("licence", "citation") if key in beside}
-    return ClassNames(str(beside.get("name", path.parent.name)), tuple(names), **extra)
+    return ClassNames(str(beside.get("name", path.parent.name)), tuple(told_apart(names, keys)), **extra)
+
+
+def told_apart(names: Sequence[str], keys: Sequence[str]) -> list[str]:
+    """The names, of equal ones each with its key in brackets."""
+    return [name if names.count(name) == 1 else f"{name} ({key})" for name, key in zip(names, keys, strict=True)]
 
 
 def _lines(text: str, keys: set[str]) -> Any:

@@ -14,6 +14,8 @@ from PIL import Image
 from hf_denseseg.data.class_names import NAME_FILES, ClassNames, read_names
 from hf_denseseg.data.datasets import find_table
 from hf_denseseg.data.folders import IMAGE_SUFFIXES, resolve_split
+from hf_denseseg.data.imagenet import find_imagenet, imagenet_names, imagenet_rows
+from hf_denseseg.data.manifest import is_packed
 from hf_denseseg.data.reading import read_image
 from hf_denseseg.data.shards import find_shards, import_datasets, open_table
 from hf_denseseg.data.synthetic import parse_name
@@ -32,6 +34,7 @@ def load_classification(
     name_or_path: str | Path,
     split: str,
     *,
+    root: str | Path | None = None,
     names: str | Path | None = None,
     columns: Mapping[str, str] | None = None,
     revision: str | None = None,
@@ -40,9 +43,12 @@ def load_classification(
     """Load the pictures of one split and their classes.
 
     Args:
-        name_or_path: `"synthetic"` (also `"synthetic:500"`, `"synthetic@64x64"`), a folder with
-            `<split>/<class>/*.jpg`, a folder of Parquet shards, or the id of a hub data set.
+        name_or_path: `"imagenet"`; `"synthetic"` (also `"synthetic:500"`, `"synthetic@64x64"`); a folder with
+            `<split>/<class>/*.jpg`, or with the official archives of ImageNet, or such an archive; a folder of Parquet
+            or tar shards; or the id of a hub data set.
         split: `"train"`, `"val"` (`"validation"` is the same), `"test"`, or the name of a folder.
+        root: where the files of `"imagenet"` lie: folder, archive, or a folder in which their folder lies; the
+            environment variable DENSESEG_DATA_ROOT when None.
         names: file with the names of the classes; looked for beside the data (`classes.json`, `classes.txt`) when
             None, else folder names or the names of the label column are taken.
         columns: `{"image": ..., "label": ..., "id": ...}`, names of the columns of shards and hub data sets.
@@ -62,6 +68,9 @@ def load_classification(
         split = resolve_split(split, sorted(counts), "The embedded data set")
         rows = {"id": [f"{split}-{index:05d}" for index in range(counts[split])]}
         return ClassificationData(_table(rows, _RenderObjects(name), limit), OBJECT_NAMES)
+    if not is_packed(folder, split) and (tree := find_imagenet(name, root)):
+        spec = imagenet_names()[1]
+        return ClassificationData(_table(imagenet_rows(tree, split), _decode, limit), spec)
     splits = find_class_folders(folder) if folder.is_dir() and not find_shards(folder) else {}
     if splits:
         rows, keys = _folder_rows(folder, splits, split)

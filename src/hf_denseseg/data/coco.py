@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from hf_denseseg.data.archives import describe_reference, read_reference
 from hf_denseseg.data.checks import Fault
 from hf_denseseg.data.class_names import ClassNames
 from hf_denseseg.errors import InputError
@@ -51,21 +52,20 @@ class CocoTable:
         ]
 
 
-def read_coco(path: Path, masks: bool = False) -> CocoTable:
+def read_coco(source: str | Path, masks: bool = False) -> CocoTable:
     """Read and judge an annotation file.
 
     Args:
-        path: JSON file.
+        source: JSON file, or reference to one in an archive.
         masks: whether every object needs a mask.
 
     Raises:
         InputError: the file cannot be read, or is not of this form at all.
     """
+    path = describe_reference(str(source))
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_reference(str(source)))
         images, annotations, categories = (content[key] for key in ("images", "annotations", "categories"))
-    except OSError as error:
-        raise InputError(f"Annotation file {path} cannot be read: {error.strerror}. Check the path.") from error
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is no annotation file in COCO's format ({error!r}). {_FORM}") from error
     if not categories or not images:
@@ -76,7 +76,7 @@ def read_coco(path: Path, masks: bool = False) -> CocoTable:
     faults += _twice(ids, "category", path) + _twice([each["id"] for each in images], "picture", path)
     faults += _twice([each["id"] for each in annotations], "annotation", path)
     licences = {str(each.get("name")) for each in content.get("licenses", ()) if each.get("name")}
-    name = str(content.get("info", {}).get("description") or path.stem)
+    name = str(content.get("info", {}).get("description") or Path(path.partition(" in ")[0]).stem)
     spec = ClassNames(name, tuple(str(each["name"]) for each in ordered), licence=", ".join(sorted(licences)[:3]))
     table = CocoTable(spec, ids, images, [[] for _ in images], faults)
     for image in images:
@@ -92,7 +92,7 @@ def read_coco(path: Path, masks: bool = False) -> CocoTable:
     return table
 
 
-def _twice(ids: Sequence[Any], what: str, path: Path) -> list[Fault]:
+def _twice(ids: Sequence[Any], what: str, path: str) -> list[Fault]:
     return [
         Fault(f"{what} {key}", f"{path}: the id {key} of a {what} stands {count} times. Give each its own.")
         for key, count in Counter(ids).items()
@@ -100,7 +100,7 @@ def _twice(ids: Sequence[Any], what: str, path: Path) -> list[Fault]:
     ]
 
 
-def _add_objects(table: CocoTable, annotations: Sequence[dict[str, Any]], path: Path, masks: bool) -> None:
+def _add_objects(table: CocoTable, annotations: Sequence[dict[str, Any]], path: str, masks: bool) -> None:
     """Sort the annotations by picture, with faults and notes."""
     place_of = {image["id"]: place for place, image in enumerate(table.images)}
     class_of = {category: k for k, category in enumerate(table.category_ids)}

@@ -5,7 +5,6 @@ Rows are `image` (RGB picture), `image_id`, `id` (text), `height`, `width` and `
 """
 
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 from hf_denseseg.data.archives import open_tree
 from hf_denseseg.data.class_names import NAME_FILES, ClassNames, read_names
 from hf_denseseg.data.coco import CocoTable, read_coco, trainable
+from hf_denseseg.data.coco_files import CocoSource, find_coco
 from hf_denseseg.data.folders import resolve_split
 from hf_denseseg.data.manifest import Manifest, check_shards, read_manifest
 from hf_denseseg.data.reading import read_image
@@ -32,17 +32,11 @@ class DetectionData(NamedTuple):
     notes: list[str]
 
 
-class CocoSource(NamedTuple):
-    """An annotation file and the folder of its pictures."""
-
-    annotations: Path
-    pictures: Path
-
-
 def load_detection(
     name_or_path: str | Path,
     split: str,
     *,
+    root: str | Path | None = None,
     masks: bool = False,
     filter_empty: bool = False,
     limit: int | None = None,
@@ -50,9 +44,12 @@ def load_detection(
     """Load the pictures of one split with their objects.
 
     Args:
-        name_or_path: `"synthetic"` (also `"synthetic:100"`, `"synthetic@128x192"`), a folder with
-            `annotations/instances_<split>.json` and `<split>/*.jpg`, or an annotation file in COCO's format.
+        name_or_path: `"coco"`; `"synthetic"` (also `"synthetic:100"`, `"synthetic@128x192"`); a folder with
+            `annotations/instances_<split>.json` and `<split>/*.jpg`, unpacked or in the official zips; a folder of
+            packed shards; or an annotation file in COCO's format.
         split: part of the file name, such as `"train2017"`; of an annotation file it says nothing.
+        root: where the files of `"coco"` lie: folder, or a folder in which their folder lies; the environment variable
+            DENSESEG_DATA_ROOT when None.
         masks: whether every object needs a mask.
         filter_empty: leave out pictures without an object that training can learn.
         limit: use the first so many pictures.
@@ -74,12 +71,12 @@ def load_detection(
     folder = Path(name).expanduser()
     if folder.is_dir() and (manifest := read_manifest(folder, split)):
         return _packed(folder, manifest, filter_empty, limit)
-    source = find_coco(name, split)
+    source = find_coco(name, split, root)
     table = read_coco(source.annotations, masks)
     if table.faults:
         more = f" {len(table.faults) - 1} more faults; `denseseg data check` lists them." if table.faults[1:] else ""
         raise InputError(f"{table.faults[0]}{more}")
-    rows = coco_rows(table, source.pictures)[:limit]
+    rows = coco_rows(table, source)[:limit]
     return DetectionData(_table(rows, filter_empty), table.spec, table.notes_as_text())
 
 
@@ -132,42 +129,11 @@ def _listed(objects: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
     return [dict(zip(objects, values, strict=True)) for values in zip(*objects.values(), strict=True)]
 
 
-def find_coco(name: str, split: str) -> CocoSource:
-    """Find the annotation file and the pictures of a split.
-
-    Raises:
-        InputError: there are none.
-    """
-    path = Path(name).expanduser()
-    if path.is_file():
-        folders = (path.parent, path.parent / "images", path.parent.parent / split, path.parent.parent / "images")
-        return CocoSource(
-            path, next((folder for folder in folders if folder.is_dir() and _pictures(folder)), path.parent)
-        )
-    files = {
-        found[1]: file
-        for file in sorted((path / "annotations").glob("instances_*.json"))
-        if (found := re.fullmatch(r"instances_(.+)", file.stem))
-    }
-    if not files:
-        raise InputError(
-            f"Data set {name!r} is neither a folder with annotations/instances_<split>.json, nor an annotation file "
-            "in COCO's format. Without data of your own take 'synthetic'."
-        )
-    found = resolve_split(split, sorted(files), name)
-    folders = (path / found, path / "images" / found, path / "images")
-    return CocoSource(files[found], next((folder for folder in folders if folder.is_dir()), folders[0]))
-
-
-def _pictures(folder: Path) -> bool:
-    return any(child.suffix.lower() in (".jpg", ".jpeg", ".png") for child in folder.iterdir())
-
-
-def coco_rows(table: CocoTable, pictures: Path) -> list[dict[str, Any]]:
+def coco_rows(table: CocoTable, source: CocoSource) -> list[dict[str, Any]]:
     """Rows of an annotation file, in the order of its pictures."""
     return [
         {
-            "image": str(pictures / image["file_name"]),
+            "image": source.picture(image["file_name"]),
             "image_id": image["id"],
             "id": Path(image["file_name"]).stem,
             "height": image["height"],

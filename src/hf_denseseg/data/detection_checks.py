@@ -9,7 +9,9 @@ from tqdm.auto import tqdm
 from hf_denseseg.data.checks import Fault
 from hf_denseseg.data.class_names import ClassNames
 from hf_denseseg.data.coco import read_coco, trainable
-from hf_denseseg.data.detection import DetectionData, find_coco, load_detection
+from hf_denseseg.data.coco_files import find_coco
+from hf_denseseg.data.detection import DetectionData, load_detection
+from hf_denseseg.data.manifest import is_packed
 from hf_denseseg.errors import InputError
 
 
@@ -69,19 +71,26 @@ def scan_rows(data: DetectionData, limit: int | None = None, progress: bool = Fa
 
 
 def scan_detections(
-    name: str, split: str, *, masks: bool = False, limit: int | None = None, progress: bool = False
+    name: str,
+    split: str,
+    *,
+    root: str | None = None,
+    masks: bool = False,
+    limit: int | None = None,
+    progress: bool = False,
 ) -> ObjectScan:
     """Scan a data set by its name; all faulty entries of an annotation file are listed, not only the first.
 
     Args:
         name: as for `load_detection`.
         split: as for `load_detection`.
+        root: as for `load_detection`.
         masks: whether every object needs a mask.
         limit: look at so many pictures.
         progress: show a bar on a terminal.
     """
-    if not name.startswith("synthetic"):
-        table = read_coco(find_coco(name, split).annotations, masks)
+    if not (name.startswith("synthetic") or is_packed(name, split)):
+        table = read_coco(find_coco(name, split, root).annotations, masks)
         if table.faults:
             return ObjectScan(table.spec, faults=table.faults, notes=table.notes_as_text())
-    return scan_rows(load_detection(name, split, masks=masks), limit, progress)
+    return scan_rows(load_detection(name, split, root=root, masks=masks), limit, progress)

@@ -108,6 +108,12 @@ def read_manifest(folder: Path, split: str) -> Manifest | None:
         raise InputError(f"{path} is damaged ({error!r}). Delete it and pack the split anew.") from error
 
 
+def is_packed(name: str | Path, split: str) -> bool:
+    """Whether a name is that of a folder with shards of the split, and a manifest."""
+    folder = Path(name).expanduser()
+    return folder.is_dir() and read_manifest(folder, split) is not None
+
+
 def check_shards(folder: Path, manifest: Manifest) -> None:
     """Compare the sizes of the shards with the manifest.
 

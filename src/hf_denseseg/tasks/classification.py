@@ -130,7 +130,7 @@ class ImageClassification(Task):
     counted_size = (224, 224)
     counted_labels = 1000
     usual_labels = 1000
-    source_options = ("spec", "columns", "revision")
+    source_options = ("spec", "root", "columns", "revision")
 
     def load(self, arguments: DataArguments, part: str) -> ClassificationData:
         """Load pictures and their classes."""
@@ -138,6 +138,7 @@ class ImageClassification(Task):
         return load_classification(
             arguments.dataset,
             arguments.train_split if training else arguments.eval_split,
+            root=arguments.data_root,
             names=arguments.label_spec,
             columns=arguments.dataset_columns,
             revision=arguments.dataset_revision,

@@ -146,6 +146,7 @@ class ObjectDetection(Task):
     """A box and a class for every object."""
 
     name = "object-detection"
+    source_options = ("root",)
     pipeline = "object-detection"
     verb = "detect"
     found = 'found["label"], found["score"], found["box"]'
@@ -168,6 +169,7 @@ class ObjectDetection(Task):
         return load_detection(
             arguments.dataset,
             arguments.train_split if training else arguments.eval_split,
+            root=arguments.data_root,
             masks=self.masks,
             filter_empty=arguments.filter_empty and training,
             limit=arguments.max_train_samples if training else arguments.max_eval_samples,

@@ -1,0 +1,95 @@
+"""Find the annotation file and the pictures of a split in COCO's layout: in folders, in the official zips, or both."""
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from hf_denseseg.data.archives import Tree, is_archive, open_tree
+from hf_denseseg.data.folders import resolve_split
+from hf_denseseg.data.official import fetch_text, official_trees
+from hf_denseseg.errors import InputError
+
+COCO_NAME = "coco"
+_FOLDERS = ("coco", "COCO", "coco2017")
+_ARCHIVES = ("train20*.zip", "val20*.zip", "annotations_trainval20*.zip", "coco*.zip")
+
+
+class CocoSource(NamedTuple):
+    """An annotation file and the pictures beside it.
+
+    Args:
+        annotations: path, or reference into an archive.
+        pictures: where they lie, for messages and for what is missing.
+        files: file name in the annotations -> path or reference.
+    """
+
+    annotations: str
+    pictures: Path
+    files: dict[str, str]
+
+    def picture(self, file_name: str) -> str:
+        """Path of, or reference to, a picture; of a missing one the path where it should be."""
+        return self.files.get(file_name, str(self.pictures / file_name))
+
+
+def find_coco(name: str, split: str, root: str | Path | None = None) -> CocoSource:
+    """Find the annotation file and the pictures of a split.
+
+    Args:
+        name: `"coco"`, a folder (or archive) in COCO's layout, or an annotation file.
+        split: part of the file name, such as `"train2017"`; `"train"` will do where there is one year only.
+        root: where the files of `"coco"` lie, see `official_trees`.
+
+    Raises:
+        InputError: there are none.
+    """
+    path = Path(name).expanduser()
+    if name == COCO_NAME and (root or not path.exists()):
+        for tree in official_trees(name, root, _FOLDERS, _ARCHIVES):
+            if _annotation_files(tree):
+                return _in_tree(tree, split)
+        files = "train2017.zip, val2017.zip and annotations_trainval2017.zip"
+        url, licence = "https://cocodataset.org/#download", "annotations CC BY 4.0, pictures under Flickr's terms"
+        raise InputError(fetch_text("COCO", root, url, licence, files))
+    if root:
+        raise InputError(f"data_root says where {COCO_NAME!r} lies; {name!r} is something else. Leave it out.")
+    if path.is_dir() or (path.is_file() and is_archive(path)):
+        tree = open_tree(path, _ARCHIVES)
+        if _annotation_files(tree):
+            return _in_tree(tree, split)
+    elif path.is_file():
+        folders = (path.parent, path.parent / "images", path.parent.parent / split, path.parent.parent / "images")
+        found = (folder for folder in folders if folder.is_dir() and _has_pictures(folder))
+        return CocoSource(str(path), next(found, path.parent), {})
+    raise InputError(
+        f"Data set {name!r} is neither a folder with annotations/instances_<split>.json (unpacked or in the official "
+        "zips), nor an annotation file in COCO's format. Without data of your own take 'synthetic'."
+    )
+
+
+def _annotation_files(tree: Tree) -> dict[str, str]:
+    """Split -> name of its annotation file in the tree."""
+    found = (re.fullmatch(r"(.*/)?annotations/instances_([^/]+)\.json", name) for name in tree.names())
+    return {match[2]: match[0] for match in found if match}
+
+
+def _in_tree(tree: Tree, split: str) -> CocoSource:
+    files = _annotation_files(tree)
+    years: dict[str, list[str]] = {}
+    for each in files:
+        years.setdefault(re.sub(r"\d{4}$", "", each), []).append(each)
+    short = {key: names[0] for key, names in years.items() if len(names) == 1}
+    asked = resolve_split(split, sorted({**files, **short}), str(tree.root))
+    found = asked if asked in files else short[asked]
+    above = files[found].rpartition("annotations/")[0]
+    for folder in (f"{above}{found}/", f"{above}images/{found}/", f"{above}images/"):
+        pictures = {
+            name.removeprefix(folder): tree.reference(name) for name in tree.names() if name.startswith(folder)
+        }
+        if pictures:
+            return CocoSource(tree.reference(files[found]), tree.root / folder, pictures)
+    return CocoSource(tree.reference(files[found]), tree.root / above / found, {})
+
+
+def _has_pictures(folder: Path) -> bool:
+    return any(child.suffix.lower() in (".jpg", ".jpeg", ".png") for child in folder.iterdir())

@@ -1,0 +1,137 @@
+"""ImageNet-1K as it is distributed: ILSVRC2012's tars unopened, Kaggle's layout, or folders of synsets, also zipped.
+
+The names of the files tell what they are: `n01440764_10026.JPEG` is a training picture of that synset, and
+`ILSVRC2012_val_00000001.JPEG` a validation picture, whose synset is its folder, or stands in Kaggle's
+`LOC_val_solution.csv` or in the devkit.
+"""
+
+import csv
+import io
+import logging
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hf_denseseg.data.archives import Tree, is_archive, open_tree
+from hf_denseseg.data.class_names import ClassNames, told_apart
+from hf_denseseg.data.folders import resolve_split
+from hf_denseseg.data.official import fetch_text, official_trees
+from hf_denseseg.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+IMAGENET_NAME = "imagenet"
+_COUNTS = {"train": 1_281_167, "val": 50_000}
+_FOLDERS = ("imagenet", "ImageNet", "ILSVRC2012")
+_ARCHIVES = (
+    "ILSVRC2012_*.tar",
+    "ILSVRC2012_devkit_t12.tar.gz",
+    "imagenet*.zip",
+    "ILSVRC*.zip",
+    "train.zip",
+    "val.zip",
+)
+_MARKS = (*_ARCHIVES, "LOC_synset_mapping.txt", "ILSVRC")  # in a folder that is given by its path
+_TRAIN = re.compile(r"(?:.*/)?((n\d{8})_\d+)\.jpe?g", re.IGNORECASE)
+_VAL = re.compile(r"(?:.*?(n\d{8})/|.*/)?(ILSVRC2012_val_\d{8})\.jpe?g", re.IGNORECASE)
+_URL, _LICENCE = "https://image-net.org/download.php", "terms of access: non-commercial research and education"
+_CITATION = "Russakovsky et al., ImageNet Large Scale Visual Recognition Challenge, IJCV 2015"
+
+
+def find_imagenet(name: str, root: str | Path | None = None) -> Tree | None:
+    """Open the official files.
+
+    Args:
+        name: `"imagenet"`, or the path of a folder or archive that may hold them.
+        root: where the files of `"imagenet"` lie, see `official_trees`.
+
+    Returns:
+        The files; None if `name` is something else.
+
+    Raises:
+        InputError: it is `"imagenet"` and the files are not there, or `root` is given for something else.
+    """
+    path = Path(name).expanduser()
+    if name == IMAGENET_NAME and (root or not path.exists()):
+        for tree in official_trees(name, root, _FOLDERS, _ARCHIVES):
+            if any(_TRAIN.fullmatch(each) or _VAL.fullmatch(each) for each in tree.names()):
+                return tree
+        files = "ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz"
+        raise InputError(fetch_text("ImageNet-1K", root, _URL, _LICENCE, files))
+    if root:
+        raise InputError(f"data_root says where {IMAGENET_NAME!r} lies; {name!r} is something else. Leave it out.")
+    if path.is_file() and is_archive(path):
+        return open_tree(path)
+    if path.is_dir() and any(found for mark in _MARKS for found in path.glob(mark)):
+        return open_tree(path, _ARCHIVES)
+    return None
+
+
+def imagenet_names() -> tuple[list[str], ClassNames]:
+    """The 1000 synsets in the order of their ids, and their names."""
+    from timm.data import ImageNetInfo
+
+    info = ImageNetInfo()
+    synsets = info.label_names()
+    names = told_apart([info.label_name_to_description(each) for each in synsets], synsets)
+    return synsets, ClassNames("ImageNet-1K", tuple(names), licence=_LICENCE, citation=_CITATION)
+
+
+def imagenet_rows(tree: Tree, split: str) -> dict[str, list[Any]]:
+    """References to the pictures of a split, ids of their classes (among all 1000) and of the pictures.
+
+    Raises:
+        InputError: there are no such pictures, a synset is none of the 1000, or nothing says what validation pictures
+            show.
+    """
+    split = resolve_split(split, sorted(_COUNTS), IMAGENET_NAME)
+    pattern = _TRAIN if split == "train" else _VAL
+    matches = [match for name in tree.names() if (match := pattern.fullmatch(name))]
+    if not matches:
+        raise InputError(f"{tree.root} holds no pictures of ImageNet's split {split!r}. Add its archive, from {_URL}.")
+    label_of = {synset: label for label, synset in enumerate(imagenet_names()[0])}
+    truth: Mapping[str, str] = {}
+    rows: dict[str, dict[str, Any]] = {}
+    for match in matches:
+        name, synset = (match[1], match[2]) if split == "train" else (match[2], match[1])
+        if synset is None:
+            truth = truth or _validation_truth(tree)
+            synset = truth.get(name)
+        if synset not in label_of:
+            raise InputError(
+                f"{tree.root}: {match[0]} is of {synset or 'an unknown synset'}, none of ImageNet-1K's 1000. Give "
+                "other classes as folders: <split>/<class>/*.jpg."
+            )
+        key = f"{synset}/{name}"  # may be there twice, unpacked and in its archive
+        rows.setdefault(key, {"image": tree.reference(match[0]), "label": label_of[synset], "id": key})
+    if len(rows) != _COUNTS[split]:
+        logger.warning("%s: %d of %d pictures of %r; a partial copy.", tree.root, len(rows), _COUNTS[split], split)
+    ordered = [rows[key] for key in sorted(rows)]
+    return {key: [row[key] for row in ordered] for key in ("image", "label", "id")}
+
+
+def _validation_truth(tree: Tree) -> dict[str, str]:
+    """Validation picture -> synset, by Kaggle's table or the devkit.
+
+    Raises:
+        InputError: neither is there.
+    """
+    if tables := [name for name in tree.names() if name.rpartition("/")[2] == "LOC_val_solution.csv"]:
+        lines = csv.DictReader(io.StringIO(tree.read(tables[0]).decode()))
+        return {line["ImageId"]: line["PredictionString"].split()[0] for line in lines}
+    truth = next((name for name in tree.names() if name.endswith("ILSVRC2012_validation_ground_truth.txt")), None)
+    if truth is None or (meta := truth.rpartition("/")[0] + "/meta.mat") not in tree:
+        raise InputError(
+            f"{tree.root}: nothing says what the validation pictures show. Add ILSVRC2012_devkit_t12.tar.gz (or "
+            "Kaggle's LOC_val_solution.csv), or sort the pictures into folders named by their synsets."
+        )
+    try:
+        from scipy import io as matlab
+    except ImportError as error:
+        raise InputError(f"{meta} needs scipy. Run `pip install 'hf-denseseg[train]'`.") from error
+    synsets = matlab.loadmat(io.BytesIO(tree.read(meta)), squeeze_me=True)["synsets"]
+    # The devkit counts from 1, in an order of its own.
+    synset_of = {int(each["ILSVRC2012_ID"]): str(each["WNID"]) for each in synsets}
+    numbers = tree.read(truth).decode().split()
+    return {f"ILSVRC2012_val_{place:08d}": synset_of[int(number)] for place, number in enumerate(numbers, 1)}

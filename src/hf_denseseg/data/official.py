@@ -1,0 +1,42 @@
+"""Where the official files of COCO and ImageNet lie, packed or not."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from hf_denseseg.data.archives import Tree, open_tree
+from hf_denseseg.data.benchmarks.listing import ROOT_VARIABLE
+from hf_denseseg.errors import InputError
+
+
+def official_trees(
+    name: str, root: str | Path | None, folders: tuple[str, ...], archives: tuple[str, ...]
+) -> Iterator[Tree]:
+    """Places where a data set may lie that is given by its name, one after the other.
+
+    Args:
+        name: of the data set, for messages.
+        root: folder or archive with the official files, or a folder in which their folder lies; when None that of the
+            environment variable DENSESEG_DATA_ROOT, else the current one.
+        folders: usual names of the folder.
+        archives: names (patterns) of the official archives.
+
+    Raises:
+        InputError: the folder that was given does not exist, or an archive is damaged.
+    """
+    given = root or os.environ.get(ROOT_VARIABLE)
+    place = Path(given or ".").expanduser()
+    if given and not place.exists():
+        raise InputError(f"{place}, given as the folder of {name}, does not exist. Mend data_root or {ROOT_VARIABLE}.")
+    inside = [place / folder for folder in folders if (place / folder).is_dir()] if place.is_dir() else []
+    for candidate in [*inside, *([place] if given else [])]:
+        yield open_tree(candidate, archives)
+
+
+def fetch_text(name: str, root: str | Path | None, url: str, licence: str, files: str) -> str:
+    """What to do when the files are not there."""
+    where = Path(root or os.environ.get(ROOT_VARIABLE) or ".").expanduser().absolute()
+    return (
+        f"{name} is not in {where}. Fetch it yourself from {url} (licence: {licence}), put {files} (or what "
+        f"they hold, unpacked) into one folder, and give that folder as data_root or in {ROOT_VARIABLE}."
+    )
