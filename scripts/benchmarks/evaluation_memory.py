@@ -68,7 +68,7 @@ def measure(count: int) -> dict:
     from hf_denseseg.data.labels import LabelSpec
     from hf_denseseg.inference import InferenceSettings
     from hf_denseseg.recipe_keys import TaskTrainingArguments
-    from hf_denseseg.tasks.segmentation import SegmentationTrainer
+    from hf_denseseg.tasks.segmentation_trainer import SegmentationTrainer
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
