@@ -3,17 +3,28 @@
 The tables here are written from the publications, not from the package.
 """
 
+import functools
 import io
+import json
 import tarfile
 import zipfile
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
-from hf_denseseg.data.benchmarks.layouts import NAMES
+from hf_denseseg.cli import main
+from hf_denseseg.data import matlab
+from hf_denseseg.data.benchmarks.layouts import NAMES, get_benchmark
+from hf_denseseg.data.checks import scan_source
 from hf_denseseg.data.datasets import load_segmentation
+from hf_denseseg.data.labels import LabelSpec
+from hf_denseseg.data.matlab import read_matlab_ids
+from hf_denseseg.errors import InputError
 
 scipy_io = pytest.importorskip("scipy.io")
 
@@ -290,3 +301,307 @@ def test_each_benchmark_loads_from_its_official_files(tmp_path, name, packed):
     second = "test" if name == "coco_stuff_10k" else "val"
     both = load_segmentation(name, f"train+{second}", root=tmp_path / "official", streaming=True)
     check(both, expected["train"] | expected[second])
+
+
+# name: classes, first and last class, colours of these two, pictures of each split.
+PUBLISHED = {
+    "ade20k": (150, "wall", "flag", (120, 120, 120), (92, 0, 255), {"train": 20210, "val": 2000, "test": 3352}),
+    "cityscapes": (
+        *(19, "road", "bicycle", (128, 64, 128), (119, 11, 32)),
+        {"train": 2975, "val": 500, "test": 1525, "train_extra": 19998},
+    ),
+    "cityscapes_coarse": (
+        *(19, "road", "bicycle", (128, 64, 128), (119, 11, 32)),
+        {"train": 2975, "val": 500, "train_extra": 19998},
+    ),
+    "pascal_context_59": (59, "aeroplane", "wood", (180, 120, 120), (31, 0, 255), {"train": 4998, "val": 5105}),
+    "pascal_context_60": (60, "background", "wood", (120, 120, 120), (31, 0, 255), {"train": 4998, "val": 5105}),
+    "coco_stuff_10k": (
+        *(171, "person", "wood", (0, 192, 64), (64, 64, 0)),
+        {"train": 9000, "test": 1000, "val": 1000},
+    ),
+    "coco_stuff_164k": (171, "person", "wood", (0, 192, 64), (64, 64, 0), {"train": 118287, "val": 5000}),
+    "camvid": (11, "sky", "bicyclist", (128, 128, 128), (0, 128, 192), {"train": 367, "val": 101, "test": 233}),
+    "camvid_32": (31, "Animal", "Wall", (64, 128, 64), (64, 192, 0), {"train": 367, "val": 101, "test": 233}),
+    "camvid_full": (11, "sky", "bicyclist", (128, 128, 128), (0, 128, 192), {"train": 367, "val": 101, "test": 233}),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_classes_colours_and_counts_are_the_published_ones(name):
+    count, first, last, first_color, last_color, sizes = PUBLISHED[name]
+    benchmark = get_benchmark(name)
+    for spec in benchmark.encodings.values():
+        assert (spec.num_labels, spec.classes[0], spec.classes[-1]) == (count, first, last)
+        assert (spec.palette[0], spec.palette[-1]) == (first_color, last_color) and len(spec.palette) == count
+        assert spec.source_url and spec.licence and spec.citation
+        assert LabelSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+    assert {split: files.size for split, files in benchmark.splits.items()} == sizes
+
+
+def test_pascal_context_is_in_alphabetical_order_and_60_is_59_behind_the_background():
+    classes = get_benchmark("pascal_context_59").spec.classes
+    assert list(classes) == sorted(classes)
+    assert get_benchmark("pascal_context_60").spec.classes == ("background", *classes)
+
+
+def test_cityscapes_classes_have_the_seven_categories():
+    spec = get_benchmark("cityscapes").spec
+    assert list(spec.categories) == ["flat", "construction", "object", "nature", "sky", "human", "vehicle"]
+    assert [name for names in spec.categories.values() for name in names] == list(spec.classes)
+    assert spec.decode(np.array([0, 18, 255])).tolist() == [7, 33, 0]  # ids of the server's files
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_pascal_context_in_mmsegmentations_form(tmp_path, background):
+    writer = functools.partial(pascal_context, background=background, png=True)
+    expected = build(tmp_path, writer, False)
+    (tmp_path / "VOCdevkit/VOC2010/ImageSets/Main").rename(
+        tmp_path / "VOCdevkit/VOC2010/ImageSets/SegmentationContext"
+    )
+    check(load_segmentation(f"pascal_context_{59 + background}", "val", root=tmp_path), expected["val"])
+
+
+def test_converted_train_ids_are_taken_only_where_the_official_ids_are_missing(tmp_path):
+    expected = build(tmp_path, cityscapes, False)
+    for file in list(tmp_path.glob("gtFine/*/*/*_labelIds.png")):
+        train = Image.fromarray(np.full(SIZE, 5, np.uint8))
+        train.save(file.with_name(file.name.replace("labelIds", "labelTrainIds")))
+    check(load_segmentation("cityscapes", "val", root=tmp_path), expected["val"])
+    for file in tmp_path.glob("gtFine/*/*/*_labelIds.png"):
+        file.unlink()
+    data = load_segmentation("cityscapes", "val", root=tmp_path)
+    assert all((row["label"] == 5).all() for row in data.dataset) and data.spec.raw_to_train[5] == 5
+
+
+@pytest.mark.parametrize(("name", "split", "count"), [("cityscapes", "test", 3), ("ade20k", "test", 3)])
+def test_a_test_split_without_published_labels_has_pictures_and_void_alone(tmp_path, name, split, count):
+    build(tmp_path, WRITERS[name], True)
+    rows = list(load_segmentation(name, split, root=tmp_path).dataset)
+    assert len(rows) == count and all((row["label"] == 255).all() for row in rows)
+    assert rows[0]["id"] == ("bonn_000000_000019" if name == "cityscapes" else "ADE_test_00000000")
+    scan = scan_source(name, split, root=tmp_path)
+    assert not scan.faults and scan.images == 3 and "keep the labels" in " ".join(scan.notes)
+
+
+def test_the_folder_is_found_below_the_root_the_variable_and_here(tmp_path, monkeypatch):
+    expected = build(tmp_path / "data/CamVid", camvid, False)["train"]
+    check(load_segmentation("camvid", "train", root=tmp_path / "data"), expected)
+    monkeypatch.setenv("DENSESEG_DATA_ROOT", str(tmp_path / "data"))
+    check(load_segmentation("camvid", "train"), expected)
+    monkeypatch.delenv("DENSESEG_DATA_ROOT")
+    monkeypatch.chdir(tmp_path / "data")
+    check(load_segmentation("camvid", "train"), expected)
+
+
+def test_by_its_path_an_official_folder_or_archive_is_recognised(tmp_path):
+    expected = build(tmp_path, ade20k, True)["val"]
+    check(load_segmentation(tmp_path, "val"), expected)
+    data = load_segmentation(tmp_path / "ADEChallengeData2016.zip", "validation")
+    check(data, expected)
+    assert data.spec == get_benchmark("ade20k").spec
+    assert scan_source(str(tmp_path), "val").spec == data.spec
+
+
+def test_what_may_be_two_benchmarks_needs_the_name(tmp_path):
+    expected = build(tmp_path, pascal_context, True)["val"]
+    with pytest.raises(InputError, match="may be pascal_context_59 or pascal_context_60.*--data_root"):
+        load_segmentation(tmp_path, "val")
+    check(load_segmentation(tmp_path, "val", spec="pascal_context_59"), expected)
+
+
+def test_a_benchmark_that_is_not_there_says_where_it_comes_from(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        InputError, match=r"cityscapes-dataset\.com.*registration.*leftImg8bit_train\*\.zip.*DATA_ROOT"
+    ):
+        load_segmentation("cityscapes", "train")
+    with pytest.raises(InputError, match="does not exist. Mend data_root"):
+        load_segmentation("cityscapes", "train", root=tmp_path / "nowhere")
+    with pytest.raises(InputError, match="data_root says where a benchmark lies"):
+        load_segmentation("synthetic", "train", root=tmp_path)
+    with pytest.raises(InputError, match="no encoding 'train'; known: label_ids, train_ids"):
+        load_segmentation(tmp_path, "train", spec="cityscapes:train")
+
+
+def test_missing_and_lone_files_are_named(tmp_path):
+    build(tmp_path, cityscapes, False)
+    lone = next(tmp_path.glob("gtFine/val/*/*_labelIds.png"))
+    content = lone.read_bytes()
+    lone.unlink()
+    with pytest.raises(InputError, match=r"munster_000000_000019_leftImg8bit\.png has no label map"):
+        load_segmentation("cityscapes", "val", root=tmp_path)
+    assert len(scan_source("cityscapes", "val", root=tmp_path).faults) == 1
+    lone.write_bytes(content)
+    next(tmp_path.glob("leftImg8bit/val/*/*000001_*")).unlink()
+    with pytest.raises(InputError, match=r"munster_000001_000019_gtFine_labelIds\.png has no picture"):
+        load_segmentation("cityscapes", "val", root=tmp_path)
+    with pytest.raises(InputError, match="split train_extra, in .*: no pictures"):
+        load_segmentation("cityscapes", "train_extra", root=tmp_path)
+    with pytest.raises(InputError, match="train, train_extra, val"):
+        load_segmentation("cityscapes", "holdout", root=tmp_path)
+
+
+def test_a_partial_copy_is_noted_and_a_listed_picture_that_is_missing_refused(tmp_path, caplog):
+    expected = build(tmp_path, coco_stuff_10k, False)["test"]
+    check(load_segmentation("coco_stuff_10k", "val", root=tmp_path), expected)
+    assert "3 of 1,000 pictures" in caplog.text
+    (tmp_path / "images" / f"{min(expected)}.jpg").unlink()
+    with pytest.raises(InputError, match="1 pictures are missing, first COCO_train2014_000000000100"):
+        load_segmentation("coco_stuff_10k", "val", root=tmp_path)
+
+
+@pytest.mark.parametrize("state", ["black", "cut", "good"])
+def test_the_damaged_picture_of_train_extra_is_left_out_only_if_it_is_damaged(tmp_path, caplog, state):
+    expected = build(tmp_path, WRITERS["cityscapes_coarse"], False)["train_extra"]
+    image = tmp_path / "leftImg8bit/train_extra/troisdorf/troisdorf_000000_000073_leftImg8bit.png"
+    truth = tmp_path / "gtCoarse/train_extra/troisdorf/troisdorf_000000_000073_gtCoarse_labelIds.png"
+    for file in (image, truth):
+        file.parent.mkdir(parents=True)
+    picture_of = np.zeros((*SIZE, 3), np.uint8) if state == "black" else ids_of(range(200))
+    Image.fromarray(picture_of).save(image)
+    if state == "cut":
+        image.write_bytes(image.read_bytes()[:40])
+    truth.write_bytes(label(np.full(SIZE, 7, np.uint8)))
+    rows = list(load_segmentation("cityscapes_coarse", "train_extra", root=tmp_path).dataset)
+    assert len(rows) == len(expected) + (state == "good")
+    assert ("troisdorf_000000_000073 is left out" in caplog.text) == (state != "good")
+
+
+def test_splits_of_any_folder_add_up(tmp_path):
+    for split in ("train", "val"):
+        for kind in ("images", "labels"):
+            (tmp_path / split / kind).mkdir(parents=True)
+            (tmp_path / split / kind / "p0.png").write_bytes(picture() if kind == "images" else label(ids_of([0, 1])))
+    (tmp_path / "classes.json").write_text('{"classes": ["a", "b"]}')
+    assert [row["id"] for row in load_segmentation(tmp_path, "train+val").dataset] == ["train/p0", "val/p0"]
+    with pytest.raises(InputError, match="different names with"):
+        load_segmentation(tmp_path, "train+train")
+
+
+def copy_as_parquet(folder, maps):
+    """A repository as somebody made it from a benchmark."""
+    rows = {
+        "image": [{"bytes": label(np.zeros((*each.shape[:2], 3), np.uint8)), "path": None} for each in maps],
+        "annotation": [{"bytes": label(each), "path": None} for each in maps],
+    }
+    features = datasets.Features({key: datasets.Image() for key in rows})
+    folder.mkdir(parents=True)
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / "train-00000-of-00001.parquet")
+    return folder
+
+
+def drawn_maps(ids):
+    """32 maps whose pixels are drawn from the ids."""
+    rng = np.random.default_rng(0)
+    return [rng.choice(np.array(ids, np.uint8), (24, 24)) for _ in range(32)]
+
+
+CITY_IDS = (*range(34),)
+COCO_10K = (0, *COCO)
+COCO_164K = (*(raw - 1 for raw in COCO), 255)
+
+
+@pytest.mark.parametrize(
+    ("name", "ids"),
+    [("cityscapes", CITY_IDS), ("coco_stuff_10k", COCO_10K), ("coco_stuff_164k", COCO_164K), ("camvid", range(12))],
+)
+def test_a_copy_with_the_official_ids_is_read(tmp_path, name, ids):
+    data = load_segmentation(copy_as_parquet(tmp_path / "copy", drawn_maps(ids)), "train", spec=name)
+    assert len(list(data.dataset)) == 32 and data.spec == get_benchmark(name).spec
+
+
+@pytest.mark.parametrize(
+    ("name", "ids", "fitting"),
+    [
+        ("cityscapes", (*range(19), 255), "cityscapes:train_ids"),
+        ("cityscapes", range(19), "cityscapes:train_ids"),  # not one void pixel gives it away
+        ("ade20k", (*range(150), 255), "ade20k:train_ids"),
+        ("coco_stuff_10k", COCO_164K, "coco_stuff_164k:png_ids"),
+        ("coco_stuff_164k", COCO_10K, "coco_stuff_10k:mat_ids"),
+        ("coco_stuff_164k", (*range(171), 255), "train_ids"),
+        ("pascal_context_59", range(60), "pascal_context_59:png_ids"),
+        ("camvid", (*range(11), 255), "camvid:train_ids"),
+        ("cityscapes", range(100, 120), "100-119 are not among them"),
+    ],
+)
+def test_a_copy_in_another_encoding_is_refused_and_the_encoding_named(tmp_path, name, ids, fitting):
+    copy = copy_as_parquet(tmp_path / "copy", drawn_maps(ids))
+    with pytest.raises(InputError, match=f"first 32 label maps hold the ids .*{fitting}"):
+        load_segmentation(copy, "train", spec=name)
+    if fitting.startswith(name):
+        data = load_segmentation(copy, "train", spec=fitting)
+        assert np.unique([row["label"] for row in data.dataset]).max() in (data.spec.num_labels - 1, 255)
+
+
+@pytest.mark.parametrize("first", [0, 1], ids=["already reduced", "official"])
+def test_ade20k_that_is_already_reduced_is_told_by_how_often_its_classes_show(tmp_path, first):
+    """Without a pixel of void, and without flags (150), the ids fit both."""
+    # objectInfo150.txt: wall, building, sky, floor, tree, ceiling, road, bed, windowpane, ... of 20,210 pictures
+    counts = (11664, 6046, 8265, 9336, 6678, 6604, 4023, 1906, 4688, 2423, 2874, 3068, 5075, 1804, 6666, 4269, 1691)
+    rng = np.random.default_rng(0)
+    maps = []
+    for _ in range(32):
+        show = np.flatnonzero(rng.random(len(counts)) < np.array(counts) / 20210) + first
+        maps.append(np.resize(show if len(show) else [first], SIZE).astype(np.uint8))
+    copy = copy_as_parquet(tmp_path / "copy", maps)
+    if first:
+        assert len(load_segmentation(copy, "train", spec="ade20k").dataset) == 32
+    else:
+        with pytest.raises(InputError, match=r"how often the classes show is not as published.*ade20k:train_ids"):
+            load_segmentation(copy, "train", spec="ade20k")
+
+
+def test_colour_masks_of_the_full_ade20k_release_are_refused(tmp_path):
+    maps = [np.zeros((*SIZE, 3), np.uint8)] * 3
+    with pytest.raises(InputError, match="is a colour picture, as those of the full ADE20K"):
+        load_segmentation(copy_as_parquet(tmp_path / "copy", maps), "train", spec="ade20k")
+
+
+@pytest.mark.parametrize("revision", [None, "main", "v1.0"])
+@pytest.mark.parametrize("online", [False, True])
+def test_a_copy_on_the_hub_needs_the_hash_of_its_commit(monkeypatch, revision, online):
+    def dataset_info(self, name, revision):
+        if not online:
+            raise ConnectionError("offline")
+        return SimpleNamespace(sha="c0ffee" * 6 + "0000")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", dataset_info)
+    with pytest.raises(InputError, match="hash of its commit") as caught:
+        load_segmentation("somebody/cityscapes", "train", spec="cityscapes", revision=revision)
+    assert ("at present it is c0ffeec0ffee" in str(caught.value)) == online
+    with pytest.raises(InputError, match="needs `spec`"):
+        load_segmentation("somebody/cityscapes", "train", revision=revision)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    places=st.lists(st.tuples(st.integers(0, 2**14), st.integers(0, 255)), min_size=1, max_size=6), cut=st.booleans()
+)
+def test_damaged_mat_files_are_refused_or_read_as_a_map(places, cut):
+    content = bytearray(label(ids_of(range(183)), "mat"))
+    for place, value in places:
+        content[place % len(content)] = value
+    if cut:
+        del content[places[0][0] % len(content) :]
+    try:
+        assert read_matlab_ids(bytes(content), "x.mat").ndim == 2
+    except InputError as error:
+        assert "x.mat" in str(error)
+
+
+def test_a_mat_file_that_unpacks_to_gigabytes_is_refused_before_it_is_unpacked(monkeypatch):
+    buffer = io.BytesIO()
+    scipy_io.savemat(buffer, {"S": np.zeros((3000, 3000), np.uint16)}, do_compression=True)
+    assert read_matlab_ids(buffer.getvalue(), "x.mat").shape == (3000, 3000)
+    monkeypatch.setattr(matlab, "_LIMIT", 2**22)
+    with pytest.raises(InputError, match="a variable of more than 4,194,304 bytes"):
+        read_matlab_ids(buffer.getvalue(), "x.mat")
+
+
+def test_the_list_names_every_benchmark_with_its_licence_and_files(capsys):
+    assert main(["data", "list"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for name in NAMES:
+        assert f"{name}: {PUBLISHED[name][0]} classes" in text
+    assert "no redistribution" in text and "gtFine*.zip" in text and "DENSESEG_DATA_ROOT" in text

@@ -101,9 +101,9 @@ def load_segmentation(
         for part in split_names(split)
     ]
     for part in parts:
-        check_encoding(part, known, name)
         if benchmark:
             compare_encoding(part, benchmark[0], known, name)
+        check_encoding(part, known, name)
     table = parts[0] if len(parts) == 1 else import_datasets().concatenate_datasets(parts)
     if limit is not None:
         table = table.take(limit) if streaming else table.select(range(min(limit, len(table))))

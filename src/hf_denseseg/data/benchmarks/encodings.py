@@ -1,8 +1,8 @@
 """Compare a copy of a benchmark that somebody else made with its specification, by the ids in its label maps.
 
 What is compared: the set of ids that the first label maps hold with the ids that the specification has; and, where
-another known encoding has all of them too, the shares of the classes with the published ones (ADE20K), or, where none
-were published, how many of the classes occur.
+another known encoding has all of them too, how many pictures show each class with the published numbers (ADE20K), or,
+where none were published, how many of the classes occur.
 """
 
 import re
@@ -19,8 +19,7 @@ from hf_denseseg.data.shards import CHECKED_ROWS
 from hf_denseseg.errors import InputError
 
 _RELATED = {"coco_stuff_10k": "coco_stuff_164k", "coco_stuff_164k": "coco_stuff_10k"}
-_RARE = 1e-5  # share of a class that is published as 0.0000
-_CLEARLY = 0.25  # by so much more of its classes must another encoding show
+_CLEARLY = 0.25  # by so much the share of its classes that occur must be larger in another encoding
 
 
 def check_revision(name: str, revision: str | None) -> None:
@@ -57,38 +56,34 @@ def compare_encoding(table: Iterable[Any], benchmark: Benchmark, spec: LabelSpec
     Raises:
         InputError: other ids, or ids that fit another encoding better.
     """
-    counts: dict[int, int] = {}
-    rows = 0
+    pictures: list[set[int]] = []
     for row in islice(table, CHECKED_ROWS):
-        raw, rows = read_raw_label(row["label"], f"{row['id']} (label)"), rows + 1
+        raw = read_raw_label(row["label"], f"{row['id']} (label)")
+        if raw.ndim == 3 and spec.color_to_raw is not None:
+            return  # colours are compared one by one, when they are read
         if raw.ndim == 3:
-            if spec.color_to_raw is None:
-                raise InputError(
-                    f"{name}: label map {row['id']} is a colour picture, as those of the full ADE20K release are; "
-                    f"{spec.name!r} has one id a pixel. Use the files of {benchmark.spec.source_url}."
-                )
-            continue
-        for raw_id, count in zip(*np.unique(raw, return_counts=True), strict=True):
-            counts[int(raw_id)] = counts.get(int(raw_id), 0) + int(count)
-    if not counts:
-        return
+            raise InputError(
+                f"{name}: label map {row['id']} is a colour picture, as those of the full ADE20K release are; "
+                f"{spec.name!r} has one id a pixel. Use the files of {benchmark.spec.source_url}."
+            )
+        pictures.append(set(np.unique(raw).tolist()))
     others = {f"{benchmark.name}:{key}": each for key, each in benchmark.encodings.items()}
     if related := _RELATED.get(benchmark.name):
         others |= {f"{related}:{key}": each for key, each in get_benchmark(related).encodings.items()}
-    fitting = {key: each for key, each in others.items() if each != spec and set(counts) <= _ids(each)}
-    shares = benchmark.pixel_share
-    worse = [key for key, each in fitting.items() if _fit(counts, each, shares) > _fit(counts, spec, shares)]
-    if set(counts) <= _ids(spec) and not worse:
+    seen = set().union(*pictures)
+    fitting = {key: each for key, each in others.items() if each != spec and seen <= _ids(each)}
+    better = [key for key, each in fitting.items() if _is_better(each, spec, pictures, benchmark.shown)]
+    outside = id_ranges(np.array(sorted(seen - _ids(spec))))
+    if not outside and not better:
         return
-    seen, known = (id_ranges(np.array(sorted(ids))) for ids in (counts, _ids(spec)))
-    compared = "shares of the classes" if shares else "number of classes that occur"
-    outside = id_ranges(np.array(sorted(set(counts) - _ids(spec))))
-    why = f"{outside} are not among them" if outside else f"the {compared} does not fit"
-    hint = f" They fit {' and '.join(worse or fitting)}." if worse or fitting else ""
-    way = f" If that is what it holds, give it as label_spec: {(worse or list(fitting))[0]}." if hint else ""
+    odd = "how often the classes show is not as published" if benchmark.shown else "too few of the classes occur"
+    why = f"{outside} are not among them" if outside else odd
+    known = better or list(fitting)
+    hint = f" They fit {' and '.join(known)}. If that is what it holds, give it as label_spec." if known else ""
+    ids, official = (id_ranges(np.array(sorted(each))) for each in (seen, _ids(spec)))
     raise InputError(
-        f"{name}: the first {rows} label maps hold the ids {seen}; those of {spec.name!r} are {known}, and {why}."
-        f"{hint}{way} Otherwise use the files of {benchmark.spec.source_url}."
+        f"{name}: the first {len(pictures)} label maps hold the ids {ids}; those of {spec.name!r} are {official}, and "
+        f"{why}.{hint} Otherwise use the files of {benchmark.spec.source_url}."
     )
 
 
@@ -97,13 +92,15 @@ def _ids(spec: LabelSpec) -> set[int]:
     return {*spec.raw_to_train, *spec.raw_void}
 
 
-def _fit(counts: dict[int, int], spec: LabelSpec, shares: tuple[float, ...]) -> float:
-    """How well the counts suit an encoding, larger is better; equal encodings get the same."""
-    classes = np.zeros(spec.num_labels)
-    for raw, train in spec.raw_to_train.items():
-        classes[train] += counts.get(raw, 0)
-    if not shares:
-        # In steps, so that a few rare classes do not decide.
-        return float(np.floor((classes > 0).mean() / _CLEARLY))
-    # Log-likelihood of a pixel under the published shares.
-    return float(classes @ np.log(np.maximum(shares, _RARE)) / max(classes.sum(), 1))
+def _is_better(other: LabelSpec, spec: LabelSpec, pictures: list[set[int]], shown: tuple[float, ...]) -> bool:
+    """Whether another encoding suits pictures better that hold no ids but those of both."""
+    if not shown:
+        seen = set().union(*pictures)
+        found, expected = (len(seen & set(each.raw_to_train)) / len(each.raw_to_train) for each in (other, spec))
+        return found > expected + _CLEARLY
+    # Log-likelihood of what each picture shows, over the ids that are classes in both.
+    ids = sorted(set(other.raw_to_train) & set(spec.raw_to_train))
+    there = np.array([[raw in picture for raw in ids] for picture in pictures])
+    rates = [np.array(shown)[[each.raw_to_train[raw] for raw in ids]] for each in (other, spec)]
+    found, expected = (np.where(there, np.log(rate), np.log1p(-rate)).sum() for rate in rates)
+    return bool(found > expected)

@@ -45,7 +45,7 @@ class Benchmark:
         splits: split -> its files.
         encodings: key -> what the ids in the files mean; the official files come in the first.
         trim: endings of file names (without suffix) that are no part of the id.
-        pixel_share: published share of each class among all pixels, where there is one.
+        shown: published share of the training pictures that show a class, where there is one.
         damaged: ids of pictures that were distributed damaged.
     """
 
@@ -55,7 +55,7 @@ class Benchmark:
     splits: Mapping[str, Split]
     encodings: Mapping[str, LabelSpec]
     trim: tuple[str, ...] = ()
-    pixel_share: tuple[float, ...] = ()
+    shown: tuple[float, ...] = ()
     damaged: tuple[str, ...] = field(default=())
 
     @property
@@ -133,7 +133,7 @@ def _ade20k() -> Benchmark:
         ("ADEChallengeData2016*.zip", "release_test*.zip"),
         splits,
         {"challenge_ids": spec, "train_ids": _reencoded(spec, 0, (VOID,))},
-        pixel_share=tuple(facts["pixel_share"]),
+        shown=tuple(count / 20210 for count in facts["num_pictures"]),
     )
 
 
