@@ -308,7 +308,9 @@ def _tar_part(archive: Path, content: BinaryIO, start: int, end: int, folder: st
                 content.seek(place)
             else:
                 yield name, _Address(entry.offset_data, entry.size, entry.size)
-        if tar.offset >= end:  # two empty blocks end a tar
+        # `tarfile` takes a damaged header for the end; the true one is a block of zeros.
+        content.seek(tar.offset)
+        if tar.offset + tarfile.BLOCKSIZE > end or any(content.read(tarfile.BLOCKSIZE)):
             raise tarfile.ReadError("it has no end")
 
 
@@ -337,12 +339,23 @@ def _bytes_at(archive: Path, offset: int, size: int) -> bytes:
     there = archive.stat()
     handle = _handle(archive, there.st_ino, there.st_mtime_ns)
     # Without a position of its own: threads and forked processes may share the handle.
-    return os.pread(handle.fileno(), size, offset)
+    return os.pread(handle.number, size, offset)
+
+
+class _Handle:
+    """An open file, closed when nobody holds it any more."""
+
+    def __init__(self, path: Path) -> None:
+        self.number = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if hasattr(self, "number"):
+            os.close(self.number)
 
 
 @lru_cache(maxsize=64)
-def _handle(archive: Path, inode: int, time: int) -> BinaryIO:
-    return archive.open("rb", buffering=0)
+def _handle(archive: Path, inode: int, time: int) -> _Handle:
+    return _Handle(archive)
 
 
 def _unpacked(archive: Path) -> bytes:
