@@ -66,7 +66,9 @@ def segment_in_bands(
     while top < own[0]:
         count = min(BAND_ROWS, own[0] - top, *(view.available() for view in views))
         parts = [view.take(count)[..., : own[1]] for view in views]
-        yield Band(top, *_label(parts, settings))
+        band = Band(top, *_label(parts, settings))
+        del parts  # a part keeps all rows of its block from being freed
+        yield band
         top += count
 
 
@@ -109,6 +111,7 @@ class _View:
             for rows in slide_rows(self.model, self._window, canvas, settings):
                 rows = rows[:, :, :height, :width]
                 yield (rows.flip(-1) if self.mirrored else rows), height
+                del rows
         else:
             rows = self.model(pixel_values=self._window(0, 0, size)).logits
             yield (rows.flip(-1) if self.mirrored else rows), rows.shape[2]
@@ -143,6 +146,7 @@ def _resized_rows(
     for block, height in blocks:
         if (height, block.shape[3]) == size:
             yield block.float()
+            del block
             continue
         lower, upper, share = _source_rows(height, size[0], align_corners, block.device)
         held = block if held is None else torch.cat([held, block], 2)

@@ -142,13 +142,14 @@ class Predictor:
         raw = self.spec.inverse_table if self.spec and self.outputs.raw_ids else None
         wide = len(self.palette) > 256 if raw is None else raw.dtype != np.uint8
         written_ids = np.empty(size, np.uint16 if wide else np.uint8)
-        certainty = np.empty(size, np.uint8)
+        certainty = np.empty(size if "confidence" in write else (0, 0), np.uint8)
         scores: list[np.ndarray] = []
         for top, ids, confidence, scores in self._bands(image):  # noqa: B007
             tally.add(ids, confidence)
             rows = slice(top, top + len(ids))
             written_ids[rows] = ids if raw is None else raw[ids]
-            certainty[rows] = np.rint(confidence * 255)
+            if certainty.size:
+                certainty[rows] = np.rint(confidence * 255)
             if "overlays" in write:  # the model has looked at these rows for the last time
                 box = (0, top, image.width, rows.stop)
                 image.paste(overlay(image.crop(box), ids, self.palette), box)

@@ -21,7 +21,6 @@ def window_corners(size: Size, crop_size: Size, stride: Size) -> list[tuple[int,
     return [(y, x) for y in corners[0] for x in corners[1]]
 
 
-@torch.no_grad()
 def slide_rows(
     model: nn.Module, window_at: Callable[[int, int, Size], torch.Tensor], size: Size, settings: InferenceSettings
 ) -> Iterator[torch.Tensor]:
@@ -49,7 +48,8 @@ def slide_rows(
         following = corners[start + len(group) :]
         parts = [window_at(y, x, crop) for y, x in group]
         windows = torch.cat(parts)
-        logits = upsample(model(pixel_values=windows).logits, crop, align_corners_of(model))
+        with torch.no_grad():  # as a decorator it would hold on to what was yielded
+            logits = upsample(model(pixel_values=windows).logits, crop, align_corners_of(model))
         logits = logits.to(settings.accumulation_device or windows.device)
         if total is None:
             total = logits.new_zeros(len(parts[0]), logits.shape[1], 0, size[1])
