@@ -1,0 +1,173 @@
+"""Submission files: what the servers of Cityscapes and ADE20K ask for, and every way to get it wrong."""
+
+import io
+import shutil
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hf_denseseg import experiment
+from hf_denseseg.cli import main
+from hf_denseseg.data.benchmarks.layouts import get_benchmark
+from hf_denseseg.errors import InputError, RunError
+from hf_denseseg.recipe import load_recipe
+from hf_denseseg.registration import create_image_processor, create_model
+from hf_denseseg.submission import SERVERS, encode_answer, pack_submission, server_for, validate_submission
+from test_published_dsct import REDUCED
+
+# labels.py of the Cityscapes scripts: the ids that are scored, in the order of the train ids.
+CITYSCAPES_IDS = [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]
+BERLIN = [f"berlin_{number:06}_000019" for number in range(3)]
+SIZES = dict.fromkeys(BERLIN, (8, 16))
+
+
+def png(ids, mode="L"):
+    data = io.BytesIO()
+    Image.fromarray(np.asarray(ids, dtype=np.uint8)).convert(mode).save(data, "PNG")
+    return data.getvalue()
+
+
+def read(path):
+    with zipfile.ZipFile(path) as archive:
+        return {name: np.array(Image.open(io.BytesIO(archive.read(name)))) for name in archive.namelist()}
+
+
+@pytest.fixture
+def answers(tmp_path):
+    """A folder of right answers."""
+    folder = tmp_path / "answers"
+    folder.mkdir()
+    for place, name in enumerate(BERLIN):
+        (folder / f"{name}_gtFine_labelIds.png").write_bytes(png(np.full((8, 16), CITYSCAPES_IDS[place])))
+    return folder
+
+
+@pytest.mark.parametrize(("name", "ids"), [("cityscapes", CITYSCAPES_IDS), ("ade20k", list(range(1, 151)))])
+def test_answers_hold_the_official_ids(name, ids):
+    server = server_for(get_benchmark(name).spec)
+    assert server is SERVERS[name] and server.ids == set(ids)
+    picture = Image.open(io.BytesIO(encode_answer(server, np.arange(len(ids), dtype=np.uint8)[None])))
+    assert picture.mode == "L" and np.array(picture).tolist() == [ids]
+    # Train ids, if the data were read from label maps that hold these, become the official ids all the same.
+    other = next(spec for key, spec in get_benchmark(name).encodings.items() if key == "train_ids")
+    assert server_for(other) is server
+
+
+def test_right_answers_are_packed_and_pass_as_zip_and_in_subfolders(answers, tmp_path):
+    pack_submission(answers, tmp_path / "out.zip", "cityscapes", SIZES)
+    validate_submission(tmp_path / "out.zip", "cityscapes", SIZES)
+    assert sorted(read(tmp_path / "out.zip")) == [f"{name}_gtFine_labelIds.png" for name in BERLIN]
+    (answers / "berlin").mkdir()
+    shutil.move(answers / f"{BERLIN[0]}_gtFine_labelIds.png", answers / "berlin" / f"{BERLIN[0]}_ours.png")
+    validate_submission(answers, "cityscapes", SIZES)
+
+
+def replaced(folder, data):
+    (folder / f"{BERLIN[1]}_gtFine_labelIds.png").write_bytes(data)
+
+
+FAULTS = {
+    "no answer": (lambda folder: (folder / f"{BERLIN[1]}_gtFine_labelIds.png").unlink(), f"{BERLIN[1]} has no answer"),
+    "two answers": (lambda folder: (folder / f"{BERLIN[1]}.png").write_bytes(png(np.full((8, 16), 7))), "has several"),
+    "another name": (
+        lambda folder: (folder / "berlin_000009_000019.png").write_bytes(png(np.full((8, 16), 7))),
+        "berlin_000009_000019.png answers no picture",
+    ),
+    "a stray file": (lambda folder: (folder / "notes.txt").write_text("x"), "notes.txt answers no picture"),
+    "train ids": (lambda folder: replaced(folder, png(np.full((8, 16), 0))), r"holds the ids \[0\].*train ids"),
+    "void": (lambda folder: replaced(folder, png(np.full((8, 16), 255))), r"holds the ids \[255\]"),
+    "another size": (lambda folder: replaced(folder, png(np.full((16, 8), 7))), "is 16x8, its picture 8x16"),
+    "colours": (lambda folder: replaced(folder, png(np.full((8, 16), 7), "RGB")), "has the mode RGB"),
+    "a palette": (lambda folder: replaced(folder, png(np.full((8, 16), 7), "P")), "has the mode P"),
+    "no picture": (lambda folder: replaced(folder, b"no picture"), "is no PNG that can be read"),
+    "a cut file": (
+        lambda folder: replaced(folder, png(np.random.default_rng(0).integers(7, 9, (8, 16)))[:-30]),
+        "is no PNG that can be read",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_each_fault_is_named_and_no_zip_is_written(answers, tmp_path, fault):
+    damage, message = FAULTS[fault]
+    damage(answers)
+    with pytest.raises(InputError, match=message):
+        validate_submission(answers, "cityscapes", SIZES)
+    with pytest.raises(RunError, match=message):
+        pack_submission(answers, tmp_path / "out.zip", "cityscapes", SIZES)
+    assert not (tmp_path / "out.zip").exists()
+
+
+def test_names_of_ade20k_are_taken_to_the_letter(tmp_path):
+    name = "ADE_test_00000001"
+    (tmp_path / f"{name}.png").write_bytes(png(np.full((3, 4), 150)))
+    validate_submission(tmp_path, "ade20k", {name: (3, 4)})
+    (tmp_path / f"{name}.png").rename(tmp_path / f"{name}_mine.png")
+    with pytest.raises(InputError, match=r"_mine.png answers no picture[^$]*ADE_test_00000001 has no answer"):
+        validate_submission(tmp_path, "ade20k", {name: (3, 4)})
+
+
+def test_a_file_that_is_no_zip_is_refused(tmp_path):
+    (tmp_path / "out.zip").write_bytes(b"PK no zip")
+    with pytest.raises(InputError, match="is no zip that can be read"):
+        validate_submission(tmp_path / "out.zip", "cityscapes", SIZES)
+
+
+@pytest.fixture(scope="module")
+def city(tmp_path_factory):
+    """A test split as Cityscapes is unpacked, and a checkpoint for its classes."""
+    root, rng = tmp_path_factory.mktemp("city"), np.random.default_rng(0)
+    folder = root / "leftImg8bit" / "test" / "berlin"
+    folder.mkdir(parents=True)
+    for name, shape in zip(BERLIN, [(24, 40, 3), (32, 64, 3), (24, 40, 3)], strict=True):
+        Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(folder / f"{name}_leftImg8bit.png")
+    torch.manual_seed(0)
+    model = create_model("dsct-tiny-sac", num_labels=19, **REDUCED)
+    model.save_pretrained(root / "model")
+    create_image_processor(model.config, do_resize=False).save_pretrained(root / "model")
+    return root
+
+
+def test_a_test_split_is_answered_and_an_interrupted_run_goes_on(city, tmp_path, monkeypatch):
+    from hf_denseseg.tasks.segmentation_trainer import SegmentationTrainer
+
+    answered, answer = [], SegmentationTrainer.answer
+
+    def counting(self, sample):
+        if len(answered) == 2:
+            answered.append("stopped")
+            raise KeyboardInterrupt
+        answered.append(sample["id"])
+        return answer(self, sample)
+
+    monkeypatch.setattr(SegmentationTrainer, "answer", counting)
+    words = ["evaluate", str(city / "model"), "--dataset", "cityscapes", "--data_root", str(city), "--eval_split"]
+    words += ["test", "--use_cpu", "--submission", str(tmp_path / "city.zip"), "--output_dir", str(tmp_path / "out")]
+    assert main(words) == 1 and not (tmp_path / "city.zip").exists()
+    assert main(words) == 0
+    assert answered == [*BERLIN[:2], "stopped", BERLIN[2]]
+    answers = read(tmp_path / "city.zip")
+    validate_submission(tmp_path / "city.zip", "cityscapes", dict.fromkeys(BERLIN, (24, 40)) | {BERLIN[1]: (32, 64)})
+    recipe = load_recipe(None, ["--model", words[1], *words[2:9], "--output_dir", str(tmp_path / "again")])
+    data = experiment.get_task(recipe.model.task).load(recipe.data, "eval")
+    trainer = experiment._build_evaluator(recipe, data)
+    for number, name in enumerate(BERLIN):
+        expected = np.array(CITYSCAPES_IDS)[answer(trainer, trainer.eval_dataset[number])]
+        np.testing.assert_array_equal(answers[f"{name}_gtFine_labelIds.png"], expected)
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--dataset", "synthetic", "--submission", "out.zip"], "known for Cityscapes and ADE20K"),
+        (["--dataset", "synthetic", "--submission", "out.tar"], "a path that ends in .zip"),
+    ],
+)
+def test_what_no_server_takes_is_refused_before_any_work(city, tmp_path, monkeypatch, capsys, words, message):
+    monkeypatch.chdir(tmp_path)
+    assert main(["evaluate", str(city / "model"), *words, "--use_cpu"]) == 2
+    assert message in capsys.readouterr().err
