@@ -16,6 +16,8 @@ from torch.utils.data import DataLoader
 import processes
 from hf_denseseg import experiment
 from hf_denseseg.cli import main
+from hf_denseseg.data.classification import load_classification
+from hf_denseseg.data.classification_transforms import TrainPictures, training_transform
 from hf_denseseg.data.datasets import load_segmentation
 from hf_denseseg.data.packed_rows import PackedRows
 from hf_denseseg.data.packing import pack
@@ -27,6 +29,7 @@ from test_published_dsct import REDUCED as TINY
 
 FORMS = pytest.mark.parametrize("form", ["parquet", "webdataset"])
 ROWS, PER_SHARD = 22, 3  # 8 shards, the last of one row
+CLASSIFICATION = "image-classification"
 
 
 @pytest.fixture(autouse=True)
@@ -283,3 +286,19 @@ def test_two_processes_train_on_shards_of_their_own_and_resume_after_kill(shards
     assert [process.exitcode for process in ranks] == [0, 0], [Path(f"{log}.txt").read_text()[-2000:] for log in logs]
     assert json.loads((tmp_path / "killed/results.json").read_text())["training"]["resumed_from_step"] >= 4
     assert_same_weights(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_pictures_with_classes_stream_too(tmp_path):
+    """The batches of a stream are those of the indexed rows, whatever the number of workers."""
+    pack(load_classification("synthetic:9@32x32", "train"), tmp_path, "train", rows_per_shard=4, task=CLASSIFICATION)
+    transform = training_transform([24, 24], mean=[0.5] * 3, std=[0.5] * 3)
+    indexed = TrainPictures(load_classification(tmp_path, "train"), transform, seed=3)
+    stream = StreamingTrainDataset(
+        TrainPictures(load_classification(tmp_path, "train", streaming=True), transform, seed=3), seed=3
+    )
+    stream.share(0, 1, 3)
+    for sample in islice(stream, 20):
+        expected = indexed[sample["epoch"], sample["index"]]
+        assert sample["label"] == expected["label"] and torch.equal(sample["pixel_values"], expected["pixel_values"])
+    with pytest.raises(InputError, match="streaming reads shards.*Pack the data: `denseseg data pack"):
+        load_classification("synthetic:9@32x32", "train", streaming=True)

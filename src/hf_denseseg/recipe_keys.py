@@ -64,7 +64,11 @@ class DataArguments:
         default=None, metadata={"tasks": SEGMENTATION + CLASSIFICATION, "help": "revision of a hub dataset"}
     )
     streaming: bool = field(
-        default=False, metadata={"tasks": SEGMENTATION, "help": "read shards as a stream, without an index"}
+        default=False,
+        metadata={
+            "tasks": SEGMENTATION + CLASSIFICATION,
+            "help": "train on shards (`denseseg data pack`) in order, every process on its own",
+        },
     )
     train_split: str = field(default="train", metadata={"help": "split that is trained on, or several: train+val"})
     eval_split: str = field(default="validation", metadata={"help": "split that is evaluated"})

@@ -15,7 +15,8 @@ from hf_denseseg.data.class_names import NAME_FILES, ClassNames, read_names
 from hf_denseseg.data.datasets import find_table
 from hf_denseseg.data.folders import IMAGE_SUFFIXES, resolve_split
 from hf_denseseg.data.imagenet import find_imagenet, imagenet_names, imagenet_rows
-from hf_denseseg.data.manifest import is_packed
+from hf_denseseg.data.manifest import is_packed, read_manifest
+from hf_denseseg.data.packed_rows import PackedRows
 from hf_denseseg.data.reading import read_image
 from hf_denseseg.data.shards import find_shards, import_datasets, open_table
 from hf_denseseg.data.synthetic import parse_name
@@ -38,6 +39,7 @@ def load_classification(
     names: str | Path | None = None,
     columns: Mapping[str, str] | None = None,
     revision: str | None = None,
+    streaming: bool = False,
     limit: int | None = None,
 ) -> ClassificationData:
     """Load the pictures of one split and their classes.
@@ -53,6 +55,7 @@ def load_classification(
             None, else folder names or the names of the label column are taken.
         columns: `{"image": ..., "label": ..., "id": ...}`, names of the columns of shards and hub data sets.
         revision: commit, tag or branch of a hub data set.
+        streaming: read packed shards in place, as a stream for training.
         limit: use so many pictures, drawn from the whole (folders are sorted by class), the same ones every time.
 
     Returns:
@@ -63,6 +66,8 @@ def load_classification(
         RunError: the hub cannot be reached.
     """
     name, folder = str(name_or_path), Path(name_or_path).expanduser()
+    if streaming:
+        return _stream(folder, split, limit)
     if name.split(":")[0].split("@")[0] == "synthetic":
         counts = parse_name(name).counts
         split = resolve_split(split, sorted(counts), "The embedded data set")
@@ -85,6 +90,22 @@ def load_classification(
     if limit is not None:
         table = table.select(_drawn(len(table), limit))
     return ClassificationData(table.with_transform(_decode), spec)
+
+
+def _stream(folder: Path, split: str, limit: int | None) -> ClassificationData:
+    """Rows of packed shards, in order.
+
+    Raises:
+        InputError: there are none, or they were packed for another task.
+    """
+    manifest = read_manifest(folder, split) if folder.is_dir() else None
+    if manifest is None or manifest.task != "image-classification":
+        raise InputError(
+            f"streaming reads shards, and {folder} holds none of split {split!r} for image-classification. Pack the "
+            f"data: `denseseg data pack DATASET --task image-classification --split {split} --output SHARDS`."
+        )
+    rows = PackedRows(folder, manifest, _decode, limit)
+    return ClassificationData(rows, read_names(folder / NAME_FILES[0], None))
 
 
 def find_class_folders(folder: Path) -> dict[str, Path]:

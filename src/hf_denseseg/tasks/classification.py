@@ -20,6 +20,7 @@ from hf_denseseg.data.classification_transforms import (
     collate_pictures,
     training_transform,
 )
+from hf_denseseg.data.streaming import StreamingTrainDataset
 from hf_denseseg.files import atomic_path
 from hf_denseseg.losses import classification_loss
 from hf_denseseg.recipe import Recipe
@@ -142,6 +143,7 @@ class ImageClassification(Task):
             names=arguments.label_spec,
             columns=arguments.dataset_columns,
             revision=arguments.dataset_revision,
+            streaming=arguments.streaming and training,
             limit=arguments.max_train_samples if training else arguments.max_eval_samples,
         )
 
@@ -152,8 +154,8 @@ class ImageClassification(Task):
         return load_classification(name, split, names=spec, limit=limit, **source)
 
     def check(self, data: ClassificationData, limit: int | None) -> list[Fault]:
-        """Read pictures."""
-        return check_pictures(data, limit)
+        """Read pictures; a stream is not looked at, since it would be read twice."""
+        return check_pictures(data, limit) if hasattr(data.dataset, "__len__") else []
 
     def inspect(self, name: str, split: str, limit: int | None, **source: Any) -> Inspection:
         """Read pictures and count classes and sizes."""
@@ -194,7 +196,7 @@ class ImageClassification(Task):
     ) -> ClassificationTrainer:
         """timm's augmentation for training, the image processor for evaluation."""
         data, seed = recipe.data, recipe.training.seed
-        train_dataset = None
+        train_dataset: Any = None
         if train_data is not None:
             transform = training_transform(
                 data.crop_size,
@@ -207,6 +209,7 @@ class ImageClassification(Task):
                 std=processor.image_std,
             )
             train_dataset = TrainPictures(train_data, transform, seed)
+            train_dataset = StreamingTrainDataset(train_dataset, seed) if data.streaming else train_dataset
         collator = MixedBatch(
             eval_data.spec.num_labels,
             mixup=data.mixup,
