@@ -1,11 +1,15 @@
 """Open a trained checkpoint of a task for use, or say why it is none."""
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoImageProcessor, PreTrainedModel
+from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel
 
 import hf_denseseg
 from hf_denseseg.errors import InputError, RunError
@@ -19,6 +23,14 @@ HEADS = {
 }
 
 
+# What transformers and torch raise for files that are not what they should be, each from another place.
+MALFORMED = (
+    *(OSError, ValueError, RuntimeError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError),
+    *(ImportError, RecursionError, MemoryError, SafetensorError, StrictDataclassError),
+)
+MOST_LAYERS, LARGEST_NUMBER, ALWAYS_TAKEN = 1000, 1 << 20, 1 << 28
+
+
 def task_of_class(name: str) -> str | None:
     """Task of a model class by the ending of its name; None for a class without a head."""
     return next((task for task, (_, ending) in HEADS.items() if name.endswith(ending)), None)
@@ -27,14 +39,16 @@ def task_of_class(name: str) -> str | None:
 def task_of_checkpoint(checkpoint: str) -> str | None:
     """Task that the configuration of a checkpoint names; None if it cannot be read or names none."""
     try:
-        config = AutoConfig.from_pretrained(checkpoint)
-    except (OSError, ValueError):
+        return task_of_class(_class_name(_read_config(checkpoint)))
+    except MALFORMED:
         return None
-    return task_of_class((config.architectures or [""])[0])
 
 
 def load_trained_model(checkpoint: str, task: str = "semantic-segmentation", **overrides: Any) -> PreTrainedModel:
     """Load a model for a task with all its weights, in eval mode.
+
+    A checkpoint may come from anywhere: no code in it is run, only safetensors are read, and no more memory is taken
+    than its weights fill.
 
     Args:
         checkpoint: folder or hub id.
@@ -42,8 +56,8 @@ def load_trained_model(checkpoint: str, task: str = "semantic-segmentation", **o
         overrides: configuration fields; `ignore_mismatched_sizes=True` makes a head for other classes anew.
 
     Raises:
-        InputError: no folder of a saved model, a model of another kind, one that lacks weights, or overrides that
-            change the shape of the encoder's.
+        InputError: no folder of a saved model, a model of another kind, one that lacks weights, overrides that
+            change the shape of the encoder's, a pickle, or a configuration of something far larger.
         RunError: a hub id that cannot be fetched.
     """
     folder = Path(checkpoint)
@@ -51,13 +65,26 @@ def load_trained_model(checkpoint: str, task: str = "semantic-segmentation", **o
         raise InputError(
             f"{checkpoint} holds no config.json. Give the folder of a saved model (a run's `model` folder)."
         )
+    pickles = sorted(path.name for path in folder.glob("*.bin")) if folder.is_dir() else []
+    if pickles and not list(folder.glob("*.safetensors")):
+        raise InputError(
+            f"{checkpoint} holds its weights in {pickles[0]}, a pickle, which may run code when it is opened. Only "
+            "safetensors are read: save the model again with `save_pretrained` where you trust it."
+        )
     try:
-        model, loaded = _class_of(checkpoint, task).from_pretrained(checkpoint, output_loading_info=True, **overrides)
+        kind = _class_of(checkpoint, task)
+        if folder.is_dir():
+            _check_size(folder, kind)
+        model, loaded = kind.from_pretrained(
+            checkpoint, output_loading_info=True, use_safetensors=True, trust_remote_code=False, **overrides
+        )
     except OSError as error:
         if not folder.exists() and checkpoint.count("/") <= 1 and not checkpoint.startswith((".", "/")):
             raise RunError(f"Could not fetch {checkpoint} from the hub: {_first_line(error)}") from error
         raise InputError(f"{checkpoint} cannot be loaded: {_first_line(error)}") from error
-    except (ValueError, RuntimeError, SafetensorError) as error:
+    except InputError:
+        raise
+    except MALFORMED as error:
         raise InputError(
             f"{checkpoint} is no whole {task.replace('-', ' ')} checkpoint: {_first_line(error)}"
         ) from error
@@ -82,11 +109,64 @@ def _class_of(checkpoint: str, task: str) -> Any:
     """Our class that the checkpoint names, if it is one for the task; else the Auto class."""
     auto_class, ending = HEADS[task]
     try:
-        named = (AutoConfig.from_pretrained(checkpoint).architectures or [""])[0]
+        named = _class_name(_read_config(checkpoint))
+    except InputError:
+        raise
     except (OSError, ValueError):  # the Auto class says it better
         named = ""
     own = getattr(hf_denseseg, named, None) if named.endswith(ending) else None
     return own or getattr(transformers, auto_class)
+
+
+def _read_config(checkpoint: str) -> PreTrainedConfig:
+    """Configuration of a checkpoint, without running code that it may bring along.
+
+    Raises:
+        InputError: more than 1,000 layers, or a larger number than any model has.
+    """
+    file = Path(checkpoint) / "config.json"
+    if file.exists():
+        for key, value in _numbers(json.loads(file.read_text())):
+            limit = MOST_LAYERS if "layers" in key or "depth" in key else LARGEST_NUMBER
+            if abs(value) > limit:
+                raise InputError(f"{file}: {key} is {value}; at most {limit:,} is taken from a checkpoint.")
+    return AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
+
+
+def _class_name(config: PreTrainedConfig) -> str:
+    return str((config.architectures or [""])[0])
+
+
+def _check_size(folder: Path, kind: Any) -> None:
+    """Refuse a configuration that asks for far more weights than the folder holds; they would be made and filled.
+
+    Raises:
+        InputError: more than 16 times the bytes that are stored.
+    """
+    stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    config = _read_config(str(folder))
+    with torch.device("meta"):
+        model = (
+            kind(config) if isinstance(kind, type) and issubclass(kind, PreTrainedModel) else kind.from_config(config)
+        )
+    needed = sum(each.numel() * each.element_size() for each in (*model.parameters(), *model.buffers()))
+    if needed > 16 * stored + ALWAYS_TAKEN:
+        raise InputError(
+            f"{folder}/config.json describes a model of {needed:,} bytes, but its weights are {stored:,} bytes: the "
+            "two do not belong together."
+        )
+
+
+def _numbers(value: Any, key: str = "") -> Iterator[tuple[str, int]]:
+    """Every whole number in a JSON value, with the key above it."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _numbers(inner, name)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _numbers(inner, key)
+    elif isinstance(value, int):
+        yield key, value
 
 
 def load_image_processor(checkpoint: str) -> Any:
@@ -96,8 +176,8 @@ def load_image_processor(checkpoint: str) -> Any:
         InputError: there is none.
     """
     try:
-        return AutoImageProcessor.from_pretrained(checkpoint)
-    except (OSError, ValueError) as error:
+        return AutoImageProcessor.from_pretrained(checkpoint, trust_remote_code=False)
+    except MALFORMED as error:
         raise InputError(
             f"{checkpoint} has no image processor (preprocessor_config.json). Save one beside the model."
         ) from error
