@@ -183,7 +183,7 @@ class TaskTrainer(Trainer):
                 if self.state.global_step == 0:
                     raise InputError(said) from error
             elif str(error).startswith("DataLoader worker"):
-                said = f"A process that loads data died ({error}). Often the memory was used up: lower "
+                said = f"A process that loads data died ({str(error).strip()}). Often the memory was used up: lower "
                 said += "dataloader_num_workers or the batch size."
             else:
                 raise
