@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from hf_denseseg.cli import main
 from hf_denseseg.data import matlab
@@ -605,3 +606,28 @@ def test_the_list_names_every_benchmark_with_its_licence_and_files(capsys):
     for name in NAMES:
         assert f"{name}: {PUBLISHED[name][0]} classes" in text
     assert "no redistribution" in text and "gtFine*.zip" in text and "DENSESEG_DATA_ROOT" in text
+
+
+def test_a_picture_in_an_archive_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+    files = {}
+    for kind, folder in (("images", "training"), ("annotations", "training")):
+        suffix = "jpg" if kind == "images" else "png"
+        name = f"ADEChallengeData2016/{kind}/{folder}/ADE_train_00000001.{suffix}"
+        files[name] = label(np.zeros((100, 200), np.uint8))
+    write(tmp_path, {"ADEChallengeData2016.zip": files}, True)
+    rows = load_segmentation("ade20k", "train", root=tmp_path).dataset
+    with pytest.raises(InputError, match=r"ADE_train_00000001\.jpg in .*2016\.zip is too large to be opened safely"):
+        rows[0]
+
+
+def test_loader_processes_read_archives_as_the_main_one_does(tmp_path):
+    expected = build(tmp_path, coco_stuff_164k, True)["train"]
+    rows = load_segmentation("coco_stuff_164k", "train", root=tmp_path).dataset
+    loader = DataLoader(
+        rows, batch_size=None, num_workers=2, multiprocessing_context="fork", collate_fn=lambda row: row
+    )
+    labels = {row["id"]: row["label"] for row in loader}
+    assert labels.keys() == expected.keys()
+    for name, found in labels.items():
+        np.testing.assert_array_equal(found, expected[name])
