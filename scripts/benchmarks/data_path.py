@@ -1,0 +1,127 @@
+"""Share of the training loop's time in which it waits for data: 2 loader workers before a tiny model.
+
+The trainer measures it itself (`data_wait_share` in results.json). Sources: the embedded scenes, and pairs like
+CamVid's (360x480, JPEG and PNG) as a folder of files, as packed shards that are indexed, and as shards that are
+streamed. Every source is also read without a model: what a picture costs in CPU time of a worker, and of the training
+process, which receives it. CPU times stand up to other load; the shares and rates do not.
+"""
+
+import argparse
+import resource
+import statistics
+import tempfile
+import time
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import datasets
+from PIL import Image
+
+from hf_denseseg import experiment
+from hf_denseseg.data.datasets import load_segmentation
+from hf_denseseg.data.packing import pack
+from hf_denseseg.data.synthetic import SYNTHETIC_SPEC, render_scene
+from hf_denseseg.files import write_atomic
+from hf_denseseg.recipe import load_recipe
+
+SIZE = (360, 480)
+TINY = "{spatial_hidden_sizes: [16, 24, 32], stem_channels: 16, hidden_size: 24, num_hidden_layers: 6, \
+num_attention_heads: 2, decoder_hidden_size: 16}"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--images", type=int, default=64, help="pairs in the folder (default 64)")
+    parser.add_argument("--steps", type=int, default=25, help="steps of each run (default 25)")
+    parser.add_argument("--batch_size", type=int, default=4, help="pictures in a step (default 4)")
+    parser.add_argument("--workers", type=int, default=2, help="loader workers (default 2)")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each source, in turn (default 3)")
+
+
+def run(args: argparse.Namespace) -> dict[str, object]:
+    """Median over the rounds of each source's figures."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        datasets.config.HF_DATASETS_CACHE = folder / "cache"
+        sources = write_sources(folder, args.images)
+        found: dict[str, dict[str, list[float]]] = {source: {} for source in sources}
+        for number in range(args.rounds):
+            for source, (data, streaming) in sources.items():
+                trainer = build(data, streaming, args, folder / f"{source} {number}")
+                figures = {**read(trainer, args), **train(trainer, args)}
+                for key, value in figures.items():
+                    found[source].setdefault(key, []).append(value)
+    return {
+        "pictures": {"size": list(SIZE), "batch": args.batch_size, "workers": args.workers, "steps": args.steps},
+        **{source: {key: statistics.median(values) for key, values in found[source].items()} for source in sources},
+    }
+
+
+def write_sources(folder: Path, count: int) -> dict[str, tuple[str, bool]]:
+    """Name -> data set and whether it is streamed."""
+    for index in range(count):
+        image, label = render_scene("train", index, SIZE)
+        for kind, picture, suffix in (("images", image, "jpg"), ("labels", Image.fromarray(label), "png")):
+            path = folder / "pairs/train" / kind / f"{index:04d}.{suffix}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            picture.save(path)
+    write_atomic(folder / "pairs/labels.json", '{"classes": ["' + '", "'.join(SYNTHETIC_SPEC.classes) + '"]}')
+    for form in ("parquet", "webdataset"):
+        data = load_segmentation(folder / "pairs", "train")
+        pack(data, folder / form, "train", form=form, rows_per_shard=max(1, count // 8))
+    return {
+        "embedded scenes": ("synthetic", False),
+        "folder": (str(folder / "pairs"), False),
+        "parquet, indexed": (str(folder / "parquet"), False),
+        "parquet, streamed": (str(folder / "parquet"), True),
+        "webdataset, streamed": (str(folder / "webdataset"), True),
+    }
+
+
+def build(data: str, streaming: bool, args: argparse.Namespace, output: Path) -> Any:
+    """A trainer as `denseseg train` builds it."""
+    height, width = map(str, SIZE)
+    words = [
+        *("--model", "dsct-tiny-sac", "--config_overrides", TINY, "--dataset", data, "--crop_size", height, width),
+        *("--eval_split", "validation" if data == "synthetic" else "train", "--max_eval_samples", "1"),
+        *("--streaming", str(streaming).lower(), "--dataloader_num_workers", str(args.workers), "--use_cpu"),
+        *("--per_device_train_batch_size", str(args.batch_size), "--max_steps", str(args.steps)),
+        *("--eval_strategy", "no", "--save_strategy", "no", "--output_dir", str(output), "--disable_tqdm", "true"),
+    ]
+    recipe = load_recipe(None, words)
+    train_data, eval_data = experiment.load_data(recipe, "train"), experiment.load_data(recipe, "eval")
+    model = experiment.build_model(recipe.model, eval_data.spec)
+    return experiment.build_trainer(recipe, model, eval_data, train_data)
+
+
+def train(trainer: Any, args: argparse.Namespace) -> dict[str, float]:
+    """Share of the time waited for data, and CPU time of the model."""
+    before = time.process_time()
+    trainer.train()
+    return {
+        "data_wait_share": trainer.waiting.share,
+        "training_process_cpu_ms_per_picture": (time.process_time() - before) * 1000 / args.steps / args.batch_size,
+        "step_ms": trainer.waiting.total * 1000 / (args.steps - 1),
+    }
+
+
+def read(trainer: Any, args: argparse.Namespace) -> dict[str, float]:
+    """Batches without a model: pictures a second, CPU milliseconds of a picture in the workers and in this process."""
+    batches = iter(islice(trainer.get_train_dataloader(), args.steps))
+    count = len(next(batches)["labels"])  # the workers are up
+    children, own, started = _children_seconds(), time.process_time(), time.perf_counter()
+    pictures = sum(len(batch["labels"]) for batch in batches)
+    wall, own = time.perf_counter() - started, time.process_time() - own
+    del batches  # ends the workers, whose time counts from then on
+    worker = (_children_seconds() - children) / (pictures + count)
+    return {
+        "pictures_per_second_without_model": pictures / wall,
+        "worker_cpu_ms_per_picture": worker * 1000,
+        "pictures_per_second_of_workers_on_cores_of_their_own": args.workers / worker,
+        "receiving_cpu_ms_per_picture": own * 1000 / pictures,
+    }
+
+
+def _children_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
