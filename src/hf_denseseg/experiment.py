@@ -34,7 +34,7 @@ from hf_denseseg.registration import (
     load_official,
 )
 from hf_denseseg.reports import format_scores, write_report
-from hf_denseseg.run_checkpoints import last_complete_checkpoint, step_of
+from hf_denseseg.run_checkpoints import explain_failed_save, last_complete_checkpoint, step_of
 from hf_denseseg.tasks import get_task
 from hf_denseseg.training import TaskTrainer
 from hf_denseseg.visualization import save_learning_curve
@@ -84,7 +84,7 @@ def train(recipe: Recipe) -> dict[str, Any]:
     if recipe.training.load_best_model_at_end or trainer.scores.get("step") != trainer.state.global_step:
         trainer.evaluate()
     results = _results(recipe, trainer, eval_data) | {"training": cost, "history": trainer.state.log_history}
-    with trainer.whole_model(), trainer.weights_to_keep():
+    with explain_failed_save(output / "model"), trainer.whole_model(), trainer.weights_to_keep():
         trainer.save_model(str(output / "model"))
         if trainer.is_world_process_zero():
             # A pickle with this machine's paths: of use to a resumed run, not to who gets the model.
