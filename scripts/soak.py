@@ -171,9 +171,11 @@ def main() -> int:
     args = parser.parse_args()
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
-        soak = Soak(Path(folder), args.seed)
+        soak, shown = Soak(Path(folder), args.seed), 0
         while soak.tried.total() < args.interruptions:
             soak.one_run(args.interruptions - soak.tried.total())
+            print(*soak.faults[shown:], sep="\n", end="")
+            shown = len(soak.faults)
             print(f"{soak.survived.total()} of {soak.tried.total()} survived in {soak.runs} runs", flush=True)
     result = {
         "interruptions": soak.tried.total(),

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from hf_denseseg.errors import InputError, RunError
 
+NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
@@ -65,8 +67,8 @@ def _explain_write_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            reason = "the disk is full: free some space"
+        if error.errno in NO_ROOM:
+            reason = "the disk is full, or a quota or file size limit is reached: free some space"
         elif error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR):
             reason = f"{error.strerror}: give a folder that can be written"
         else:

@@ -1,6 +1,5 @@
 """The `checkpoint-<step>` folders of a run: when one is whole, which is the newest, and what a failed save leaves."""
 
-import errno
 import json
 import logging
 import shutil
@@ -13,7 +12,7 @@ from safetensors import SafetensorError
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_denseseg.errors import RunError
-from hf_denseseg.files import write_atomic
+from hf_denseseg.files import NO_ROOM, write_atomic
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +20,6 @@ COMPLETE_MARK = "complete.json"
 BLOCK = 1 << 20
 # What torch and safetensors say when the system refused to write; they drop the number of the error.
 _WRITE_FAILED = ("No space left", "PytorchStreamWriter", "unexpected pos", "File too large", "quota")
-_NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
 def mark_complete(folder: Path) -> None:
@@ -84,7 +82,7 @@ def explain_failed_save(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        refused = isinstance(error, OSError) and error.errno in _NO_ROOM
+        refused = isinstance(error, OSError) and error.errno in NO_ROOM
         refused |= any(sign in f"{error} {error.__cause__ or ''}" for sign in _WRITE_FAILED)
         if not refused:
             raise
