@@ -375,6 +375,30 @@ def test_converted_train_ids_are_taken_only_where_the_official_ids_are_missing(t
     assert all((row["label"] == 5).all() for row in data.dataset) and data.spec.raw_to_train[5] == 5
 
 
+@pytest.mark.parametrize("by_path", [False, True])
+def test_coco_stuff_10k_in_mmsegmentations_form(tmp_path, by_path):
+    raw = ids_of(range(172))
+    files = {"imagesLists/test.txt": b"COCO_train2014_000000000009\n"}
+    for split, stem in (("train", "COCO_train2014_000000000001"), ("test", "COCO_train2014_000000000009")):
+        files[f"images/{split}2014/{stem}.jpg"] = picture("RGB", "JPEG")
+        files[f"annotations/{split}2014/{stem}_labelTrainIds.png"] = label(raw)
+    write(tmp_path, {"unpacked": files}, False)
+    source = (tmp_path, {"spec": "coco_stuff_10k"}) if by_path else ("coco_stuff_10k", {"root": tmp_path})
+    expected = np.where(raw == 0, 255, raw.astype(int) - 1)
+    check(load_segmentation(source[0], "val", **source[1]), {"COCO_train2014_000000000009": expected})
+
+
+def test_coco_stuff_164k_in_mmsegmentations_form(tmp_path):
+    raw = ids_of((*range(171), 255))
+    stem = "000000000139"
+    files = {
+        f"images/val2017/{stem}.jpg": picture("RGB", "JPEG"),
+        f"annotations/val2017/{stem}_labelTrainIds.png": label(raw),
+    }
+    write(tmp_path, {"unpacked": files}, False)
+    check(load_segmentation("coco_stuff_164k", "val", root=tmp_path), {stem: raw})
+
+
 @pytest.mark.parametrize(("name", "split", "count"), [("cityscapes", "test", 3), ("ade20k", "test", 3)])
 def test_a_test_split_without_published_labels_has_pictures_and_void_alone(tmp_path, name, split, count):
     build(tmp_path, WRITERS[name], True)

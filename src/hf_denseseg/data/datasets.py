@@ -125,18 +125,19 @@ def list_source(
         opened = open_benchmark(name, root)
     elif path.is_dir() or (path.is_file() and is_archive(path)):
         known = given or (spec_beside(path) if path.is_dir() else None)
-        chosen = builtin[0].name if builtin else path.name
-        opened = None if known and has_pairs(path) else recognise(path, chosen)
+        own = has_pairs(path) and known is not None and builtin is None  # its owner says what it is
+        opened = None if own else recognise(path, builtin[0].name if builtin else path.name)
         if opened is None:
-            if not (path.is_dir() and has_pairs(path)):
+            if not has_pairs(path):
                 return None
             pairs = merge_pairs({part: list_pairs(path, part) for part in parts})
             return Listing(pairs, known or find_spec(path), [], True)
     else:
         return None
     found = merge_listings({part: list_split(*opened, part) for part in parts})
-    own = builtin is not None and ":" not in str(spec)  # a bare name leaves it to the files how they are encoded
-    return found if given is None or own else found._replace(spec=given)
+    if given is None or (builtin is not None and ":" not in str(spec)):
+        return found  # a bare name leaves it to the files how they are encoded
+    return found._replace(spec=given)
 
 
 def _check_root(name: str, root: str | Path | None) -> None:
@@ -150,7 +151,7 @@ def _check_root(name: str, root: str | Path | None) -> None:
 def _given_spec(spec: LabelSpec | str | Path | None) -> LabelSpec | None:
     if spec is None or isinstance(spec, LabelSpec):
         return spec
-    builtin = find_builtin_spec(str(spec))
+    builtin = find_builtin_spec(spec) if isinstance(spec, str) else None
     return builtin[1] if builtin else LabelSpec.from_file(spec)
 
 

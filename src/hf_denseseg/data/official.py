@@ -1,12 +1,13 @@
-"""Where the official files of COCO and ImageNet lie, packed or not."""
+"""Where the official files of a data set lie that is given by its name, packed or not."""
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from hf_denseseg.data.archives import Tree, open_tree
-from hf_denseseg.data.benchmarks.listing import ROOT_VARIABLE
 from hf_denseseg.errors import InputError
+
+ROOT_VARIABLE = "DENSESEG_DATA_ROOT"
 
 
 def official_trees(
@@ -36,7 +37,12 @@ def official_trees(
 def fetch_text(name: str, root: str | Path | None, url: str, licence: str, files: str) -> str:
     """What to do when the files are not there."""
     where = Path(root or os.environ.get(ROOT_VARIABLE) or ".").expanduser().absolute()
+    return f"{name} is not in {where}. {source_text(url, licence, files)}"
+
+
+def source_text(url: str, licence: str, files: str) -> str:
+    """Where official files come from; nothing is ever downloaded here."""
     return (
-        f"{name} is not in {where}. Fetch it yourself from {url} (licence: {licence}), put {files} (or what "
-        f"they hold, unpacked) into one folder, and give that folder as data_root or in {ROOT_VARIABLE}."
+        f"Fetch it yourself from {url} (licence: {licence}), put {files} (or what they hold, unpacked) into one "
+        f"folder, and give that folder as data_root or in {ROOT_VARIABLE}."
     )

@@ -1,6 +1,5 @@
 """Find the files of a benchmark below a folder, and say what is missing when they are not there."""
 
-import os
 import textwrap
 from collections.abc import Mapping
 from functools import partial
@@ -11,10 +10,9 @@ from hf_denseseg.data.archives import Tree, is_reference, open_tree
 from hf_denseseg.data.benchmarks.layouts import NAMES, Benchmark, Split, get_benchmark
 from hf_denseseg.data.folders import Pairs, has_pairs, merge_pairs, resolve_split
 from hf_denseseg.data.labels import LabelSpec
+from hf_denseseg.data.official import ROOT_VARIABLE, fetch_text, official_trees, source_text
 from hf_denseseg.data.reading import read_image
 from hf_denseseg.errors import InputError
-
-ROOT_VARIABLE = "DENSESEG_DATA_ROOT"
 
 
 class Listing(NamedTuple):
@@ -45,17 +43,12 @@ def open_benchmark(name: str, root: str | Path | None = None) -> tuple[Benchmark
         InputError: the files are not there; the message says which they are and where they come from.
     """
     benchmark = get_benchmark(name)
-    given = root or os.environ.get(ROOT_VARIABLE)
-    place = Path(given or ".").expanduser()
-    if given and not place.exists():
-        raise InputError(f"{place}, given as the folder of {name}, does not exist. Mend data_root or {ROOT_VARIABLE}.")
-    inside = [place / folder for folder in benchmark.folders] if place.is_dir() else []
-    for candidate in [each for each in inside if each.is_dir()] + ([place] if given else []):
-        tree = open_tree(candidate, benchmark.archives)
+    for tree in official_trees(name, root, benchmark.folders, benchmark.archives):
         if _is_here(benchmark, tree):
             return benchmark, tree
-    pairs = " It is a folder of pairs; give it as the data set itself." if given and has_pairs(place) else ""
-    raise InputError(f"{name} is not in {place.absolute()}.{pairs} {describe_source(benchmark)}")
+    spec, files = benchmark.spec, ", ".join(benchmark.archives)
+    pairs = " It is a folder of pairs; give it as the data set itself." if root and has_pairs(Path(root)) else ""
+    raise InputError(fetch_text(name, root, spec.source_url, spec.licence, files) + pairs)
 
 
 def recognise(path: Path, chosen: str = "") -> tuple[Benchmark, Tree] | None:
@@ -118,11 +111,7 @@ def list_split(benchmark: Benchmark, tree: Tree, split: str) -> Listing:
 
 def describe_source(benchmark: Benchmark) -> str:
     """Where the data come from, their licence, and which files are looked for."""
-    spec = benchmark.spec
-    return (
-        f"Fetch it yourself from {spec.source_url} (licence: {spec.licence}), put {', '.join(benchmark.archives)} "
-        f"(or what they hold, unpacked) into one folder, and give that folder as data_root or in {ROOT_VARIABLE}."
-    )
+    return source_text(benchmark.spec.source_url, benchmark.spec.licence, ", ".join(benchmark.archives))
 
 
 def _again(benchmark: Benchmark) -> str:
