@@ -3,6 +3,10 @@
 import argparse
 import json
 import os
+import shutil
+import socket
+import time
+import types
 
 import numpy as np
 import pytest
@@ -20,6 +24,8 @@ from hf_denseseg.commands import predict
 from hf_denseseg.data.labels import LabelSpec
 from hf_denseseg.errors import InputError, RunError
 from hf_denseseg.inference import InferenceSettings, class_probabilities
+from hf_denseseg.visualization import overlay
+from processes import run_two, start
 
 CONFIG = {
     "num_encoder_blocks": 2,
@@ -250,3 +256,217 @@ def test_a_hub_id_without_a_network_fails_with_the_reason(photos, tmp_path, monk
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(RunError, match="somebody/some-model"):
         run("somebody/some-model", photos, "--output", tmp_path / "out")
+
+
+def contents(folder):
+    """Path below the folder -> bytes, of all files."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+@pytest.fixture
+def many(tmp_path):
+    """Thirty pictures of many sizes."""
+    rng = np.random.default_rng(1)
+    (tmp_path / "many").mkdir()
+    for k in range(30):
+        height, width = rng.integers(20, 60, 2)
+        picture = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        picture.save(tmp_path / "many" / f"{k:02d}.png")
+    return tmp_path / "many"
+
+
+def test_bands_give_the_same_files_as_the_whole_picture(checkpoint, photos, tmp_path):
+    options = ["--crop_size", 16, 16, "--stride", 11, 11, "--write", "masks", "overlays", "confidence"]
+    run(checkpoint, photos, *options, "--output", tmp_path / "whole")
+    run(checkpoint, photos, *options, "--output", tmp_path / "bands", "--band_pixels", 0)
+    whole, bands = contents(tmp_path / "whole"), contents(tmp_path / "bands")
+    kinds = ("masks/", "overlays/")
+    assert whole.keys() == bands.keys()
+    assert {k: v for k, v in whole.items() if k.startswith(kinds)} == {
+        k: v for k, v in bands.items() if k.startswith(kinds)
+    }
+    sure = [np.asarray(Image.open(tmp_path / each / "confidence/a.png"), dtype=int) for each in ("whole", "bands")]
+    assert abs(sure[0] - sure[1]).max() <= 1  # rounding
+
+
+def test_confidence_is_the_probability_of_the_class_that_won(checkpoint, photos, tmp_path):
+    run(checkpoint, photos / "a.png", "--output", tmp_path / "out", "--write", "confidence")
+    expected = model_probabilities(checkpoint, photos / "a.png", InferenceSettings()).max(0)
+    written = np.asarray(Image.open(tmp_path / "out/confidence/a.png"))
+    np.testing.assert_allclose(written / 255, expected, atol=0.5 / 255 + 1e-5)
+    assert not (tmp_path / "out/masks").exists()
+
+
+def test_raw_ids_are_those_of_the_data_set_and_keep_their_colours(checkpoint, photos, tmp_path):
+    spec = {"classes": ["road", "tree", "sky"], "palette": [[9, 8, 7], [1, 2, 3], [4, 5, 6]]}
+    spec["raw_to_train"] = {"7": 0, "21": 1, "23": 2}
+    (tmp_path / "labels.json").write_text(json.dumps(spec))
+    words = [checkpoint, photos / "a.png", "--label_spec", tmp_path / "labels.json", "--output"]
+    run(*words, tmp_path / "train")
+    run(*words, tmp_path / "raw", "--raw_ids")
+    train, raw = (Image.open(tmp_path / each / "masks/a.png") for each in ("train", "raw"))
+    np.testing.assert_array_equal(np.asarray(raw), np.array([7, 21, 23])[np.asarray(train)])
+    np.testing.assert_array_equal(np.asarray(raw.convert("RGB")), np.asarray(train.convert("RGB")))
+    assert (tmp_path / "raw/overlays/a.jpg").read_bytes() == (tmp_path / "train/overlays/a.jpg").read_bytes()
+    spec["raw_to_train"]["300"] = spec["raw_to_train"].pop("23")
+    (tmp_path / "labels.json").write_text(json.dumps(spec))
+    run(*words, tmp_path / "wide", "--raw_ids")
+    wide = np.asarray(Image.open(tmp_path / "wide/masks/a.png"))
+    np.testing.assert_array_equal(wide, np.array([7, 21, 300])[np.asarray(train)])
+    with pytest.raises(InputError, match="raw ids are not known. Give --label_spec"):
+        run(checkpoint, photos, "--output", tmp_path / "none", "--raw_ids")
+
+
+def test_the_table_holds_masks_and_shares(checkpoint, photos, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    run(checkpoint, photos, "--output", tmp_path / "out", "--write", "masks", "parquet")
+    table = datasets.Dataset.from_parquet(str(tmp_path / "out/results.parquet"), cache_dir=str(tmp_path / "cache"))
+    pictures = json.loads((tmp_path / "out/results.json").read_text())["pictures"]
+    assert table["id"][:] == ["a", "b", "night/a"]
+    for row, record in zip(table, pictures, strict=True):
+        assert row["source"] == record["source"] and [row["height"], row["width"]] == record["size"]
+        assert row["classes"] == record["classes"]
+        np.testing.assert_array_equal(
+            np.asarray(row["mask"]), np.asarray(Image.open(tmp_path / "out" / record["mask"]))
+        )
+
+
+@pytest.fixture
+def video(tmp_path):
+    pytest.importorskip("av")
+    from fractions import Fraction
+
+    from hf_denseseg.video_files import write_video
+
+    rng = np.random.default_rng(2)
+    files = [tmp_path / "frames" / f"{k}.png" for k in range(40)]
+    files[0].parent.mkdir()
+    for file in files:
+        Image.fromarray(rng.integers(0, 256, (40, 64, 3), dtype=np.uint8)).save(file)
+    write_video(files, tmp_path / "drive.mp4", Fraction(15))
+    return tmp_path / "drive.mp4"
+
+
+def test_a_video_becomes_numbered_frames_and_a_video_of_overlays(checkpoint, video, tmp_path):
+    import av
+
+    assert run(checkpoint, video, "--output", tmp_path / "out", "--every", 5) == 0
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    assert [record["mask"] for record in results["pictures"]] == [f"masks/drive/{k:06d}.png" for k in range(0, 40, 5)]
+    assert [record["seconds"] for record in results["pictures"]] == pytest.approx([k / 15 for k in range(0, 40, 5)])
+    assert results["videos"] == ["overlays/drive.mp4"]
+    with av.open(str(video)) as container:
+        frames = [frame.to_image() for frame in container.decode(container.streams.video[0])]
+    frames[35].save(tmp_path / "frame.png")
+    expected = model_probabilities(checkpoint, tmp_path / "frame.png", InferenceSettings()).argmax(0)
+    mask = Image.open(tmp_path / "out/masks/drive/000035.png")
+    np.testing.assert_array_equal(np.asarray(mask), expected)
+    with av.open(str(tmp_path / "out/overlays/drive.mp4")) as container:
+        stream = container.streams.video[0]
+        assert stream.average_rate == 3 and stream.frames == 8  # every fifth of 15 a second lasts as long
+        last = list(container.decode(stream))[-1].to_image()
+    palette = np.array(mask.getpalette()[:9]).reshape(3, 3).tolist()
+    drawn = overlay(frames[35], expected, palette)
+    assert np.abs(np.asarray(last, dtype=float) - np.asarray(drawn)).mean() < 20
+
+
+def test_a_stream_on_standard_input_is_labelled_as_the_file_is(checkpoint, video, tmp_path, monkeypatch):
+    run(checkpoint, video, "--output", tmp_path / "file", "--every", 10)
+    for turn in ("first", "again"):  # a stream begins anew
+        with video.open("rb") as stream:
+            monkeypatch.setattr("sys.stdin", types.SimpleNamespace(buffer=stream))
+            assert run(checkpoint, "-", "--output", tmp_path / turn, "--every", 10) == 0
+    file, stream = contents(tmp_path / "file/masks/drive"), contents(tmp_path / "again/masks/stdin")
+    assert file == stream and len(file) == 4
+
+
+def test_a_video_that_breaks_off_leaves_its_frames_and_the_others_untouched(
+    checkpoint, video, photos, tmp_path, capsys
+):
+    whole = video.read_bytes()
+    video.write_bytes(whole[: len(whole) // 2])
+    assert run(checkpoint, video, photos, "--output", tmp_path / "out") == 1
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    names = [record["id"] for record in results["pictures"]]
+    assert names[-3:] == ["a", "b", "night/a"] and 2 < len(names) - 3 < 40
+    assert [row["source"] for row in results["failed"]] == [str(video)]
+    assert "left out" in capsys.readouterr().err
+
+
+def test_two_processes_write_the_files_of_one(checkpoint, many, video, tmp_path):
+    words = ["predict", str(checkpoint), str(many), str(video), "--every", "3", "--device", "cpu"]
+    words += ["--write", "masks", "overlays", "video", "--output"]
+    one = start([*words, str(tmp_path / "one")], {"OMP_NUM_THREADS": "1"}, str(tmp_path / "one.txt"))
+    run_two([*words, str(tmp_path / "two")], free_port(), tmp_path)
+    one.join(240)
+    assert one.exitcode == 0, (tmp_path / "one.txt").read_text()
+    assert "44 pictures labelled, 0 left out" in (tmp_path / "rank0.txt").read_text()
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+def test_a_killed_run_is_finished_by_two_processes_with_the_same_files(checkpoint, many, tmp_path):
+    words = ["predict", str(checkpoint), str(many), "--device", "cpu", "--output"]
+    killed = start([*words, str(tmp_path / "out")])
+    deadline = time.monotonic() + 120
+    while len(list((tmp_path / "out").glob("records/[!.]*.json"))) < 4:
+        assert killed.is_alive() and time.monotonic() < deadline, "the run ended before it could be killed"
+        time.sleep(0.001)
+    killed.kill()
+    killed.join()
+    before = len(list((tmp_path / "out").glob("records/[!.]*.json")))
+    assert before < 30 and not (tmp_path / "out/results.json").exists()
+    run_two([*words, str(tmp_path / "out")], free_port(), tmp_path)
+    assert f"{30 - before} pictures labelled, {before} were done before" in (tmp_path / "rank0.txt").read_text()
+    run(*words[1:], tmp_path / "undisturbed")
+    left = {name: data for name, data in contents(tmp_path / "out").items() if "/." not in name}  # what was cut off
+    assert left == contents(tmp_path / "undisturbed")
+
+
+def test_a_bad_file_of_one_process_does_not_keep_the_other_from_its_share(checkpoint, many, tmp_path):
+    for k in (3, 4, 5):
+        (many / f"{k:02d}.png").write_bytes(b"no picture")
+    words = ["predict", str(checkpoint), str(many), "--device", "cpu", "--output", str(tmp_path / "out")]
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    ranks = [start(words, {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in (0, 1)]
+    for process in ranks:
+        process.join(240)
+    assert [process.exitcode for process in ranks] == [1, 0]  # the first answers for all
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    assert [os.path.basename(row["source"]) for row in results["failed"]] == ["03.png", "04.png", "05.png"]
+    assert len(results["pictures"]) == 27
+
+
+def test_a_record_that_is_cut_short_or_of_another_picture_is_made_again(checkpoint, photos, tmp_path, capsys):
+    output = tmp_path / "out"
+    run(checkpoint, photos, "--output", output)
+    record = output / "records/a.json"
+    record.write_text(record.read_text()[:100])
+    stamp = (photos / "b.jpg").stat()
+    shutil.copy(photos / "a.png", photos / "b.jpg")  # another size in bytes, the same time
+    os.utime(photos / "b.jpg", ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    capsys.readouterr()
+    run(checkpoint, photos, "--output", output)
+    assert "2 pictures labelled, 1 were done before" in capsys.readouterr().out
+
+
+def test_combinations_that_mean_nothing_are_refused_with_the_remedy(checkpoint, photos, tmp_path):
+    output = ["--output", tmp_path / "out"]
+    for options, message in (
+        (["--write", "parquet"], "Add masks to --write"),
+        (["--write", "masks", "video"], "there is no video"),
+        (["--every", 2], "there is no video"),
+        (["--every", 0], "--every is 0"),
+        (["--max_pixels", 0], "--max_pixels is 0"),
+        (["--write", "overlays", "--raw_ids"], "--raw_ids changes nothing"),
+        (["--write", "probabilities", "--band_pixels", 9], "contradict each other"),
+    ):
+        with pytest.raises(InputError, match=message):
+            run(checkpoint, photos, *output, *options)
+    assert run(checkpoint, photos, *output, "--max_pixels", 700) == 1  # night/a.png has 620
+    assert len(json.loads((tmp_path / "out/results.json").read_text())["pictures"]) == 1

@@ -116,7 +116,8 @@ def write_video(pictures: Iterable[Path], path: Path, rate: Fraction) -> None:
     codec, options = "mpeg4", {"threads": "1"}
     if "libx264" in av.codecs_available:
         codec, options = "libx264", {"threads": "1", "x264-params": "cpu-independent=1"}
-    with atomic_path(path) as aside, av.open(str(aside), "w") as container:
+    # The index comes first: a browser shows the video while it loads.
+    with atomic_path(path) as aside, av.open(str(aside), "w", options={"movflags": "faststart"}) as container:
         stream = None
         for file in pictures:
             with Image.open(file) as picture:
