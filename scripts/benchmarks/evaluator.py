@@ -1,0 +1,158 @@
+"""What the evaluator counts of a 1024x2048 pair of int64 maps, against the arithmetic of `evaluate`'s mean IoU.
+
+The peer is a `Metric` of the library `evaluate` with the features and the arithmetic of its `mean_iou`, restated here
+since its script lies on the hub; the bare arithmetic is a second peer. Ours is the confusion matrix, which is all that
+mean IoU needs, and everything the evaluator counts: boundary regions and segments by size besides. 19 classes, 10 %
+void; "smooth" maps have outlines as networks draw them, "speckled" ones are the worst case for segments. CPU time of
+one process, all methods in turn. Peak memory in processes of their own.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable
+from statistics import median
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from _timing import in_turn, median_ratio
+from metrics import NUM_LABELS, VOID, make_pair
+
+from hf_denseseg.data.labels import LabelSpec
+from hf_denseseg.evaluation import Evaluation, count_picture
+from hf_denseseg.metrics import confusion_matrix
+
+Pair = tuple[np.ndarray, np.ndarray]
+SIZE = (1024, 2048)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--repeats", type=int, default=7, help="rounds over all methods (default 7)")
+    parser.add_argument("--few", type=int, default=50, help="pictures of the first memory run (default 50)")
+    parser.add_argument("--many", type=int, default=500, help="pictures of the second memory run (default 500)")
+
+
+def smooth_pair(seed: int) -> Pair:
+    """Regions with curved outlines; the prediction is the truth moved by a few pixels."""
+    noise = torch.rand(1, NUM_LABELS, 32, 64, generator=torch.Generator().manual_seed(seed))
+    truth = torch.cat([F.interpolate(noise[:, k : k + 1], size=SIZE, mode="bicubic") for k in range(NUM_LABELS)], 1)
+    label = truth.argmax(1)[0].to(torch.uint8)
+    prediction = label.roll((5, 7), (0, 1))
+    label[-SIZE[0] // 10 :] = VOID
+    return prediction.numpy(), label.numpy()
+
+
+def mean_iou_areas(prediction: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """Areas of intersection, prediction and label as `mean_iou` counts them."""
+    kept = np.not_equal(label, VOID)
+    prediction, label = prediction[kept], label[kept]
+    bins = {"bins": NUM_LABELS, "range": (0, NUM_LABELS - 1)}
+    return np.stack([np.histogram(ids, **bins)[0] for ids in (prediction[prediction == label], prediction, label)])
+
+
+def evaluate_metric(folder: str) -> Callable[[list[Pair]], float]:
+    """-> mean IoU of pairs by a `Metric` of `evaluate`."""
+    import datasets
+    import evaluate
+
+    class MeanIou(evaluate.Metric):
+        def _info(self) -> evaluate.MetricInfo:
+            features = datasets.Features({"predictions": datasets.Image(), "references": datasets.Image()})
+            return evaluate.MetricInfo(description="", citation="", inputs_description="", features=features)
+
+        def _compute(self, predictions: list, references: list) -> dict:
+            areas = sum(
+                mean_iou_areas(np.array(one), np.array(other))
+                for one, other in zip(predictions, references, strict=True)
+            )
+            intersect, predicted, truth = areas
+            return {"mean_iou": float(np.nanmean(intersect / (predicted + truth - intersect)))}
+
+    metric = MeanIou(cache_dir=folder)
+
+    def compute(pairs: list[Pair]) -> float:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it says of each map that Pillow knows no int64
+            return metric.compute(predictions=[p for p, _ in pairs], references=[t for _, t in pairs])["mean_iou"]
+
+    return compute
+
+
+def count_everything(pairs: list[Pair]) -> float:
+    evaluation = Evaluation(LabelSpec("toy", tuple(f"class {k}" for k in range(NUM_LABELS))))
+    for number, (prediction, label) in enumerate(pairs):
+        evaluation.add(number, count_picture(torch.from_numpy(prediction), torch.from_numpy(label), NUM_LABELS))
+    return evaluation.scores()["mean_iou"]
+
+
+def run(args: argparse.Namespace) -> dict:
+    figures: dict = {}
+    with tempfile.TemporaryDirectory() as folder:
+        metric = evaluate_metric(folder)
+        for kind, make in (("smooth", smooth_pair), ("speckled", make_pair)):
+            pairs = [tuple(ids.astype(np.int64) for ids in make(seed)) for seed in range(2)]
+            assert abs(count_everything(pairs) - metric(pairs)) < 1e-12, "the scores differ"
+            taken = in_turn(
+                {
+                    "matrix": lambda: [confusion_matrix(*pair, NUM_LABELS) for pair in pairs],  # noqa: B023
+                    "everything": lambda: count_everything(pairs),  # noqa: B023
+                    "metric": lambda: metric(pairs),  # noqa: B023
+                    "histograms": lambda: [mean_iou_areas(*pair) for pair in pairs],  # noqa: B023
+                },
+                args.repeats,
+            )
+            figures[kind] = {f"{name}_ms_per_picture": 1000 * median(each) / 2 for name, each in taken.items()}
+            for peer in ("metric", "histograms"):
+                for own in ("matrix", "everything"):
+                    figures[kind][f"{peer}_to_{own}"] = median_ratio(taken[peer], taken[own])
+    figures["target_metric_to_matrix"] = 5.0
+    figures["memory"] = memory(args)
+    return figures
+
+
+def memory(args: argparse.Namespace) -> dict:
+    """Peak memory in MiB of ours at few and many pictures, and of the peer at 4 and 16."""
+    peaks = {}
+    for kind, count in (("ours", args.few), ("ours", args.many), ("metric", 4), ("metric", 16)):
+        done = subprocess.run([sys.executable, __file__, kind, str(count)], capture_output=True, text=True, check=True)
+        peaks[f"{kind}_{count}_pictures_mib"] = json.loads(done.stdout.strip().splitlines()[-1])
+    few, many, four, sixteen = peaks.values()
+    return {**peaks, "ours_growth_mib": many - few, "metric_growth_mib_per_picture": (sixteen - four) / 12}
+
+
+def peak(kind: str, count: int) -> float:
+    """Peak resident memory in MiB of this process after so many pictures, each made when it is looked at."""
+    torch.set_num_threads(1)
+    prediction, label = (ids.astype(np.int64) for ids in smooth_pair(0))
+    if kind == "ours":
+        evaluation = Evaluation(LabelSpec("toy", tuple(f"class {k}" for k in range(NUM_LABELS))))
+        for number in range(count):
+            pair = (torch.from_numpy(np.roll(ids, number, 1)) for ids in (prediction, label))
+            evaluation.add(number, count_picture(*pair, NUM_LABELS))
+        evaluation.scores()
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            evaluate_metric(folder)([(np.roll(prediction, k, 1), np.roll(label, k, 1)) for k in range(count)])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def readme_rows(result: dict) -> list[tuple[str, str, str]]:
+    """(what, ours, peer) for the table of the README."""
+    smooth, growth = result["figures"]["smooth"], result["figures"]["memory"]["ours_growth_mib"]
+    return [
+        (
+            "counting for mIoU / everything the evaluator counts, 1024x2048, int64 maps",
+            f"{smooth['metric_to_matrix']:.1f}x / {smooth['metric_to_everything']:.1f}x the speed; 500 pictures take "
+            f"{growth:.1f} MiB more than 50",
+            "mean IoU of `evaluate`",
+        )
+    ]
+
+
+if __name__ == "__main__":
+    print(json.dumps(peak(sys.argv[1], int(sys.argv[2]))))
