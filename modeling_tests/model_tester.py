@@ -71,6 +71,7 @@ class SegmentationModelTester:
     base_class: type[PreTrainedModel]
     backbone_class: type[PreTrainedModel]
     tiny: dict[str, Any]
+    traced: dict[str, Any] = {}  # fewer layers where models are compiled and exported, which takes seconds for each
     output_stride: int
     smallest_side = 13
     smallest_exported_side = 29
@@ -89,6 +90,12 @@ class SegmentationModelTester:
     @pytest.fixture
     def model(self, config: PreTrainedConfig) -> PreTrainedModel:
         torch.manual_seed(0)
+        return self.model_class(config).eval()
+
+    @pytest.fixture
+    def traced_model(self) -> PreTrainedModel:
+        torch.manual_seed(0)
+        config = self.config_class(**{**self.tiny, **self.traced}, num_labels=NUM_LABELS)
         return self.model_class(config).eval()
 
     @pytest.fixture
@@ -351,19 +358,19 @@ class SegmentationModelTester:
 
     # --- compiling and exporting
 
-    def test_compiles_as_one_graph(self, model, batch):
-        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    def test_compiles_as_one_graph(self, traced_model, batch):
+        compiled = torch.compile(traced_model, fullgraph=True, backend="aot_eager")
         torch._dynamo.reset()
         with torch.no_grad():
-            expected, found = model(**batch), compiled(**batch)
+            expected, found = traced_model(**batch), compiled(**batch)
         torch.testing.assert_close(found.logits, expected.logits, atol=1e-4 * float(expected.logits.std()), rtol=0)
         torch.testing.assert_close(found.loss, expected.loss)
 
     @torch.no_grad()
-    def test_exports_with_dynamic_batch_height_and_width(self, model):
+    def test_exports_with_dynamic_batch_height_and_width(self, traced_model):
         if self.pools and not pooling_exports_for_any_size():
             pytest.skip("this release of torch exports pooling for even or for odd sizes only")
-        program = Logits(model)
+        program = Logits(traced_model)
         dynamic = ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},)
         exported = torch.export.export(program, (torch.zeros(2, 3, 64, 96),), dynamic_shapes=dynamic).module()
         for shape in ((1, 3, self.smallest_exported_side, 64), (3, 3, 61, 93), (2, 3, 97, 80)):
@@ -374,8 +381,8 @@ class SegmentationModelTester:
             )
 
     @torch.no_grad()
-    def test_exports_with_fixed_shapes(self, model, batch):
-        program = Logits(model)
+    def test_exports_with_fixed_shapes(self, traced_model, batch):
+        program = Logits(traced_model)
         exported = torch.export.export(program, (batch["pixel_values"],)).module()
         expected = program(batch["pixel_values"])
         torch.testing.assert_close(

@@ -46,6 +46,7 @@ class TestHlgPup(SegmentationModelTester):
         HlgBackbone,
     )
     tiny, output_stride, smallest_side = TINY, 4, 4
+    traced = {"depths": [1, 1, 1, 1]}
     own_outputs = ("auxiliary_logits",)
     typing_error = {"num_atention_heads": [1, 1, 1, 1]}
 
@@ -75,9 +76,9 @@ class TestHlgPup(SegmentationModelTester):
         assert outputs.hidden_states[0].grad.abs().sum() > 0
 
     @torch.no_grad()
-    def test_exports_with_dynamic_batch_height_and_width(self, model):
+    def test_exports_with_dynamic_batch_height_and_width(self, traced_model):
         """Whether maps are filled up depends on the size, and the exporter asks: here the batch alone is dynamic."""
-        program = Logits(model)
+        program = Logits(traced_model)
         dynamic = ({0: Dim.DYNAMIC},)
         exported = torch.export.export(program, (torch.zeros(2, 3, 64, 96),), dynamic_shapes=dynamic).module()
         pixel_values = torch.randn(3, 3, 64, 96)

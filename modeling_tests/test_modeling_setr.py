@@ -60,6 +60,7 @@ class TestSetrNaive:
     config_class, model_class, base_class = SetrTester.config_class, SetrTester.model_class, SetrTester.base_class
     smallest_side, logits_size = SetrTester.smallest_side, SetrTester.logits_size
     config, model, batch = SetrTester.config, SetrTester.model, SetrTester.batch
+    traced, traced_model = SetrTester.traced, SetrTester.traced_model
 
 
 class TestSetrMla(TestSetrNaive):

@@ -54,6 +54,7 @@ class UneptTester(SegmentationModelTester):
         UneptBackbone,
     )
     output_stride = 1
+    traced = {"num_hidden_layers": 1}
     own_outputs = ("boundary_logits", "direction_logits", "coarse_logits", "refinement_offsets")  # refined: on request
 
     def test_hidden_states_and_attentions_come_on_request(self, model, batch):
