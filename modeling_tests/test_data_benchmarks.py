@@ -5,6 +5,7 @@ The tables here are written from the publications, not from the package.
 
 import functools
 import io
+import itertools
 import json
 import tarfile
 import zipfile
@@ -20,6 +21,7 @@ from torch.utils.data import DataLoader
 
 from hf_denseseg.cli import main
 from hf_denseseg.data import matlab
+from hf_denseseg.data.archives import read_reference
 from hf_denseseg.data.benchmarks.layouts import NAMES, get_benchmark
 from hf_denseseg.data.checks import scan_source
 from hf_denseseg.data.datasets import load_segmentation
@@ -373,6 +375,46 @@ def test_converted_train_ids_are_taken_only_where_the_official_ids_are_missing(t
         file.unlink()
     data = load_segmentation("cityscapes", "val", root=tmp_path)
     assert all((row["label"] == 5).all() for row in data.dataset) and data.spec.raw_to_train[5] == 5
+
+
+def run_lengths(area):
+    """Uncompressed run lengths of a mask, down the columns, zeros first."""
+    flat = area.T.ravel()
+    ends = [0, *(np.flatnonzero(np.diff(flat)) + 1).tolist(), len(flat)]
+    return [0] * int(flat[0]) + [last - first for first, last in itertools.pairwise(ends)]
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_pascal_context_in_the_form_of_the_detail_api(tmp_path, background):
+    writer = functools.partial(pascal_context, background=background)
+    expected = build(tmp_path, writer, False)["val"]
+    coco_mask = pytest.importorskip("pycocotools.mask")
+    images, areas = [], []
+    for number, file in enumerate(sorted((tmp_path / "trainval").glob("*.mat"))):
+        raw = scipy_io.loadmat(file)["LabelMap"]
+        images.append({"image_id": number, "file_name": f"{file.stem}.jpg", "height": SIZE[0], "width": SIZE[1]})
+        # The first area fills the picture and lies below the others.
+        masks = [(raw.flat[0], np.ones(SIZE, int)), *((each, (raw == each).astype(int)) for each in np.unique(raw))]
+        for raw_id, mask in masks:
+            packed = coco_mask.frPyObjects({"size": list(SIZE), "counts": run_lengths(mask)}, *SIZE)
+            packed["counts"] = packed["counts"].decode()
+            kept = int(raw_id) if raw_id in CONTEXT else 0  # that file has the 59 alone
+            areas.append({"image_id": number, "category_id": kept, "segmentation": packed})
+        file.unlink()
+    merged = tmp_path / "trainval_merged.json"
+    merged.write_text(json.dumps({"images": images, "annos_segmentation": areas}))
+    check(load_segmentation(f"pascal_context_{59 + background}", "val", root=tmp_path), expected)
+    merged.write_text('{"images": []}')
+    with pytest.raises(InputError, match="no annotation file of Pascal Context"):
+        load_segmentation(f"pascal_context_{59 + background}", "val", root=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text", ["[5, 5, [[1, 7]]]", "[9000000, 9000000, []]", "[5, 5]", "x", '[5, 5, [[1, "zzzz"]]]']
+)
+def test_run_lengths_that_cannot_be_drawn_are_refused(text):
+    with pytest.raises(InputError, match="Label map p1 cannot be drawn"):
+        read_reference(f"rle://p1?{text}")
 
 
 @pytest.mark.parametrize("by_path", [False, True])

@@ -19,6 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from hf_denseseg.data.run_lengths import SCHEME, draw
 from hf_denseseg.errors import InputError
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
@@ -128,6 +129,8 @@ def read_reference(reference: str, limit: int = MEMBER_LIMIT) -> bytes:
     Raises:
         InputError: it cannot be read, is damaged, or is larger than `limit`.
     """
+    if reference.startswith(SCHEME):
+        return draw(reference)
     kind, archive, member, address = _parse(reference)
     try:
         if not kind:
@@ -148,24 +151,28 @@ def read_reference(reference: str, limit: int = MEMBER_LIMIT) -> bytes:
 
 def describe_reference(reference: str) -> str:
     """A reference in words, for messages: the path, or member and archive."""
+    if reference.startswith(SCHEME):
+        return f"{file_name(reference)} (run lengths)"
     kind, archive, member, _ = _parse(reference)
     return f"{member} in {archive}" if kind else reference
 
 
 def file_name(reference: str) -> str:
     """Path of a file, inside its archive if it is in one."""
+    if reference.startswith(SCHEME):
+        return reference.removeprefix(SCHEME).partition("?")[0]
     kind, path, member, _ = _parse(reference)
     return member if kind else str(path)
 
 
 def is_reference(text: str) -> bool:
-    """Whether a text points into an archive."""
-    return text.startswith(("zip://", "tar://"))
+    """Whether a text is no path, but leads into an archive or holds run lengths."""
+    return text.startswith(("zip://", "tar://", SCHEME))
 
 
 def _parse(reference: str) -> tuple[str, Path, str, _Address]:
     """Kind ("zip", "tar" or nothing for a plain path), archive or path, member, address."""
-    if not is_reference(reference):
+    if not reference.startswith(("zip://", "tar://")):
         return "", Path(reference), "", _Address(0, 0, 0)
     inside, _, archive = reference[len("zip://") :].partition("::")
     member, _, address = inside.rpartition("?")

@@ -21,8 +21,8 @@ class Split(NamedTuple):
     Args:
         size: published number of pictures.
         images: pictures.
-        labels: (pattern, key of its encoding) of the label maps, the preferred form first; none were published when
-            empty.
+        labels: (pattern, key of its encoding) of the label maps, the preferred form first; a JSON file holds all of
+            them as run lengths; none were published when empty.
         lists: files that name the members, the preferred one first; everything that fits the patterns when empty.
         holds: says of an id whether it belongs to the split, where no file does.
     """
@@ -181,7 +181,10 @@ def _pascal_context(background: bool) -> Benchmark:
     else:
         spec = replace(classes, raw_void=others)
         encodings = {"mat_ids": spec, "png_ids": _reencoded(spec, 1, (0,)), "train_ids": _reencoded(spec, 0, (VOID,))}
-    labels = (("**/trainval/*.mat", "mat_ids"), ("**/SegmentationClassContext/*.png", "png_ids"))
+    labels = (
+        *(("**/trainval/*.mat", "mat_ids"), ("**/SegmentationClassContext/*.png", "png_ids")),
+        ("**/trainval_merged.json", "mat_ids"),  # the Detail API's, with the same ids
+    )
     splits = {
         name: Split(
             count,

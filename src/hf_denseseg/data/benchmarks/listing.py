@@ -6,13 +6,16 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from hf_denseseg.data.archives import Tree, is_reference, open_tree
+from hf_denseseg.data.archives import Tree, describe_reference, is_reference, open_tree, read_reference
 from hf_denseseg.data.benchmarks.layouts import NAMES, Benchmark, Split, get_benchmark
 from hf_denseseg.data.folders import Pairs, has_pairs, merge_pairs, resolve_split
 from hf_denseseg.data.labels import LabelSpec
 from hf_denseseg.data.official import ROOT_VARIABLE, fetch_text, official_trees, source_text
 from hf_denseseg.data.reading import read_image
+from hf_denseseg.data.run_lengths import read_merged
 from hf_denseseg.errors import InputError
+
+_MERGED_LIMIT = 2**31  # bytes of trainval_merged.json, which holds parts, borders and occlusions too
 
 
 class Listing(NamedTuple):
@@ -139,11 +142,15 @@ def _labels(benchmark: Benchmark, tree: Tree, files: Split, where: str) -> tuple
     """Label maps of the preferred form that is there, and the key of its encoding."""
     for pattern, key in files.labels:
         if found := _by_id(benchmark, tree, pattern):
-            return found, key
+            return (_run_lengths(found.popitem()[1]) if pattern.endswith(".json") else found), key
     if files.labels:
         looked = " or ".join(pattern for pattern, _ in files.labels)
         raise InputError(f"{where}: pictures, but no label maps ({looked}). {describe_source(benchmark)}")
     return {}, ""
+
+
+def _run_lengths(reference: str) -> dict[str, str]:
+    return read_merged(read_reference(reference, _MERGED_LIMIT), describe_reference(reference))
 
 
 def _members(files: Split, tree: Tree, where: str) -> set[str] | None:
