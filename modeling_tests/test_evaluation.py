@@ -300,59 +300,65 @@ def checkpoint(tmp_path_factory):
     return str(folder)
 
 
+DATA = ["--dataset", "synthetic:60@48x64", "--use_cpu"]
+
+
+@pytest.fixture(scope="module")
+def whole(checkpoint, tmp_path_factory):
+    """Folder of an undisturbed evaluation of 12 pictures."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert main(["evaluate", checkpoint, *DATA, "--output_dir", str(folder)]) == 0
+    return folder
+
+
 def counted(folder):
     files = (folder / "evaluation_journal").glob("process-*.jsonl")
     return sum(len(file.read_text().split()) > 0 and file.read_text().count("\n") - 1 for file in files)
 
 
-def test_killed_evaluation_goes_on_with_two_processes_to_the_same_numbers(checkpoint, tmp_path):
+def test_killed_evaluation_goes_on_with_two_processes_to_the_same_numbers(checkpoint, whole, tmp_path):
     """kill -9 in the middle, then two processes: everything that is written equals an undisturbed evaluation."""
-    data = ["--dataset", "synthetic:125@64x96", "--use_cpu"]
-    words = ["evaluate", checkpoint, *data, "--output_dir"]
-    assert main([*words, str(tmp_path / "whole")]) == 0
-    folder = tmp_path / "killed"
-    process = processes.start([*words, str(folder)])
+    words, folder = ["evaluate", checkpoint, *DATA, "--output_dir", str(tmp_path / "killed")], tmp_path / "killed"
+    process = processes.start(words)
     deadline = time.monotonic() + 120
     while counted(folder) < 3:
         assert process.is_alive() and time.monotonic() < deadline, "the run ended before it could be killed"
         time.sleep(0.002)
     process.kill()
     process.join()
-    assert not (folder / "results.json").exists() and 3 <= counted(folder) < 25
-    processes.run_two([*words, str(folder)], "29561", tmp_path)
-    assert "of 25 pictures are done" in (tmp_path / "rank0.txt").read_text()
-    whole, again = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("whole", "killed"))
-    assert again["scores"] == whole["scores"] and whole["pictures"] == 25
+    assert not (folder / "results.json").exists() and 3 <= counted(folder) < 12
+    processes.run_two(words, "29561", tmp_path)
+    assert "of 12 pictures are done" in (tmp_path / "rank0.txt").read_text()
+    expected, again = (json.loads((each / "results.json").read_text()) for each in (whole, folder))
+    assert again["scores"] == expected["scores"] and expected["pictures"] == 12
     for name in ("classes.csv", "pictures.csv", "confusion.csv"):
-        assert (folder / name).read_text() == (tmp_path / "whole" / name).read_text(), name
+        assert (folder / name).read_text() == (whole / name).read_text(), name
     assert not (folder / "evaluation_journal").exists()
 
 
 # What is written
 
 
-def test_tables_and_page_tell_what_results_json_holds(checkpoint, tmp_path):
-    words = ["--dataset", "synthetic:45@48x64", "--use_cpu"]
-    assert main(["evaluate", checkpoint, *words, "--output_dir", str(tmp_path)]) == 0
-    results = json.loads((tmp_path / "results.json").read_text())
+def test_tables_and_page_tell_what_results_json_holds(checkpoint, whole):
+    results = json.loads((whole / "results.json").read_text())
     scores = results["scores"]
-    tables = {name: list(csv.DictReader((tmp_path / f"{name}.csv").open())) for name in ("classes", "pictures")}
+    tables = {name: list(csv.DictReader((whole / f"{name}.csv").open())) for name in ("classes", "pictures")}
     assert [row["class"] for row in tables["classes"]] == list(SYNTHETIC_SPEC.classes)
     for row, expected in zip(tables["classes"], scores["per_class"], strict=True):
         for key in ("iou", "accuracy", "boundary_iou", "recall_small", "recall_large"):
             assert row[key] == ("" if expected[key] is None else str(expected[key]))
     own = [float(row["mean_iou"]) for row in tables["pictures"]]
-    assert len(own) == 9 and scores["mean_picture_iou"] == pytest.approx(np.mean(own), abs=1e-12)
-    confused = list(csv.DictReader((tmp_path / "confusion.csv").open()))
+    assert len(own) == 12 and scores["mean_picture_iou"] == pytest.approx(np.mean(own), abs=1e-12)
+    confused = list(csv.DictReader((whole / "confusion.csv").open()))
     matrix = np.array(scores["confusion_matrix"])
     assert sum(int(row["pixels"]) for row in confused) == matrix.sum() - np.trace(matrix)
-    page = (tmp_path / "index.html").read_text()
-    assert page.count("data:image/jpeg") == 8 and page.count("<figure>") == 8  # 6 worst and 2 best of 9
+    page = (whole / "index.html").read_text()
+    assert page.count("data:image/jpeg") == 8 and page.count("<figure>") == 8  # 6 worst and 2 best of 12
     worst = min(tables["pictures"], key=lambda row: float(row["mean_iou"]))["id"]
     assert page.index(f"<figcaption>{worst}:") == page.index("<figcaption>")
     assert "http" not in page and "src=" not in page.replace('src="data:', "")
     assert f"{100 * scores['boundary_iou']:.1f} %" in page and results["command"] in page.replace("&#x27;", "'")
-    assert str(tmp_path) not in page
+    assert checkpoint not in page and str(whole) not in page
 
 
 def test_a_faulty_picture_is_named_and_what_was_counted_is_kept(tmp_path):
