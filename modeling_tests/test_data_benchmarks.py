@@ -27,6 +27,7 @@ from hf_denseseg.data.checks import scan_source
 from hf_denseseg.data.datasets import load_segmentation
 from hf_denseseg.data.labels import LabelSpec
 from hf_denseseg.data.matlab import read_matlab_ids
+from hf_denseseg.data.packing import pack
 from hf_denseseg.errors import InputError
 
 scipy_io = pytest.importorskip("scipy.io")
@@ -449,6 +450,8 @@ def test_a_test_split_without_published_labels_has_pictures_and_void_alone(tmp_p
     assert rows[0]["id"] == ("bonn_000000_000019" if name == "cityscapes" else "ADE_test_00000000")
     scan = scan_source(name, split, root=tmp_path)
     assert not scan.faults and scan.images == 3 and "keep the labels" in " ".join(scan.notes)
+    with pytest.raises(InputError, match="never published"):
+        pack(load_segmentation(name, split, root=tmp_path), tmp_path / "shards", "test")
 
 
 def test_the_folder_is_found_below_the_root_the_variable_and_here(tmp_path, monkeypatch):

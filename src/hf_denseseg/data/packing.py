@@ -152,6 +152,8 @@ class EncodedRows:
         self.stored = data.dataset.with_format(None)
         self.ids: list[str] = self.stored["id"][:]
         self.drawn = "image" not in self.stored.column_names
+        if not self.drawn and "label" in self.stored.column_names and self.stored[0]["label"] is None:
+            raise InputError("The labels of this split were never published: there is nothing to train or score on.")
         features = {} if self.drawn else dict(self.stored.features)
         first = data.dataset[0]
         self.has_maps = isinstance(first.get("label"), np.ndarray)
