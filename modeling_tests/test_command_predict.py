@@ -24,6 +24,7 @@ from hf_denseseg.commands import predict
 from hf_denseseg.data.labels import LabelSpec
 from hf_denseseg.errors import InputError, RunError
 from hf_denseseg.inference import InferenceSettings, class_probabilities
+from hf_denseseg.prediction import Predictor
 from hf_denseseg.visualization import overlay
 from processes import run_two, start
 
@@ -384,6 +385,26 @@ def test_a_stream_on_standard_input_is_labelled_as_the_file_is(checkpoint, video
             assert run(checkpoint, "-", "--output", tmp_path / turn, "--every", 10) == 0
     file, stream = contents(tmp_path / "file/masks/drive"), contents(tmp_path / "again/masks/stdin")
     assert file == stream and len(file) == 4
+
+
+def test_an_interrupt_ends_a_stream_with_what_was_labelled(checkpoint, video, tmp_path, monkeypatch):
+    label, seen = Predictor.label, []
+
+    def interrupted(self, image, name):
+        seen.append(name)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return label(self, image, name)
+
+    monkeypatch.setattr(Predictor, "label", interrupted)
+    with video.open("rb") as stream:
+        monkeypatch.setattr("sys.stdin", types.SimpleNamespace(buffer=stream))
+        assert run(checkpoint, "-", "--output", tmp_path / "out") == 0
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    assert [record["id"] for record in results["pictures"]] == ["stdin/000000", "stdin/000001"]
+    seen.clear()
+    with pytest.raises(KeyboardInterrupt):
+        run(checkpoint, video, "--output", tmp_path / "file")
 
 
 def test_a_video_that_breaks_off_leaves_its_frames_and_the_others_untouched(

@@ -113,6 +113,9 @@ def label_all(
                 record, is_new = _record_of(labeller, source, item, output, made_from)
                 rows.append((number, item.number, is_new, record))
                 bar.update()
+        except KeyboardInterrupt:
+            if source.kind != "stream":  # a camera has no other end
+                raise
         except InputError as error:
             failed[number] = str(error) if source.origin in str(error) else f"{source.origin}: {error}"
             if source.kind == "picture" or processes.rank == 0:  # a video fails in all processes

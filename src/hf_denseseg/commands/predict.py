@@ -22,7 +22,7 @@ OUTPUT/results.json names the files of each picture with share and mean probabil
   probabilities  OUTPUT/probabilities/NAME.npz, all classes (num_labels, height, width) float16
   parquet        OUTPUT/results.parquet, one row a picture with its mask: datasets.Dataset.from_parquet reads it
   video          OUTPUT/overlays/NAME.mp4, the overlays of a video at its frame rate
-Frames of a video are numbered NAME/000000. Videos and streams need the extra `video`.
+Frames of a video are numbered NAME/000000; Ctrl-C ends a stream. Videos and streams need the extra `video`.
 Pictures above --band_pixels are labelled a few rows at a time: with windows, memory grows with their width alone. The
 ids are the same; where scores are resized, or averaged over scales, these may differ by rounding.
 With --show, OUTPUT/shown/NAME_attention.png shows where the picked points look in each layer, NAME_features.png what
