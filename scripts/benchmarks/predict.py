@@ -3,7 +3,7 @@
 The model is the DSCT of the recipe `dsct_tiny_sac_camvid_cpu` with 19 classes and random weights. Runs with one and
 with two processes take turns, one thread each; this script plays the launcher. "Labelling" is what the command itself
 reports: reading, model, writing, waiting for the other process. "Command" adds imports and loading. "CPU" is the
-process time of labelling in the busiest process, which other load lengthens little. Peak memory is the whole process's.
+process time of labelling in the busiest process, which other load lengthens little. Peak memory is the process's.
 """
 
 import argparse
