@@ -7,8 +7,10 @@ import functools
 import io
 import itertools
 import json
+import os
 import tarfile
 import zipfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import datasets
@@ -32,6 +34,7 @@ from hf_denseseg.errors import InputError
 
 scipy_io = pytest.importorskip("scipy.io")
 
+CAMVID = Path(os.environ.get("DENSESEG_CAMVID", Path(__file__).parents[2] / "shared/data/camvid"))
 SIZE = (6, 8)  # height, width in pixels
 CITYSCAPES = dict(zip((7, 8, 11, 12, 13, 17, *range(19, 29), 31, 32, 33), range(19), strict=True))
 COCO_GAPS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91)  # labels.txt: ids of COCO that nobody drew
@@ -376,6 +379,15 @@ def test_converted_train_ids_are_taken_only_where_the_official_ids_are_missing(t
         file.unlink()
     data = load_segmentation("cityscapes", "val", root=tmp_path)
     assert all((row["label"] == 5).all() for row in data.dataset) and data.spec.raw_to_train[5] == 5
+
+
+@pytest.mark.skipif(not CAMVID.is_dir(), reason="CamVid is not at $DENSESEG_CAMVID or ../shared/data/camvid")
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_the_original_camvid_is_split_as_segnets_copy(split):
+    names = [file.stem for file in (CAMVID / split / "images").iterdir()]
+    for each in ("train", "val", "test"):
+        holds = get_benchmark("camvid_full").splits[each].holds
+        assert all(holds(name) == (each == split) for name in names)
 
 
 def run_lengths(area):

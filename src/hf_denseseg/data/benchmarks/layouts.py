@@ -159,7 +159,7 @@ def _cityscapes(coarse: bool) -> Benchmark:
         splits,
         {"label_ids": spec, "train_ids": _reencoded(spec, 0, (VOID,))},
         trim=("_leftImg8bit", *(f"_{each}_{ids}" for each in kinds for ids in ("labelIds", "labelTrainIds"))),
-        # "troisdorf_000000_000073 is corrupted", as the download page says of train_extra.
+        # Black in the archive of train_extra; it is usually left out.
         damaged=("troisdorf_000000_000073",),
     )
 
