@@ -2,6 +2,7 @@
 
 import json
 import logging
+import pickle
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
@@ -167,10 +168,16 @@ class TaskTrainer(Trainer):
 
         Raises:
             RunError: a picture cannot be read, a loader worker died, or a checkpoint cannot be written.
-            InputError: the same, before the first step.
+            InputError: the same, before the first step, or a state in the checkpoint that would run code.
         """
-        with self._explain_loader_faults():
-            return super().train(*args, **kwargs)
+        try:
+            with self._explain_loader_faults():
+                return super().train(*args, **kwargs)
+        except pickle.UnpicklingError as error:  # transformers reads the states of a run with `weights_only`
+            raise InputError(
+                f"{kwargs.get('resume_from_checkpoint')} holds a state that could run code when it is read, and is not "
+                "of this package. Nothing of it was run. Remove the folder and give the same command again."
+            ) from error
 
     @contextmanager
     def _explain_loader_faults(self) -> Iterator[None]:
