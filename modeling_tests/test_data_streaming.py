@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 import sys
 from itertools import islice
@@ -22,6 +23,7 @@ from hf_denseseg.data.datasets import load_segmentation
 from hf_denseseg.data.packed_rows import PackedRows
 from hf_denseseg.data.packing import pack
 from hf_denseseg.data.streaming import StreamingTrainDataset
+from hf_denseseg.data.synthetic import SYNTHETIC_SPEC
 from hf_denseseg.data.transforms import TrainAugmentation, TrainDataset
 from hf_denseseg.errors import InputError
 from hf_denseseg.recipe import load_recipe
@@ -188,6 +190,49 @@ def test_a_shard_that_breaks_while_it_is_read_is_named(tmp_path, form):
     shard.write_bytes(content)
     with pytest.raises(InputError, match=rf"{shard.name} is damaged .*rows are lost. Run `denseseg data pack` again"):
         list(data.dataset)
+
+
+@FORMS
+def test_random_damage_is_refused_or_does_no_harm(tmp_path, form):
+    """Never fewer rows, other rows, or another error."""
+    pack(load_segmentation("synthetic:4@16x24", "train"), tmp_path, "train", form=form, rows_per_shard=4)
+    shard = next(tmp_path.glob("train-0*"))
+    content, draw = shard.read_bytes(), random.Random(0)
+
+    def rows():
+        stream = load_segmentation(tmp_path, "train", streaming=True).dataset
+        return [(row["id"], row["image"].tobytes(), row["label"].tobytes()) for row in stream]
+
+    whole, refused = rows(), 0
+    for _ in range(40):
+        damaged, place = bytearray(content), draw.randrange(len(content) - 64)
+        damaged[place : place + 64] = draw.randbytes(64)
+        shard.write_bytes(damaged)
+        try:
+            assert rows() == whole
+        except InputError:
+            refused += 1
+    assert refused > 10
+
+
+@pytest.mark.parametrize(
+    "change", [{"rows": 5}, {"rows_per_shard": 0}, {"shards": 3}, {"format_version": 9}, {"x": 1}]
+)
+def test_a_manifest_that_cannot_be_true_is_refused(tmp_path, change):
+    pack(load_segmentation("synthetic:4@16x24", "train"), tmp_path, "train", rows_per_shard=2)
+    path = tmp_path / "train.manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(
+        InputError, match="is damaged .* Delete it and pack|has version 9, known is 1|was not finished"
+    ):
+        load_segmentation(tmp_path, "train")
+
+
+def test_shards_of_another_task_are_refused(tmp_path):
+    pack(load_classification("synthetic:4@16x24", "train"), tmp_path, "train", task=CLASSIFICATION)
+    for streaming in (False, True):
+        with pytest.raises(InputError, match="packed for image-classification. Pack the data with `--task semantic-"):
+            load_segmentation(tmp_path, "train", spec=SYNTHETIC_SPEC, streaming=streaming)
 
 
 def test_the_embedded_stream_gives_every_pair_once_an_epoch():

@@ -15,7 +15,7 @@ from hf_denseseg.data.class_names import NAME_FILES, ClassNames, read_names
 from hf_denseseg.data.datasets import find_table
 from hf_denseseg.data.folders import IMAGE_SUFFIXES, resolve_split
 from hf_denseseg.data.imagenet import find_imagenet, imagenet_names, imagenet_rows
-from hf_denseseg.data.manifest import is_packed, read_manifest
+from hf_denseseg.data.manifest import check_task, is_packed, read_manifest
 from hf_denseseg.data.packed_rows import PackedRows
 from hf_denseseg.data.reading import read_image
 from hf_denseseg.data.shards import find_shards, import_datasets, open_table
@@ -99,11 +99,12 @@ def _stream(folder: Path, split: str, limit: int | None) -> ClassificationData:
         InputError: there are none, or they were packed for another task.
     """
     manifest = read_manifest(folder, split) if folder.is_dir() else None
-    if manifest is None or manifest.task != "image-classification":
+    if manifest is None:
         raise InputError(
-            f"streaming reads shards, and {folder} holds none of split {split!r} for image-classification. Pack the "
-            f"data: `denseseg data pack DATASET --task image-classification --split {split} --output SHARDS`."
+            f"streaming reads shards, and {folder} holds none of split {split!r}. Pack the data: `denseseg data pack "
+            f"DATASET --task image-classification --split {split} --output SHARDS`."
         )
+    check_task(folder, manifest, "image-classification")
     rows = PackedRows(folder, manifest, _decode, limit)
     return ClassificationData(rows, read_names(folder / NAME_FILES[0], None))
 

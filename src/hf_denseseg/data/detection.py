@@ -14,7 +14,7 @@ from hf_denseseg.data.class_names import NAME_FILES, ClassNames, read_names
 from hf_denseseg.data.coco import CocoTable, read_coco, trainable
 from hf_denseseg.data.coco_files import CocoSource, find_coco
 from hf_denseseg.data.folders import resolve_split
-from hf_denseseg.data.manifest import Manifest, check_shards, read_manifest
+from hf_denseseg.data.manifest import Manifest, check_shards, check_task, read_manifest
 from hf_denseseg.data.reading import read_image
 from hf_denseseg.data.shards import import_datasets
 from hf_denseseg.data.synthetic import parse_name
@@ -84,12 +84,11 @@ def _packed(folder: Path, manifest: Manifest, filter_empty: bool, limit: int | N
     """Rows of packed shards.
 
     Raises:
-        InputError: shards are missing or cut short, were packed for a task without objects, or nothing is left.
+        InputError: shards are missing or cut short, were packed for another task, or nothing is left.
     """
+    check_task(folder, manifest, "object-detection", "instance-segmentation")
     check_shards(folder, manifest)
     spec = read_names(folder / NAME_FILES[0], None)
-    if "detection" not in manifest.task and "instance" not in manifest.task:
-        raise InputError(f"{folder} was packed for {manifest.task}, without objects. Pack it with --task.")
     if manifest.form == "webdataset":
         rows = [row for shard in manifest.shards for row in _tar_rows(folder / shard.file)]
         return DetectionData(_table(rows[:limit], filter_empty), spec, [])

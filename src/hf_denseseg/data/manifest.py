@@ -63,6 +63,11 @@ class Manifest:
         return f"Run `{shlex.join(self.command)}` again: it packs what is missing or damaged and keeps the rest."
 
     @property
+    def columns(self) -> set[str]:
+        """What every row has at least."""
+        return {"image", "id", "objects" if self.task in ("object-detection", "instance-segmentation") else "label"}
+
+    @property
     def count(self) -> int:
         """Number of shards of the whole."""
         return -(-self.rows // self.rows_per_shard)
@@ -101,10 +106,15 @@ def read_manifest(folder: Path, split: str) -> Manifest | None:
         shards = tuple(Shard(**each) for each in values.pop("shards"))
         if any(Path(shard.file).name != shard.file for shard in shards):
             raise ValueError("a shard lies in another folder")
-        return Manifest(**{**values, "command": tuple(values["command"]), "shards": shards})
+        manifest = Manifest(**{**values, "command": tuple(values["command"]), "shards": shards})
+        if any(shard.rows != len(manifest.shard_rows(number)) for number, shard in enumerate(shards)):
+            raise ValueError("its numbers of rows do not add up")
+        return manifest
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}. Check its rights.") from error
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise InputError(f"{path} is damaged ({error!r}). Delete it and pack the split anew.") from error
 
 
@@ -112,6 +122,16 @@ def is_packed(name: str | Path, split: str) -> bool:
     """Whether a name is that of a folder with shards of the split, and a manifest."""
     folder = Path(name).expanduser()
     return folder.is_dir() and read_manifest(folder, split) is not None
+
+
+def check_task(folder: Path, manifest: Manifest, *tasks: str) -> None:
+    """Refuse shards that were packed for another task.
+
+    Raises:
+        InputError: the task of the shards is none of `tasks`.
+    """
+    if manifest.task not in tasks:
+        raise InputError(f"{folder} was packed for {manifest.task}. Pack the data with `--task {tasks[0]}`.")
 
 
 def check_shards(folder: Path, manifest: Manifest) -> None:

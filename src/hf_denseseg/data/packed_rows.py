@@ -148,6 +148,8 @@ class PackedRows:
         count = 0
         try:
             for place, row in read(self.folder / shard.file, places, shard.rows):
+                if missing := self.manifest.columns - row.keys():
+                    raise ValueError(f"row {place} has no {', '.join(sorted(missing))}")
                 count += 1
                 yield first + place, row
         except InputError:

@@ -10,7 +10,7 @@ import numpy as np
 
 from hf_denseseg.data.folders import resolve_split
 from hf_denseseg.data.labels import VOID, LabelSpec
-from hf_denseseg.data.manifest import check_shards, read_manifest
+from hf_denseseg.data.manifest import check_shards, check_task, read_manifest
 from hf_denseseg.data.packed_rows import PackedRows
 from hf_denseseg.data.reading import read_label
 from hf_denseseg.errors import InputError, RunError
@@ -86,6 +86,9 @@ def open_table(
             shards = find_shards(Path(name))
             found = resolve_split(split, sorted(shards), name)
             if manifest := read_manifest(Path(name), found):
+                check_task(
+                    Path(name), manifest, "semantic-segmentation" if "label" in pictures else "image-classification"
+                )
                 check_shards(Path(name), manifest)
                 if streaming:
                     return PackedRows(Path(name), manifest)

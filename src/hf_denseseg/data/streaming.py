@@ -103,6 +103,7 @@ def stream_loader(trainer: Any) -> DataLoader | None:
     dataset.share(args.process_index, args.world_size, trainer._train_batch_size)
     if isinstance(dataset.dataset.data.dataset, PackedRows):
         args.ignore_data_skip = True  # the stream does it, without reading
+        trainer.pop_callback(_GoOn)
         trainer.add_callback(_GoOn(dataset))
     loader: DataLoader = DataLoader(
         dataset,
