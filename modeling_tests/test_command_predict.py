@@ -282,10 +282,13 @@ def many(tmp_path):
     return tmp_path / "many"
 
 
-def test_bands_give_the_same_files_as_the_whole_picture(checkpoint, photos, tmp_path):
-    options = ["--crop_size", 16, 16, "--stride", 11, 11, "--write", "masks", "overlays", "confidence"]
+@pytest.mark.parametrize("views", [[], ["--flip"]])
+def test_bands_give_the_same_files_as_the_whole_picture(checkpoint, photos, tmp_path, caplog, views):
+    options = ["--crop_size", 16, 16, "--stride", 11, 11, "--write", "masks", "overlays", "confidence", *views]
     run(checkpoint, photos, *options, "--output", tmp_path / "whole")
-    run(checkpoint, photos, *options, "--output", tmp_path / "bands", "--band_pixels", 0)
+    with caplog.at_level("INFO", "hf_denseseg.prediction"):
+        run(checkpoint, photos, *options, "--output", tmp_path / "bands", "--band_pixels", 0)
+    assert caplog.text.count("labelled a few rows at a time") == 1
     whole, bands = contents(tmp_path / "whole"), contents(tmp_path / "bands")
     kinds = ("masks/", "overlays/")
     assert whole.keys() == bands.keys()

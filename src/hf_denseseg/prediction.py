@@ -1,5 +1,6 @@
 """Label every pixel of pictures with a checkpoint: id maps, overlays, probabilities, the model's inside."""
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -33,6 +34,8 @@ from hf_denseseg.picture_outputs import KINDS, OutputSettings, PixelTally, id_ma
 from hf_denseseg.refinement import look_at_refinement, refinement_sheet
 from hf_denseseg.visualization import attention_sheet, feature_sheet, overlay, position_sheet
 
+logger = logging.getLogger(__name__)
+
 FEATURE_SIDE = 200  # longest side of a painted feature map in pixels
 LARGEST_SCORES = 2**32  # bytes of the scores of all classes at full size, where all of them are asked for
 
@@ -49,6 +52,7 @@ class Predictor:
     palette: tuple[tuple[int, int, int], ...]
     spec: LabelSpec | None = None
     show: ShowSettings | None = None
+    bands_announced: bool = False
 
     @classmethod
     def load(
@@ -175,6 +179,9 @@ class Predictor:
                 "cut the picture into tiles."
             )
         if pixels > self.outputs.band_pixels and not everything:
+            if not self.bands_announced:
+                logger.info("Pictures above %d pixels are labelled a few rows at a time.", self.outputs.band_pixels)
+                self.bands_announced = True
             for band in segment_in_bands(self.model, image, self.settings, mean, std):
                 yield band.top, band.ids.cpu().numpy(), band.confidence.cpu().numpy(), []
         elif everything:
