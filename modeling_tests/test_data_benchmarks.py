@@ -712,3 +712,16 @@ def test_loader_processes_read_archives_as_the_main_one_does(tmp_path):
     assert labels.keys() == expected.keys()
     for name, found in labels.items():
         np.testing.assert_array_equal(found, expected[name])
+
+
+def test_a_benchmark_is_checked_by_its_name_from_the_command_line(tmp_path, capsys):
+    build(tmp_path, camvid_original, True)
+    arguments = ["data", "check", "camvid_32", "--data_root", str(tmp_path), "--split", "train+val"]
+    assert main(arguments) == 0
+    assert "6 pairs, no faults." in capsys.readouterr().out
+    with zipfile.ZipFile(tmp_path / "LabeledApproved_full.zip", "a") as archive:
+        archive.writestr("0001TP_006999_L.png", label(np.full((*SIZE, 3), 7, np.uint8)))
+    with zipfile.ZipFile(tmp_path / "701_StillsRaw_full.zip", "a") as archive:
+        archive.writestr("701_StillsRaw_full/0001TP_006999.png", picture())
+    assert main(arguments) == 2
+    assert "0001TP_006999_L.png in" in (printed := capsys.readouterr().out) and "[[7, 7, 7]]" in printed
