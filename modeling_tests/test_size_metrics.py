@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 pytest.importorskip("scipy", reason="recall by size needs scipy, of the extra `train`")
 
-from hf_denseseg.size_metrics import SIZE_LIMITS, segments_of, size_counts, size_recall
+from hf_denseseg.errors import InputError
+from hf_denseseg.size_metrics import SIZE_LIMITS, check_installed, segments_of, size_counts, size_recall
 
 VOID = 255
 
@@ -79,3 +80,10 @@ def test_limits_are_those_of_coco_on_its_usual_picture():
     assert recall["small"]["per_class"] == [None, 330 / 1023, None]
     assert recall["medium"]["per_class"] == [None, 0.0, 1.0]
     assert recall["medium"]["recall"] == 9215 / (9215 + 1024)
+
+
+def test_missing_scipy_is_told_before_work_begins(monkeypatch):
+    check_installed()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"pip install 'hf-denseseg\[train\]'"):
+        check_installed()

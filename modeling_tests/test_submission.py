@@ -165,9 +165,10 @@ def test_a_test_split_is_answered_and_an_interrupted_run_goes_on(city, tmp_path,
     [
         (["--dataset", "synthetic", "--submission", "out.zip"], "known for Cityscapes and ADE20K"),
         (["--dataset", "synthetic", "--submission", "out.tar"], "a path that ends in .zip"),
+        (["--dataset", "cityscapes", "--data_root", ".", "--eval_split", "test"], "evaluate ... --submission ZIP"),
     ],
 )
 def test_what_no_server_takes_is_refused_before_any_work(city, tmp_path, monkeypatch, capsys, words, message):
-    monkeypatch.chdir(tmp_path)
-    assert main(["evaluate", str(city / "model"), *words, "--use_cpu"]) == 2
+    monkeypatch.chdir(city)
+    assert main(["evaluate", str(city / "model"), *words, "--use_cpu", "--output_dir", str(tmp_path)]) == 2
     assert message in capsys.readouterr().err

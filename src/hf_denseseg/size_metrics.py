@@ -4,11 +4,27 @@ A segment is a set of pixels of one class that touch by their sides. Semantic la
 touch are one segment, and a car behind a pole is two.
 """
 
+import importlib.util
+
 import numpy as np
+
+from hf_denseseg.errors import InputError
 
 # COCO's limits of small and large, 32x32 and 96x96 pixels on its usual 640x480 pictures, as shares of a picture.
 SIZE_LIMITS = (32 * 32 / (640 * 480), 96 * 96 / (640 * 480))
 SIZES = ("small", "medium", "large")
+
+
+def check_installed() -> None:
+    """Refuse to begin what would fail at its first evaluation.
+
+    Raises:
+        InputError: scipy is not installed.
+    """
+    if importlib.util.find_spec("scipy") is None:
+        raise InputError(
+            "Evaluating segmentation needs scipy, which is not installed. Run `pip install 'hf-denseseg[train]'`."
+        )
 
 
 def segments_of(label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 from transformers import PreTrainedModel
 
-from hf_denseseg.data.checks import Fault, Scan, check_dataset, scan_source
+from hf_denseseg.data.checks import Fault, Scan, scan_dataset, scan_source
 from hf_denseseg.data.datasets import SegmentationData, load_segmentation
 from hf_denseseg.data.streaming import StreamingTrainDataset
 from hf_denseseg.data.transforms import (
@@ -72,7 +72,16 @@ class SemanticSegmentation(Task):
 
     def check(self, data: SegmentationData, limit: int | None) -> list[Fault]:
         """Read pairs; a stream is not looked at, since it would be read twice."""
-        return check_dataset(data, limit) if hasattr(data.dataset, "__len__") else []
+        if not hasattr(data.dataset, "__len__"):
+            return []
+        scan = scan_dataset(data, limit)
+        if scan.images and not scan.pixels.any():
+            message = (
+                "every label map is void, so there is nothing to score. If the authors keep the labels to themselves, "
+                "`denseseg evaluate ... --submission ZIP` writes the answers for their server."
+            )
+            return [Fault(data.spec.name, message)]
+        return scan.faults
 
     def inspect(self, name: str, split: str, limit: int | None, **source: Any) -> Inspection:
         """Read pairs and count their pixels."""

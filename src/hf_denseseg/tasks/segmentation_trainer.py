@@ -13,10 +13,7 @@ from torch.utils.data import Subset
 from transformers import EvalPrediction, PreTrainedModel
 
 from hf_denseseg.data.labels import LabelSpec
-from hf_denseseg.data.transforms import (
-    collate_eval,
-    collate_train,
-)
+from hf_denseseg.data.transforms import collate_eval, collate_train
 from hf_denseseg.evaluation import Evaluation, count_picture
 from hf_denseseg.evaluation_journal import Journal, Record, content_check, weights_digest
 from hf_denseseg.inference import segment
@@ -24,6 +21,7 @@ from hf_denseseg.inference_settings import InferenceSettings
 from hf_denseseg.losses import segmentation_loss
 from hf_denseseg.optimization import load_class_weights
 from hf_denseseg.recipe_keys import TaskTrainingArguments
+from hf_denseseg.size_metrics import check_installed
 from hf_denseseg.training import TaskTrainer
 
 logger = logging.getLogger(__name__)
@@ -56,6 +54,7 @@ class SegmentationTrainer(TaskTrainer):
         settings: InferenceSettings,
         **options: Any,
     ) -> None:
+        check_installed()
         self.settings = settings
         self.evaluation = Evaluation(spec)
         self._journal: Journal | None = None
