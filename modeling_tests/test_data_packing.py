@@ -6,6 +6,7 @@ import io
 import json
 import multiprocessing
 import os
+import shutil
 import tarfile
 import time
 
@@ -199,6 +200,15 @@ def test_a_source_that_changed_is_not_mixed_with_older_shards(pairs, tmp_path):
         pack(load_segmentation(pairs, "train"), tmp_path / "out", "train", rows_per_shard=3)
     with pytest.raises(InputError, match="holds 7 rows of 'train' that were packed otherwise"):
         pack(load_segmentation(pairs, "train"), tmp_path / "out", "train", rows_per_shard=2)
+
+
+def test_splits_that_are_added_up_become_one(pairs, tmp_path):
+    shutil.copytree(pairs / "train", pairs / "val")
+    for path in sorted((pairs / "val").rglob("p*.*")):
+        path.rename(path.with_name("v" + path.name))
+    pack(load_segmentation(pairs, "train+val"), tmp_path / "out", "train+val")
+    data = load_segmentation(tmp_path / "out", "train_val", streaming=True)
+    assert len(list(data.dataset)) == 2 * COUNT
 
 
 def test_names_that_webdataset_would_cut_are_refused(pairs, tmp_path):

@@ -49,7 +49,7 @@ def pack(
         data: what `load_segmentation`, `load_classification` or `load_detection` returned, not streaming.
         folder: gets `<split>-00000-of-0000N.parquet` (or `.tar`), `<split>.manifest.json`, and `labels.json`
             (or `classes.json`, where labels are no pictures).
-        split: name in the file names.
+        split: name in the file names; of `train+val` it is `train_val`.
         form: `"parquet"` or `"webdataset"` (tar).
         rows_per_shard: pictures per file.
         task: name of the task, noted in the manifest.
@@ -65,7 +65,7 @@ def pack(
     """
     if form not in FORMS or rows_per_shard < 1:
         raise InputError(f"form {form!r}, rows_per_shard {rows_per_shard}: give one of {', '.join(FORMS)}, and >= 1.")
-    folder = check_output_folder(folder)
+    folder, split = check_output_folder(folder), split.replace("+", "_")
     rows = EncodedRows(data)
     order = np.random.default_rng(0).permutation(len(rows))
     ids = [rows.ids[place] for place in order]
