@@ -26,7 +26,7 @@ def in_bands(model, image, settings):
     return torch.cat([band.ids for band in bands]), torch.cat([band.confidence for band in bands])
 
 
-@hypothesis_settings(max_examples=15, deadline=None)
+@hypothesis_settings(max_examples=8, deadline=None)
 @given(
     size=st.tuples(st.integers(5, 90), st.integers(5, 40)),
     crop=st.tuples(st.integers(8, 24), st.integers(8, 24)),

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hf_denseseg.errors import InputError
+from hf_denseseg.labelling import label_all
 from hf_denseseg.launched_processes import Processes
-from hf_denseseg.picture_sources import Source, find_sources, items_of, read_picture
+from hf_denseseg.picture_sources import Found, Source, find_sources, items_of, read_picture
 from hf_denseseg.video_files import read_frames, write_video
 
 av = pytest.importorskip("av", reason="needs PyAV, the extra `video`")
@@ -168,3 +169,15 @@ def test_processes_take_a_gpu_each_and_refuse_to_share_one(monkeypatch):
         Processes(0, 2).device("cuda:1")
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     assert Processes(0, 2).device(None) == "cpu"
+
+
+def test_processes_that_find_different_pictures_or_share_a_stream_are_refused(tmp_path, monkeypatch):
+    def seen_by(own):
+        digests = []
+        monkeypatch.setattr(Processes, "gather", lambda self, value: digests.append(value) or ["another", value])
+        with pytest.raises(InputError, match="different pictures|cannot be shared"):
+            label_all(None, Found(own, []), tmp_path, processes=Processes(0, 2))
+        return digests
+
+    assert len(seen_by([Source("a", "a.png")])[0]) == 64
+    assert seen_by([Source("stdin", "-", "stream")]) == []

@@ -4,6 +4,7 @@ The record of a picture is written after its files and says what it was made fro
 any number of processes, makes only what has no such record.
 """
 
+import hashlib
 import json
 import sys
 import time
@@ -96,12 +97,11 @@ def label_all(
         processes: those that share the work; None looks for a launcher's.
 
     Raises:
-        InputError: a stream is to be shared between processes.
+        InputError: a stream is to be shared between processes, or they found different pictures.
         RunError: a result cannot be written.
     """
     processes = processes or Processes.launched()
-    if processes.count > 1 and any(source.kind == "stream" for source in found.sources):
-        raise InputError("A stream cannot be shared between processes. Start one alone, without a launcher.")
+    _check_shareable(found.sources, processes)
     started, made_from = time.perf_counter(), labeller.fingerprint()
     rows: list[tuple[int, int, bool, dict[str, Any]]] = []
     failed: dict[int, str] = {}
@@ -137,6 +137,17 @@ def label_all(
         write_atomic(output / "results.json", json.dumps(results, indent=1) + "\n")
     outcome.seconds = time.perf_counter() - started
     return outcome
+
+
+def _check_shareable(sources: list[Source], processes: Processes) -> None:
+    """Refuse to share what would be shared wrongly."""
+    if processes.count == 1:
+        return
+    if any(source.kind == "stream" for source in sources):
+        raise InputError("A stream cannot be shared between processes. Start one alone, without a launcher.")
+    seen = hashlib.sha256(json.dumps([(source.name, source.origin) for source in sources]).encode()).hexdigest()
+    if len(set(processes.gather(seen))) > 1:
+        raise InputError("The processes found different pictures. Give all machines the same files at the same paths.")
 
 
 def _share(sources: list[Source], processes: Processes) -> Iterator[tuple[int, Source]]:
