@@ -105,8 +105,10 @@ def list_split(benchmark: Benchmark, tree: Tree, split: str) -> Listing:
             labels.pop(each, None)
     if not images:
         raise InputError(f"{where}: none of the pictures belongs to it. {_again(benchmark)}")
-    if len(images) + len(notes) != files.size:
+    if len(images) + len(notes) < files.size:
         notes.append(f"{where}: {len(images):,} of {files.size:,} pictures; this is a partial copy.")
+    elif len(images) > files.size:
+        notes.append(f"{where}: {len(images):,} pictures, where {files.size:,} were published.")
     places = files.images, " or ".join(pattern for pattern, _ in files.labels)
     spec = benchmark.encodings[key] if key else benchmark.spec
     return Listing(Pairs(images, labels, *places), spec, notes, bool(files.labels))
