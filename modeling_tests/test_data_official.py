@@ -223,6 +223,12 @@ def test_the_official_folder_is_known_by_its_path_too(tmp_path):
     assert load_classification(tmp_path, "val").spec.num_labels == 1000
 
 
+def test_other_classes_beside_an_archive_stay_what_they_are(tmp_path):
+    write_folder(tmp_path, {"train/cat/a.jpg": jpeg(1), "train/dog/b.jpg": jpeg(2)})
+    write_zip(tmp_path / "train.zip", {"train/cat/a.jpg": jpeg(1)})
+    assert load_classification(tmp_path, "train").spec.classes == ("cat", "dog")
+
+
 def test_synsets_beyond_the_thousand_are_refused(tmp_path):
     write_folder(tmp_path, {"train/n00000001/n00000001_1.JPEG": jpeg(1)})
     with pytest.raises(InputError, match="is of n00000001, none of ImageNet-1K's 1000"):

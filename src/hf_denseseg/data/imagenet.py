@@ -55,17 +55,21 @@ def find_imagenet(name: str, root: str | Path | None = None) -> Tree | None:
     path = Path(name).expanduser()
     if name == IMAGENET_NAME and (root or not path.exists()):
         for tree in official_trees(name, root, _FOLDERS, _ARCHIVES):
-            if any(_TRAIN.fullmatch(each) or _VAL.fullmatch(each) for each in tree.names()):
+            if _is_imagenet(tree):
                 return tree
         files = "ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz"
         raise InputError(fetch_text("ImageNet-1K", root, _URL, _LICENCE, files))
     if root:
         raise InputError(f"data_root says where {IMAGENET_NAME!r} lies; {name!r} is something else. Leave it out.")
-    if path.is_file() and is_archive(path):
-        return open_tree(path)
-    if path.is_dir() and any(found for mark in _MARKS for found in path.glob(mark)):
-        return open_tree(path, _ARCHIVES)
+    marked = path.is_dir() and any(found for mark in _MARKS for found in path.glob(mark))
+    if marked or (path.is_file() and is_archive(path)):
+        tree = open_tree(path, _ARCHIVES)
+        return tree if _is_imagenet(tree) else None
     return None
+
+
+def _is_imagenet(tree: Tree) -> bool:
+    return any(_TRAIN.fullmatch(name) or _VAL.fullmatch(name) for name in tree.names())
 
 
 def imagenet_names() -> tuple[list[str], ClassNames]:
