@@ -1,6 +1,9 @@
 """The command line: help that teaches, exit codes, and the small commands."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -192,3 +195,13 @@ def test_chance_level_is_the_best_constant_answer():
     """A constant answer has IoU share for its class, 0 for the others: 60 % of the pixels in 1 of 2 classes -> 0.3."""
     rows = [{"class": "a", "pixels": 60}, {"class": "b", "pixels": 40}, {"class": "absent", "pixels": 0}]
     assert constant_prediction_miou({"per_class": rows}) == (pytest.approx(0.3), "a")
+
+
+def test_a_reader_that_has_seen_enough_is_no_failure():
+    """As in `denseseg data list | head -1`."""
+    read, write = os.pipe()
+    os.close(read)
+    words = [sys.executable, "-m", "hf_denseseg.cli", "data", "list"]
+    done = subprocess.run(words, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")

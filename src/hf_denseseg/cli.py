@@ -4,6 +4,7 @@ import argparse
 import errno
 import importlib
 import logging
+import os
 import sys
 
 from hf_denseseg import __version__
@@ -77,7 +78,12 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(sys.argv[1:] if argv is None else argv)
     command = importlib.import_module(f"hf_denseseg.commands.{args.command}")
     try:
-        return command.main(args)
+        code = command.main(args)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # who reads the output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
