@@ -30,15 +30,14 @@ def add_parser(subparsers: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("checkpoint", help="folder or hub id of a segmentation model")
-    parser.add_argument("--dataset", required=True, help="synthetic, a folder, or a hub id")
+    parser.add_argument("--dataset", required=True, help="synthetic, a benchmark, a folder, or a hub id")
+    parser.add_argument("--data_root", metavar="FOLDER", help="where the benchmark lies that is given by its name")
     parser.add_argument("--split", default="val", help="val (default), train, test or a folder name")
     parser.add_argument("--output", required=True, help="folder to write")
     parser.add_argument("--classes", nargs="+", metavar="NAME", help="classes whose features are shown")
     parser.add_argument("--limit", type=int, metavar="N", help="look at the first N pictures (default: all)")
     parser.add_argument("--points", type=int, default=500, metavar="N", help="features of a class (default 500)")
-    parser.add_argument(
-        "--projection", choices=("pca", "umap", "tsne"), default="pca", help="into the plane (default: pca)"
-    )
+    parser.add_argument("--projection", choices=("pca", "umap", "tsne"), default="pca", help="default: pca")
     parser.add_argument("--label_spec", metavar="FILE", help="label specification (default: found beside the data)")
     parser.add_argument("--seed", type=int, default=0, help="of the sample and the projection (default 0)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda if there is one)")
@@ -108,7 +107,8 @@ def _load(args: argparse.Namespace) -> tuple[Any, Any, list[int] | None]:
     task = task_of_checkpoint(args.checkpoint)
     if task not in (None, TASKS[0]):
         raise InputError(f"{args.checkpoint} is a checkpoint for {task}. Give one for {TASKS[0]}.")
-    data = load_segmentation(args.dataset, args.split, spec=args.label_spec, limit=args.limit)
+    source = {"spec": args.label_spec, "root": args.data_root, "limit": args.limit}
+    data = load_segmentation(args.dataset, args.split, **source)
     if unknown := [name for name in args.classes or () if name not in data.spec.classes]:
         raise InputError(unknown_name(f"class of {data.spec.name}", unknown[0], data.spec.classes))
     chosen = sorted({data.spec.label2id[name] for name in args.classes}) if args.classes else None
