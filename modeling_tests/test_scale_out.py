@@ -159,6 +159,7 @@ def test_fsdp_resumes_to_the_same_weights(tmp_path, optimizer):
     weights = trained(tmp_path)[0]
     (tmp_path / "results.json").unlink()
     shutil.rmtree(tmp_path / "checkpoint-3")
+    assert main([*WORDS, *words, "--per_device_train_batch_size", "8"]) == 2  # without FSDP
     processes.run_two([*WORDS, *words], free_port(), tmp_path, SHARDED, shard_on_cpus)
     assert json.loads((tmp_path / "results.json").read_text())["training"]["resumed_from_step"] == 2
     assert furthest(trained(tmp_path)[0], weights) == 0

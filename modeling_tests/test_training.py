@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 import hf_denseseg
 import processes
 from hf_denseseg import experiment
+from hf_denseseg.averaging import AveragedWeights
 from hf_denseseg.cli import main
 from hf_denseseg.data.datasets import load_segmentation
 from hf_denseseg.data.packing import pack
@@ -25,7 +26,6 @@ from hf_denseseg.inference_settings import InferenceSettings
 from hf_denseseg.optimization import load_class_weights, parameter_groups
 from hf_denseseg.recipe import load_recipe
 from hf_denseseg.run_checkpoints import fault_of, last_complete_checkpoint, mark_complete
-from hf_denseseg.training import AveragedWeights
 from test_published_dsct import REDUCED as TINY
 
 ROOT = Path(__file__).resolve().parents[1]

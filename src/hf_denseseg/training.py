@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_callback import TrainerControl, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
+from hf_denseseg.averaging import AveragedWeights
 from hf_denseseg.data.streaming import stream_loader
 from hf_denseseg.data.transforms import EpochSampler
 from hf_denseseg.data_waiting import WaitMeter
@@ -30,7 +30,7 @@ from hf_denseseg.scale_out import prepare_fsdp, sync_batch_norms, whole_copy
 
 logger = logging.getLogger(__name__)
 
-EMA_FILE = "ema.safetensors"
+EMA_FILE, FSDP_FILE = "ema.safetensors", "pytorch_model_fsdp.bin"
 
 
 class TaskTrainer(Trainer):
@@ -170,13 +170,19 @@ class TaskTrainer(Trainer):
             RunError: a picture cannot be read, a loader worker died, or a checkpoint cannot be written.
             InputError: the same, before the first step, or a state in the checkpoint that would run code.
         """
+        checkpoint = kwargs.get("resume_from_checkpoint")
+        if checkpoint and (Path(checkpoint) / FSDP_FILE).exists() != self.is_fsdp_enabled:
+            was = "without" if self.is_fsdp_enabled else "with"
+            raise InputError(
+                f"{checkpoint} was saved {was} FSDP: go on as the run began, or give another --output_dir."
+            )
         try:
             with self._explain_loader_faults():
                 return super().train(*args, **kwargs)
         except pickle.UnpicklingError as error:  # transformers reads the states of a run with `weights_only`
             raise InputError(
-                f"{kwargs.get('resume_from_checkpoint')} holds a state that could run code when it is read, and is not "
-                "of this package. Nothing of it was run. Remove the folder and give the same command again."
+                f"{checkpoint} holds a state that would run code when it is read; it "
+                "was not read. Remove the folder and give the same command again."
             ) from error
 
     @contextmanager
@@ -365,47 +371,3 @@ def warn_of_stale_statistics(config: Any, steps: int) -> None:
             steps,
             100 * kept,
         )
-
-
-class AveragedWeights:
-    """Exponential moving average of weights and BatchNorm statistics (`torch.optim.swa_utils`), saved with a run."""
-
-    def __init__(self, decay: float) -> None:
-        if not 0 < decay < 1:
-            raise InputError(f"ema_decay is {decay}: give a number between 0 and 1, such as 0.999.")
-        self.decay = decay
-        self.average: AveragedModel | None = None
-
-    def start(self, model: nn.Module) -> None:
-        """Begin with a copy of `model`."""
-        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(self.decay), use_buffers=True)
-
-    def update(self, model: nn.Module) -> None:
-        """Average in the weights of `model`."""
-        assert self.average is not None
-        self.average.update_parameters(model)
-
-    def save(self, path: Path) -> None:
-        """Write the averaged state as safetensors."""
-        from safetensors.torch import save_file
-
-        assert self.average is not None
-        save_file({name: value.contiguous() for name, value in self.average.state_dict().items()}, path)
-
-    def load(self, path: Path) -> None:
-        """Read what `save` wrote."""
-        from safetensors.torch import load_file
-
-        assert self.average is not None
-        self.average.load_state_dict(load_file(path))
-
-    @contextmanager
-    def swapped_into(self, model: nn.Module) -> Iterator[None]:
-        """Put the averaged state into `model` for a block."""
-        assert self.average is not None
-        trained = {name: value.detach().clone() for name, value in model.state_dict().items()}
-        model.load_state_dict(self.average.module.state_dict())
-        try:
-            yield
-        finally:
-            model.load_state_dict(trained)

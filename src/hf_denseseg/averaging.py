@@ -1,0 +1,54 @@
+"""The exponential moving average of a model's weights, kept beside those that are trained."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from hf_denseseg.errors import InputError
+
+
+class AveragedWeights:
+    """Exponential moving average of weights and BatchNorm statistics (`torch.optim.swa_utils`), saved with a run."""
+
+    def __init__(self, decay: float) -> None:
+        if not 0 < decay < 1:
+            raise InputError(f"ema_decay is {decay}: give a number between 0 and 1, such as 0.999.")
+        self.decay = decay
+        self.average: AveragedModel | None = None
+
+    def start(self, model: nn.Module) -> None:
+        """Begin with a copy of `model`."""
+        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(self.decay), use_buffers=True)
+
+    def update(self, model: nn.Module) -> None:
+        """Average in the weights of `model`."""
+        assert self.average is not None
+        self.average.update_parameters(model)
+
+    def save(self, path: Path) -> None:
+        """Write the averaged state as safetensors."""
+        from safetensors.torch import save_file
+
+        assert self.average is not None
+        save_file({name: value.contiguous() for name, value in self.average.state_dict().items()}, path)
+
+    def load(self, path: Path) -> None:
+        """Read what `save` wrote."""
+        from safetensors.torch import load_file
+
+        assert self.average is not None
+        self.average.load_state_dict(load_file(path))
+
+    @contextmanager
+    def swapped_into(self, model: nn.Module) -> Iterator[None]:
+        """Put the averaged state into `model` for a block."""
+        assert self.average is not None
+        trained = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        model.load_state_dict(self.average.module.state_dict())
+        try:
+            yield
+        finally:
+            model.load_state_dict(trained)
