@@ -1,5 +1,6 @@
 """Recipes: one flat YAML file per published row, checked key by key, overridable on the command line."""
 
+import math
 import types
 import typing
 from pathlib import Path
@@ -11,6 +12,7 @@ from hf_denseseg.errors import InputError
 from hf_denseseg.naming import unknown_name
 from hf_denseseg.recipe_keys import TASKS, DataArguments, ModelArguments, TaskTrainingArguments
 
+LARGEST_FILE, MOST_BRACKETS = 1 << 20, 1000  # bytes, opening ones
 ARGUMENT_CLASSES: tuple[Any, ...] = (ModelArguments, DataArguments, TaskTrainingArguments)
 
 
@@ -59,7 +61,8 @@ def load_recipe(path: str | Path | None, overrides: list[str] | None = None) -> 
             owner(**{key: value for key, value in given.items() if fields[key][0] is owner})
             for owner in ARGUMENT_CLASSES
         )
-    except (ValueError, TypeError, ImportError) as error:  # what transformers finds wrong in a value
+    # What transformers finds wrong in a value, or stumbles over.
+    except (ValueError, TypeError, ImportError, OSError, LookupError, AttributeError, ArithmeticError) as error:
         raise InputError(f"Recipe {path or 'from the command line'}: {error}") from error
     data.inference_settings()
     return Recipe(model, data, training, given)
@@ -110,12 +113,24 @@ def _as_number(value: Any) -> Any:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if path.stat().st_size > LARGEST_FILE:
+            raise InputError(
+                f"Recipe {path} has {path.stat().st_size:,} bytes; a recipe is a page of `key: value` lines."
+            )
+        text = path.read_text(encoding="utf-8")
+        if sum(text.count(bracket) for bracket in "[{") > MOST_BRACKETS:  # the time to read them grows as their square
+            raise InputError(f"Recipe {path} holds more than {MOST_BRACKETS:,} brackets; lists of a recipe are short.")
+        # An alias of aliases of aliases is a few bytes here, and gigabytes as soon as it is printed.
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
+            raise InputError(f"Recipe {path} refers to a part of itself (*name): write the value out.")
+        content = yaml.safe_load(text)
+    except InputError:
+        raise
     except FileNotFoundError as error:
         raise InputError(
             f"No recipe at {path}. The recipes of the papers lie in scripts/recipes; give the path of one."
         ) from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"Recipe {path} is no readable YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise InputError(f"Recipe {path} holds no `key: value` lines.")
@@ -135,7 +150,15 @@ def _check(values: dict[str, Any], where: str) -> None:
             names = " or ".join(sorted(kind.__name__ for kind in kinds - {type(None)}))
             hint = " Write numbers with a dot: 1.0e-4." if float in kinds and isinstance(value, str) else ""
             hint = " YAML takes yes and no for true and false: quote them." if isinstance(value, bool) else hint
-            raise InputError(f"{where}: {key} must be {names}, but is {value!r} ({type(value).__name__}).{hint}")
+            raise InputError(f"{where}: {key} must be {names}, but is {_shown(value)} ({type(value).__name__}).{hint}")
+        inner = _kinds_in_list(fields[key][1])
+        for part in value if isinstance(value, list) and inner else ():
+            if not isinstance(part, tuple(inner | {int} if float in inner else inner)) or isinstance(part, bool):
+                names = " or ".join(sorted(kind.__name__ for kind in inner))
+                raise InputError(f"{where}: {key} must hold {names}, but holds {_shown(part)}.")
+        for part in value if isinstance(value, list) else [value]:
+            if isinstance(part, float) and not math.isfinite(part):
+                raise InputError(f"{where}: {key} must be a finite number, but is {part}.")
 
 
 def _check_task(given: dict[str, Any], where: str) -> None:
@@ -152,6 +175,21 @@ def _check_task(given: dict[str, Any], where: str) -> None:
                 f"{where}: {key} ({meaning}) has no meaning in the task {task}; it belongs to {' and '.join(tasks)}. "
                 "Take it out, or change `task`."
             )
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."
+
+
+def _kinds_in_list(annotation: Any) -> set[type]:
+    """Plain Python types that the elements of a list field may have; empty if there is no list or it may hold all."""
+    parts = [annotation]
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        parts = list(typing.get_args(annotation))
+    return set().union(
+        *(_kinds(inner) for part in parts if typing.get_origin(part) is list for inner in typing.get_args(part))
+    )
 
 
 def _kinds(annotation: Any) -> set[type]:
