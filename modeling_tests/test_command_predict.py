@@ -466,6 +466,30 @@ def test_a_bad_file_of_one_process_does_not_keep_the_other_from_its_share(checkp
     assert len(results["pictures"]) == 27
 
 
+def test_a_picture_the_model_fails_at_or_that_is_too_long_is_left_out(checkpoint, photos, tmp_path, monkeypatch):
+    Image.new("RGB", (65_501, 2)).save(photos / "long.png")
+    look = Predictor._bands
+
+    def fails_at_small_ones(self, image):
+        if image.height == 20:
+            raise RuntimeError("kernel size is greater than input\nsecond line")
+        return look(self, image)
+
+    monkeypatch.setattr(Predictor, "_bands", fails_at_small_ones)
+    assert run(checkpoint, photos, "--output", tmp_path / "out") == 1
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    long, small = (row["reason"] for row in results["failed"])
+    assert "Take overlays out of --write" in long and "(20x31) is not for this model: kernel" in small
+    assert [record["id"] for record in results["pictures"]] == ["a", "b"]
+
+
+def test_fewer_outputs_than_before_are_named_as_in_a_new_run(checkpoint, photos, tmp_path):
+    run(checkpoint, photos, "--output", tmp_path / "out")
+    for folder in ("out", "new"):
+        run(checkpoint, photos, "--output", tmp_path / folder, "--write", "masks")
+    assert (tmp_path / "out/results.json").read_text() == (tmp_path / "new/results.json").read_text()
+
+
 def test_a_record_that_is_cut_short_or_of_another_picture_is_made_again(checkpoint, photos, tmp_path, capsys):
     output = tmp_path / "out"
     run(checkpoint, photos, "--output", output)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 from PIL import Image
 from tqdm import tqdm
 
-from hf_denseseg.errors import InputError
+from hf_denseseg.errors import InputError, RunError
 from hf_denseseg.files import atomic_path, write_atomic
 from hf_denseseg.launched_processes import Processes
 from hf_denseseg.picture_sources import MAX_PIXELS, Found, Item, Source, items_of
@@ -183,7 +183,15 @@ def _record_of(
         return record, False
     image = item.read()
     size = [image.height, image.width]
-    labelled = labeller.label(image, item.name)
+    try:
+        labelled = labeller.label(image, item.name)
+    except (InputError, RunError):
+        raise
+    except (RuntimeError, ValueError) as error:  # one pixel, say, fails deep inside many models
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"{source.origin} ({size[0]}x{size[1]}) is nothing this model can look at: {reason}"
+        ) from error
     places = {kind: place_of(kind, item.name) for kind in labelled.files}
     for kind, save in labelled.files.items():
         with atomic_path(output / places[kind]) as aside:
@@ -200,4 +208,5 @@ def _finished(path: Path, output: Path, kinds: tuple[str, ...], made_from: dict[
         same = record.pop("made_from") == made_from and all((output / record[kind]).exists() for kind in kinds)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None  # none yet, or not written by us
-    return record if same else None
+    wanted = {key: value for key, value in record.items() if key not in PLACES or key in kinds}
+    return wanted if same else None

@@ -37,6 +37,7 @@ from hf_denseseg.visualization import attention_sheet, feature_sheet, overlay, p
 logger = logging.getLogger(__name__)
 
 FEATURE_SIDE = 200  # longest side of a painted feature map in pixels
+LONGEST_JPEG = 65_500
 LARGEST_SCORES = 2**32  # bytes of the scores of all classes at full size, where all of them are asked for
 
 
@@ -130,6 +131,11 @@ class Predictor:
             InputError: too large for what is asked, or a picked point lies outside.
             RunError: it does not fit into the memory of the device.
         """
+        if "overlays" in self.outputs.write and max(image.size) > LONGEST_JPEG:
+            raise InputError(
+                f"the overlay of {image.height}x{image.width} pixels is no JPEG any more (at most {LONGEST_JPEG} a "
+                "side). Take overlays out of --write, or cut the picture into tiles."
+            )
         try:
             shown = self.look_inside(image, name)
             return self._label(image, shown)
