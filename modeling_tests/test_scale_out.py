@@ -90,7 +90,10 @@ def frozen_norms_trainer(folder, *words):
     return trainer
 
 
-@pytest.mark.parametrize("words", [["--loss_normalization", "all"], ["--class_weights", "0.2", *["1.0"] * 10]])
+@pytest.mark.parametrize(
+    "words",
+    [pytest.param(["--loss_normalization", "all"], marks=pytest.mark.slow), ["--class_weights", "0.2", *["1.0"] * 10]],
+)
 def test_accumulated_batches_train_the_weights_of_a_large_one(tmp_path, words):
     """The loss is a mean over valid pixels; a mean of means would count those of crops with much void more."""
     ends = []
