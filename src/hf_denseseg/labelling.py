@@ -189,9 +189,7 @@ def _record_of(
         raise
     except (RuntimeError, ValueError) as error:  # one pixel, say, fails deep inside many models
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(
-            f"{source.origin} ({size[0]}x{size[1]}) is nothing this model can look at: {reason}"
-        ) from error
+        raise InputError(f"{source.origin} ({size[0]}x{size[1]}) is not for this model: {reason}") from error
     places = {kind: place_of(kind, item.name) for kind in labelled.files}
     for kind, save in labelled.files.items():
         with atomic_path(output / places[kind]) as aside:
