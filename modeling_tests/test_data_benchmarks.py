@@ -687,6 +687,7 @@ def test_the_list_names_every_benchmark_with_its_licence_and_files(capsys):
     for name in NAMES:
         assert f"{name}: {PUBLISHED[name][0]} classes" in text
     assert "no redistribution" in text and "gtFine*.zip" in text and "DENSESEG_DATA_ROOT" in text
+    assert "coco: 80 classes" in text and "ILSVRC2012_img_train.tar" in text
 
 
 def test_a_picture_in_an_archive_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):

@@ -76,9 +76,11 @@ def add_parser(subparsers: Any) -> None:
 def main(args: argparse.Namespace) -> int:
     """Run one action; 2 when `check` finds faults."""
     if args.action == "list":
-        from hf_denseseg.data.benchmarks.listing import describe_benchmarks
+        from hf_denseseg.data import coco_files, imagenet
+        from hf_denseseg.data.benchmarks import listing
 
-        print(describe_benchmarks())
+        known = listing.describe_benchmarks(), coco_files.describe_coco(), imagenet.describe_imagenet()
+        print("\n\n".join([*known, listing.FETCH_NOTE]))
         return 0
     from hf_denseseg.tasks import get_task
 

@@ -6,11 +6,13 @@ from typing import NamedTuple
 
 from hf_denseseg.data.archives import Tree, is_archive, open_tree
 from hf_denseseg.data.folders import resolve_split
-from hf_denseseg.data.official import fetch_text, official_trees
+from hf_denseseg.data.official import described, fetch_text, official_trees
 from hf_denseseg.errors import InputError
 
 COCO_NAME = "coco"
 _FOLDERS = ("coco", "COCO", "coco2017")
+_URL, _LICENCE = "https://cocodataset.org/#download", "annotations CC BY 4.0, pictures under Flickr's terms"
+_FILES = "train2017.zip, val2017.zip and annotations_trainval2017.zip"
 _ARCHIVES = ("train20*.zip", "val20*.zip", "annotations_trainval20*.zip", "coco*.zip")
 
 
@@ -48,9 +50,7 @@ def find_coco(name: str, split: str, root: str | Path | None = None) -> CocoSour
         for tree in official_trees(name, root, _FOLDERS, _ARCHIVES):
             if _annotation_files(tree):
                 return _in_tree(tree, split)
-        files = "train2017.zip, val2017.zip and annotations_trainval2017.zip"
-        url, licence = "https://cocodataset.org/#download", "annotations CC BY 4.0, pictures under Flickr's terms"
-        raise InputError(fetch_text("COCO", root, url, licence, files))
+        raise InputError(fetch_text("COCO", root, _URL, _LICENCE, _FILES))
     if root:
         raise InputError(f"data_root says where {COCO_NAME!r} lies; {name!r} is something else. Leave it out.")
     if path.is_dir() or (path.is_file() and is_archive(path)):
@@ -65,6 +65,17 @@ def find_coco(name: str, split: str, root: str | Path | None = None) -> CocoSour
         f"Data set {name!r} is neither a folder with annotations/instances_<split>.json (unpacked or in the official "
         "zips), nor an annotation file in COCO's format. Without data of your own take 'synthetic'."
     )
+
+
+def describe_coco() -> str:
+    """What is known of COCO, and which files are looked for."""
+    lines = [
+        f"source: {_URL}; licence: {_LICENCE}",
+        "cite: Lin et al.: Microsoft COCO: Common Objects in Context. ECCV 2014",
+        f"archives: {_FILES}; or unpacked, in a folder such as {_FOLDERS[0]}",
+    ]
+    counts = "80 classes of objects with boxes and masks; train2017 118,287, val2017 5,000"
+    return described(f"{COCO_NAME}: {counts}", lines)
 
 
 def _annotation_files(tree: Tree) -> dict[str, str]:

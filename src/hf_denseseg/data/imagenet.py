@@ -16,7 +16,7 @@ from typing import Any
 from hf_denseseg.data.archives import Tree, is_archive, open_tree
 from hf_denseseg.data.class_names import ClassNames, told_apart
 from hf_denseseg.data.folders import resolve_split
-from hf_denseseg.data.official import fetch_text, official_trees
+from hf_denseseg.data.official import described, fetch_text, official_trees
 from hf_denseseg.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -36,6 +36,7 @@ _MARKS = (*_ARCHIVES, "LOC_synset_mapping.txt", "ILSVRC")  # in a folder that is
 _TRAIN = re.compile(r"(?:.*/)?((n\d{8})_\d+)\.jpe?g", re.IGNORECASE)
 _VAL = re.compile(r"(?:.*?(n\d{8})/|.*/)?(ILSVRC2012_val_\d{8})\.jpe?g", re.IGNORECASE)
 _URL, _LICENCE = "https://image-net.org/download.php", "terms of access: non-commercial research and education"
+_FILES = "ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz"
 _CITATION = "Russakovsky et al., ImageNet Large Scale Visual Recognition Challenge, IJCV 2015"
 
 
@@ -57,8 +58,7 @@ def find_imagenet(name: str, root: str | Path | None = None) -> Tree | None:
         for tree in official_trees(name, root, _FOLDERS, _ARCHIVES):
             if _is_imagenet(tree):
                 return tree
-        files = "ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz"
-        raise InputError(fetch_text("ImageNet-1K", root, _URL, _LICENCE, files))
+        raise InputError(fetch_text("ImageNet-1K", root, _URL, _LICENCE, _FILES))
     if root:
         raise InputError(f"data_root says where {IMAGENET_NAME!r} lies; {name!r} is something else. Leave it out.")
     marked = path.is_dir() and any(found for mark in _MARKS for found in path.glob(mark))
@@ -66,6 +66,17 @@ def find_imagenet(name: str, root: str | Path | None = None) -> Tree | None:
         tree = open_tree(path, _ARCHIVES)
         return tree if _is_imagenet(tree) else None
     return None
+
+
+def describe_imagenet() -> str:
+    """What is known of ImageNet-1K, and which files are looked for."""
+    splits = ", ".join(f"{split} {count:,}" for split, count in _COUNTS.items())
+    lines = [
+        f"source: {_URL}; licence: {_LICENCE}",
+        f"cite: {_CITATION}",
+        f"archives: {_FILES}; or <split>/<synset>/ folders, in a folder such as {_FOLDERS[0]}; or Kaggle's ILSVRC",
+    ]
+    return described(f"{IMAGENET_NAME}: 1000 classes of pictures; {splits}", lines)
 
 
 def _is_imagenet(tree: Tree) -> bool:

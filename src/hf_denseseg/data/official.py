@@ -1,7 +1,8 @@
 """Where the official files of a data set lie that is given by its name, packed or not."""
 
 import os
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from hf_denseseg.data.archives import Tree, open_tree
@@ -32,6 +33,15 @@ def official_trees(
     inside = [place / folder for folder in folders if (place / folder).is_dir()] if place.is_dir() else []
     for candidate in [*inside, *([place] if given else [])]:
         yield open_tree(candidate, archives)
+
+
+def described(heading: str, lines: Sequence[str]) -> str:
+    """A data set in a few lines for a terminal: a heading, and what is told of it below, indented."""
+    wrapped = [
+        textwrap.fill(line, 112, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
+        for line in lines
+    ]
+    return "\n".join([heading, *wrapped])
 
 
 def fetch_text(name: str, root: str | Path | None, url: str, licence: str, files: str) -> str:

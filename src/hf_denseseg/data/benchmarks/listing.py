@@ -1,8 +1,6 @@
 """Find the files of a benchmark below a folder, and say what is missing when they are not there."""
 
-import textwrap
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,11 +8,13 @@ from hf_denseseg.data.archives import Tree, describe_reference, is_reference, op
 from hf_denseseg.data.benchmarks.layouts import NAMES, Benchmark, Split, get_benchmark
 from hf_denseseg.data.folders import Pairs, has_pairs, merge_pairs, resolve_split
 from hf_denseseg.data.labels import LabelSpec
-from hf_denseseg.data.official import ROOT_VARIABLE, fetch_text, official_trees, source_text
+from hf_denseseg.data.official import ROOT_VARIABLE, described, fetch_text, official_trees, source_text
 from hf_denseseg.data.reading import read_image
 from hf_denseseg.data.run_lengths import read_merged
 from hf_denseseg.errors import InputError
 
+FETCH_NOTE = f"""Nothing is downloaded: fetch the archives yourself, and leave them packed or not. Their folder, or the
+one in which it lies, is data_root ({ROOT_VARIABLE} if that is not given)."""
 _MERGED_LIMIT = 2**31  # bytes of trainval_merged.json, which holds parts, borders and occlusions too
 
 
@@ -208,7 +208,5 @@ def describe_benchmarks() -> str:
             f"files: {', '.join(dict.fromkeys(looked))}",
             f"label specifications: {', '.join(f'{name}:{key}' for key in benchmark.encodings)}",
         ]
-        wrap = partial(textwrap.fill, width=112, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
-        parts.append("\n".join([f"{name}: {spec.num_labels} classes; {splits}", *map(wrap, lines)]))
-    end = "Nothing is downloaded: fetch the archives yourself, and leave them packed or not. Their folder, or the one"
-    return "\n\n".join([*parts, f"{end} in which it lies, is data_root ({ROOT_VARIABLE} if that is not given)."])
+        parts.append(described(f"{name}: {spec.num_labels} classes; {splits}", lines))
+    return "\n\n".join(parts)
