@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+import processes  # noqa: F401 - what it forks from has imported the package
 from hf_denseseg.models.hfgd.regularization_hfgd import HfgdClassAwareRegularization
 
 VOID = 255
@@ -185,7 +186,7 @@ def one_of_two(rank: int, folder: str) -> None:
 
 
 def test_two_processes_give_what_one_gives_with_the_joined_batch(tmp_path):
-    mp.spawn(one_of_two, args=(str(tmp_path),), nprocs=2)
+    mp.start_processes(one_of_two, args=(str(tmp_path),), nprocs=2, start_method="forkserver")
     expected = [losses_and_gradient(slice(None), **fields) for fields in CASES]
     for rank in range(2):
         torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), expected, rtol=1e-5, atol=1e-7)

@@ -342,5 +342,5 @@ def test_a_picture_that_lacks_the_point_is_left_out_with_the_reason(checkpoints,
     Image.new("RGB", (200, 100)).save(tmp_path / "large.png")
     words = [street, tmp_path / "large.png", "--output", tmp_path / "out", "--show", "attention", "--point", 150, 90]
     assert show(checkpoints / "setr-pup-vit-base", *words) == 1
-    assert "Point 150 90 lies outside street.png, which is 130 wide and 70 high" in capsys.readouterr().err
+    assert "Point 150 90 lies outside street, which is 130 wide and 70 high" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "out/shown").iterdir()] == ["large_attention.png"]

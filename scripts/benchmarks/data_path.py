@@ -122,6 +122,15 @@ def read(trainer: Any, args: argparse.Namespace) -> dict[str, float]:
     }
 
 
+def readme_rows(result: dict) -> list[tuple[str, str, str]]:
+    """(what, ours, peer) for the table of the README."""
+    figures = dict(result["figures"])
+    shape = figures.pop("pictures")
+    shares = [100 * each["data_wait_share"] for each in figures.values()]
+    what = f"time a tiny model waits for {shape['workers']} loader workers, {len(shares)} sources"
+    return [(what, f"{min(shares):.1f} to {max(shares):.1f} % of training", "–")]
+
+
 def _children_seconds() -> float:
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
