@@ -25,7 +25,7 @@ CARDS = ROOT / "model_cards"
 def checkpoint(tmp_path_factory):
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("checkpoint")
-    model = hf_denseseg.create_model("dsct-tiny-sac", num_labels=3, **{**TINY, "num_hidden_layers": 3})
+    model = hf_denseseg.create_model("dsct-tiny-sac", num_labels=3, **TINY)
     model.save_pretrained(folder)
     create_image_processor(model.config).save_pretrained(folder)
     return folder

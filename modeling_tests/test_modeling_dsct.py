@@ -40,7 +40,6 @@ class TestDsctSac(SegmentationModelTester):
         DsctBackbone,
     )
     tiny, output_stride, pools = TINY, 4, True
-    traced = {"num_hidden_layers": 3}
 
 
 class TestDsctSapp:
