@@ -366,6 +366,7 @@ class TestRetinaNet(DetectionModelTester):
     def test_exports_with_fixed_shapes(self, model, batch):
         self.check_export(model, batch["pixel_values"], None, [batch["pixel_values"]])
 
+    @pytest.mark.slow
     @torch.no_grad()
     def test_all_behind_the_backbone_exports_with_dynamic_batch_height_and_width(self, model):
         """The backbone's own tests ask the same of it. From 129 pixels on: a level of one row is another program."""
