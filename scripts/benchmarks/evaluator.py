@@ -148,8 +148,8 @@ def readme_rows(result: dict) -> list[tuple[str, str, str]]:
     return [
         (
             "counting for mIoU / everything the evaluator counts, 1024x2048, int64 maps",
-            f"{smooth['metric_to_matrix']:.1f}x / {smooth['metric_to_everything']:.1f}x the speed; {many} pictures take "
-            f"{memory['ours_growth_mib']:.1f} MiB more than {few}",
+            f"{smooth['metric_to_matrix']:.1f}x / {smooth['metric_to_everything']:.1f}x the speed; "
+            f"{many} pictures take {memory['ours_growth_mib']:.1f} MiB more than {few}",
             "mean IoU of `evaluate`",
         )
     ]
