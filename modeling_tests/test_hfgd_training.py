@@ -36,6 +36,7 @@ def losses(folder):
     return [entry["loss"] for entry in history if "loss" in entry]
 
 
+@pytest.mark.slow  # test_hfgd_regularization compares two processes exactly
 def test_two_processes_train_with_the_loss_of_one(tmp_path):
     """No weight is left without a gradient; BatchNorm of each process sees half, so the losses agree roughly."""
     words = [*WORDS, "--max_steps", "2", "--save_strategy", "no"]

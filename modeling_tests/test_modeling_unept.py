@@ -88,6 +88,15 @@ class TestUneptResNet(UneptTester):
 class TestUneptDeit(UneptTester):
     tiny, smallest_side, smallest_exported_side = {**TINY, "backbone_type": "deit"}, 16, 29
 
+    # The transformer and the heads are traced with the ResNet, the blocks of a ViT with SETR.
+    @pytest.mark.slow
+    def test_compiles_as_one_graph(self, traced_model, batch):
+        super().test_compiles_as_one_graph(traced_model, batch)
+
+    @pytest.mark.slow
+    def test_exports_with_dynamic_batch_height_and_width(self, traced_model):
+        super().test_exports_with_dynamic_batch_height_and_width(traced_model)
+
 
 class TestUneptImageProcessor(ImageProcessorTester):
     torchvision_class, pil_class = UneptImageProcessor, UneptImageProcessorPil
