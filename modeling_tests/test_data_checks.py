@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from hf_denseseg.cli import main
-from hf_denseseg.data.checks import check_dataset, scan_dataset
+from hf_denseseg.data.checks import scan_dataset
 from hf_denseseg.data.datasets import SegmentationData, load_segmentation
 from hf_denseseg.data.labels import LabelSpec
 
@@ -114,16 +114,16 @@ def test_help_shows_an_example(action, capsys):
 
 
 def test_the_check_before_training_looks_at_pairs_spread_over_the_whole(tmp_path):
-    assert check_dataset(load_segmentation("synthetic:8@40x48", "train")) == []
+    assert scan_dataset(load_segmentation("synthetic:8@40x48", "train")).faults == []
     rows = [{"image": None, "label": np.full((2, 2), k % 2, np.uint8), "id": str(k)} for k in range(10)]
     rows[9]["label"] = np.full((2, 2), 255, np.uint8)
     data = SegmentationData(rows, LabelSpec("s", ("a", "b")))
-    faults = check_dataset(data, limit=4)
+    faults = scan_dataset(data, limit=4).faults
     assert len(faults) == 1 and str(faults[0]).startswith("9: every pixel")
     assert scan_dataset(data, limit=4).images == 4
 
 
 def test_streams_are_checked_up_to_the_first_fault(tmp_path):
     write_pairs(tmp_path, [good_mask(), np.full((4, 4), 77, np.uint8), good_mask()])
-    faults = check_dataset(load_segmentation(tmp_path, "train", streaming=True))
+    faults = scan_dataset(load_segmentation(tmp_path, "train", streaming=True)).faults
     assert len(faults) == 1 and "Raw ids 77" in str(faults[0])

@@ -117,18 +117,14 @@ class Scan:
         return {name: np.where(seen, values, 0.0).round(6).tolist() for name, values in weights.items()}
 
 
-def check_dataset(data: SegmentationData, limit: int | None = None) -> list[Fault]:
-    """Read pairs and list what is wrong with them.
+def scan_dataset(data: SegmentationData, limit: int | None = None, progress: bool = False) -> Scan:
+    """Read pairs, count their pixels and list their faults.
 
     Args:
         data: what `load_segmentation` returned.
         limit: look at so many pairs, spread over the whole; None looks at all.
+        progress: show a bar on a terminal.
     """
-    return scan_dataset(data, limit).faults
-
-
-def scan_dataset(data: SegmentationData, limit: int | None = None, progress: bool = False) -> Scan:
-    """Read pairs, count their pixels and list their faults; arguments as for `check_dataset`."""
     scan = Scan(data.spec)
     rows = data.dataset
     if hasattr(rows, "__len__"):

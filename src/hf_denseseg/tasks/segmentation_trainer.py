@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import Subset
 from transformers import EvalPrediction, PreTrainedModel
 
-from hf_denseseg.data.labels import LabelSpec
+from hf_denseseg.data.labels import VOID, LabelSpec
 from hf_denseseg.data.transforms import collate_eval, collate_train
 from hf_denseseg.evaluation import Evaluation, count_picture
 from hf_denseseg.evaluation_journal import Journal, Record, content_check, weights_digest
@@ -82,7 +82,7 @@ class SegmentationTrainer(TaskTrainer):
         labels = inputs["labels"]
         if self._normalization == "all":
             return torch.tensor(float(labels.numel()))
-        valid = (labels != 255) & (labels != -100)
+        valid = (labels != VOID) & (labels != -100)
         if self._class_weights is None:
             return valid.sum().float()
         weights = self._class_weights.to(labels.device)[torch.where(valid, labels, 0).long()]
