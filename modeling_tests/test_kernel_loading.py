@@ -15,7 +15,7 @@ from hf_denseseg.cli import main
 from hf_denseseg.errors import InputError, RunError
 from hf_denseseg.ops import kernel_build, kernel_loading, kernelize_deformable_attention, ms_deform_attn
 from hf_denseseg.ops.kernel_loading import KERNEL, choose_path, find_hub_kernel, find_kernel
-from hf_denseseg.ops.ms_deform_attn import attend_plainly
+from hf_denseseg.ops.reference import ms_deform_attn_reference
 from msda_cases import needs_kernel, random_call
 
 SHAPES = [(6, 9), (3, 4)]
@@ -63,7 +63,7 @@ def expect_plain_torch(caplog, reason):
     call = random_call(SHAPES)
     with caplog.at_level(logging.WARNING):
         found = [ms_deform_attn(*call, SHAPES) for _ in range(2)]
-    assert torch.equal(found[0], attend_plainly(*call, SHAPES))
+    assert torch.equal(found[0], ms_deform_attn_reference(*call, SHAPES))
     warnings = [record.message for record in caplog.records if "plain torch" in record.message]
     assert len(warnings) == 1
     assert reason in warnings[0]

@@ -6,7 +6,7 @@ import torch
 from hf_denseseg.errors import RunError
 from hf_denseseg.ops import ms_deform_attn
 from hf_denseseg.ops.kernel_loading import choose_path, find_kernel
-from hf_denseseg.ops.ms_deform_attn import attend_plainly
+from hf_denseseg.ops.reference import ms_deform_attn_reference
 from msda_cases import needs_kernel, plain_loops, random_call, relative_error
 
 pytestmark = pytest.mark.skipif(bool(needs_kernel()), reason=needs_kernel() or "there is one")
@@ -37,7 +37,7 @@ def results(function, call, shapes, dtype=None):
 
 def assert_close_to_definition(call, shapes, tolerance):
     assert choose_path(call[0], call[1]) == "compiled"
-    exact = results(attend_plainly, [tensor.double() for tensor in call], shapes)
+    exact = results(ms_deform_attn_reference, [tensor.double() for tensor in call], shapes)
     for name, found, expected in zip(
         ("out", "value", "offsets", "logits", "references"), results(ms_deform_attn, call, shapes), exact, strict=True
     ):
@@ -74,7 +74,7 @@ def test_sixteen_bit_values_are_rounded_once(dtype, tolerance):
 def test_a_large_map_in_sixteen_bits_equals_float32():
     """More than 32767 values, where `grid_sample` of 16-bit tensors reads elsewhere."""
     value, *rest = random_call([(190, 200)], queries=30)
-    exact = attend_plainly(value.bfloat16().double(), *(tensor.double() for tensor in rest), [(190, 200)])
+    exact = ms_deform_attn_reference(value.bfloat16().double(), *(tensor.double() for tensor in rest), [(190, 200)])
     assert relative_error(ms_deform_attn(value.bfloat16(), *rest, [(190, 200)]), exact) <= 4e-3
 
 
@@ -119,7 +119,9 @@ def test_logits_that_are_no_numbers_are_passed_on_as_softmax_does():
     logits[0, 1, 0, 0, 0] = float("-inf")
     logits[0, 2, 0, 0, 0] = float("inf")
     found = ms_deform_attn(value, offsets, logits, references, SHAPES)
-    torch.testing.assert_close(found, attend_plainly(value, offsets, logits, references, SHAPES), equal_nan=True)
+    torch.testing.assert_close(
+        found, ms_deform_attn_reference(value, offsets, logits, references, SHAPES), equal_nan=True
+    )
 
 
 def test_slices_of_one_projection_are_read_where_they_are():
@@ -191,7 +193,7 @@ def test_an_exported_program_keeps_the_operator():
 @pytest.mark.parametrize("direct", [False, True])
 def test_autocast_leaves_coordinates_alone(direct):
     call = [tensor.requires_grad_() for tensor in random_call(SHAPES)]
-    exact = attend_plainly(*(tensor.double() for tensor in call), SHAPES)
+    exact = ms_deform_attn_reference(*(tensor.double() for tensor in call), SHAPES)
     flat = [size for shape in SHAPES for size in shape]
     with torch.autocast("cpu", torch.bfloat16):
         operator = torch.ops.hf_denseseg.ms_deform_attn
@@ -221,7 +223,7 @@ def test_the_layer_for_transformers_equals_the_definition():
     def run(value, locations, weights):
         return layer(value, size.flip(-1), SHAPES, starts, locations, weights, 64)
 
-    expected = attend_plainly(value, offsets, logits, references, SHAPES)
+    expected = ms_deform_attn_reference(value, offsets, logits, references, SHAPES)
     torch.testing.assert_close(run(value, locations, weights), expected, atol=1e-5, rtol=1e-5)
     compiled = torch.compile(run, fullgraph=True, backend="eager")(value, locations, weights)
     compiled.sum().backward()

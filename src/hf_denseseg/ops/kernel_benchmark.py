@@ -18,7 +18,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hf_denseseg.ops.ms_deform_attn import attend_plainly, ms_deform_attn
+from hf_denseseg.ops.ms_deform_attn import ms_deform_attn
+from hf_denseseg.ops.reference import ms_deform_attn_reference
 
 HEADS, CHANNELS = 8, 32
 
@@ -152,7 +153,7 @@ def errors(name: str, pattern: str = "initial") -> dict[str, dict[str, float]]:
         out = run(*leaves, tensors[3].to(dtype), shapes)
         return [out.detach(), *torch.autograd.grad(out, leaves, grad.to(dtype))]
 
-    exact = results(attend_plainly, torch.float64)
+    exact = results(ms_deform_attn_reference, torch.float64)
     found = {"ours": results(ms_deform_attn, torch.float32), "peer": results(peer, torch.float32)}
     names = ("output", "grad_value", "grad_offsets", "grad_logits")
     return {

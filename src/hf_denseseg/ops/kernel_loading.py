@@ -19,6 +19,7 @@ from torch import Tensor
 
 from hf_denseseg.errors import InputError
 from hf_denseseg.ops.kernel_build import BUILD
+from hf_denseseg.ops.reference import ms_deform_attn_reference
 
 KERNEL = "hf-denseseg/ms-deform-attn"
 VERSION = 1
@@ -170,8 +171,6 @@ def _try(search: Search, source: str, load: Callable[[Any], ModuleType]) -> None
 
 def _fault(kernel: ModuleType, device_type: str) -> str | None:
     """Why a loaded kernel must not be used: another interface, or results that differ from the definition."""
-    from hf_denseseg.ops.ms_deform_attn import attend_plainly
-
     if getattr(kernel, "INTERFACE", None) != INTERFACE:
         return (
             f"it has interface {getattr(kernel, 'INTERFACE', None)}, {INTERFACE} is needed; build or download it anew"
@@ -186,7 +185,7 @@ def _fault(kernel: ModuleType, device_type: str) -> str | None:
         found, _ = kernel.forward(value, offsets, logits, references.sigmoid(), [3, 5, 2, 2])
     except Exception as error:
         return f"its first call failed with {type(error).__name__}: {error}"
-    expected = attend_plainly(value, offsets, logits, references.sigmoid(), shapes)
+    expected = ms_deform_attn_reference(value, offsets, logits, references.sigmoid(), shapes)
     if not torch.allclose(found, expected, atol=1e-5):
         return "its results differ from the definition; build or download it anew"
     return None
