@@ -17,9 +17,9 @@ from hf_denseseg.cli import main
 from hf_denseseg.commands import demo
 from hf_denseseg.data.coco import object_mask
 from hf_denseseg.errors import InputError
+from hf_denseseg.models.auto.registration import create_image_processor
+from hf_denseseg.models.auto.tasks import TASKS
 from hf_denseseg.recipe import load_recipe
-from hf_denseseg.recipe_keys import TASKS
-from hf_denseseg.registration import create_image_processor
 from hf_denseseg.tasks import get_task
 from test_published_hlg import REDUCED
 

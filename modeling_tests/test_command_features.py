@@ -19,7 +19,7 @@ from hf_denseseg.cli import main
 from hf_denseseg.data.labels import LabelSpec
 from hf_denseseg.errors import InputError
 from hf_denseseg.inference import InferenceSettings, Preprocessing
-from hf_denseseg.registration import create_image_processor
+from hf_denseseg.models.auto.registration import create_image_processor
 from test_introspection import TINY_SETR
 from test_published_dsct import REDUCED as TINY_DSCT
 from test_published_hfgd import REDUCED as TINY_HFGD

@@ -10,8 +10,8 @@ from timm.models.vision_transformer import VisionTransformer
 from transformers import BeitConfig, BeitModel, DeiTConfig, DeiTForImageClassification, ViTConfig, ViTModel
 
 import hf_denseseg
-from hf_denseseg.checkpoints import load_trained_model
 from hf_denseseg.errors import InputError, RunError
+from hf_denseseg.models.auto.pretrained import load_trained_model
 from reference import FIXTURES, reference_folder
 
 SIZES = {"model": "SETR-pup", "image_size": 48, "hidden_size": 16, "depth": 3, "num_heads": 2, "num_classes": 4}

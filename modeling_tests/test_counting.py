@@ -2,7 +2,7 @@
 
 import torch
 
-from hf_denseseg.counting import count_operations
+from hf_denseseg.models.flops import count_operations
 
 
 def products(times, rows):

@@ -24,8 +24,8 @@ from hf_denseseg.errors import InputError
 from hf_denseseg.evaluation import Evaluation, confusions, count_picture
 from hf_denseseg.evaluation_journal import Journal, Record
 from hf_denseseg.inference_settings import InferenceSettings
+from hf_denseseg.models.auto.registration import create_image_processor, create_model
 from hf_denseseg.recipe_keys import DataArguments, TaskTrainingArguments
-from hf_denseseg.registration import create_image_processor, create_model
 from hf_denseseg.tasks.segmentation_trainer import SegmentationTrainer
 from test_published_dsct import REDUCED
 

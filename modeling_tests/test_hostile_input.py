@@ -22,11 +22,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import hf_denseseg
-from hf_denseseg.checkpoints import load_image_processor, load_trained_model, task_of_checkpoint
 from hf_denseseg.cli import main
 from hf_denseseg.data.labels import LabelSpec
 from hf_denseseg.data.reading import read_image, read_label
 from hf_denseseg.errors import InputError, RunError
+from hf_denseseg.models.auto.pretrained import load_image_processor, load_trained_model, task_of_checkpoint
 from hf_denseseg.recipe import load_recipe, recipe_fields
 from test_published_dsct import REDUCED
 

@@ -8,7 +8,7 @@ import sys
 import torch
 
 import hf_denseseg
-from hf_denseseg.hub import write_shim
+from hf_denseseg.models.auto.remote_code import write_shim
 
 LOAD = """
 import sys

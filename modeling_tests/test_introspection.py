@@ -26,7 +26,7 @@ from hf_denseseg.introspection import (
     spread_layers,
     token_grid,
 )
-from hf_denseseg.registration import create_image_processor
+from hf_denseseg.models.auto.registration import create_image_processor
 from test_published_dsct import REDUCED as TINY_DSCT
 
 TINY_SETR = {

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from hf_denseseg.losses import segmentation_loss
+from hf_denseseg.models.losses import segmentation_loss
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hf_denseseg.registration import families
+from hf_denseseg.models.auto.registration import families
 from reference import FIXTURES, REFERENCE, case_folders
 
 CASES = case_folders()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import hf_denseseg
-from hf_denseseg.counting import count_forward
+from hf_denseseg.models.flops import count_forward
 from hf_denseseg.models.hlg.literal_hlg import literal, published_multiply_adds
 from reference import reference_folder
 

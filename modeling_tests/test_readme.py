@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from hf_denseseg import list_models, registration
+from hf_denseseg import list_models
 from hf_denseseg.cli import COMMANDS
 from hf_denseseg.model_card import paper_of
+from hf_denseseg.models.auto import registration
 from hf_denseseg.recipe import load_recipe
 from msda_cases import needs_kernel
 

@@ -19,11 +19,11 @@ import yaml
 
 from detection_model_tester import few_regions
 from hf_denseseg import experiment, list_models
-from hf_denseseg.checkpoints import task_of_class
 from hf_denseseg.cli import main
 from hf_denseseg.data import datasets
+from hf_denseseg.models.auto.registration import create_config, families
+from hf_denseseg.models.auto.tasks import task_of_class
 from hf_denseseg.recipe import load_recipe
-from hf_denseseg.registration import create_config, families
 from hf_denseseg.tasks import get_task
 from hf_denseseg.visualization import save_learning_curve
 

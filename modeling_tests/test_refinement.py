@@ -7,6 +7,7 @@ from PIL import Image
 
 import hf_denseseg
 from hf_denseseg.cli import main
+from hf_denseseg.models.auto.registration import create_image_processor
 from hf_denseseg.refinement import (
     STEPS,
     Refinement,
@@ -16,7 +17,6 @@ from hf_denseseg.refinement import (
     refinement_sheet,
     step_color,
 )
-from hf_denseseg.registration import create_image_processor
 from test_published_unept import REDUCED
 
 PALETTE = ((10, 20, 30), (200, 100, 0), (0, 150, 250))

@@ -9,9 +9,10 @@ from transformers import AutoConfig, AutoModelForSemanticSegmentation
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 
 import hf_denseseg
-from hf_denseseg import conversion, registration
-from hf_denseseg.counting import count_operations
 from hf_denseseg.errors import InputError
+from hf_denseseg.models import conversion
+from hf_denseseg.models.auto import registration
+from hf_denseseg.models.flops import count_operations
 from reference import FIXTURES
 
 CASE = FIXTURES / "dsct" / "encoder_eps_64x64"

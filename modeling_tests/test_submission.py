@@ -13,8 +13,8 @@ from hf_denseseg import experiment
 from hf_denseseg.cli import main
 from hf_denseseg.data.benchmarks.layouts import get_benchmark
 from hf_denseseg.errors import InputError, RunError
+from hf_denseseg.models.auto.registration import create_image_processor, create_model
 from hf_denseseg.recipe import load_recipe
-from hf_denseseg.registration import create_image_processor, create_model
 from hf_denseseg.submission import SERVERS, encode_answer, pack_submission, server_for, validate_submission
 from test_published_dsct import REDUCED
 

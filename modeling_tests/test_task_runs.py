@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 import processes
 from detection_model_tester import few_regions
 from hf_denseseg import experiment
-from hf_denseseg.checkpoints import load_trained_model, task_of_checkpoint
 from hf_denseseg.cli import main
 from hf_denseseg.errors import InputError
+from hf_denseseg.models.auto.pretrained import load_trained_model, task_of_checkpoint
 from hf_denseseg.recipe import load_recipe
 from test_published_hlg import REDUCED
 

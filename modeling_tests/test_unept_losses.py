@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hf_denseseg import UneptConfig, UneptForSemanticSegmentation
-from hf_denseseg.losses import segmentation_loss
+from hf_denseseg.models.losses import segmentation_loss
 from hf_denseseg.models.unept.modeling_unept import balanced_loss, enlarge
 from test_modeling_unept import TINY
 

@@ -35,7 +35,7 @@ def speed_rows() -> list[str]:
 def family_rows() -> list[str]:
     """One line per family, from its folder."""
     rows = []
-    for family in hf_denseseg.registration.families():
+    for family in hf_denseseg.models.auto.registration.families():
         paper = paper_of(family)
         link = f"[{paper['name']}](src/hf_denseseg/models/{family}/README.md)"
         rows.append(f"| {link} | {paper['title']} ({paper['venue']}) | {paper['variants']} |")

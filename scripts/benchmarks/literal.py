@@ -19,8 +19,8 @@ from _timing import in_turn, median_ratio
 from torch import nn
 
 import hf_denseseg
+from hf_denseseg.models.auto.registration import family_module
 from hf_denseseg.ops.kernel_benchmark import resident_peak
-from hf_denseseg.registration import family_module
 
 EXAMPLE = "example: python scripts/benchmark.py --threads 1 literal setr-pup-deit-base --image_size 512 512"
 

@@ -3,7 +3,7 @@
 import importlib
 from typing import Any
 
-from hf_denseseg.registration import (
+from hf_denseseg.models.auto.registration import (
     create_config,
     create_image_processor,
     create_model,

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from PIL import Image
 
-from hf_denseseg.checkpoints import load_image_processor, load_trained_model
 from hf_denseseg.data.coco import encode_mask
 from hf_denseseg.data.labels import color_wheel
 from hf_denseseg.detection_pictures import draw_objects
 from hf_denseseg.errors import InputError
 from hf_denseseg.labelling import Labelled, checkpoint_state
+from hf_denseseg.models.auto.pretrained import load_image_processor, load_trained_model
 
 NAMED_CLASSES = 5
 

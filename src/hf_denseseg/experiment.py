@@ -19,20 +19,20 @@ from transformers import (
 )
 
 from hf_denseseg import __version__
-from hf_denseseg.checkpoints import load_trained_model, task_of_class
-from hf_denseseg.errors import InputError
+from hf_denseseg.errors import InputError, unknown_name
 from hf_denseseg.files import check_output_folder, write_atomic
 from hf_denseseg.model_card import write_card
-from hf_denseseg.naming import unknown_name
-from hf_denseseg.recipe import Recipe
-from hf_denseseg.recipe_keys import TASKS, ModelArguments, TaskTrainingArguments
-from hf_denseseg.registration import (
+from hf_denseseg.models.auto.pretrained import load_trained_model
+from hf_denseseg.models.auto.registration import (
     create_config,
     create_image_processor,
     create_model,
     list_models,
     load_official,
 )
+from hf_denseseg.models.auto.tasks import TASKS, task_of_class
+from hf_denseseg.recipe import Recipe
+from hf_denseseg.recipe_keys import ModelArguments, TaskTrainingArguments
 from hf_denseseg.reports import format_scores, write_report
 from hf_denseseg.run_checkpoints import explain_failed_save, last_complete_checkpoint, step_of
 from hf_denseseg.tasks import get_task

@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from transformers.utils import cached_file
 
-from hf_denseseg.errors import InputError
+from hf_denseseg.errors import InputError, unknown_name
 from hf_denseseg.files import write_atomic
-from hf_denseseg.naming import unknown_name
 
 SETTINGS_FILE = "inference_settings.json"
 

@@ -7,11 +7,10 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from hf_denseseg.checkpoints import task_of_class
 from hf_denseseg.files import write_atomic
+from hf_denseseg.models.auto.registration import create_config, model_info
+from hf_denseseg.models.auto.tasks import TASKS, task_of_class
 from hf_denseseg.recipe import Recipe
-from hf_denseseg.recipe_keys import TASKS
-from hf_denseseg.registration import create_config, model_info
 from hf_denseseg.tasks import get_task
 from hf_denseseg.tasks.task import Task
 

@@ -13,7 +13,6 @@ from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from hf_denseseg.banded_inference import segment_in_bands
-from hf_denseseg.checkpoints import load_image_processor, load_trained_model
 from hf_denseseg.data.labels import LabelSpec, color_wheel
 from hf_denseseg.errors import InputError, RunError
 from hf_denseseg.files import atomic_path
@@ -30,6 +29,7 @@ from hf_denseseg.introspection import (
     spread_layers,
 )
 from hf_denseseg.labelling import Labelled, checkpoint_state
+from hf_denseseg.models.auto.pretrained import load_image_processor, load_trained_model
 from hf_denseseg.picture_outputs import KINDS, OutputSettings, PixelTally, id_map, write_overlay_videos, write_table
 from hf_denseseg.refinement import look_at_refinement, refinement_sheet
 from hf_denseseg.visualization import attention_sheet, feature_sheet, overlay, position_sheet

@@ -7,9 +7,9 @@ from typing import Any
 from hf_denseseg.errors import InputError
 from hf_denseseg.inference_settings import InferenceSettings
 from hf_denseseg.introspection import ShowSettings
+from hf_denseseg.models.auto.tasks import DETECTION, TASKS
 from hf_denseseg.picture_outputs import BAND_PIXELS, OutputSettings
 from hf_denseseg.picture_sources import MAX_PIXELS, Source
-from hf_denseseg.recipe_keys import DETECTION, TASKS
 
 EVERYWHERE = {"command", "checkpoint", "inputs", "output", "device", "overrides", "every", "max_pixels"}
 

@@ -9,11 +9,9 @@ from transformers import TrainingArguments
 
 from hf_denseseg.errors import InputError
 from hf_denseseg.inference_settings import InferenceSettings
+from hf_denseseg.models.auto.tasks import CLASSIFICATION, DETECTION, SEGMENTATION, TASKS
 
 logger = logging.getLogger(__name__)
-
-TASKS = ("semantic-segmentation", "image-classification", "object-detection", "instance-segmentation")
-SEGMENTATION, CLASSIFICATION, DETECTION = TASKS[:1], TASKS[1:2], TASKS[2:]
 
 
 @dataclass

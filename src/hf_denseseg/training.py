@@ -22,7 +22,7 @@ from hf_denseseg.data.transforms import EpochSampler
 from hf_denseseg.data_waiting import WaitMeter
 from hf_denseseg.errors import InputError, RunError
 from hf_denseseg.files import write_atomic
-from hf_denseseg.hub import write_shim
+from hf_denseseg.models.auto.remote_code import write_shim
 from hf_denseseg.optimization import cosine_schedule, parameter_groups, polynomial_schedule, step_schedule
 from hf_denseseg.recipe_keys import TaskTrainingArguments
 from hf_denseseg.run_checkpoints import explain_failed_save, mark_complete, what_is_kept

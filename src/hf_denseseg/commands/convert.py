@@ -41,8 +41,8 @@ def main(args: argparse.Namespace) -> int:
 
     from hf_denseseg.errors import InputError
     from hf_denseseg.files import check_output_folder
-    from hf_denseseg.hub import write_shim
-    from hf_denseseg.registration import create_image_processor, load_official
+    from hf_denseseg.models.auto.registration import create_image_processor, load_official
+    from hf_denseseg.models.auto.remote_code import write_shim
 
     output = check_output_folder(args.output)
     overrides = yaml.safe_load(args.config_overrides or "{}")

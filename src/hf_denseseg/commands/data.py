@@ -8,7 +8,7 @@ from typing import Any
 from hf_denseseg.data.manifest import damaged_shards
 from hf_denseseg.errors import InputError
 from hf_denseseg.files import atomic_path, write_atomic
-from hf_denseseg.recipe_keys import TASKS
+from hf_denseseg.models.auto.tasks import TASKS
 
 _EXAMPLES = {
     "check": "denseseg data check path/to/camvid --split train",

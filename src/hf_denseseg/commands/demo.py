@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hf_denseseg.errors import RunError
-from hf_denseseg.recipe_keys import TASKS
+from hf_denseseg.models.auto.tasks import TASKS
 
 RECIPES = Path(__file__).parent
 

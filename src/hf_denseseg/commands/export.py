@@ -32,9 +32,9 @@ def main(args: argparse.Namespace) -> int:
     import torch
     from torch.export import Dim
 
-    from hf_denseseg.checkpoints import load_trained_model
     from hf_denseseg.errors import InputError, RunError
     from hf_denseseg.files import atomic_path
+    from hf_denseseg.models.auto.pretrained import load_trained_model
 
     if Path(args.output).suffix != ".pt2":
         raise InputError(f"--output {args.output}: give a file that ends in .pt2, the ending of torch.export.")

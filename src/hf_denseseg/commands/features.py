@@ -4,9 +4,8 @@ import argparse
 import json
 from typing import Any
 
-from hf_denseseg.errors import InputError
-from hf_denseseg.naming import unknown_name
-from hf_denseseg.recipe_keys import TASKS
+from hf_denseseg.errors import InputError, unknown_name
+from hf_denseseg.models.auto.tasks import TASKS
 
 EPILOG = """examples:
   denseseg features runs/demo/model --dataset synthetic --output runs/demo/features
@@ -94,10 +93,10 @@ def main(args: argparse.Namespace) -> int:
 
 def _load(args: argparse.Namespace) -> tuple[Any, Any, list[int] | None]:
     """Checkpoint, data and train ids of `--classes`, everything checked that can be before the model works."""
-    from hf_denseseg.checkpoints import task_of_checkpoint
     from hf_denseseg.class_pictures import check_projection
     from hf_denseseg.data.checks import scan_dataset
     from hf_denseseg.data.datasets import load_segmentation
+    from hf_denseseg.models.auto.pretrained import task_of_checkpoint
     from hf_denseseg.prediction import Predictor
 
     for option, least in (("limit", 1), ("points", 2)):

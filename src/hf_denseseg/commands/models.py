@@ -4,7 +4,7 @@ import argparse
 import json
 from typing import Any
 
-from hf_denseseg.registration import list_models, model_info
+from hf_denseseg.models.auto.registration import list_models, model_info
 
 
 def add_parser(subparsers: Any) -> None:

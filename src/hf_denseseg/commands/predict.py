@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from hf_denseseg.recipe_keys import TASKS
+from hf_denseseg.models.auto.tasks import TASKS
 
 EPILOG = """examples:
   denseseg predict runs/demo/model street.jpg --output masks
@@ -89,10 +89,10 @@ def main(args: argparse.Namespace) -> int:
     """Look at everything; 1 if something could not be read."""
     from hf_denseseg import prediction_options as options
     from hf_denseseg.answering import Answerer
-    from hf_denseseg.checkpoints import task_of_checkpoint
     from hf_denseseg.files import check_output_folder
     from hf_denseseg.labelling import Labeller, label_all
     from hf_denseseg.launched_processes import Processes
+    from hf_denseseg.models.auto.pretrained import task_of_checkpoint
     from hf_denseseg.picture_sources import find_sources
     from hf_denseseg.prediction import Predictor
 

@@ -1,1 +1,1 @@
-"""One folder per paper; `registration` finds them by walking this package."""
+"""One folder per paper, `auto/` that finds and opens them, and what they share that holds no weights."""

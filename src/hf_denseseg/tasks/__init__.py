@@ -1,7 +1,6 @@
 """The tasks a recipe can name: how each loads its data, trains, scores, draws and reports."""
 
-from hf_denseseg.errors import InputError
-from hf_denseseg.naming import unknown_name
+from hf_denseseg.errors import InputError, unknown_name
 from hf_denseseg.tasks.classification import ImageClassification
 from hf_denseseg.tasks.detection import InstanceSegmentation, ObjectDetection
 from hf_denseseg.tasks.segmentation import SemanticSegmentation

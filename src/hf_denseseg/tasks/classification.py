@@ -22,7 +22,7 @@ from hf_denseseg.data.classification_transforms import (
 )
 from hf_denseseg.data.streaming import StreamingTrainDataset
 from hf_denseseg.files import atomic_path
-from hf_denseseg.losses import classification_loss
+from hf_denseseg.models.losses import classification_loss
 from hf_denseseg.recipe import Recipe
 from hf_denseseg.recipe_keys import DataArguments, TaskTrainingArguments
 from hf_denseseg.tasks.task import Inspection, Task, sizes_as_json, spread, table_of

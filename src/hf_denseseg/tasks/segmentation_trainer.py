@@ -18,7 +18,7 @@ from hf_denseseg.evaluation import Evaluation, count_picture
 from hf_denseseg.evaluation_journal import Journal, Record, content_check, weights_digest
 from hf_denseseg.inference import segment
 from hf_denseseg.inference_settings import InferenceSettings
-from hf_denseseg.losses import segmentation_loss
+from hf_denseseg.models.losses import segmentation_loss
 from hf_denseseg.optimization import load_class_weights
 from hf_denseseg.recipe_keys import TaskTrainingArguments
 from hf_denseseg.size_metrics import check_installed

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from hf_denseseg.conversion import KeyTable, load_converted, need, read_hyper_parameters, read_weights
 from hf_denseseg.errors import InputError
+from hf_denseseg.models.conversion import KeyTable, load_converted, need, read_hyper_parameters, read_weights
 from hf_denseseg.models.dsct.configuration_dsct import VARIANTS, DsctConfig
 from hf_denseseg.models.dsct.modeling_dsct import DsctForImageClassification, DsctForSemanticSegmentation, DsctModel
 

@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hf_denseseg.counting import OperationCounts
 from hf_denseseg.models.dsct.modeling_dsct import (
     DsctAttention,
     DsctSacHead,
     DsctSpatialToContext,
     crop_map,
 )
+from hf_denseseg.models.flops import OperationCounts
 
 
 class LiteralDsctAttention(DsctAttention):

@@ -23,8 +23,8 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from hf_denseseg.errors import InputError
-from hf_denseseg.losses import segmentation_loss
 from hf_denseseg.models.dsct.configuration_dsct import DsctConfig
+from hf_denseseg.models.losses import segmentation_loss
 
 BLOCK_EPS = 1e-6  # of every norm inside a block; stem, final norm and heads keep the framework's 1e-5 (Conformer code)
 PATCH_STRIDE = 4  # stem pixels per token side, i.e. 16 input pixels

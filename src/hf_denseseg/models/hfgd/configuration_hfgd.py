@@ -7,8 +7,8 @@ from transformers import AutoConfig
 from transformers.backbone_utils import BackboneConfigMixin, consolidate_backbone_kwargs_to_config
 from transformers.configuration_utils import PreTrainedConfig
 
+from hf_denseseg.errors import reject_misspelled_fields
 from hf_denseseg.models.hfgd.variants_hfgd import LEVELS, VARIANTS
-from hf_denseseg.naming import reject_misspelled_fields
 
 NORM_EPS = 1e-3
 """Of every BatchNorm outside the backbone (authors' code)."""

@@ -12,8 +12,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_denseseg.conversion import KeyTable, fetch_weights, load_converted, need, read_hyper_parameters, read_weights
 from hf_denseseg.errors import InputError
+from hf_denseseg.models.conversion import (
+    KeyTable,
+    fetch_weights,
+    load_converted,
+    need,
+    read_hyper_parameters,
+    read_weights,
+)
 from hf_denseseg.models.hfgd.configuration_hfgd import VARIANTS, HfgdConfig
 from hf_denseseg.models.hfgd.layers_hfgd import HfgdConvNormAct
 from hf_denseseg.models.hfgd.modeling_hfgd import (

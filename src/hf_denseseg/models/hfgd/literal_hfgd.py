@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hf_denseseg.counting import OperationCounts
+from hf_denseseg.models.flops import OperationCounts
 from hf_denseseg.models.hfgd.layers_hfgd import HfgdConvNormAct, level_size, resize
 from hf_denseseg.models.hfgd.modeling_hfgd import HfgdAttend, HfgdAxialAttention, HfgdModel
 from hf_denseseg.models.hfgd.pyramid_hfgd import HfgdSemanticBranches

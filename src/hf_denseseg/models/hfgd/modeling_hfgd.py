@@ -24,7 +24,6 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from hf_denseseg.errors import InputError
-from hf_denseseg.losses import segmentation_loss
 from hf_denseseg.models.hfgd.backbone_hfgd import build_backbone, check_levels, feature_maps
 from hf_denseseg.models.hfgd.configuration_hfgd import HfgdConfig
 from hf_denseseg.models.hfgd.guided_hfgd import GuidedParts, check_guidable, guided_parts
@@ -32,6 +31,7 @@ from hf_denseseg.models.hfgd.layers_hfgd import HfgdConvNormAct, at_width
 from hf_denseseg.models.hfgd.pyramid_hfgd import HfgdSemanticFpn
 from hf_denseseg.models.hfgd.regularization_hfgd import HfgdClassAwareRegularization
 from hf_denseseg.models.hfgd.upsamplers_hfgd import ENCODERS, UPSAMPLERS, HfgdOffsets
+from hf_denseseg.models.losses import segmentation_loss
 
 SMALLEST_SIDE = 4
 

@@ -6,7 +6,7 @@ from huggingface_hub.dataclasses import strict
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
 
-from hf_denseseg.naming import reject_misspelled_fields
+from hf_denseseg.errors import reject_misspelled_fields
 
 
 @strict

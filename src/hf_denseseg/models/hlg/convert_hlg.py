@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from hf_denseseg.conversion import KeyTable, fetch_weights, load_converted, need, read_hyper_parameters
 from hf_denseseg.errors import InputError
+from hf_denseseg.models.conversion import KeyTable, fetch_weights, load_converted, need, read_hyper_parameters
 from hf_denseseg.models.hlg import modeling_hlg, modeling_hlg_detection
 from hf_denseseg.models.hlg.configuration_hlg import VARIANTS, HlgConfig
 from hf_denseseg.models.hlg.convert_hlg_detection import DETECTION_RENAMES, LABEL_ROWS

@@ -13,15 +13,14 @@ from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import ImageInput, PILImageResampling, SizeDict
 from transformers.processing_utils import Unpack
 
-from hf_denseseg.errors import InputError
-from hf_denseseg.image_processing import (
+from hf_denseseg.errors import InputError, unknown_name
+from hf_denseseg.models.hlg.annotations_hlg import to_labels
+from hf_denseseg.models.hlg.detections_hlg import ALIGNMENT, paste_masks, retinanet_detections, to_corners
+from hf_denseseg.models.image_processing import (
     SegmentationImageProcessor,
     SegmentationImageProcessorKwargs,
     SegmentationImageProcessorPil,
 )
-from hf_denseseg.models.hlg.annotations_hlg import to_labels
-from hf_denseseg.models.hlg.detections_hlg import ALIGNMENT, paste_masks, retinanet_detections, to_corners
-from hf_denseseg.naming import unknown_name
 
 SEMANTIC, CLASSIFICATION = "semantic-segmentation", "image-classification"
 DETECTION, INSTANCES = "object-detection", "instance-segmentation"

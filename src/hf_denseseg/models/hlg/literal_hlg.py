@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hf_denseseg.counting import OperationCounts
+from hf_denseseg.models.flops import OperationCounts
 from hf_denseseg.models.hlg.modeling_hlg import (
     HlgConvNorm,
     HlgDecoderAttention,

@@ -29,9 +29,9 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from hf_denseseg.errors import InputError
-from hf_denseseg.losses import classification_loss, segmentation_loss
 from hf_denseseg.models.hlg.configuration_hlg import HlgConfig
 from hf_denseseg.models.hlg.positions_hlg import HlgGrouping, HlgPlaces, HlgPositionBias, spread
+from hf_denseseg.models.losses import classification_loss, segmentation_loss
 
 STRIDE = 32
 """Input pixels per token of the last stage; pictures are padded to a multiple."""

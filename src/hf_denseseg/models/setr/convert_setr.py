@@ -10,8 +10,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from hf_denseseg.conversion import KeyTable, fetch_weights, load_converted, need, read_hyper_parameters
 from hf_denseseg.errors import InputError
+from hf_denseseg.models.conversion import KeyTable, fetch_weights, load_converted, need, read_hyper_parameters
 from hf_denseseg.models.setr.configuration_setr import VARIANTS, SetrConfig
 from hf_denseseg.models.setr.modeling_setr import SetrForSemanticSegmentation, resize_position_embeddings
 

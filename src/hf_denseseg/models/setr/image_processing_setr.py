@@ -1,6 +1,6 @@
 """Image processors of SETR: the shared ones under the names that the Auto classes look for."""
 
-from hf_denseseg.image_processing import SegmentationImageProcessor, SegmentationImageProcessorPil
+from hf_denseseg.models.image_processing import SegmentationImageProcessor, SegmentationImageProcessorPil
 
 
 class SetrImageProcessor(SegmentationImageProcessor):

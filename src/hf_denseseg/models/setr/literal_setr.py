@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_denseseg.counting import OperationCounts
+from hf_denseseg.models.flops import OperationCounts
 from hf_denseseg.models.setr.modeling_setr import (
     SetrAttention,
     SetrEncoder,

@@ -26,7 +26,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from hf_denseseg.errors import InputError
-from hf_denseseg.losses import segmentation_loss
+from hf_denseseg.models.losses import segmentation_loss
 from hf_denseseg.models.setr.configuration_setr import SetrConfig
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from hf_denseseg.conversion import KeyTable, fetch_weights, load_converted, need, read_hyper_parameters
 from hf_denseseg.errors import InputError
+from hf_denseseg.models.conversion import KeyTable, fetch_weights, load_converted, need, read_hyper_parameters
 from hf_denseseg.models.unept.configuration_unept import OUTPUT_STRIDE, VARIANTS, UneptConfig
 from hf_denseseg.models.unept.modeling_unept import LEVELS, UneptForSemanticSegmentation, resize_table
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hf_denseseg.counting import OperationCounts
+from hf_denseseg.models.flops import OperationCounts
 from hf_denseseg.models.unept.modeling_unept import (
     Shapes,
     UneptDeitAttention,

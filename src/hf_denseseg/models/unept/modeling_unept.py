@@ -26,7 +26,7 @@ from transformers.utils.generic import can_return_tuple, maybe_autocast, merge_w
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from hf_denseseg.errors import InputError
-from hf_denseseg.losses import segmentation_loss
+from hf_denseseg.models.losses import segmentation_loss
 from hf_denseseg.models.unept.configuration_unept import LOSS_WEIGHTS, OUTPUT_STRIDE, UneptConfig
 from hf_denseseg.models.unept.targets_unept import NUM_DIRECTIONS, VOID, batched_targets, boundary_targets
 from hf_denseseg.ops import ms_deform_attn

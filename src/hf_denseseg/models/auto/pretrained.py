@@ -11,17 +11,9 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel
 
-import hf_denseseg
 from hf_denseseg.errors import InputError, RunError
-
-# Task -> Auto class and the ending of the class names it knows.
-HEADS = {
-    "semantic-segmentation": ("AutoModelForSemanticSegmentation", "ForSemanticSegmentation"),
-    "image-classification": ("AutoModelForImageClassification", "ForImageClassification"),
-    "object-detection": ("AutoModelForObjectDetection", "ForObjectDetection"),
-    "instance-segmentation": ("AutoModelForInstanceSegmentation", "ForInstanceSegmentation"),
-}
-
+from hf_denseseg.models.auto.registration import families, family_classes
+from hf_denseseg.models.auto.tasks import HEADS, task_of_class
 
 # What transformers and torch raise for files that are not what they should be, each from another place.
 MALFORMED = (
@@ -29,11 +21,6 @@ MALFORMED = (
     *(ImportError, RecursionError, MemoryError, SafetensorError, StrictDataclassError),
 )
 MOST_LAYERS, LARGEST_NUMBER, ALWAYS_TAKEN = 1000, 1 << 20, 1 << 28
-
-
-def task_of_class(name: str) -> str | None:
-    """Task of a model class by the ending of its name; None for a class without a head."""
-    return next((task for task, (_, ending) in HEADS.items() if name.endswith(ending)), None)
 
 
 def task_of_checkpoint(checkpoint: str) -> str | None:
@@ -109,12 +96,14 @@ def _class_of(checkpoint: str, task: str) -> Any:
     """Our class that the checkpoint names, if it is one for the task; else the Auto class."""
     auto_class, ending = HEADS[task]
     try:
-        named = _class_name(_read_config(checkpoint))
+        config = _read_config(checkpoint)
     except InputError:
         raise
     except (OSError, ValueError):  # the Auto class says it better
-        named = ""
-    own = getattr(hf_denseseg, named, None) if named.endswith(ending) else None
+        return getattr(transformers, auto_class)
+    named = _class_name(config)
+    classes = family_classes(config.model_type) if config.model_type in families() else {}
+    own = classes.get(named) if named.endswith(ending) else None
     return own or getattr(transformers, auto_class)
 
 

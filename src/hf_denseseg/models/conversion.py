@@ -12,8 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from hf_denseseg.errors import InputError, RunError
-from hf_denseseg.naming import unknown_name
+from hf_denseseg.errors import InputError, RunError, unknown_name
 
 TIMM = "timm:"
 TORCH_ENDINGS = (".pth", ".pt", ".bin", ".tar")

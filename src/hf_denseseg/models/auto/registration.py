@@ -30,10 +30,8 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES,
 )
 
-import hf_denseseg.models
-from hf_denseseg.counting import ModelInfo, count_forward
-from hf_denseseg.errors import InputError
-from hf_denseseg.naming import unknown_name
+from hf_denseseg.errors import InputError, unknown_name
+from hf_denseseg.models.flops import ModelInfo, count_forward
 
 AUTO_CLASSES: dict[Any, tuple[str, ...]] = {
     AutoModelForSemanticSegmentation: ("ForSemanticSegmentation",),
@@ -59,8 +57,9 @@ PIPELINE_TABLES: dict[Any, dict[str, Any]] = {
 
 
 def families() -> list[str]:
-    """Return the sorted names of the folders below `models/`."""
-    return sorted(module.name for module in pkgutil.iter_modules(hf_denseseg.models.__path__) if module.ispkg)
+    """Return the sorted names of the folders below `models/` that hold a `configuration_<family>.py`."""
+    folder = Path(__file__).parents[1]
+    return sorted(path.parent.name for path in folder.glob("*/configuration_*.py"))
 
 
 def family_module(family: str, part: str) -> ModuleType:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_denseseg.files import write_atomic
-from hf_denseseg.registration import auto_models, family_classes
+from hf_denseseg.models.auto.registration import auto_models, family_classes
 
 SHIM = "modeling_hf_denseseg"
 TEXT = (
