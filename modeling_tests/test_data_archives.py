@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hf_denseseg.data import archives
-from hf_denseseg.data.archives import describe_reference, open_tree, read_reference
+from hf_denseseg.data.reading import archives
+from hf_denseseg.data.reading.archives import describe_reference, open_tree, read_reference
 from hf_denseseg.errors import InputError
 
 FILES = {"a/one.txt": b"one" * 500, "a/b/two.bin": bytes(range(256)), "three.txt": b""}

@@ -22,14 +22,14 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from hf_denseseg.cli import main
-from hf_denseseg.data import matlab
-from hf_denseseg.data.archives import read_reference
-from hf_denseseg.data.benchmarks.layouts import NAMES, get_benchmark
-from hf_denseseg.data.checks import scan_source
-from hf_denseseg.data.datasets import load_segmentation
+from hf_denseseg.data.checks.segmentation import scan_source
 from hf_denseseg.data.labels import LabelSpec
-from hf_denseseg.data.matlab import read_matlab_ids
-from hf_denseseg.data.packing import pack
+from hf_denseseg.data.reading import matlab
+from hf_denseseg.data.reading.archives import read_reference
+from hf_denseseg.data.reading.matlab import read_matlab_ids
+from hf_denseseg.data.segmentation import load_segmentation
+from hf_denseseg.data.shards.packing import pack
+from hf_denseseg.data.sources.benchmarks.layouts import NAMES, get_benchmark
 from hf_denseseg.errors import InputError
 
 scipy_io = pytest.importorskip("scipy.io")

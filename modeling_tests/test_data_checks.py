@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from hf_denseseg.cli import main
-from hf_denseseg.data.checks import scan_dataset
-from hf_denseseg.data.datasets import SegmentationData, load_segmentation
+from hf_denseseg.data.checks.segmentation import scan_dataset
 from hf_denseseg.data.labels import LabelSpec
+from hf_denseseg.data.segmentation import SegmentationData, load_segmentation
 
 
 def write_pairs(folder, masks):

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hf_denseseg.data import shards
-from hf_denseseg.data.datasets import Rows, load_segmentation
 from hf_denseseg.data.labels import LabelSpec
-from hf_denseseg.data.packing import pack
-from hf_denseseg.data.reading import read_image, read_label
+from hf_denseseg.data.reading.images import read_image, read_label
+from hf_denseseg.data.segmentation import Rows, load_segmentation
+from hf_denseseg.data.shards import tables
+from hf_denseseg.data.shards.packing import pack
 from hf_denseseg.errors import InputError, RunError
 
 SPEC = LabelSpec.from_dict(
@@ -209,7 +209,7 @@ def test_script_data_sets_point_to_the_converted_copy(monkeypatch):
 
     monkeypatch.setattr(datasets, "get_dataset_split_names", refuse)
     with pytest.raises(InputError, match="refs/convert/parquet"):
-        shards.open_table("owner/streets", "train")
+        tables.open_table("owner/streets", "train")
 
 
 @pytest.mark.parametrize(

@@ -9,14 +9,14 @@ import torch
 from PIL import Image
 
 from hf_denseseg.cli import main
-from hf_denseseg.data.coco import encode_mask, object_mask, read_coco, trainable
-from hf_denseseg.data.detection import load_detection
-from hf_denseseg.data.detection_transforms import (
+from hf_denseseg.data.augmentation.detection import (
     DetectionAugmentation,
     ProportionSampler,
     TrainDetections,
     collate_detections,
 )
+from hf_denseseg.data.detection import load_detection
+from hf_denseseg.data.sources.coco import encode_mask, object_mask, read_coco, trainable
 from hf_denseseg.detection_metrics import detection_metrics
 from hf_denseseg.errors import InputError
 from hf_denseseg.tasks import get_task

@@ -17,11 +17,11 @@ import pytest
 from PIL import Image
 
 from hf_denseseg.cli import main
-from hf_denseseg.data import packing
 from hf_denseseg.data.classification import load_classification
-from hf_denseseg.data.datasets import load_segmentation
 from hf_denseseg.data.detection import load_detection
-from hf_denseseg.data.packing import pack
+from hf_denseseg.data.segmentation import load_segmentation
+from hf_denseseg.data.shards import packing
+from hf_denseseg.data.shards.packing import pack
 from hf_denseseg.errors import InputError, RunError
 
 FORMS = pytest.mark.parametrize("form", ["parquet", "webdataset"])

@@ -17,14 +17,14 @@ from torch.utils.data import DataLoader
 import processes
 from hf_denseseg import experiment
 from hf_denseseg.cli import main
+from hf_denseseg.data.augmentation.classification import TrainPictures, training_transform
+from hf_denseseg.data.augmentation.segmentation import TrainAugmentation, TrainDataset
 from hf_denseseg.data.classification import load_classification
-from hf_denseseg.data.classification_transforms import TrainPictures, training_transform
-from hf_denseseg.data.datasets import load_segmentation
-from hf_denseseg.data.packed_rows import PackedRows
-from hf_denseseg.data.packing import pack
-from hf_denseseg.data.streaming import StreamingTrainDataset
-from hf_denseseg.data.synthetic import SYNTHETIC_SPEC
-from hf_denseseg.data.transforms import TrainAugmentation, TrainDataset
+from hf_denseseg.data.segmentation import load_segmentation
+from hf_denseseg.data.shards.packed_rows import PackedRows
+from hf_denseseg.data.shards.packing import pack
+from hf_denseseg.data.shards.streaming import StreamingTrainDataset
+from hf_denseseg.data.synthetic.scenes import SYNTHETIC_SPEC
 from hf_denseseg.errors import InputError
 from hf_denseseg.recipe import load_recipe
 from test_published_dsct import REDUCED as TINY

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from hf_denseseg.data.datasets import load_segmentation
-from hf_denseseg.data.synthetic import SIZES, SYNTHETIC_SPEC, parse_name, render_scene
+from hf_denseseg.data.segmentation import load_segmentation
+from hf_denseseg.data.synthetic.scenes import SIZES, SYNTHETIC_SPEC, parse_name, render_scene
 from hf_denseseg.errors import InputError
 
 SCENES = [render_scene("train", index) for index in range(24)]

@@ -9,11 +9,13 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from hf_denseseg.data.datasets import SegmentationData, load_segmentation
-from hf_denseseg.data.labels import LabelSpec
-from hf_denseseg.data.photometric import distort, distort_brightness, distort_like_car, shift_hue_saturation
-from hf_denseseg.data.synthetic import render_scene
-from hf_denseseg.data.transforms import (
+from hf_denseseg.data.augmentation.photometric import (
+    distort,
+    distort_brightness,
+    distort_like_car,
+    shift_hue_saturation,
+)
+from hf_denseseg.data.augmentation.segmentation import (
     EpochSampler,
     EvalDataset,
     TrainAugmentation,
@@ -21,6 +23,9 @@ from hf_denseseg.data.transforms import (
     collate_eval,
     collate_train,
 )
+from hf_denseseg.data.labels import LabelSpec
+from hf_denseseg.data.segmentation import SegmentationData, load_segmentation
+from hf_denseseg.data.synthetic.scenes import render_scene
 from hf_denseseg.errors import InputError
 
 HEIGHT, WIDTH, CROP, DRAWS = 60, 80, 48, 250

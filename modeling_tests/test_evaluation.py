@@ -19,7 +19,7 @@ from transformers.modeling_outputs import SemanticSegmenterOutput
 import processes
 from hf_denseseg.cli import main
 from hf_denseseg.data.labels import LabelSpec
-from hf_denseseg.data.synthetic import SYNTHETIC_SPEC
+from hf_denseseg.data.synthetic.scenes import SYNTHETIC_SPEC
 from hf_denseseg.errors import InputError
 from hf_denseseg.evaluation import Evaluation, confusions, count_picture
 from hf_denseseg.evaluation_journal import Journal, Record

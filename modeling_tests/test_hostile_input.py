@@ -24,7 +24,7 @@ from PIL import Image
 import hf_denseseg
 from hf_denseseg.cli import main
 from hf_denseseg.data.labels import LabelSpec
-from hf_denseseg.data.reading import read_image, read_label
+from hf_denseseg.data.reading.images import read_image, read_label
 from hf_denseseg.errors import InputError, RunError
 from hf_denseseg.models.auto.pretrained import load_image_processor, load_trained_model, task_of_checkpoint
 from hf_denseseg.recipe import load_recipe, recipe_fields

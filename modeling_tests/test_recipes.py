@@ -20,7 +20,7 @@ import yaml
 from detection_model_tester import few_regions
 from hf_denseseg import experiment, list_models
 from hf_denseseg.cli import main
-from hf_denseseg.data import datasets
+from hf_denseseg.data import segmentation
 from hf_denseseg.models.auto.registration import create_config, families
 from hf_denseseg.models.auto.tasks import task_of_class
 from hf_denseseg.recipe import load_recipe
@@ -81,7 +81,7 @@ def quick_runs(tmp_path_factory):
     gc.freeze()  # the Trainer collects garbage; what was imported before need not be looked through
     with pytest.MonkeyPatch.context() as patch:
         few_regions(patch)
-        patch.setattr(datasets, "render_scene", functools.cache(datasets.render_scene))
+        patch.setattr(segmentation, "render_scene", functools.cache(segmentation.render_scene))
         patch.setattr(experiment, "save_learning_curve", lambda history, path, *score: path.write_bytes(drawn))
         yield
     gc.unfreeze()

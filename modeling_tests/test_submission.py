@@ -11,7 +11,7 @@ from PIL import Image
 
 from hf_denseseg import experiment
 from hf_denseseg.cli import main
-from hf_denseseg.data.benchmarks.layouts import get_benchmark
+from hf_denseseg.data.sources.benchmarks.layouts import get_benchmark
 from hf_denseseg.errors import InputError, RunError
 from hf_denseseg.models.auto.registration import create_image_processor, create_model
 from hf_denseseg.recipe import load_recipe

@@ -19,8 +19,8 @@ import processes
 from hf_denseseg import experiment
 from hf_denseseg.averaging import AveragedWeights
 from hf_denseseg.cli import main
-from hf_denseseg.data.datasets import load_segmentation
-from hf_denseseg.data.packing import pack
+from hf_denseseg.data.segmentation import load_segmentation
+from hf_denseseg.data.shards.packing import pack
 from hf_denseseg.errors import InputError
 from hf_denseseg.inference_settings import InferenceSettings
 from hf_denseseg.optimization import load_class_weights, parameter_groups

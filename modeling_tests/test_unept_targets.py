@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from hf_denseseg import UneptConfig, UneptForSemanticSegmentation
-from hf_denseseg.data.datasets import load_segmentation
-from hf_denseseg.data.transforms import TrainAugmentation, TrainDataset, collate_train
+from hf_denseseg.data.augmentation.segmentation import TrainAugmentation, TrainDataset, collate_train
+from hf_denseseg.data.segmentation import load_segmentation
 from hf_denseseg.models.unept.modeling_unept import DIRECTIONS
 from hf_denseseg.models.unept.targets_unept import FAR, batched_targets, boundary_targets, distance_fields
 from test_modeling_unept import TINY

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hf_denseseg.data.datasets import load_segmentation
-from hf_denseseg.data.synthetic import SYNTHETIC_SPEC, render_scene
-from hf_denseseg.data.transforms import TrainAugmentation, TrainDataset
+from hf_denseseg.data.augmentation.segmentation import TrainAugmentation, TrainDataset
+from hf_denseseg.data.segmentation import load_segmentation
+from hf_denseseg.data.synthetic.scenes import SYNTHETIC_SPEC, render_scene
 from hf_denseseg.files import write_atomic
 
 CROP = 512

@@ -19,9 +19,9 @@ import datasets
 from PIL import Image
 
 from hf_denseseg import experiment
-from hf_denseseg.data.datasets import load_segmentation
-from hf_denseseg.data.packing import pack
-from hf_denseseg.data.synthetic import SYNTHETIC_SPEC, render_scene
+from hf_denseseg.data.segmentation import load_segmentation
+from hf_denseseg.data.shards.packing import pack
+from hf_denseseg.data.synthetic.scenes import SYNTHETIC_SPEC, render_scene
 from hf_denseseg.files import write_atomic
 from hf_denseseg.recipe import load_recipe
 

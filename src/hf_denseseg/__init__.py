@@ -34,8 +34,6 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # `datasets` is an extra and slow to import: only who asks for data pays for it.
-    modules = {"segmentation": "datasets", "classification": "classification", "detection": "detection"}
-    module = modules.get(name.removeprefix("load_")) if name.startswith("load_") else None
-    if module is not None:
-        return getattr(importlib.import_module(f"hf_denseseg.data.{module}"), name)
+    if name in ("load_segmentation", "load_classification", "load_detection"):
+        return getattr(importlib.import_module(f"hf_denseseg.data.{name.removeprefix('load_')}"), name)
     raise AttributeError(f"module 'hf_denseseg' has no attribute {name!r}")

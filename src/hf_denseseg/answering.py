@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from hf_denseseg.data.coco import encode_mask
 from hf_denseseg.data.labels import color_wheel
+from hf_denseseg.data.sources.coco import encode_mask
 from hf_denseseg.detection_pictures import draw_objects
 from hf_denseseg.errors import InputError
 from hf_denseseg.labelling import Labelled, checkpoint_state

@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from hf_denseseg.data.reading import read_image
+from hf_denseseg.data.reading.images import read_image
 from hf_denseseg.errors import InputError
 from hf_denseseg.video_files import is_address, read_frames
 

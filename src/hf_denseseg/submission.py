@@ -19,8 +19,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from hf_denseseg.data.benchmarks.layouts import get_benchmark
 from hf_denseseg.data.labels import LabelSpec
+from hf_denseseg.data.sources.benchmarks.layouts import get_benchmark
 from hf_denseseg.errors import InputError, RunError
 from hf_denseseg.files import atomic_path
 

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hf_denseseg.data.manifest import damaged_shards
+from hf_denseseg.data.shards.manifest import damaged_shards
 from hf_denseseg.errors import InputError
 from hf_denseseg.files import atomic_path, write_atomic
 from hf_denseseg.models.auto.tasks import TASKS
@@ -76,8 +76,8 @@ def add_parser(subparsers: Any) -> None:
 def main(args: argparse.Namespace) -> int:
     """Run one action; 2 when `check` finds faults."""
     if args.action == "list":
-        from hf_denseseg.data import coco_files, imagenet
-        from hf_denseseg.data.benchmarks import listing
+        from hf_denseseg.data.sources import coco_files, imagenet
+        from hf_denseseg.data.sources.benchmarks import listing
 
         known = listing.describe_benchmarks(), coco_files.describe_coco(), imagenet.describe_imagenet()
         print("\n\n".join([*known, listing.FETCH_NOTE]))
@@ -121,7 +121,7 @@ def main(args: argparse.Namespace) -> int:
 
 def _pack(data: Any, args: argparse.Namespace) -> int:
     """Write shards; the manifest notes the command line, so that a message can say how to mend them."""
-    from hf_denseseg.data.packing import pack
+    from hf_denseseg.data.shards.packing import pack
 
     how = {"form": args.format, "rows_per_shard": args.rows_per_shard, "task": args.task}
     words = [word for key in _REPACK if (given := getattr(args, key)) is not None for word in (f"--{key}", str(given))]

@@ -94,8 +94,8 @@ def main(args: argparse.Namespace) -> int:
 def _load(args: argparse.Namespace) -> tuple[Any, Any, list[int] | None]:
     """Checkpoint, data and train ids of `--classes`, everything checked that can be before the model works."""
     from hf_denseseg.class_pictures import check_projection
-    from hf_denseseg.data.checks import scan_dataset
-    from hf_denseseg.data.datasets import load_segmentation
+    from hf_denseseg.data.checks.segmentation import scan_dataset
+    from hf_denseseg.data.segmentation import load_segmentation
     from hf_denseseg.models.auto.pretrained import task_of_checkpoint
     from hf_denseseg.prediction import Predictor
 

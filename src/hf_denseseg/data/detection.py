@@ -9,16 +9,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hf_denseseg.data.archives import open_tree
 from hf_denseseg.data.class_names import NAME_FILES, ClassNames, read_names
-from hf_denseseg.data.coco import CocoTable, read_coco, trainable
-from hf_denseseg.data.coco_files import CocoSource, find_coco
-from hf_denseseg.data.folders import resolve_split
-from hf_denseseg.data.manifest import Manifest, check_shards, check_task, read_manifest
-from hf_denseseg.data.reading import read_image
-from hf_denseseg.data.shards import import_datasets
-from hf_denseseg.data.synthetic import parse_name
-from hf_denseseg.data.synthetic_detection import DETECTION_NAMES, render_detection_row
+from hf_denseseg.data.reading.archives import open_tree
+from hf_denseseg.data.reading.images import read_image
+from hf_denseseg.data.shards.manifest import Manifest, check_shards, check_task, read_manifest
+from hf_denseseg.data.shards.tables import import_datasets
+from hf_denseseg.data.sources.coco import CocoTable, read_coco, trainable
+from hf_denseseg.data.sources.coco_files import CocoSource, find_coco
+from hf_denseseg.data.sources.folders import resolve_split
+from hf_denseseg.data.synthetic.detection import DETECTION_NAMES, render_detection_row
+from hf_denseseg.data.synthetic.scenes import parse_name
 from hf_denseseg.errors import InputError
 
 _COLUMNS = {"id": "int64", "category": "int64", "area": "float64", "iscrowd": "int64", "segmentation": "string"}

@@ -10,17 +10,17 @@ from torch import nn
 from transformers import EvalPrediction, PreTrainedModel
 
 from hf_denseseg.classification_metrics import AccuracyMeter, true_class_rank
-from hf_denseseg.data.checks import Fault
-from hf_denseseg.data.classification import ClassificationData, load_classification
-from hf_denseseg.data.classification_checks import check_pictures, scan_pictures
-from hf_denseseg.data.classification_transforms import (
+from hf_denseseg.data.augmentation.classification import (
     MixedBatch,
     TestPictures,
     TrainPictures,
     collate_pictures,
     training_transform,
 )
-from hf_denseseg.data.streaming import StreamingTrainDataset
+from hf_denseseg.data.checks.classification import check_pictures, scan_pictures
+from hf_denseseg.data.classification import ClassificationData, load_classification
+from hf_denseseg.data.reading.images import Fault
+from hf_denseseg.data.shards.streaming import StreamingTrainDataset
 from hf_denseseg.files import atomic_path
 from hf_denseseg.models.losses import classification_loss
 from hf_denseseg.recipe import Recipe

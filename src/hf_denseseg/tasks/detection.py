@@ -10,11 +10,7 @@ from PIL import Image
 from torch import nn
 from transformers import EvalPrediction, PreTrainedModel
 
-from hf_denseseg.data.checks import Fault
-from hf_denseseg.data.coco import encode_mask, object_mask
-from hf_denseseg.data.detection import DetectionData, load_detection
-from hf_denseseg.data.detection_checks import check_rows, scan_detections
-from hf_denseseg.data.detection_transforms import (
+from hf_denseseg.data.augmentation.detection import (
     DetectionAugmentation,
     ProportionSampler,
     TestDetections,
@@ -22,6 +18,10 @@ from hf_denseseg.data.detection_transforms import (
     collate_detections,
     collate_tests,
 )
+from hf_denseseg.data.checks.detection import check_rows, scan_detections
+from hf_denseseg.data.detection import DetectionData, load_detection
+from hf_denseseg.data.reading.images import Fault
+from hf_denseseg.data.sources.coco import encode_mask, object_mask
 from hf_denseseg.detection_metrics import detection_metrics
 from hf_denseseg.detection_pictures import draw_objects
 from hf_denseseg.errors import InputError

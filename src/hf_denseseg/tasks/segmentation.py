@@ -9,14 +9,15 @@ from typing import Any
 from PIL import Image
 from transformers import PreTrainedModel
 
-from hf_denseseg.data.checks import Fault, Scan, scan_dataset, scan_source
-from hf_denseseg.data.datasets import SegmentationData, load_segmentation
-from hf_denseseg.data.streaming import StreamingTrainDataset
-from hf_denseseg.data.transforms import (
+from hf_denseseg.data.augmentation.segmentation import (
     EvalDataset,
     TrainAugmentation,
     TrainDataset,
 )
+from hf_denseseg.data.checks.segmentation import Scan, scan_dataset, scan_source
+from hf_denseseg.data.reading.images import Fault
+from hf_denseseg.data.segmentation import SegmentationData, load_segmentation
+from hf_denseseg.data.shards.streaming import StreamingTrainDataset
 from hf_denseseg.evaluation_pictures import answer_strip
 from hf_denseseg.evaluation_report import Drawn, write_page, write_tables
 from hf_denseseg.files import atomic_path

@@ -12,8 +12,8 @@ from torch import nn
 from torch.utils.data import Subset
 from transformers import EvalPrediction, PreTrainedModel
 
+from hf_denseseg.data.augmentation.segmentation import collate_eval, collate_train
 from hf_denseseg.data.labels import VOID, LabelSpec
-from hf_denseseg.data.transforms import collate_eval, collate_train
 from hf_denseseg.evaluation import Evaluation, count_picture
 from hf_denseseg.evaluation_journal import Journal, Record, content_check, weights_digest
 from hf_denseseg.inference import segment

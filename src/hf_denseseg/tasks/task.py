@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 from transformers import PreTrainedModel
 
-from hf_denseseg.data.checks import Fault
+from hf_denseseg.data.reading.images import Fault
 from hf_denseseg.recipe import Recipe
 from hf_denseseg.recipe_keys import DataArguments
 from hf_denseseg.training import TaskTrainer

@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from hf_denseseg.data.folders import resolve_split
 from hf_denseseg.data.labels import VOID, LabelSpec
-from hf_denseseg.data.manifest import check_shards, check_task, read_manifest
-from hf_denseseg.data.packed_rows import PackedRows
-from hf_denseseg.data.reading import read_label
+from hf_denseseg.data.reading.images import read_label
+from hf_denseseg.data.shards.manifest import check_shards, check_task, read_manifest
+from hf_denseseg.data.shards.packed_rows import PackedRows
+from hf_denseseg.data.sources.benchmarks.encodings import CHECKED_ROWS
+from hf_denseseg.data.sources.folders import resolve_split
 from hf_denseseg.errors import InputError, RunError
 
 SHARD_FORMATS = {".parquet": "parquet", ".tar": "webdataset", ".arrow": "arrow"}
-CHECKED_ROWS = 32
 # Names seen in the wild, tried in this order.
 _KNOWN_COLUMNS = {
     "image": ("image", "pixel_values", "jpg", "jpeg", "image.jpg", "image.png", "img", "webp"),

@@ -5,10 +5,10 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from hf_denseseg.data import street_objects as street
 from hf_denseseg.data.class_names import ClassNames
-from hf_denseseg.data.perspective import Camera, Canvas, pick
-from hf_denseseg.data.synthetic import SPLITS, draw_ground, draw_sky, shaded
+from hf_denseseg.data.synthetic import street_objects as street
+from hf_denseseg.data.synthetic.perspective import Camera, Canvas, pick
+from hf_denseseg.data.synthetic.scenes import SPLITS, draw_ground, draw_sky, shaded
 
 # Name -> (function that draws it, its height in metres, further arguments).
 _KINDS: dict[str, tuple[Callable[..., None], float, dict[str, float | bool]]] = {

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from hf_denseseg.data import street_objects as street
 from hf_denseseg.data.class_names import ClassNames
-from hf_denseseg.data.coco import encode_mask
-from hf_denseseg.data.perspective import Canvas, Point, Rgb
-from hf_denseseg.data.synthetic import render_scene_on
+from hf_denseseg.data.sources.coco import encode_mask
+from hf_denseseg.data.synthetic import street_objects as street
+from hf_denseseg.data.synthetic.perspective import Canvas, Point, Rgb
+from hf_denseseg.data.synthetic.scenes import render_scene_on
 
 _CLASSES = {street.CAR: "car", street.PERSON: "person", street.RIDER: "rider", street.SIGN: "sign"}
 DETECTION_NAMES = ClassNames(

@@ -17,9 +17,9 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
-from hf_denseseg.data.archives import read_reference
-from hf_denseseg.data.manifest import Manifest, Shard, checksum, is_intact, read_manifest
-from hf_denseseg.data.shards import import_datasets
+from hf_denseseg.data.reading.archives import read_reference
+from hf_denseseg.data.shards.manifest import Manifest, Shard, checksum, is_intact, read_manifest
+from hf_denseseg.data.shards.tables import import_datasets
 from hf_denseseg.errors import InputError
 from hf_denseseg.files import atomic_path, check_output_folder, write_atomic
 

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from hf_denseseg.data import street_objects as street
 from hf_denseseg.data.labels import VOID, LabelSpec
-from hf_denseseg.data.perspective import Camera, Canvas, Rgb, pick, quad, scaled
+from hf_denseseg.data.synthetic import street_objects as street
+from hf_denseseg.data.synthetic.perspective import Camera, Canvas, Rgb, pick, quad, scaled
 from hf_denseseg.errors import InputError
 
 SYNTHETIC_SPEC = LabelSpec(

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from hf_denseseg.data.labels import VOID
-from hf_denseseg.data.perspective import Camera, Canvas, Rgb, pick, quad, scaled
+from hf_denseseg.data.synthetic.perspective import Camera, Canvas, Rgb, pick, quad, scaled
 
 ROAD, PAVEMENT, BUILDING, FENCE, POLE, SIGN, VEGETATION, SKY, PERSON, RIDER, CAR = range(11)
 

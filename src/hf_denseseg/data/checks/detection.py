@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from tqdm.auto import tqdm
 
-from hf_denseseg.data.checks import Fault
 from hf_denseseg.data.class_names import ClassNames
-from hf_denseseg.data.coco import read_coco, trainable
-from hf_denseseg.data.coco_files import find_coco
 from hf_denseseg.data.detection import DetectionData, load_detection
-from hf_denseseg.data.manifest import is_packed
+from hf_denseseg.data.reading.images import Fault
+from hf_denseseg.data.shards.manifest import is_packed
+from hf_denseseg.data.sources.coco import read_coco, trainable
+from hf_denseseg.data.sources.coco_files import find_coco
 from hf_denseseg.errors import InputError
 
 

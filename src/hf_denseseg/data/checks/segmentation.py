@@ -4,31 +4,16 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
 
-from hf_denseseg.data.archives import describe_reference
-from hf_denseseg.data.datasets import SegmentationData, list_source, load_segmentation
 from hf_denseseg.data.labels import VOID, LabelSpec
-from hf_denseseg.data.reading import check_same_size, is_palette, read_image, read_label
+from hf_denseseg.data.reading.archives import describe_reference
+from hf_denseseg.data.reading.images import Fault, check_same_size, is_palette, read_image, read_label
+from hf_denseseg.data.segmentation import SegmentationData, list_source, load_segmentation
 from hf_denseseg.errors import InputError
-
-
-class Fault(NamedTuple):
-    """Something wrong with a pair.
-
-    Args:
-        item: file or id.
-        message: what is wrong and what to do.
-    """
-
-    item: str
-    message: str
-
-    def __str__(self) -> str:
-        return self.message if self.item in self.message else f"{self.item}: {self.message}"
 
 
 @dataclass

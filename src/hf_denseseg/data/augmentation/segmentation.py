@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset, Sampler
 
-from hf_denseseg.data.datasets import SegmentationData
+from hf_denseseg.data.augmentation.photometric import PHOTOMETRIC
 from hf_denseseg.data.labels import VOID
-from hf_denseseg.data.photometric import PHOTOMETRIC
+from hf_denseseg.data.segmentation import SegmentationData
 from hf_denseseg.errors import InputError
 
 _CROP_TRIES = 10

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from tqdm.auto import tqdm
 
-from hf_denseseg.data.checks import Fault
 from hf_denseseg.data.class_names import ClassNames
 from hf_denseseg.data.classification import ClassificationData
+from hf_denseseg.data.reading.images import Fault
 from hf_denseseg.errors import InputError
 
 

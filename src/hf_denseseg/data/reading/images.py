@@ -2,14 +2,14 @@
 
 import io
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from hf_denseseg.data.archives import describe_reference, file_name, is_reference, read_reference
 from hf_denseseg.data.labels import LabelSpec
-from hf_denseseg.data.matlab import MATLAB_MARK, read_matlab_ids
+from hf_denseseg.data.reading.archives import describe_reference, file_name, is_reference, read_reference
+from hf_denseseg.data.reading.matlab import MATLAB_MARK, read_matlab_ids
 from hf_denseseg.errors import InputError
 
 # Modes whose pixel values are ids; every other mode would have to be guessed at.
@@ -142,3 +142,18 @@ def _call(source: Any, name: str) -> str:
         name = str(source.get("path") or "")
     name = name or (str(source) if isinstance(source, (str, Path)) else "(bytes)")
     return describe_reference(name)
+
+
+class Fault(NamedTuple):
+    """Something wrong with a pair.
+
+    Args:
+        item: file or id.
+        message: what is wrong and what to do.
+    """
+
+    item: str
+    message: str
+
+    def __str__(self) -> str:
+        return self.message if self.item in self.message else f"{self.item}: {self.message}"

@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from hf_denseseg.data.archives import Tree, open_tree
+from hf_denseseg.data.reading.archives import Tree, open_tree
 from hf_denseseg.errors import InputError
 
 ROOT_VARIABLE = "DENSESEG_DATA_ROOT"

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hf_denseseg.data.archives import describe_reference
 from hf_denseseg.data.labels import LabelSpec
+from hf_denseseg.data.reading.archives import describe_reference
 from hf_denseseg.errors import InputError
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm"}

@@ -19,7 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from hf_denseseg.data.run_lengths import SCHEME, draw
+from hf_denseseg.data.reading.run_lengths import SCHEME, draw
 from hf_denseseg.errors import InputError
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")

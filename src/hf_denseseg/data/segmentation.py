@@ -14,11 +14,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from hf_denseseg.data.archives import is_archive
-from hf_denseseg.data.benchmarks.encodings import check_revision, compare_encoding
-from hf_denseseg.data.benchmarks.layouts import NAMES, find_builtin_spec
-from hf_denseseg.data.benchmarks.listing import Listing, list_split, merge_listings, open_benchmark, recognise
-from hf_denseseg.data.folders import (
+from hf_denseseg.data.labels import VOID, LabelSpec
+from hf_denseseg.data.reading.archives import is_archive
+from hf_denseseg.data.reading.images import check_same_size, read_image, read_label
+from hf_denseseg.data.shards.tables import check_encoding, find_shards, import_datasets, open_table
+from hf_denseseg.data.sources.benchmarks.encodings import check_revision, compare_encoding
+from hf_denseseg.data.sources.benchmarks.layouts import NAMES, find_builtin_spec
+from hf_denseseg.data.sources.benchmarks.listing import Listing, list_split, merge_listings, open_benchmark, recognise
+from hf_denseseg.data.sources.folders import (
     find_spec,
     has_pairs,
     list_pairs,
@@ -27,10 +30,7 @@ from hf_denseseg.data.folders import (
     spec_beside,
     split_names,
 )
-from hf_denseseg.data.labels import VOID, LabelSpec
-from hf_denseseg.data.reading import check_same_size, read_image, read_label
-from hf_denseseg.data.shards import check_encoding, find_shards, import_datasets, open_table
-from hf_denseseg.data.synthetic import SYNTHETIC_SPEC, parse_name, render_scene
+from hf_denseseg.data.synthetic.scenes import SYNTHETIC_SPEC, parse_name, render_scene
 from hf_denseseg.errors import InputError
 
 logger = logging.getLogger(__name__)

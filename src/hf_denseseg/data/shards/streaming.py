@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import TrainerCallback
 from transformers.trainer_callback import TrainerControl, TrainerState
 
-from hf_denseseg.data.packed_rows import PackedRows
+from hf_denseseg.data.shards.packed_rows import PackedRows
 
 _DECODED_ROWS = 64
 

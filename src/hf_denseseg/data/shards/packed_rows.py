@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_denseseg.data.manifest import Manifest, check_shards
+from hf_denseseg.data.shards.manifest import Manifest, check_shards
 from hf_denseseg.errors import InputError
 
 SHUFFLED_ROWS = 256

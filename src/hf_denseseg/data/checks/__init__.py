@@ -1,0 +1,1 @@
+"""Every fault of a dataset before it is trained on, per task."""

@@ -1,0 +1,1 @@
+"""Read files: images and label maps, archives, MATLAB files, run lengths."""

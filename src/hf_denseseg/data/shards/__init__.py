@@ -1,0 +1,1 @@
+"""Parquet and WebDataset shards with checksums: packing, reading, streaming."""

@@ -1,0 +1,1 @@
+"""Embedded street scenes and objects, drawn from a seed."""
