@@ -14,12 +14,13 @@ from torch import nn
 from transformers import SegformerConfig, SegformerForImageClassification
 
 import hf_denseseg
-from hf_denseseg import class_features, class_pictures
+from hf_denseseg import class_features
 from hf_denseseg.cli import main
 from hf_denseseg.data.labels import LabelSpec
 from hf_denseseg.errors import InputError
 from hf_denseseg.inference import InferenceSettings, Preprocessing
 from hf_denseseg.models.auto.registration import create_image_processor
+from hf_denseseg.visualization import class_features as figures
 from test_introspection import TINY_SETR
 from test_published_dsct import REDUCED as TINY_DSCT
 from test_published_hfgd import REDUCED as TINY_HFGD
@@ -255,14 +256,14 @@ def test_separability_tells_separated_classes_from_mixed_ones_at_any_scale_and_r
 
 def test_pca_equals_numpys_singular_vectors():
     features = torch.randn(30, 5) * torch.tensor([1, 4, 2, 0.5, 0.1]) + 3
-    plane, share = class_pictures.project(features)
+    plane, share = figures.project(features)
     centred = features.double().numpy() - features.double().numpy().mean(0)
     _, values, rows = np.linalg.svd(centred)
     expected = centred @ rows[:2].T
     np.testing.assert_allclose(plane.abs(), np.abs(expected), atol=1e-5)
     assert (plane.gather(0, plane.abs().argmax(0, keepdim=True)) > 0).all()
     assert share == pytest.approx((values[:2] ** 2).sum() / (values**2).sum())
-    flat, share = class_pictures.project(torch.tensor([[1.0], [2.0]]))
+    flat, share = figures.project(torch.tensor([[1.0], [2.0]]))
     assert flat[:, 1].tolist() == [0, 0] and share == pytest.approx(1)
 
 
@@ -278,7 +279,7 @@ def test_other_projections_get_the_features_and_the_seed(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "umap", types.SimpleNamespace(UMAP=Umap))
     features = torch.randn(10, 4)
-    plane, share = class_pictures.project(features, "umap", seed=3)
+    plane, share = figures.project(features, "umap", seed=3)
     assert share is None
     torch.testing.assert_close(plane.float(), 2 * (features - features.mean(0))[:, :2])
 
@@ -288,7 +289,7 @@ def test_real_projections_keep_two_far_clouds_apart(name, module):
     pytest.importorskip(module, reason="the extra `umap` is not installed")
     clouds = torch.randn(2, 40, 8)
     clouds[1] += 30
-    plane, _ = class_pictures.project(clouds.flatten(0, 1), name)
+    plane, _ = figures.project(clouds.flatten(0, 1), name)
     assert class_features.separability([plane[:40], plane[40:]])["silhouette"] > 0.5
 
 
@@ -296,7 +297,7 @@ def test_real_projections_keep_two_far_clouds_apart(name, module):
 def test_the_matrix_names_every_class_and_its_diagonal_is_bright(count):
     names = [f"class number {k}" for k in range(count)]
     confidence = class_features.token_confidence(9 * torch.eye(count))
-    sheet = np.asarray(class_pictures.token_sheet(confidence, names)).astype(int)
+    sheet = np.asarray(figures.token_sheet(confidence, names)).astype(int)
     assert max(sheet.shape[:2]) < 2400
     cell = min(max(1000 // count, 12), 40)
     corner = sheet.shape[0] - 6 - 20 - 6 - cell * count  # below: scale and gaps
@@ -310,7 +311,7 @@ def test_the_matrix_names_every_class_and_its_diagonal_is_bright(count):
 def test_dots_have_the_colours_of_their_classes():
     spec = LabelSpec("test", ("left", "right", "unused"), ((200, 10, 10), (10, 10, 200), (10, 200, 10)))
     samples = {k: torch.randn(50, 4) + 40 * k for k in (0, 1)}
-    sheet, share = class_pictures.feature_sheet(samples, spec, "title")
+    sheet, share = figures.feature_sheet(samples, spec, "title")
     assert share > 0.9
     colors = np.asarray(sheet)[20:-40].astype(int)  # without title and legend
     found = {tuple(color) for color in colors.reshape(-1, 3)}

@@ -25,7 +25,7 @@ from hf_denseseg.data.labels import LabelSpec
 from hf_denseseg.errors import InputError, RunError
 from hf_denseseg.inference import InferenceSettings, class_probabilities
 from hf_denseseg.prediction import Predictor
-from hf_denseseg.visualization import overlay
+from hf_denseseg.visualization.label_maps import overlay
 from processes import run_two, start
 
 CONFIG = {

@@ -25,7 +25,7 @@ from hf_denseseg.models.auto.registration import create_config, families
 from hf_denseseg.models.auto.tasks import task_of_class
 from hf_denseseg.recipe import load_recipe
 from hf_denseseg.tasks import get_task
-from hf_denseseg.visualization import save_learning_curve
+from hf_denseseg.visualization.learning_curve import save_learning_curve
 
 FOLDER = Path(__file__).resolve().parents[1] / "scripts" / "recipes"
 RECIPES = {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}

@@ -8,7 +8,7 @@ from PIL import Image
 import hf_denseseg
 from hf_denseseg.cli import main
 from hf_denseseg.models.auto.registration import create_image_processor
-from hf_denseseg.refinement import (
+from hf_denseseg.visualization.refinement import (
     STEPS,
     Refinement,
     can_refine,

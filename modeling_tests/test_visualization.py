@@ -9,7 +9,8 @@ from PIL import Image
 
 from hf_denseseg.data.labels import LabelSpec
 from hf_denseseg.errors import InputError
-from hf_denseseg.visualization import colorize, legend, overlay, picture_grid, save_learning_curve
+from hf_denseseg.visualization.label_maps import colorize, legend, overlay, picture_grid
+from hf_denseseg.visualization.learning_curve import save_learning_curve
 
 SPEC = LabelSpec("toy", ("road", "tree", "sky"), palette=((255, 0, 0), (0, 255, 0), (0, 0, 255)))
 

@@ -37,7 +37,7 @@ from hf_denseseg.reports import format_scores, write_report
 from hf_denseseg.run_checkpoints import explain_failed_save, last_complete_checkpoint, step_of
 from hf_denseseg.tasks import get_task
 from hf_denseseg.training import TaskTrainer
-from hf_denseseg.visualization import save_learning_curve
+from hf_denseseg.visualization.learning_curve import save_learning_curve
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from hf_denseseg.errors import InputError
 from hf_denseseg.inference import Channels
-from hf_denseseg.refinement import can_refine
+from hf_denseseg.visualization.refinement import can_refine
 
 KINDS = ("attention", "features", "positions", "refinement")
 SIDE = 32  # sides of a picture looked into are multiples of it (and of the patch): no stage of an encoder rounds them

@@ -31,8 +31,9 @@ from hf_denseseg.introspection import (
 from hf_denseseg.labelling import Labelled, checkpoint_state
 from hf_denseseg.models.auto.pretrained import load_image_processor, load_trained_model
 from hf_denseseg.picture_outputs import KINDS, OutputSettings, PixelTally, id_map, write_overlay_videos, write_table
-from hf_denseseg.refinement import look_at_refinement, refinement_sheet
-from hf_denseseg.visualization import attention_sheet, feature_sheet, overlay, position_sheet
+from hf_denseseg.visualization.attention import attention_sheet, feature_sheet, position_sheet
+from hf_denseseg.visualization.label_maps import overlay
+from hf_denseseg.visualization.refinement import look_at_refinement, refinement_sheet
 
 logger = logging.getLogger(__name__)
 

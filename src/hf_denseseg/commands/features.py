@@ -48,8 +48,9 @@ def main(args: argparse.Namespace) -> int:
     import transformers
     from tqdm import tqdm
 
-    from hf_denseseg import __version__, class_features, class_pictures
+    from hf_denseseg import __version__, class_features
     from hf_denseseg.files import atomic_path, check_output_folder, write_atomic
+    from hf_denseseg.visualization import class_features as figures
 
     output = check_output_folder(args.output)
     predictor, data, chosen = _load(args)
@@ -62,7 +63,7 @@ def main(args: argparse.Namespace) -> int:
     _check_present([len(each) for each in found.samples], chosen, spec, "point on the feature maps")
     samples = {k: found.samples[k] for k in chosen or class_features.most_confused(found.confusion)}
     title = f"features of {spec.name}, {args.split}"
-    plane, variance = class_pictures.feature_sheet(samples, spec, title, args.projection, args.seed)
+    plane, variance = figures.feature_sheet(samples, spec, title, args.projection, args.seed)
     apart = class_features.separability(list(samples.values()))
     diagonal = confidence.diagonal()
     numbers = {
@@ -81,7 +82,7 @@ def main(args: argparse.Namespace) -> int:
         "protocol": predictor.settings.to_dict(),
         "versions": {"hf_denseseg": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
     }
-    for name, picture in (("tokens", class_pictures.token_sheet(confidence, spec.classes)), ("features", plane)):
+    for name, picture in (("tokens", figures.token_sheet(confidence, spec.classes)), ("features", plane)):
         with atomic_path(output / f"{name}.png") as aside:
             picture.save(aside)
     write_atomic(output / "features.json", json.dumps(numbers, indent=1) + "\n")
@@ -93,11 +94,11 @@ def main(args: argparse.Namespace) -> int:
 
 def _load(args: argparse.Namespace) -> tuple[Any, Any, list[int] | None]:
     """Checkpoint, data and train ids of `--classes`, everything checked that can be before the model works."""
-    from hf_denseseg.class_pictures import check_projection
     from hf_denseseg.data.checks.segmentation import scan_dataset
     from hf_denseseg.data.segmentation import load_segmentation
     from hf_denseseg.models.auto.pretrained import task_of_checkpoint
     from hf_denseseg.prediction import Predictor
+    from hf_denseseg.visualization.class_features import check_projection
 
     for option, least in (("limit", 1), ("points", 2)):
         if (value := getattr(args, option)) is not None and value < least:

@@ -27,7 +27,7 @@ from hf_denseseg.recipe import Recipe
 from hf_denseseg.recipe_keys import DataArguments, TaskTrainingArguments
 from hf_denseseg.tasks.task import Inspection, Task, sizes_as_json, spread, table_of
 from hf_denseseg.training import TaskTrainer
-from hf_denseseg.visualization import picture_sheet
+from hf_denseseg.visualization.layout import picture_sheet
 
 BICUBIC = 3  # PIL's number
 LOOKED_AT = 48

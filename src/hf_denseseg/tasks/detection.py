@@ -23,14 +23,14 @@ from hf_denseseg.data.detection import DetectionData, load_detection
 from hf_denseseg.data.reading.images import Fault
 from hf_denseseg.data.sources.coco import encode_mask, object_mask
 from hf_denseseg.detection_metrics import detection_metrics
-from hf_denseseg.detection_pictures import draw_objects
 from hf_denseseg.errors import InputError
 from hf_denseseg.files import atomic_path
 from hf_denseseg.recipe import Recipe
 from hf_denseseg.recipe_keys import DataArguments, TaskTrainingArguments
 from hf_denseseg.tasks.task import Inspection, Task, sizes_as_json, spread, table_of
 from hf_denseseg.training import TaskTrainer
-from hf_denseseg.visualization import labelled_rows, picture_sheet
+from hf_denseseg.visualization.detections import draw_objects
+from hf_denseseg.visualization.layout import labelled_rows, picture_sheet
 
 SHOWN_SCORE = 0.5
 _SIZES = {"": "", "_50": "50", "_75": "75", "_small": ", small", "_medium": ", medium", "_large": ", large"}

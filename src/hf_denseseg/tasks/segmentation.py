@@ -18,7 +18,6 @@ from hf_denseseg.data.checks.segmentation import Scan, scan_dataset, scan_source
 from hf_denseseg.data.reading.images import Fault
 from hf_denseseg.data.segmentation import SegmentationData, load_segmentation
 from hf_denseseg.data.shards.streaming import StreamingTrainDataset
-from hf_denseseg.evaluation_pictures import answer_strip
 from hf_denseseg.evaluation_report import Drawn, write_page, write_tables
 from hf_denseseg.files import atomic_path
 from hf_denseseg.inference_settings import InferenceSettings
@@ -26,7 +25,8 @@ from hf_denseseg.recipe import Recipe
 from hf_denseseg.recipe_keys import DataArguments
 from hf_denseseg.tasks.segmentation_trainer import SegmentationTrainer
 from hf_denseseg.tasks.task import Inspection, Task, sizes_as_json, sizes_of, spread
-from hf_denseseg.visualization import picture_grid
+from hf_denseseg.visualization.evaluation import answer_strip
+from hf_denseseg.visualization.label_maps import picture_grid
 
 WORST_PICTURES, BEST_PICTURES = 6, 2  # shown on the page of an evaluation
 

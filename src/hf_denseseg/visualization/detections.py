@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from hf_denseseg.visualization import Palette
+from hf_denseseg.visualization.layout import Palette
 
 _MASK_SHARE = 0.45  # of a mask's colour over the picture
 

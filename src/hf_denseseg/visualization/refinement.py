@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 from transformers import PreTrainedModel
 
-from hf_denseseg.visualization import PAPER, PICKED, Palette, colorize, labelled_rows
+from hf_denseseg.visualization.label_maps import colorize
+from hf_denseseg.visualization.layout import PAPER, PICKED, Palette, labelled_rows
 
 STEPS = ((0, -1), (-1, -1), (-1, 0), (-1, 1), (0, 1), (1, 1), (1, 0), (1, -1))  # (row, column)
 DIAL = 90  # side of the footer that explains the colours

@@ -6,9 +6,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hf_denseseg.class_pictures import class_matrix
 from hf_denseseg.data.labels import VOID
-from hf_denseseg.visualization import PICKED, VOID_COLOR, Palette, colorize, heat_scale, labelled_rows
+from hf_denseseg.visualization.class_features import class_matrix
+from hf_denseseg.visualization.label_maps import colorize
+from hf_denseseg.visualization.layout import PICKED, VOID_COLOR, Palette, heat_scale, labelled_rows
 
 CELL_WIDTH = 300  # pixels of each part of a strip
 

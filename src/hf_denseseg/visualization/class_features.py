@@ -10,7 +10,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from hf_denseseg.data.labels import LabelSpec
 from hf_denseseg.errors import InputError
-from hf_denseseg.visualization import GAP, INK, PAPER, heat_map, heat_scale, labelled_rows, legend
+from hf_denseseg.visualization.label_maps import legend
+from hf_denseseg.visualization.layout import GAP, INK, PAPER, heat_map, heat_scale, labelled_rows
 
 PROJECTIONS = {"pca": "", "umap": "umap", "tsne": "sklearn"}  # name -> module that it needs
 MATRIX_SIDE = 1000  # pixels of the matrix, if that leaves 12 to 40 for a class

@@ -1,0 +1,97 @@
+"""Label maps as images: colors, overlays, legends, and grids of image, ground truth and prediction."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from hf_denseseg.data.labels import LabelSpec
+from hf_denseseg.errors import InputError
+from hf_denseseg.visualization.layout import GAP, INK, LINE, PAPER, Palette, fit_width, to_pil
+
+
+def colorize(ids: torch.Tensor | np.ndarray, palette: Palette) -> Image.Image:
+    """Paint class ids `(H, W)` with their colours; void and every id beyond the palette are black."""
+    table = np.zeros((max(len(palette), 256) + 1, 3), dtype=np.uint8)
+    table[: len(palette)] = np.asarray(palette, dtype=np.uint8)
+    indices = np.asarray(torch.as_tensor(ids).cpu()).astype(np.int64)
+    beyond = (indices < 0) | (indices >= len(table))
+    return Image.fromarray(table[np.where(beyond, len(table) - 1, indices)])
+
+
+def overlay(
+    image: Image.Image | torch.Tensor, ids: torch.Tensor | np.ndarray, palette: Palette, opacity: float = 0.5
+) -> Image.Image:
+    """Lay the colours of `ids` over a picture of the same size; void pixels stay as they are.
+
+    Args:
+        image: PIL picture, or `(3, H, W)` uint8.
+        ids: `(H, W)` class ids.
+        palette: one colour per class.
+        opacity: 0 shows the picture alone, 1 the colours alone.
+
+    Raises:
+        InputError: the sizes differ, or `opacity` is outside 0..1.
+    """
+    picture, ids = to_pil(image), np.asarray(torch.as_tensor(ids).cpu())
+    if not 0 <= opacity <= 1:
+        raise InputError(f"Overlay opacity is {opacity}. Give a number from 0 to 1.")
+    if ids.shape != (picture.height, picture.width):
+        raise InputError(
+            f"The label map is {ids.shape[0]}x{ids.shape[1]}, the picture {picture.height}x{picture.width} "
+            "(height x width). Segment at the picture's own size."
+        )
+    blended = Image.blend(picture, colorize(ids, palette), opacity)
+    known = Image.fromarray(((ids >= 0) & (ids < len(palette))).astype(np.uint8) * 255)
+    return Image.composite(blended, picture, known)
+
+
+def legend(spec: LabelSpec, width: int = 640) -> Image.Image:
+    """Swatches and names of the classes, in as many columns as `width` pixels allow."""
+    font = ImageFont.load_default(size=13)
+    cell = max(int(font.getlength(name)) for name in spec.classes) + LINE + 2 * GAP
+    columns = max(width // cell, 1)
+    rows = -(-len(spec.classes) // columns)
+    picture = Image.new("RGB", (max(width, cell), rows * LINE + GAP), PAPER)
+    draw = ImageDraw.Draw(picture)
+    for index, (name, color) in enumerate(zip(spec.classes, spec.palette, strict=True)):
+        x, y = index % columns * cell + GAP, index // columns * LINE + GAP
+        draw.rectangle((x, y, x + LINE - GAP, y + LINE - GAP), fill=color)
+        draw.text((x + LINE, y), name, fill=INK, font=font)
+    return picture
+
+
+def picture_grid(
+    rows: Iterable[Sequence[Any]],
+    spec: LabelSpec,
+    titles: Sequence[str] = ("picture", "truth", "prediction"),
+    cell_width: int = 320,
+) -> Image.Image:
+    """Arrange results in a grid: one row per picture, its label maps beside it in colour, the legend below.
+
+    Args:
+        rows: per picture the image (PIL or `(3, H, W)` uint8), then one or more `(H, W)` label maps.
+        spec: names and colours.
+        titles: heading of each column; surplus ones are not shown.
+        cell_width: width of a picture in pixels.
+    """
+    font = ImageFont.load_default(size=13)
+    cells = [[to_pil(image), *(colorize(ids, spec.palette) for ids in maps)] for image, *maps in rows]
+    scaled = [[fit_width(cell, cell_width, first=k == 0) for k, cell in enumerate(row)] for row in cells]
+    columns = max((len(row) for row in scaled), default=1)
+    width = columns * (cell_width + GAP) + GAP
+    names = legend(spec, width)
+    height = LINE + sum(row[0].height + GAP for row in scaled) + names.height
+    grid = Image.new("RGB", (max(width, names.width), height), PAPER)
+    draw = ImageDraw.Draw(grid)
+    for column, title in enumerate(titles[:columns]):
+        draw.text((GAP + column * (cell_width + GAP), 2), title, fill=INK, font=font)
+    y = LINE
+    for row in scaled:
+        for column, cell in enumerate(row):
+            grid.paste(cell, (GAP + column * (cell_width + GAP), y))
+        y += row[0].height + GAP
+    grid.paste(names, (0, y))
+    return grid
