@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_denseseg.boundary_metrics import boundary_counts, boundary_iou, boundary_region, boundary_width
+from hf_denseseg.evaluation.boundary_iou import boundary_counts, boundary_iou, boundary_region, boundary_width
 
 VOID = 255
 

@@ -10,14 +10,14 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from hf_denseseg.classification_metrics import AccuracyMeter, true_class_rank
 from hf_denseseg.data.augmentation.classification import MixedBatch, TrainPictures, posterize, training_transform
 from hf_denseseg.data.augmentation.segmentation import EpochSampler
 from hf_denseseg.data.checks.classification import check_pictures, scan_pictures
 from hf_denseseg.data.class_names import ClassNames
 from hf_denseseg.data.classification import load_classification
 from hf_denseseg.errors import InputError
-from hf_denseseg.evaluate_metric import TOP_K_PATH
+from hf_denseseg.evaluation.classification_metrics import AccuracyMeter, true_class_rank
+from hf_denseseg.evaluation.hub_metrics import TOP_K_PATH
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -8,8 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_denseseg.errors import InputError
-from hf_denseseg.evaluate_metric import METRIC_PATH
-from hf_denseseg.metrics import ConfusionMeter, category_metrics, confusion_matrix, segmentation_metrics
+from hf_denseseg.evaluation.hub_metrics import METRIC_PATH
+from hf_denseseg.evaluation.segmentation_metrics import (
+    ConfusionMeter,
+    category_metrics,
+    confusion_matrix,
+    segmentation_metrics,
+)
 
 
 def loop_matrix(prediction, label, num_labels, ignore_index):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 pytest.importorskip("scipy", reason="recall by size needs scipy, of the extra `train`")
 
 from hf_denseseg.errors import InputError
-from hf_denseseg.size_metrics import SIZE_LIMITS, check_installed, segments_of, size_counts, size_recall
+from hf_denseseg.evaluation.size_recall import SIZE_LIMITS, check_installed, segments_of, size_counts, size_recall
 
 VOID = 255
 

@@ -13,9 +13,9 @@ from hf_denseseg import experiment
 from hf_denseseg.cli import main
 from hf_denseseg.data.sources.benchmarks.layouts import get_benchmark
 from hf_denseseg.errors import InputError, RunError
+from hf_denseseg.evaluation.submission import SERVERS, encode_answer, pack_submission, server_for, validate_submission
 from hf_denseseg.models.auto.registration import create_image_processor, create_model
 from hf_denseseg.recipe import load_recipe
-from hf_denseseg.submission import SERVERS, encode_answer, pack_submission, server_for, validate_submission
 from test_published_dsct import REDUCED
 
 # labels.py of the Cityscapes scripts: the ids that are scored, in the order of the train ids.

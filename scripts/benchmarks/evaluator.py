@@ -24,8 +24,8 @@ from _timing import in_turn, median_ratio
 from metrics import NUM_LABELS, VOID, make_pair
 
 from hf_denseseg.data.labels import LabelSpec
-from hf_denseseg.evaluation import Evaluation, count_picture
-from hf_denseseg.metrics import confusion_matrix
+from hf_denseseg.evaluation.segmentation_metrics import confusion_matrix
+from hf_denseseg.evaluation.segmentation_scores import Evaluation, count_picture
 
 Pair = tuple[np.ndarray, np.ndarray]
 SIZE = (1024, 2048)

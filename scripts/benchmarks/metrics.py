@@ -13,7 +13,7 @@ from statistics import median
 import numpy as np
 import torch
 
-from hf_denseseg.metrics import confusion_matrix
+from hf_denseseg.evaluation.segmentation_metrics import confusion_matrix
 
 NUM_LABELS = 19
 VOID = 255

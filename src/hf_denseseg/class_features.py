@@ -17,10 +17,10 @@ from torchvision.transforms.v2.functional import pil_to_tensor, resize
 from transformers import PreTrainedModel
 
 from hf_denseseg.errors import InputError
+from hf_denseseg.evaluation.segmentation_metrics import confusion_matrix
 from hf_denseseg.inference import Preprocessing, view_size
 from hf_denseseg.inference_settings import InferenceSettings
 from hf_denseseg.introspection import Size, picture_view
-from hf_denseseg.metrics import confusion_matrix
 from hf_denseseg.sliding_windows import window_corners
 
 SHOWN_CLASSES = 8  # as in Figure 4

@@ -119,7 +119,7 @@ def submit(recipe: Recipe, path: Path) -> None:
         InputError: no server is known for the data, or the data, the checkpoint or `path` cannot be used.
         RunError: the answers would be refused by the server.
     """
-    from hf_denseseg.submission import check_target, server_for
+    from hf_denseseg.evaluation.submission import check_target, server_for
     from hf_denseseg.tasks.segmentation_submission import submit as answer
 
     if recipe.model.task != TASKS[0]:

@@ -9,7 +9,6 @@ from PIL import Image
 from torch import nn
 from transformers import EvalPrediction, PreTrainedModel
 
-from hf_denseseg.classification_metrics import AccuracyMeter, true_class_rank
 from hf_denseseg.data.augmentation.classification import (
     MixedBatch,
     TestPictures,
@@ -21,6 +20,7 @@ from hf_denseseg.data.checks.classification import check_pictures, scan_pictures
 from hf_denseseg.data.classification import ClassificationData, load_classification
 from hf_denseseg.data.reading.images import Fault
 from hf_denseseg.data.shards.streaming import StreamingTrainDataset
+from hf_denseseg.evaluation.classification_metrics import AccuracyMeter, true_class_rank
 from hf_denseseg.files import atomic_path
 from hf_denseseg.models.losses import classification_loss
 from hf_denseseg.recipe import Recipe

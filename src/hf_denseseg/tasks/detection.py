@@ -22,8 +22,8 @@ from hf_denseseg.data.checks.detection import check_rows, scan_detections
 from hf_denseseg.data.detection import DetectionData, load_detection
 from hf_denseseg.data.reading.images import Fault
 from hf_denseseg.data.sources.coco import encode_mask, object_mask
-from hf_denseseg.detection_metrics import detection_metrics
 from hf_denseseg.errors import InputError
+from hf_denseseg.evaluation.detection_metrics import detection_metrics
 from hf_denseseg.files import atomic_path
 from hf_denseseg.recipe import Recipe
 from hf_denseseg.recipe_keys import DataArguments, TaskTrainingArguments

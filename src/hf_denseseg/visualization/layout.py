@@ -84,6 +84,7 @@ def picture_sheet(cells: Sequence[tuple[str, Image.Image]], columns: int = 6, si
 
 
 def to_pil(image: Image.Image | torch.Tensor) -> Image.Image:
+    """A PIL image of `(3, H, W)` bytes; PIL images are returned as RGB."""
     if isinstance(image, torch.Tensor):
         return Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
     return image.convert("RGB")
@@ -96,5 +97,6 @@ def fit_width(picture: Image.Image, width: int, first: bool) -> Image.Image:
 
 
 def fit_into(picture: Image.Image, side: int) -> Image.Image:
+    """Resize so that the longest side has `side` pixels."""
     factor = side / max(picture.size)
     return picture.resize((max(round(picture.width * factor), 1), max(round(picture.height * factor), 1)))

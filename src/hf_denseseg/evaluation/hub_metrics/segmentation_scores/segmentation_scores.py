@@ -8,7 +8,7 @@ import evaluate
 import numpy as np
 
 from hf_denseseg.errors import InputError
-from hf_denseseg.metrics import ConfusionMeter
+from hf_denseseg.evaluation.segmentation_metrics import ConfusionMeter
 
 _DESCRIPTION = """
 Mean intersection over union, pixel accuracy and mean accuracy from one exact confusion matrix over all images.

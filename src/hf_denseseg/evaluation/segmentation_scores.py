@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from hf_denseseg.boundary_metrics import WIDTH_SHARE, boundary_counts, boundary_iou
 from hf_denseseg.data.labels import LabelSpec
-from hf_denseseg.metrics import category_metrics, confusion_matrix, segmentation_metrics
-from hf_denseseg.size_metrics import SIZE_LIMITS, SIZES, size_counts, size_recall
+from hf_denseseg.evaluation.boundary_iou import WIDTH_SHARE, boundary_counts, boundary_iou
+from hf_denseseg.evaluation.segmentation_metrics import category_metrics, confusion_matrix, segmentation_metrics
+from hf_denseseg.evaluation.size_recall import SIZE_LIMITS, SIZES, size_counts, size_recall
 
 
 class PictureScore(NamedTuple):

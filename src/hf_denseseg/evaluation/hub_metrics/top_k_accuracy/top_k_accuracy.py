@@ -7,8 +7,8 @@ import datasets
 import evaluate
 import torch
 
-from hf_denseseg.classification_metrics import AccuracyMeter, true_class_rank
 from hf_denseseg.errors import InputError
+from hf_denseseg.evaluation.classification_metrics import AccuracyMeter, true_class_rank
 
 _DESCRIPTION = """
 Share of pictures whose true class has the highest score (of equal ones the smaller id counts), or one of the five

@@ -1,0 +1,1 @@
+"""From predictions and ground truth to scores; no model is run here."""
