@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 import hf_denseseg
 from hf_denseseg import UneptConfig, UneptForSemanticSegmentation
-from hf_denseseg.inference import InferenceSettings, predict_logits
+from hf_denseseg.inference.segmentation import InferenceSettings, predict_logits
 from hf_denseseg.models.unept.modeling_unept import (
     DIRECTIONS,
     UneptDeformableAttention,

@@ -12,11 +12,11 @@ import transformers
 from PIL import Image
 
 import hf_denseseg
-from hf_denseseg.answering import Answerer
 from hf_denseseg.cli import main
 from hf_denseseg.commands import demo
 from hf_denseseg.data.sources.coco import object_mask
 from hf_denseseg.errors import InputError
+from hf_denseseg.inference.predict.objects import Answerer
 from hf_denseseg.models.auto.registration import create_image_processor
 from hf_denseseg.models.auto.tasks import TASKS
 from hf_denseseg.recipe import load_recipe

@@ -9,11 +9,11 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from hf_denseseg import banded_inference
-from hf_denseseg.banded_inference import segment_in_bands
 from hf_denseseg.errors import InputError
-from hf_denseseg.inference import InferenceSettings, segment, segment_with_confidence, slide_logits
-from hf_denseseg.sliding_windows import slide_rows
+from hf_denseseg.inference import large_images
+from hf_denseseg.inference.large_images import segment_in_bands
+from hf_denseseg.inference.segmentation import InferenceSettings, segment, segment_with_confidence, slide_logits
+from hf_denseseg.inference.sliding_window import slide_rows
 from test_inference import MEAN, STD, ToyModel, loop_slide, normalised, picture
 
 
@@ -114,7 +114,7 @@ def test_memory_does_not_grow_with_the_height():
 
 
 def test_a_picture_too_large_to_be_seen_at_once_is_refused_with_the_remedy(monkeypatch):
-    monkeypatch.setattr(banded_inference, "LARGEST_VIEW", 100)
+    monkeypatch.setattr(large_images, "LARGEST_VIEW", 100)
     with pytest.raises(InputError, match="--crop_size 512 512"):
         in_bands(ToyModel(), picture(11, 10), InferenceSettings())
     in_bands(ToyModel(), picture(10, 10), InferenceSettings())

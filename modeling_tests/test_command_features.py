@@ -14,11 +14,12 @@ from torch import nn
 from transformers import SegformerConfig, SegformerForImageClassification
 
 import hf_denseseg
-from hf_denseseg import class_features
 from hf_denseseg.cli import main
 from hf_denseseg.data.labels import LabelSpec
 from hf_denseseg.errors import InputError
-from hf_denseseg.inference import InferenceSettings, Preprocessing
+from hf_denseseg.inference.introspection import class_features
+from hf_denseseg.inference.preprocessing import Preprocessing
+from hf_denseseg.inference.segmentation import InferenceSettings
 from hf_denseseg.models.auto.registration import create_image_processor
 from hf_denseseg.visualization import class_features as figures
 from test_introspection import TINY_SETR

@@ -23,8 +23,8 @@ from transformers import (
 from hf_denseseg.commands import predict
 from hf_denseseg.data.labels import LabelSpec
 from hf_denseseg.errors import InputError, RunError
-from hf_denseseg.inference import InferenceSettings, class_probabilities
-from hf_denseseg.prediction import Predictor
+from hf_denseseg.inference.predict.segmentation import Predictor
+from hf_denseseg.inference.segmentation import InferenceSettings, class_probabilities
 from hf_denseseg.visualization.label_maps import overlay
 from processes import run_two, start
 
@@ -174,7 +174,7 @@ def test_an_interrupted_picture_is_not_taken_for_finished(checkpoint, photos, tm
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("hf_denseseg.prediction.overlay", stop)
+    monkeypatch.setattr("hf_denseseg.inference.predict.segmentation.overlay", stop)
     with pytest.raises(KeyboardInterrupt):
         run(checkpoint, photos, "--output", output)
     monkeypatch.undo()
@@ -286,7 +286,7 @@ def many(tmp_path):
 def test_bands_give_the_same_files_as_the_whole_picture(checkpoint, photos, tmp_path, caplog, views):
     options = ["--crop_size", 16, 16, "--stride", 11, 11, "--write", "masks", "overlays", "confidence", *views]
     run(checkpoint, photos, *options, "--output", tmp_path / "whole")
-    with caplog.at_level("INFO", "hf_denseseg.prediction"):
+    with caplog.at_level("INFO", "hf_denseseg.inference.predict.segmentation"):
         run(checkpoint, photos, *options, "--output", tmp_path / "bands", "--band_pixels", 0)
     assert caplog.text.count("labelled a few rows at a time") == 1
     whole, bands = contents(tmp_path / "whole"), contents(tmp_path / "bands")
@@ -346,7 +346,7 @@ def video(tmp_path):
     pytest.importorskip("av")
     from fractions import Fraction
 
-    from hf_denseseg.video_files import write_video
+    from hf_denseseg.inference.predict.video import write_video
 
     rng = np.random.default_rng(2)
     files = [tmp_path / "frames" / f"{k}.png" for k in range(40)]

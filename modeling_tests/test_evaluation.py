@@ -22,8 +22,8 @@ from hf_denseseg.data.labels import LabelSpec
 from hf_denseseg.data.synthetic.scenes import SYNTHETIC_SPEC
 from hf_denseseg.errors import InputError
 from hf_denseseg.evaluation.segmentation_scores import Evaluation, confusions, count_picture
-from hf_denseseg.evaluation_journal import Journal, Record
-from hf_denseseg.inference_settings import InferenceSettings
+from hf_denseseg.inference.predict.journal import Journal, Record
+from hf_denseseg.inference.settings import InferenceSettings
 from hf_denseseg.models.auto.registration import create_image_processor, create_model
 from hf_denseseg.recipe_keys import DataArguments, TaskTrainingArguments
 from hf_denseseg.tasks.segmentation_trainer import SegmentationTrainer

@@ -15,11 +15,11 @@ from torchvision.transforms.v2.functional import resize
 from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor, pipeline
 
 from hf_denseseg.errors import InputError
-from hf_denseseg.inference import (
+from hf_denseseg.inference.pipeline import SlidingWindowSegmentationPipeline
+from hf_denseseg.inference.preprocessing import Preprocessing, view_size
+from hf_denseseg.inference.segmentation import (
     SMALL_MAP,
     InferenceSettings,
-    Preprocessing,
-    SlidingWindowSegmentationPipeline,
     class_probabilities,
     predict_logits,
     resize_argmax,
@@ -27,7 +27,6 @@ from hf_denseseg.inference import (
     segment,
     segment_with_confidence,
     slide_logits,
-    view_size,
 )
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
@@ -287,7 +286,7 @@ def test_argmax_and_confidence_of_small_maps_equal_the_plain_ones(shape, size, c
     plain = upsample(logits, size, align_corners)
     assert resize_argmax(logits, size, align_corners, chunk).equal(plain.argmax(1))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hf_denseseg.inference.SMALL_MAP", 0)
+        patch.setattr("hf_denseseg.inference.segmentation.SMALL_MAP", 0)
         # Without a resize there is no rounding, so the chunks must agree on every tie at any size.
         assert resize_argmax(logits, shape[-2:], align_corners, chunk).equal(logits.argmax(1))
         ids, confidence = resize_confidence(logits, size, align_corners, chunk)

@@ -13,7 +13,7 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation
 import hf_denseseg
 from hf_denseseg.cli import main
 from hf_denseseg.errors import InputError
-from hf_denseseg.introspection import (
+from hf_denseseg.inference.introspection.attention import (
     ShowSettings,
     attention_rollout,
     check_showable,

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hf_denseseg.errors import InputError
-from hf_denseseg.labelling import label_all
-from hf_denseseg.launched_processes import Processes
-from hf_denseseg.picture_sources import Found, Source, find_sources, items_of, read_picture
-from hf_denseseg.video_files import read_frames, write_video
+from hf_denseseg.inference.predict.inputs import Found, Source, find_sources, items_of, read_picture
+from hf_denseseg.inference.predict.processes import Processes
+from hf_denseseg.inference.predict.runner import label_all
+from hf_denseseg.inference.predict.video import read_frames, write_video
 
 av = pytest.importorskip("av", reason="needs PyAV, the extra `video`")
 

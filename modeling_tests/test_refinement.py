@@ -7,16 +7,9 @@ from PIL import Image
 
 import hf_denseseg
 from hf_denseseg.cli import main
+from hf_denseseg.inference.introspection.refinement import can_refine, look_at_refinement
 from hf_denseseg.models.auto.registration import create_image_processor
-from hf_denseseg.visualization.refinement import (
-    STEPS,
-    Refinement,
-    can_refine,
-    direction_picture,
-    look_at_refinement,
-    refinement_sheet,
-    step_color,
-)
+from hf_denseseg.visualization.refinement import STEPS, Refinement, direction_picture, refinement_sheet, step_color
 from test_published_unept import REDUCED
 
 PALETTE = ((10, 20, 30), (200, 100, 0), (0, 150, 250))

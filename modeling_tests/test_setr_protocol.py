@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 
 import hf_denseseg
-from hf_denseseg.inference import class_probabilities, segment, view_size
-from hf_denseseg.inference_settings import InferenceSettings
+from hf_denseseg.inference.preprocessing import view_size
+from hf_denseseg.inference.segmentation import class_probabilities, segment
+from hf_denseseg.inference.settings import InferenceSettings
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)

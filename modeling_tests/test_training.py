@@ -22,7 +22,7 @@ from hf_denseseg.cli import main
 from hf_denseseg.data.segmentation import load_segmentation
 from hf_denseseg.data.shards.packing import pack
 from hf_denseseg.errors import InputError
-from hf_denseseg.inference_settings import InferenceSettings
+from hf_denseseg.inference.settings import InferenceSettings
 from hf_denseseg.optimization import load_class_weights, parameter_groups
 from hf_denseseg.recipe import load_recipe
 from hf_denseseg.run_checkpoints import fault_of, last_complete_checkpoint, mark_complete

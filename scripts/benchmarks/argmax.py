@@ -14,7 +14,7 @@ from statistics import median
 import torch
 import torch.nn.functional as F
 
-from hf_denseseg.inference import resize_argmax
+from hf_denseseg.inference.segmentation import resize_argmax
 
 SHAPE, SIZE = (1, 150, 256, 512), (1024, 2048)
 

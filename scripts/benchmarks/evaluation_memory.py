@@ -66,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def measure(count: int) -> dict:
     """Evaluate `count` pictures in this process; peak resident memory in MiB."""
     from hf_denseseg.data.labels import LabelSpec
-    from hf_denseseg.inference import InferenceSettings
+    from hf_denseseg.inference.segmentation import InferenceSettings
     from hf_denseseg.recipe_keys import TaskTrainingArguments
     from hf_denseseg.tasks.segmentation_trainer import SegmentationTrainer
 

@@ -28,16 +28,16 @@ RECIPE = Path(__file__).parents[1] / "recipes" / "dsct_tiny_sac_camvid_cpu.yaml"
 CLASSES, SIZE = 19, (512, 1024)
 CHILD = """
 import sys, time
-from hf_denseseg import labelling
+from hf_denseseg.inference.predict import runner
 from hf_denseseg.cli import main
 
-def timed(*args, label_all=labelling.label_all):
+def timed(*args, label_all=runner.label_all):
     start = time.process_time()
     outcome = label_all(*args)
     print("cpu", time.process_time() - start)
     return outcome
 
-labelling.label_all = timed
+runner.label_all = timed
 assert main(sys.argv[1:]) == 0
 status = dict(line.split(":", 1) for line in open("/proc/self/status"))
 print("peak", int(status["VmHWM"].split()[0]) / 1024)

@@ -5,11 +5,11 @@ import dataclasses
 from typing import Any
 
 from hf_denseseg.errors import InputError
-from hf_denseseg.inference_settings import InferenceSettings
-from hf_denseseg.introspection import ShowSettings
+from hf_denseseg.inference.introspection.attention import ShowSettings
+from hf_denseseg.inference.predict.inputs import MAX_PIXELS, Source
+from hf_denseseg.inference.predict.outputs import BAND_PIXELS, OutputSettings
+from hf_denseseg.inference.settings import InferenceSettings
 from hf_denseseg.models.auto.tasks import DETECTION, TASKS
-from hf_denseseg.picture_outputs import BAND_PIXELS, OutputSettings
-from hf_denseseg.picture_sources import MAX_PIXELS, Source
 
 EVERYWHERE = {"command", "checkpoint", "inputs", "output", "device", "overrides", "every", "max_pixels"}
 

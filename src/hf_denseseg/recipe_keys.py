@@ -8,7 +8,7 @@ import torch
 from transformers import TrainingArguments
 
 from hf_denseseg.errors import InputError
-from hf_denseseg.inference_settings import InferenceSettings
+from hf_denseseg.inference.settings import InferenceSettings
 from hf_denseseg.models.auto.tasks import CLASSIFICATION, DETECTION, SEGMENTATION, TASKS
 
 logger = logging.getLogger(__name__)

@@ -48,8 +48,9 @@ def main(args: argparse.Namespace) -> int:
     import transformers
     from tqdm import tqdm
 
-    from hf_denseseg import __version__, class_features
+    from hf_denseseg import __version__
     from hf_denseseg.files import atomic_path, check_output_folder, write_atomic
+    from hf_denseseg.inference.introspection import class_features
     from hf_denseseg.visualization import class_features as figures
 
     output = check_output_folder(args.output)
@@ -96,8 +97,8 @@ def _load(args: argparse.Namespace) -> tuple[Any, Any, list[int] | None]:
     """Checkpoint, data and train ids of `--classes`, everything checked that can be before the model works."""
     from hf_denseseg.data.checks.segmentation import scan_dataset
     from hf_denseseg.data.segmentation import load_segmentation
+    from hf_denseseg.inference.predict.segmentation import Predictor
     from hf_denseseg.models.auto.pretrained import task_of_checkpoint
-    from hf_denseseg.prediction import Predictor
     from hf_denseseg.visualization.class_features import check_projection
 
     for option, least in (("limit", 1), ("points", 2)):

@@ -88,13 +88,14 @@ def add_parser(subparsers: Any) -> None:
 def main(args: argparse.Namespace) -> int:
     """Look at everything; 1 if something could not be read."""
     from hf_denseseg import prediction_options as options
-    from hf_denseseg.answering import Answerer
     from hf_denseseg.files import check_output_folder
-    from hf_denseseg.labelling import Labeller, label_all
-    from hf_denseseg.launched_processes import Processes
+    from hf_denseseg.inference.predict.inputs import find_sources
+    from hf_denseseg.inference.predict.objects import Answerer
+    from hf_denseseg.inference.predict.predictor import Labeller
+    from hf_denseseg.inference.predict.processes import Processes
+    from hf_denseseg.inference.predict.runner import label_all
+    from hf_denseseg.inference.predict.segmentation import Predictor
     from hf_denseseg.models.auto.pretrained import task_of_checkpoint
-    from hf_denseseg.picture_sources import find_sources
-    from hf_denseseg.prediction import Predictor
 
     output = check_output_folder(args.output)
     found = find_sources(args.inputs, output)

@@ -20,7 +20,7 @@ from hf_denseseg.data.segmentation import SegmentationData, load_segmentation
 from hf_denseseg.data.shards.streaming import StreamingTrainDataset
 from hf_denseseg.evaluation_report import Drawn, write_page, write_tables
 from hf_denseseg.files import atomic_path
-from hf_denseseg.inference_settings import InferenceSettings
+from hf_denseseg.inference.settings import InferenceSettings
 from hf_denseseg.recipe import Recipe
 from hf_denseseg.recipe_keys import DataArguments
 from hf_denseseg.tasks.segmentation_trainer import SegmentationTrainer

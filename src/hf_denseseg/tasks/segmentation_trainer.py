@@ -16,9 +16,9 @@ from hf_denseseg.data.augmentation.segmentation import collate_eval, collate_tra
 from hf_denseseg.data.labels import VOID, LabelSpec
 from hf_denseseg.evaluation.segmentation_scores import Evaluation, count_picture
 from hf_denseseg.evaluation.size_recall import check_installed
-from hf_denseseg.evaluation_journal import Journal, Record, content_check, weights_digest
-from hf_denseseg.inference import segment
-from hf_denseseg.inference_settings import InferenceSettings
+from hf_denseseg.inference.predict.journal import Journal, Record, content_check, weights_digest
+from hf_denseseg.inference.segmentation import segment
+from hf_denseseg.inference.settings import InferenceSettings
 from hf_denseseg.models.losses import segmentation_loss
 from hf_denseseg.optimization import load_class_weights
 from hf_denseseg.recipe_keys import TaskTrainingArguments

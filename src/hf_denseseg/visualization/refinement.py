@@ -5,14 +5,12 @@ Any model can be shown that takes `output_refined_logits` and then gives `coarse
 """
 
 import colorsys
-import inspect
 import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from PIL import Image
-from transformers import PreTrainedModel
 
 from hf_denseseg.visualization.label_maps import colorize
 from hf_denseseg.visualization.layout import PAPER, PICKED, Palette, labelled_rows
@@ -40,19 +38,6 @@ class Refinement:
     def changed(self) -> torch.Tensor:
         """`(H, W)`: whether the class is another one."""
         return self.coarse != self.refined
-
-
-def can_refine(model: PreTrainedModel) -> bool:
-    """Whether a model has a refinement to show."""
-    return "output_refined_logits" in inspect.signature(model.forward).parameters
-
-
-@torch.no_grad()
-def look_at_refinement(model: PreTrainedModel, pixel_values: torch.Tensor) -> Refinement:
-    """Run a model once on `(1, 3, H, W)`, normalised; on the CPU afterwards."""
-    outputs = model(pixel_values=pixel_values, output_refined_logits=True)
-    coarse, refined = (each[0].argmax(0).cpu() for each in (outputs.coarse_logits, outputs.refined_logits))
-    return Refinement(coarse, refined, outputs.refinement_offsets[0].cpu())
 
 
 def step_color(row: float, column: float) -> tuple[int, int, int]:

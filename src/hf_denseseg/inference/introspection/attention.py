@@ -19,8 +19,8 @@ from torchvision.transforms.v2.functional import resize
 from transformers import PreTrainedModel
 
 from hf_denseseg.errors import InputError
-from hf_denseseg.inference import Channels
-from hf_denseseg.visualization.refinement import can_refine
+from hf_denseseg.inference.introspection.refinement import can_refine
+from hf_denseseg.inference.preprocessing import Channels
 
 KINDS = ("attention", "features", "positions", "refinement")
 SIDE = 32  # sides of a picture looked into are multiples of it (and of the patch): no stage of an encoder rounds them

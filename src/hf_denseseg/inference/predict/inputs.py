@@ -12,7 +12,7 @@ from PIL import Image
 
 from hf_denseseg.data.reading.images import read_image
 from hf_denseseg.errors import InputError
-from hf_denseseg.video_files import is_address, read_frames
+from hf_denseseg.inference.predict.video import is_address, read_frames
 
 PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 VIDEOS = {".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".y4m"}

@@ -12,7 +12,7 @@ from PIL import Image
 
 from hf_denseseg.errors import InputError
 from hf_denseseg.files import atomic_path
-from hf_denseseg.video_files import require_av, write_video
+from hf_denseseg.inference.predict.video import require_av, write_video
 
 # Word of --write -> kind of file of each picture.
 KINDS = {"masks": "mask", "overlays": "overlay", "probabilities": "probabilities", "confidence": "confidence"}

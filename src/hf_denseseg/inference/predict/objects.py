@@ -11,7 +11,7 @@ from PIL import Image
 from hf_denseseg.data.labels import color_wheel
 from hf_denseseg.data.sources.coco import encode_mask
 from hf_denseseg.errors import InputError
-from hf_denseseg.labelling import Labelled, checkpoint_state
+from hf_denseseg.inference.predict.predictor import Labelled, checkpoint_state
 from hf_denseseg.models.auto.pretrained import load_image_processor, load_trained_model
 from hf_denseseg.visualization.detections import draw_objects
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hf_denseseg.inference_settings import InferenceSettings
+from hf_denseseg.inference.settings import InferenceSettings
 
 Size = tuple[int, int]
 

@@ -14,9 +14,10 @@ from torch import nn
 from torchvision.transforms.v2.functional import pil_to_tensor, resize, to_pil_image
 
 from hf_denseseg.errors import InputError
-from hf_denseseg.inference import Channels, pad_with_mean, resize_confidence, view_size
-from hf_denseseg.inference_settings import InferenceSettings
-from hf_denseseg.sliding_windows import Size, align_corners_of, padded_size, slide_rows, upsample
+from hf_denseseg.inference.preprocessing import Channels, pad_with_mean, view_size
+from hf_denseseg.inference.segmentation import resize_confidence
+from hf_denseseg.inference.settings import InferenceSettings
+from hf_denseseg.inference.sliding_window import Size, align_corners_of, padded_size, slide_rows, upsample
 
 BAND_ROWS = 64  # rows that are resized, averaged and labelled at once
 LARGEST_VIEW = 2**26  # pixels that a model is shown at once, without windows

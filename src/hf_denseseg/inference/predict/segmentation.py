@@ -12,12 +12,10 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from hf_denseseg.banded_inference import segment_in_bands
 from hf_denseseg.data.labels import LabelSpec, color_wheel
 from hf_denseseg.errors import InputError, RunError
 from hf_denseseg.files import atomic_path
-from hf_denseseg.inference import InferenceSettings, Preprocessing, class_probabilities, segment_with_confidence
-from hf_denseseg.introspection import (
+from hf_denseseg.inference.introspection.attention import (
     ShowSettings,
     check_showable,
     feature_picture,
@@ -28,12 +26,23 @@ from hf_denseseg.introspection import (
     relative_points,
     spread_layers,
 )
-from hf_denseseg.labelling import Labelled, checkpoint_state
+from hf_denseseg.inference.introspection.refinement import look_at_refinement
+from hf_denseseg.inference.large_images import segment_in_bands
+from hf_denseseg.inference.predict.outputs import (
+    KINDS,
+    OutputSettings,
+    PixelTally,
+    id_map,
+    write_overlay_videos,
+    write_table,
+)
+from hf_denseseg.inference.predict.predictor import Labelled, checkpoint_state
+from hf_denseseg.inference.preprocessing import Preprocessing
+from hf_denseseg.inference.segmentation import InferenceSettings, class_probabilities, segment_with_confidence
 from hf_denseseg.models.auto.pretrained import load_image_processor, load_trained_model
-from hf_denseseg.picture_outputs import KINDS, OutputSettings, PixelTally, id_map, write_overlay_videos, write_table
 from hf_denseseg.visualization.attention import attention_sheet, feature_sheet, position_sheet
 from hf_denseseg.visualization.label_maps import overlay
-from hf_denseseg.visualization.refinement import look_at_refinement, refinement_sheet
+from hf_denseseg.visualization.refinement import refinement_sheet
 
 logger = logging.getLogger(__name__)
 

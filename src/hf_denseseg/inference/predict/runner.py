@@ -8,18 +8,18 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
-from PIL import Image
 from tqdm import tqdm
 
 from hf_denseseg.errors import InputError, RunError
 from hf_denseseg.files import atomic_path, write_atomic
-from hf_denseseg.launched_processes import Processes
-from hf_denseseg.picture_sources import MAX_PIXELS, Found, Item, Source, items_of
+from hf_denseseg.inference.predict.inputs import MAX_PIXELS, Found, Item, Source, items_of
+from hf_denseseg.inference.predict.predictor import Labeller
+from hf_denseseg.inference.predict.processes import Processes
 
 # Kind of file -> folder and ending; what is not named here belongs to `shown`.
 PLACES = {
@@ -31,36 +31,6 @@ PLACES = {
 }
 
 
-class Labelled(NamedTuple):
-    """What a model says of one picture.
-
-    `facts` go into the record; `files` are written by kind, each by a function that is given the path.
-    """
-
-    facts: dict[str, Any]
-    files: dict[str, Callable[[Path], object]]
-
-
-class Labeller(Protocol):
-    """A model that looks at one picture at a time."""
-
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        """Kinds of the files that each picture gets."""
-
-    def label(self, image: Image.Image, name: str) -> Labelled:
-        """Look at an RGB picture, which messages call `name`; the picture may be painted on."""
-
-    def description(self) -> dict[str, Any]:
-        """What `results.json` says of the model and its settings."""
-
-    def fingerprint(self) -> dict[str, Any]:
-        """What the results depend on besides the picture; while it is unchanged they need not be made again."""
-
-    def finish(self, records: list[dict[str, Any]], output: Path) -> dict[str, Any]:
-        """Write what belongs to all pictures together; returns what `results.json` says of it."""
-
-
 @dataclass
 class Outcome:
     """Number labelled now, number that was done before, what was left out, and seconds without loading the model."""
@@ -69,13 +39,6 @@ class Outcome:
     kept: int = 0
     failed: list[dict[str, str]] = field(default_factory=list)
     seconds: float = 0.0
-
-
-def checkpoint_state(checkpoint: str) -> dict[str, Any]:
-    """Name of a checkpoint and when its folder was written last, for the fingerprint."""
-    folder = Path(checkpoint)
-    written = [path.stat().st_mtime_ns for path in folder.iterdir()] if folder.is_dir() else []
-    return {"checkpoint": checkpoint, "checkpoint_modified": max(written, default=0)}
 
 
 def label_all(

@@ -1,0 +1,1 @@
+"""What a model attends to, its features, and what tells its classes apart."""

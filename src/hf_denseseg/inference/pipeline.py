@@ -1,0 +1,60 @@
+"""`pipeline("image-segmentation")` with sliding windows."""
+
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from transformers import ImageSegmentationPipeline
+from transformers.utils import ModelOutput
+
+from hf_denseseg.inference.segmentation import predict_logits, resize_confidence
+from hf_denseseg.inference.settings import InferenceSettings
+from hf_denseseg.inference.sliding_window import align_corners_of
+
+
+class SlidingWindowSegmentationPipeline(ImageSegmentationPipeline):
+    """`pipeline("image-segmentation")` with sliding windows, pictures of mixed sizes, and a score for each mask.
+
+    Used as `pipeline("image-segmentation", model=..., pipeline_class=SlidingWindowSegmentationPipeline,
+    crop_size=(512, 512), stride=(341, 341))`; without `crop_size` the whole image is seen at once. `score` is the mean
+    probability of the class over its mask. `batch_size` counts windows of one picture, not pictures.
+    """
+
+    def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:
+        preprocess, forward, postprocess = super()._sanitize_parameters(**kwargs)
+        names = ("crop_size", "stride", "window_batch_size")
+        window: dict[str, Any] = {name: kwargs[name] for name in names if name in kwargs}
+        if window:
+            forward["settings"] = InferenceSettings(mode="slide", **window)
+        return preprocess, forward, postprocess
+
+    def get_iterator(self, inputs: Any, num_workers: int, batch_size: int, *args: Any) -> Any:
+        """Feed the pictures one by one: they differ in size, and the windows are batched already."""
+        return super().get_iterator(inputs, num_workers, 1, *args)
+
+    def _forward(  # type: ignore[override]
+        self, model_inputs: dict[str, Any], settings: InferenceSettings | None = None
+    ) -> ModelOutput:
+        logits = predict_logits(self.model, model_inputs["pixel_values"], settings or InferenceSettings())
+        return ModelOutput(logits=logits, target_size=model_inputs["target_size"])
+
+    def postprocess(  # type: ignore[override]
+        self, model_outputs: ModelOutput, subtask: str | None = None, **unused: Any
+    ) -> list[dict[str, Any]]:
+        """One `{"score", "label", "mask"}` per class present, as the plain pipeline gives them."""
+        if subtask not in {"semantic", None}:
+            raise ValueError(f"Subtask {subtask} is not supported for {type(self.model).__name__}. Use 'semantic'.")
+        height, width = (int(length) for length in model_outputs["target_size"][0])
+        ids, confidence = resize_confidence(model_outputs["logits"], (height, width), align_corners_of(self.model))
+        names = self.model.config.id2label or {}
+        annotation = []
+        for label in ids.unique().tolist():
+            mask = ids[0] == label
+            annotation.append(
+                {
+                    "score": float(confidence[0][mask].mean()),
+                    "label": names[label],
+                    "mask": Image.fromarray(mask.cpu().numpy().astype(np.uint8) * 255),
+                }
+            )
+        return annotation

@@ -1,0 +1,1 @@
+"""One runner for prediction, evaluation and submission: inputs, a predictor, outputs."""

@@ -1,0 +1,93 @@
+"""What a checkpoint's image processor does to an image, and the views of it that a protocol asks for."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torchvision.transforms.v2.functional import resize
+
+from hf_denseseg.inference.settings import InferenceSettings
+from hf_denseseg.inference.sliding_window import Size, padded_size, size_of
+
+Channels = Sequence[float] | torch.Tensor
+
+
+class Preprocessing(NamedTuple):
+    """What a checkpoint's image processor does to a picture, in the terms of this module."""
+
+    mean: tuple[float, ...]  # of channels scaled to 0..1
+    std: tuple[float, ...]
+    base_size: Size | None  # (short, long) limit of a resize that keeps the ratio; None = no resize
+
+    @classmethod
+    def from_image_processor(cls, image_processor: Any) -> "Preprocessing":
+        """Read mean, deviation and size; of a fixed `height` and `width` the smaller becomes the short side."""
+        # `pixel * factor` equals `pixel / 255 * gain`; the gain is folded into mean and deviation.
+        gain = 255 * image_processor.rescale_factor if image_processor.do_rescale else 255.0
+        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+        if image_processor.do_normalize:
+            mean, std = tuple(image_processor.image_mean), tuple(image_processor.image_std)
+        base_size = None
+        if image_processor.do_resize:
+            size = dict(image_processor.size)
+            short = size.get("shortest_edge") or min(size["height"], size["width"])
+            base_size = (short, size.get("longest_edge") or 4 * short)
+        return cls(tuple(value / gain for value in mean), tuple(value / gain for value in std), base_size)
+
+
+def view_size(size: Size, scale: float, settings: InferenceSettings) -> Size:
+    """Size of one scale: the ratio is kept inside `scale * base_size` (its short and long limit, in any order).
+
+    Without a base size the picture's own size is multiplied. With `raise_short_side` a short side below the window's
+    is raised to it, the ratio still kept; if there are several scales, the long limit does not count (SETR). With
+    `keep_odd` each side of what scale 1 gives is scaled by itself, its even part only, so that 513 becomes 257 (HFGD).
+    """
+    if settings.keep_odd and scale != 1:
+        height, width = view_size(size, 1.0, settings)
+        return _scale_even_part(height, scale), _scale_even_part(width, scale)
+    factor = scale
+    if settings.base_size:
+        short, long = sorted(int(limit * scale) for limit in settings.base_size)
+        factor = short / min(size)
+        if not settings.raise_short_side or len(settings.scales) == 1:
+            factor = min(factor, long / max(size))
+    if settings.raise_short_side:
+        factor = max(factor, min(settings.window()[0]) / min(size))
+    height, width = (max(int(length * factor + 0.5), 1) for length in size)
+    return height, width
+
+
+def _scale_even_part(length: int, scale: float) -> int:
+    odd = length % 2
+    return max(int(scale * (length - odd)) + odd, 1)
+
+
+def _views(
+    model: nn.Module, image: torch.Tensor, settings: InferenceSettings, mean: Channels, std: Channels
+) -> Iterator[tuple[torch.Tensor, bool]]:
+    """Normalised `(1, 3, h, w)` on the model's device for each scale and flip, and whether it is flipped."""
+    weight = next(model.parameters(), torch.empty(0))
+    image = image.to(weight.device)
+    if settings.mode == "whole":
+        image = pad_with_mean(image, padded_size(size_of(image), settings), mean)
+    shift, spread = (torch.as_tensor(each, device=weight.device).view(3, 1, 1) for each in (mean, std))
+    for scale in settings.scales:
+        size = view_size(size_of(image), scale, settings)
+        # Antialiased like the image processors, and on bytes, so that a resized picture is the processor's.
+        view = image if size == size_of(image) else resize(image, list(size), antialias=True)
+        pixel_values = ((view / 255 - shift) / spread).to(weight.dtype)[None]
+        yield pixel_values, False
+        if settings.flip:
+            yield pixel_values.flip(-1), True
+
+
+def pad_with_mean(image: torch.Tensor, size: Size, mean: Channels) -> torch.Tensor:
+    """Bytes `(3, H, W)`, padded to `size` with the mean colour in whole bytes, as training crops are."""
+    height, width = size_of(image)
+    if (height, width) == size:
+        return image
+    color = (torch.as_tensor(mean) * 255).round().clamp(0, 255).to(image)
+    padded = color.view(3, 1, 1).repeat(1, *size)
+    padded[:, :height, :width] = image
+    return padded
