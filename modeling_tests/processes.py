@@ -15,7 +15,7 @@ from pathlib import Path
 from hf_denseseg.cli import main
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["hf_denseseg.cli", "hf_denseseg.experiment", __name__])
+CONTEXT.set_forkserver_preload(["hf_denseseg.cli", "hf_denseseg.training.run", __name__])
 
 
 def _run(

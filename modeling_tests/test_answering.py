@@ -19,8 +19,8 @@ from hf_denseseg.errors import InputError
 from hf_denseseg.inference.predict.objects import Answerer
 from hf_denseseg.models.auto.registration import create_image_processor
 from hf_denseseg.models.auto.tasks import TASKS
-from hf_denseseg.recipe import load_recipe
-from hf_denseseg.tasks import get_task
+from hf_denseseg.training.recipe import load_recipe
+from hf_denseseg.training.tasks import get_task
 from test_published_hlg import REDUCED
 
 MODELS = {

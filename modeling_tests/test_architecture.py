@@ -14,7 +14,7 @@ ROOT = Path(hf_denseseg.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 FAMILIES = {path.parent.name for path in ROOT.glob("models/*/configuration_*.py")}
 FLOORS = ("everything else", "training, tasks, model_card, reports", "commands", "cli")
-MIDDLE = {"training", "model_card", "reports", "experiment", "recipe", "tasks"}
+MIDDLE = {"training", "reports"}
 
 
 def module_name(path: Path) -> str:

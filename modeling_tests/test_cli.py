@@ -13,7 +13,7 @@ import torch
 import hf_denseseg
 from hf_denseseg.cli import COMMANDS, main, parse_arguments
 from hf_denseseg.models.auto.registration import create_image_processor
-from hf_denseseg.tasks.segmentation import constant_prediction_miou
+from hf_denseseg.training.tasks.segmentation import constant_prediction_miou
 from model_tester import pooling_exports_for_any_size
 from test_published_dsct import REDUCED as TINY
 from test_published_setr import REDUCED as SETR
@@ -190,7 +190,7 @@ def test_cards_show_published_and_unmeasured_numbers(tmp_path, capsys, monkeypat
             image_size=image_size, parameters=parameters, multiply_adds=published, executed_multiply_adds=executed
         )
 
-    monkeypatch.setattr("hf_denseseg.model_card.model_info", info)
+    monkeypatch.setattr("hf_denseseg.reports.model_card.model_info", info)
     assert main(["card", "--recipes", str(ROOT / "scripts" / "recipes"), "--output", str(tmp_path)]) == 0
     text = (tmp_path / "dsct-base-sac.md").read_text()
     assert "| ADE20K val | 160,000 | 48.66 / 49.27 | not measured | `dsct_base_sac_ade20k_160k` |" in text

@@ -17,6 +17,7 @@ import hf_denseseg
 from hf_denseseg.cli import main
 from hf_denseseg.data.labels import LabelSpec
 from hf_denseseg.errors import InputError
+from hf_denseseg.evaluation import class_separability
 from hf_denseseg.inference.introspection import class_features
 from hf_denseseg.inference.preprocessing import Preprocessing
 from hf_denseseg.inference.segmentation import InferenceSettings
@@ -118,7 +119,7 @@ def test_a_model_without_such_a_convolution_is_refused():
 
 def test_token_confidence_equals_plain_loops():
     tokens = torch.randn(4, 5, 1, 1)
-    confidence = class_features.token_confidence(tokens)
+    confidence = class_separability.token_confidence(tokens)
     rows = tokens[..., 0, 0].tolist()
     for i, a in enumerate(rows):
         exponentials = [math.exp(sum(x * y for x, y in zip(a, b, strict=True))) for b in rows]
@@ -132,13 +133,13 @@ def test_token_confidence_is_what_the_classifier_answers_to_a_token():
         answers = classifier(classifier.weight).softmax(1)[..., 0, 0]
         wide = nn.Conv2d(6, 4, kernel_size=3, bias=False)
         wide_answers = wide(wide.weight).softmax(1)[..., 0, 0]
-    torch.testing.assert_close(class_features.token_confidence(classifier.weight).float(), answers)
-    torch.testing.assert_close(class_features.token_confidence(wide.weight).float(), wide_answers)
+    torch.testing.assert_close(class_separability.token_confidence(classifier.weight).float(), answers)
+    torch.testing.assert_close(class_separability.token_confidence(wide.weight).float(), wide_answers)
 
 
 def test_orthogonal_tokens_depend_on_no_other_class_and_equal_ones_on_all():
-    torch.testing.assert_close(class_features.token_confidence(9 * torch.eye(5)).float(), torch.eye(5))
-    assert class_features.token_confidence(torch.ones(5, 7)).unique().tolist() == pytest.approx([0.2])
+    torch.testing.assert_close(class_separability.token_confidence(9 * torch.eye(5)).float(), torch.eye(5))
+    assert class_separability.token_confidence(torch.ones(5, 7)).unique().tolist() == pytest.approx([0.2])
 
 
 @pytest.mark.parametrize("model", [ColorModel(), ColorModel(functional=True), ColorModel(pad=3)])
@@ -209,18 +210,18 @@ def test_the_sample_is_even_over_all_pictures():
 def test_classes_taken_for_each_other_are_shown():
     confusion = torch.diag(torch.tensor([100, 100, 100, 100, 0, 100]))
     confusion[1, 3], confusion[3, 1], confusion[0, 4], confusion[5, 0] = 50, 5, 900, 20
-    assert class_features.most_confused(confusion, 2) == [1, 3]
-    assert class_features.most_confused(confusion, 4) == [0, 1, 3, 5]
-    assert class_features.most_confused(confusion, 8) == [0, 1, 2, 3, 5], "class 4 has no pixel"
-    assert class_features.most_confused(torch.diag(torch.tensor([1, 9, 5])), 2) == [1, 2], (
+    assert class_separability.most_confused(confusion, 2) == [1, 3]
+    assert class_separability.most_confused(confusion, 4) == [0, 1, 3, 5]
+    assert class_separability.most_confused(confusion, 8) == [0, 1, 2, 3, 5], "class 4 has no pixel"
+    assert class_separability.most_confused(torch.diag(torch.tensor([1, 9, 5])), 2) == [1, 2], (
         "the largest if all is right"
     )
-    assert class_features.most_confused(torch.diag(torch.tensor([0, 9]))) == [1]
+    assert class_separability.most_confused(torch.diag(torch.tensor([0, 9]))) == [1]
 
 
 def test_separability_equals_its_formula_in_plain_loops():
     samples = [torch.randn(n, 3) + shift for n, shift in ((5, 0), (4, 2), (1, -1))]
-    found = class_features.separability(samples)
+    found = class_separability.separability(samples)
     means = [each.double().mean(0).numpy() for each in samples]
     middle = sum(means) / 3
     between = sum(((mean - middle) ** 2).sum() for mean in means) / 3
@@ -245,13 +246,13 @@ def test_separability_equals_its_formula_in_plain_loops():
 def test_separability_tells_separated_classes_from_mixed_ones_at_any_scale_and_rotation():
     cloud = torch.randn(2, 200, 6)
     apart = [cloud[0], cloud[1] + 20]
-    far, mixed = class_features.separability(apart), class_features.separability(list(cloud))
+    far, mixed = class_separability.separability(apart), class_separability.separability(list(cloud))
     assert far["scatter_ratio"] > 50 and far["silhouette"] > 0.85
     assert mixed["scatter_ratio"] < 0.1 and abs(mixed["silhouette"]) < 0.1
     rotation, _ = torch.linalg.qr(torch.randn(6, 6))
-    turned = class_features.separability([7 * each @ rotation + 3 for each in apart])
+    turned = class_separability.separability([7 * each @ rotation + 3 for each in apart])
     assert turned == pytest.approx(far, rel=1e-4)
-    points = class_features.separability([torch.zeros(3, 2), torch.ones(3, 2)])
+    points = class_separability.separability([torch.zeros(3, 2), torch.ones(3, 2)])
     assert points == {"scatter_ratio": None, "silhouette": 1.0}
 
 
@@ -291,13 +292,13 @@ def test_real_projections_keep_two_far_clouds_apart(name, module):
     clouds = torch.randn(2, 40, 8)
     clouds[1] += 30
     plane, _ = figures.project(clouds.flatten(0, 1), name)
-    assert class_features.separability([plane[:40], plane[40:]])["silhouette"] > 0.5
+    assert class_separability.separability([plane[:40], plane[40:]])["silhouette"] > 0.5
 
 
 @pytest.mark.parametrize("count", [2, 19, 171])
 def test_the_matrix_names_every_class_and_its_diagonal_is_bright(count):
     names = [f"class number {k}" for k in range(count)]
-    confidence = class_features.token_confidence(9 * torch.eye(count))
+    confidence = class_separability.token_confidence(9 * torch.eye(count))
     sheet = np.asarray(figures.token_sheet(confidence, names)).astype(int)
     assert max(sheet.shape[:2]) < 2400
     cell = min(max(1000 // count, 12), 40)

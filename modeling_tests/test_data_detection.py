@@ -19,7 +19,7 @@ from hf_denseseg.data.detection import load_detection
 from hf_denseseg.data.sources.coco import encode_mask, object_mask, read_coco, trainable
 from hf_denseseg.errors import InputError
 from hf_denseseg.evaluation.detection_metrics import detection_metrics
-from hf_denseseg.tasks import get_task
+from hf_denseseg.training.tasks import get_task
 
 SQUARE = [[2, 3, 12, 3, 12, 13, 2, 13]]  # x, y of the corners
 

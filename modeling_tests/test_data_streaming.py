@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
 import processes
-from hf_denseseg import experiment
 from hf_denseseg.cli import main
 from hf_denseseg.data.augmentation.classification import TrainPictures, training_transform
 from hf_denseseg.data.augmentation.segmentation import TrainAugmentation, TrainDataset
@@ -26,7 +25,8 @@ from hf_denseseg.data.shards.packing import pack
 from hf_denseseg.data.shards.streaming import StreamingTrainDataset
 from hf_denseseg.data.synthetic.scenes import SYNTHETIC_SPEC
 from hf_denseseg.errors import InputError
-from hf_denseseg.recipe import load_recipe
+from hf_denseseg.training import run as training_run
+from hf_denseseg.training.recipe import load_recipe
 from test_published_dsct import REDUCED as TINY
 
 FORMS = pytest.mark.parametrize("form", ["parquet", "webdataset"])
@@ -254,7 +254,7 @@ WORDS = [
 
 
 def train(output, data, *words):
-    return experiment.train(load_recipe(None, [*WORDS, "--dataset", str(data), "--output_dir", str(output), *words]))
+    return training_run.train(load_recipe(None, [*WORDS, "--dataset", str(data), "--output_dir", str(output), *words]))
 
 
 def assert_same_weights(first, second):

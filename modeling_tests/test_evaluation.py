@@ -25,8 +25,8 @@ from hf_denseseg.evaluation.segmentation_scores import Evaluation, confusions, c
 from hf_denseseg.inference.predict.journal import Journal, Record
 from hf_denseseg.inference.settings import InferenceSettings
 from hf_denseseg.models.auto.registration import create_image_processor, create_model
-from hf_denseseg.recipe_keys import DataArguments, TaskTrainingArguments
-from hf_denseseg.tasks.segmentation_trainer import SegmentationTrainer
+from hf_denseseg.training.arguments import DataArguments, TaskTrainingArguments
+from hf_denseseg.training.tasks.segmentation_trainer import SegmentationTrainer
 from test_published_dsct import REDUCED
 
 pytest.importorskip("scipy", reason="recall by size needs scipy, of the extra `train`")

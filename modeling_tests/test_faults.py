@@ -18,9 +18,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import processes
-from hf_denseseg import run_checkpoints
 from hf_denseseg.cli import main
-from hf_denseseg.run_checkpoints import fault_of, last_complete_checkpoint, mark_complete
+from hf_denseseg.training import checkpoints
+from hf_denseseg.training.checkpoints import fault_of, last_complete_checkpoint, mark_complete
 from test_published_dsct import REDUCED
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -181,7 +181,7 @@ def test_a_really_full_disk_is_told_and_survived(undisturbed, tmp_path):
 def kill_the_worker():
     """Kill the loader worker as soon as the first checkpoint is complete."""
     multiprocessing.set_start_method("fork", force=True)
-    mark = run_checkpoints.mark_complete
+    mark = checkpoints.mark_complete
 
     def mark_and_kill(folder):
         mark(folder)
@@ -189,9 +189,9 @@ def kill_the_worker():
             if "resource_tracker" not in " ".join(child.cmdline()):
                 child.kill()
 
-    from hf_denseseg import training
+    from hf_denseseg.training import trainer
 
-    training.mark_complete = mark_and_kill
+    trainer.mark_complete = mark_and_kill
 
 
 def test_a_loader_worker_that_dies_ends_the_run_with_one_sentence(undisturbed, tmp_path):
@@ -212,9 +212,9 @@ def test_a_loader_worker_that_dies_ends_the_run_with_one_sentence(undisturbed, t
 @pytest.mark.parametrize("workers", [pytest.param("0", marks=pytest.mark.slow), "1"])
 def test_a_picture_that_breaks_during_training_is_named(tmp_path, workers, capsys, monkeypatch):
     """More pairs than are looked at before training; the last one is damaged."""
-    from hf_denseseg import experiment
+    from hf_denseseg.training import run as training_run
 
-    monkeypatch.setattr(experiment, "CHECKED_PICTURES", 1)
+    monkeypatch.setattr(training_run, "CHECKED_PICTURES", 1)
     rng = np.random.default_rng(0)
     for split, count in (("train", 8), ("validation", 1)):
         for kind in ("images", "labels"):
@@ -240,7 +240,7 @@ def test_a_killed_final_evaluation_does_not_train_again(undisturbed, stopped, mo
     subprocess.run(["cp", "-r", str(undisturbed / "checkpoint-6"), str(stopped / "checkpoint-6")], check=True)
     (stopped / "model").mkdir()
     (stopped / "model" / "model.safetensors").write_bytes(b"half written")
-    from hf_denseseg.tasks.segmentation import SegmentationTrainer
+    from hf_denseseg.training.tasks.segmentation import SegmentationTrainer
 
     monkeypatch.setattr(SegmentationTrainer, "training_step", lambda *args: pytest.fail("trained again"))
     assert go_on(stopped) == 0

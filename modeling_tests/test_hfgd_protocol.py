@@ -12,7 +12,7 @@ from torch import nn
 from hf_denseseg.inference.preprocessing import view_size
 from hf_denseseg.inference.segmentation import class_probabilities, segment, segment_with_confidence
 from hf_denseseg.inference.settings import InferenceSettings
-from hf_denseseg.recipe import load_recipe
+from hf_denseseg.training.recipe import load_recipe
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 MEAN_COLOR = (124, 116, 104)  # the mean in bytes

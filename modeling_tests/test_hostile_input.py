@@ -27,7 +27,7 @@ from hf_denseseg.data.labels import LabelSpec
 from hf_denseseg.data.reading.images import read_image, read_label
 from hf_denseseg.errors import InputError, RunError
 from hf_denseseg.models.auto.pretrained import load_image_processor, load_trained_model, task_of_checkpoint
-from hf_denseseg.recipe import load_recipe, recipe_fields
+from hf_denseseg.training.recipe import load_recipe, recipe_fields
 from test_published_dsct import REDUCED
 
 FEW = settings(
@@ -302,7 +302,7 @@ def test_states_of_a_run_are_read_without_running_code(tmp_path):
     words += ["--per_device_train_batch_size", "4", "--save_steps", "1", "--eval_strategy", "no"]
     words += ["--output_dir", str(tmp_path / "run")]
     assert main(words) == 0
-    from hf_denseseg.run_checkpoints import mark_complete
+    from hf_denseseg.training.checkpoints import mark_complete
 
     trap = tmp_path / "PWNED"
     for name in ("training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth"):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from hf_denseseg.errors import InputError
-from hf_denseseg.optimization import cosine_schedule, parameter_groups, polynomial_schedule, step_schedule
+from hf_denseseg.training.optimization import cosine_schedule, parameter_groups, polynomial_schedule, step_schedule
 
 
 def rates(schedule, steps, learning_rates=(1.0,), **options):

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import hf_denseseg
-from hf_denseseg.optimization import parameter_groups
-from hf_denseseg.recipe import load_recipe
+from hf_denseseg.training.optimization import parameter_groups
+from hf_denseseg.training.recipe import load_recipe
 
 RECIPES = Path(__file__).resolve().parents[1] / "scripts" / "recipes"
 

@@ -8,9 +8,9 @@ import pytest
 
 from hf_denseseg import list_models
 from hf_denseseg.cli import COMMANDS
-from hf_denseseg.model_card import paper_of
 from hf_denseseg.models.auto import registration
-from hf_denseseg.recipe import load_recipe
+from hf_denseseg.reports.model_card import paper_of
+from hf_denseseg.training.recipe import load_recipe
 from msda_cases import needs_kernel
 
 ROOT = Path(__file__).resolve().parents[1]

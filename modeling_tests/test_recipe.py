@@ -3,7 +3,7 @@
 import pytest
 
 from hf_denseseg.errors import InputError
-from hf_denseseg.recipe import load_recipe, parse_overrides
+from hf_denseseg.training.recipe import load_recipe, parse_overrides
 
 
 @pytest.fixture

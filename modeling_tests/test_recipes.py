@@ -18,13 +18,14 @@ import pytest
 import yaml
 
 from detection_model_tester import few_regions
-from hf_denseseg import experiment, list_models
+from hf_denseseg import list_models
 from hf_denseseg.cli import main
 from hf_denseseg.data import segmentation
 from hf_denseseg.models.auto.registration import create_config, families
 from hf_denseseg.models.auto.tasks import task_of_class
-from hf_denseseg.recipe import load_recipe
-from hf_denseseg.tasks import get_task
+from hf_denseseg.training import run as training_run
+from hf_denseseg.training.recipe import load_recipe
+from hf_denseseg.training.tasks import get_task
 from hf_denseseg.visualization.learning_curve import save_learning_curve
 
 FOLDER = Path(__file__).resolve().parents[1] / "scripts" / "recipes"
@@ -82,7 +83,7 @@ def quick_runs(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         few_regions(patch)
         patch.setattr(segmentation, "render_scene", functools.cache(segmentation.render_scene))
-        patch.setattr(experiment, "save_learning_curve", lambda history, path, *score: path.write_bytes(drawn))
+        patch.setattr(training_run, "save_learning_curve", lambda history, path, *score: path.write_bytes(drawn))
         yield
     gc.unfreeze()
 

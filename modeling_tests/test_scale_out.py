@@ -13,11 +13,11 @@ from torch import nn
 
 import hf_denseseg
 import processes
-from hf_denseseg import experiment
 from hf_denseseg.cli import main
 from hf_denseseg.errors import InputError
-from hf_denseseg.recipe import load_recipe
-from hf_denseseg.scale_out import prepare_fsdp
+from hf_denseseg.training import run as training_run
+from hf_denseseg.training.distributed import prepare_fsdp
+from hf_denseseg.training.recipe import load_recipe
 from test_published_dsct import REDUCED
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -82,8 +82,8 @@ def frozen_norms_trainer(folder, *words):
     """BatchNorm with the statistics it begins with: it alone sees the batch as a whole."""
     recipe = load_recipe(None, [*WORDS[1:], "--output_dir", str(folder), *words])
     torch.manual_seed(0)
-    data = experiment.load_data(recipe, "train")
-    trainer = experiment.build_trainer(recipe, experiment.build_model(recipe.model, data.spec), data, data)
+    data = training_run.load_data(recipe, "train")
+    trainer = training_run.build_trainer(recipe, training_run.build_model(recipe.model, data.spec), data, data)
     for module in trainer.model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.train = lambda mode, module=module: nn.Module.train(module, False)

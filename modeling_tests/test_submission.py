@@ -9,13 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
-from hf_denseseg import experiment
 from hf_denseseg.cli import main
 from hf_denseseg.data.sources.benchmarks.layouts import get_benchmark
 from hf_denseseg.errors import InputError, RunError
 from hf_denseseg.evaluation.submission import SERVERS, encode_answer, pack_submission, server_for, validate_submission
 from hf_denseseg.models.auto.registration import create_image_processor, create_model
-from hf_denseseg.recipe import load_recipe
+from hf_denseseg.training import run as training_run
+from hf_denseseg.training.recipe import load_recipe
 from test_published_dsct import REDUCED
 
 # labels.py of the Cityscapes scripts: the ids that are scored, in the order of the train ids.
@@ -132,7 +132,7 @@ def city(tmp_path_factory):
 
 
 def test_a_test_split_is_answered_and_an_interrupted_run_goes_on(city, tmp_path, monkeypatch):
-    from hf_denseseg.tasks.segmentation_trainer import SegmentationTrainer
+    from hf_denseseg.training.tasks.segmentation_trainer import SegmentationTrainer
 
     answered, answer = [], SegmentationTrainer.answer
 
@@ -152,8 +152,8 @@ def test_a_test_split_is_answered_and_an_interrupted_run_goes_on(city, tmp_path,
     answers = read(tmp_path / "city.zip")
     validate_submission(tmp_path / "city.zip", "cityscapes", dict.fromkeys(BERLIN, (24, 40)) | {BERLIN[1]: (32, 64)})
     recipe = load_recipe(None, ["--model", words[1], *words[2:9], "--output_dir", str(tmp_path / "again")])
-    data = experiment.get_task(recipe.model.task).load(recipe.data, "eval")
-    trainer = experiment._build_evaluator(recipe, data)
+    data = training_run.get_task(recipe.model.task).load(recipe.data, "eval")
+    trainer = training_run._build_evaluator(recipe, data)
     for number, name in enumerate(BERLIN):
         expected = np.array(CITYSCAPES_IDS)[answer(trainer, trainer.eval_dataset[number])]
         np.testing.assert_array_equal(answers[f"{name}_gtFine_labelIds.png"], expected)

@@ -9,11 +9,11 @@ from safetensors.torch import load_file
 
 import processes
 from detection_model_tester import few_regions
-from hf_denseseg import experiment
 from hf_denseseg.cli import main
 from hf_denseseg.errors import InputError
 from hf_denseseg.models.auto.pretrained import load_trained_model, task_of_checkpoint
-from hf_denseseg.recipe import load_recipe
+from hf_denseseg.training import run as training_run
+from hf_denseseg.training.recipe import load_recipe
 from test_published_hlg import REDUCED
 
 COMMON = [
@@ -57,7 +57,7 @@ def finished(tmp_path_factory):
     def run(task):
         if task not in done:
             output = tmp_path_factory.mktemp(task)
-            done[task] = output, experiment.train(load_recipe(None, [*RUNS[task], "--output_dir", str(output)]))
+            done[task] = output, training_run.train(load_recipe(None, [*RUNS[task], "--output_dir", str(output)]))
         return done[task]
 
     return run
@@ -100,7 +100,7 @@ def test_killed_run_resumes_to_the_same_weights(finished, task, tmp_path):
     words = [*RUNS[task], "--output_dir", str(tmp_path)]
     processes.kill_when_complete(processes.start(["train", *words]), tmp_path / "checkpoint-3")
     assert not (tmp_path / "results.json").exists()
-    results = experiment.train(load_recipe(None, words))
+    results = training_run.train(load_recipe(None, words))
     assert results["training"]["resumed_from_step"] == 3
     first, second = (load_file(folder / "model" / "model.safetensors") for folder in (finished(task)[0], tmp_path))
     different = [name for name in first if not torch.equal(first[name], second[name])]
@@ -140,8 +140,8 @@ def test_better_of_trained_and_averaged_weights_is_reported_and_saved(finished):
 
 def test_padding_is_0_after_normalisation(tmp_path):
     recipe = load_recipe(None, [*DETECT, "--output_dir", str(tmp_path)])
-    data = experiment.load_data(recipe, "train")
-    trainer = experiment.build_trainer(recipe, experiment.build_model(recipe.model, data.spec), data, data)
+    data = training_run.load_data(recipe, "train")
+    trainer = training_run.build_trainer(recipe, training_run.build_model(recipe.model, data.spec), data, data)
     batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
     pixels, mask = batch["pixel_values"], batch["pixel_mask"][:, None].bool()
     assert pixels.shape[-1] % 32 == pixels.shape[-2] % 32 == 0 and pixels.dtype == torch.float32
@@ -168,7 +168,7 @@ def test_key_of_another_task_is_refused_with_the_reason(words, message):
 def test_model_for_another_task_is_refused(finished, tmp_path):
     words = [*CLASSIFY, "--model", "hlg-retinanet-tiny", "--output_dir", str(tmp_path)]
     with pytest.raises(InputError, match="hlg-retinanet-tiny is a model for the task object-detection"):
-        experiment.train(load_recipe(None, words))
+        training_run.train(load_recipe(None, words))
     checkpoint = str(finished("image-classification")[0] / "model")
     with pytest.raises(InputError, match="saved by another kind of model"):
         load_trained_model(checkpoint, "object-detection")
@@ -183,7 +183,7 @@ def test_schedule_refuses_a_key_it_does_not_take(tmp_path):
         str(tmp_path),
     ]
     with pytest.raises(InputError, match="lr_scheduler_kwargs .* of the schedule constant: .*power"):
-        experiment.train(load_recipe(None, words))
+        training_run.train(load_recipe(None, words))
 
 
 LEARNED = {

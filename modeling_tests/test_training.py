@@ -16,16 +16,16 @@ from transformers import TrainerCallback
 
 import hf_denseseg
 import processes
-from hf_denseseg import experiment
-from hf_denseseg.averaging import AveragedWeights
 from hf_denseseg.cli import main
 from hf_denseseg.data.segmentation import load_segmentation
 from hf_denseseg.data.shards.packing import pack
 from hf_denseseg.errors import InputError
 from hf_denseseg.inference.settings import InferenceSettings
-from hf_denseseg.optimization import load_class_weights, parameter_groups
-from hf_denseseg.recipe import load_recipe
-from hf_denseseg.run_checkpoints import fault_of, last_complete_checkpoint, mark_complete
+from hf_denseseg.training import run as training_run
+from hf_denseseg.training.checkpoints import fault_of, last_complete_checkpoint, mark_complete
+from hf_denseseg.training.ema import AveragedWeights
+from hf_denseseg.training.optimization import load_class_weights, parameter_groups
+from hf_denseseg.training.recipe import load_recipe
 from test_published_dsct import REDUCED as TINY
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,14 +39,14 @@ TEN = ("--max_steps", "10", "--save_steps", "5", "--max_train_samples", "12", "-
 
 
 def run(output, *words):
-    return experiment.train(load_recipe(None, [*WORDS, "--output_dir", str(output), *words]))
+    return training_run.train(load_recipe(None, [*WORDS, "--output_dir", str(output), *words]))
 
 
 def trainer_of(output, *words):
     recipe = load_recipe(None, [*WORDS, "--output_dir", str(output), *words])
-    data = experiment.load_data(recipe, "train")
-    model = experiment.build_model(recipe.model, data.spec)
-    return experiment.build_trainer(recipe, model, data, data)
+    data = training_run.load_data(recipe, "train")
+    model = training_run.build_model(recipe.model, data.spec)
+    return training_run.build_trainer(recipe, model, data, data)
 
 
 def weights(output):
@@ -96,7 +96,7 @@ def test_card_is_parsed_by_the_hub_library(finished):
 
 def test_finished_run_is_not_trained_again(finished, monkeypatch):
     output, results = finished
-    monkeypatch.setattr(experiment, "build_model", lambda *args: pytest.fail("trained again"))
+    monkeypatch.setattr(training_run, "build_model", lambda *args: pytest.fail("trained again"))
     assert run(output, "--max_steps", "4")["scores"] == results["scores"]
 
 
@@ -138,7 +138,7 @@ def test_a_trained_model_learns_other_classes_from_a_folder(finished, tmp_path):
     (tmp_path / "data" / "classes.json").write_text(json.dumps({"name": "own", "classes": ["a", "b", "c"]}))
     words = ["--model", str(finished[0] / "model"), "--dataset", str(tmp_path / "data"), "--max_steps", "1"]
     recipe = load_recipe(None, [*WORDS[2:], *words, "--output_dir", str(tmp_path / "run")])
-    results = experiment.train(recipe)
+    results = training_run.train(recipe)
     assert [row["class"] for row in results["scores"]["per_class"]] == ["a", "b", "c"]
     assert json.loads((tmp_path / "run" / "model" / "config.json").read_text())["id2label"] == {
         "0": "a", "1": "b", "2": "c"
@@ -150,7 +150,7 @@ def test_killed_run_resumes_to_the_same_weights(undisturbed, tmp_path):
     words = [*WORDS, *TEN, "--output_dir", str(tmp_path)]
     processes.kill_when_complete(processes.start(["train", *words]), tmp_path / "checkpoint-5")
     assert not (tmp_path / "results.json").exists()
-    results = experiment.train(load_recipe(None, words))
+    results = training_run.train(load_recipe(None, words))
     assert results["training"]["resumed_from_step"] == 5
     assert_same_weights(undisturbed, weights(tmp_path))
 
@@ -315,7 +315,7 @@ def test_eight_pictures_are_learned_by_heart(tmp_path, name):
         *("--weight_decay", "0.0", "--use_cpu", "--save_strategy", "no", "--eval_strategy", "no"),
         *("--output_dir", str(tmp_path)),
     ]
-    assert experiment.train(load_recipe(None, words))["scores"]["mean_iou"] > 0.9
+    assert training_run.train(load_recipe(None, words))["scores"]["mean_iou"] > 0.9
 
 
 def test_parameter_groups_separate_head_depth_and_decay():

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 import hf_denseseg
-from hf_denseseg import experiment
 from hf_denseseg.errors import InputError
-from hf_denseseg.optimization import parameter_groups, step_schedule
-from hf_denseseg.recipe import load_recipe
+from hf_denseseg.training import run as training_run
+from hf_denseseg.training.optimization import parameter_groups, step_schedule
+from hf_denseseg.training.recipe import load_recipe
 from test_published_unept import REDUCED
 
 
@@ -48,6 +48,6 @@ def test_recipe_drops_the_rate_and_trains_with_targets_of_the_workers(tmp_path):
         *("--learning_rate", "0.001", "--logging_steps", "1", "--save_strategy", "no", "--eval_strategy", "no"),
         *("--output_dir", str(tmp_path)),
     ]
-    history = experiment.train(load_recipe(None, words))["history"]
+    history = training_run.train(load_recipe(None, words))["history"]
     rates = [entry["learning_rate"] for entry in history if "learning_rate" in entry]
     assert rates == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4])

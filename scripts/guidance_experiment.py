@@ -18,9 +18,9 @@ import torch
 import transformers
 import yaml
 
-from hf_denseseg import experiment
 from hf_denseseg.files import write_atomic
-from hf_denseseg.recipe import load_recipe
+from hf_denseseg.training import run as training_run
+from hf_denseseg.training.recipe import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "scripts" / "results" / "guidance"
@@ -70,7 +70,7 @@ def train(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     recipe = folder.parent / f"{folder.name}.yaml"
     write_atomic(recipe, yaml.safe_dump({**TRAINING, **settings, "output_dir": str(folder)}, sort_keys=False))
-    return experiment.train(load_recipe(recipe))
+    return training_run.train(load_recipe(recipe))
 
 
 def score(results: dict[str, Any]) -> float:

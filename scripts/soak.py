@@ -31,7 +31,7 @@ import torch
 import transformers
 
 from hf_denseseg.cli import main as denseseg
-from hf_denseseg.run_checkpoints import checkpoints_of
+from hf_denseseg.training.checkpoints import checkpoints_of
 
 SIZES = {"spatial_hidden_sizes": [8, 16, 32], "stem_channels": 8, "hidden_size": 32}
 SIZES |= {"num_hidden_layers": 6, "num_attention_heads": 2, "decoder_hidden_size": 16}
@@ -41,7 +41,7 @@ RUN = [
     *("--save_steps", "3", "--ema_decay", "0.9", "--dataloader_num_workers", "1", "--eval_steps", "30", "--use_cpu"),
 ]
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["hf_denseseg.experiment"])
+CONTEXT.set_forkserver_preload(["hf_denseseg.training.run"])
 SAYS = {"full disk": "the disk is full", "worker killed": "A process that loads data died"}
 WHILE_RUNNING = ("kill -9", "SIGTERM", "full disk", "worker killed")
 BETWEEN = ("checkpoint cut", "checkpoint changed")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import hf_denseseg
 from hf_denseseg.files import write_atomic
-from hf_denseseg.model_card import paper_of
+from hf_denseseg.reports.model_card import paper_of
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import benchmark  # noqa: E402 - a script beside this one

@@ -18,12 +18,12 @@ from typing import Any
 import datasets
 from PIL import Image
 
-from hf_denseseg import experiment
 from hf_denseseg.data.segmentation import load_segmentation
 from hf_denseseg.data.shards.packing import pack
 from hf_denseseg.data.synthetic.scenes import SYNTHETIC_SPEC, render_scene
 from hf_denseseg.files import write_atomic
-from hf_denseseg.recipe import load_recipe
+from hf_denseseg.training import run as training_run
+from hf_denseseg.training.recipe import load_recipe
 
 SIZE = (360, 480)
 TINY = "{spatial_hidden_sizes: [16, 24, 32], stem_channels: 16, hidden_size: 24, num_hidden_layers: 6, \
@@ -89,9 +89,9 @@ def build(data: str, streaming: bool, args: argparse.Namespace, output: Path) ->
         *("--eval_strategy", "no", "--save_strategy", "no", "--output_dir", str(output), "--disable_tqdm", "true"),
     ]
     recipe = load_recipe(None, words)
-    train_data, eval_data = experiment.load_data(recipe, "train"), experiment.load_data(recipe, "eval")
-    model = experiment.build_model(recipe.model, eval_data.spec)
-    return experiment.build_trainer(recipe, model, eval_data, train_data)
+    train_data, eval_data = training_run.load_data(recipe, "train"), training_run.load_data(recipe, "eval")
+    model = training_run.build_model(recipe.model, eval_data.spec)
+    return training_run.build_trainer(recipe, model, eval_data, train_data)
 
 
 def train(trainer: Any, args: argparse.Namespace) -> dict[str, float]:

@@ -67,8 +67,8 @@ def measure(count: int) -> dict:
     """Evaluate `count` pictures in this process; peak resident memory in MiB."""
     from hf_denseseg.data.labels import LabelSpec
     from hf_denseseg.inference.segmentation import InferenceSettings
-    from hf_denseseg.recipe_keys import TaskTrainingArguments
-    from hf_denseseg.tasks.segmentation_trainer import SegmentationTrainer
+    from hf_denseseg.training.arguments import TaskTrainingArguments
+    from hf_denseseg.training.tasks.segmentation_trainer import SegmentationTrainer
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:

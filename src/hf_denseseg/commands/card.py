@@ -31,8 +31,8 @@ def main(args: argparse.Namespace) -> int:
     """Write the cards."""
     from hf_denseseg.errors import InputError
     from hf_denseseg.files import check_output_folder, write_atomic
-    from hf_denseseg.model_card import variant_card
-    from hf_denseseg.recipe import load_recipe
+    from hf_denseseg.reports.model_card import variant_card
+    from hf_denseseg.training.recipe import load_recipe
 
     paths = sorted(args.recipes.glob("*.yaml"))
     if not paths:

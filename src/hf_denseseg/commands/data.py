@@ -82,7 +82,7 @@ def main(args: argparse.Namespace) -> int:
         known = listing.describe_benchmarks(), coco_files.describe_coco(), imagenet.describe_imagenet()
         print("\n\n".join([*known, listing.FETCH_NOTE]))
         return 0
-    from hf_denseseg.tasks import get_task
+    from hf_denseseg.training.tasks import get_task
 
     task = get_task(args.task)
     given = {"spec": args.label_spec, "root": args.data_root, "columns": args.columns, "revision": args.revision}

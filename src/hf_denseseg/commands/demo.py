@@ -82,9 +82,9 @@ def add_parser(subparsers: Any) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Run the demo and say what came out."""
-    from hf_denseseg.experiment import train
-    from hf_denseseg.recipe import load_recipe
-    from hf_denseseg.tasks import get_task
+    from hf_denseseg.training.recipe import load_recipe
+    from hf_denseseg.training.run import train
+    from hf_denseseg.training.tasks import get_task
 
     output, reload, task = Path(args.output), RELOADS[args.task], get_task(args.task)
     path = RECIPES / f"demo_{args.task.replace('-', '_')}.yaml"

@@ -6,7 +6,7 @@ from typing import Any
 
 from hf_denseseg.errors import InputError
 from hf_denseseg.models.auto.tasks import TASKS
-from hf_denseseg.recipe import load_recipe
+from hf_denseseg.training.recipe import load_recipe
 
 EPILOG = """examples:
   denseseg evaluate runs/demo/model --dataset synthetic
@@ -46,8 +46,8 @@ def main(args: argparse.Namespace) -> int:
     """Evaluate and print the table."""
     if any(word.startswith("--model") for word in args.overrides):
         raise InputError("The model is the first argument of `denseseg evaluate`; take --model out.")
-    from hf_denseseg.experiment import evaluate, submit
     from hf_denseseg.models.auto.pretrained import task_of_checkpoint
+    from hf_denseseg.training.run import evaluate, submit
 
     words = [*args.overrides, "--model", args.checkpoint]
     if not any(word.split("=")[0] == "--task" for word in words):

@@ -49,6 +49,7 @@ def main(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from hf_denseseg import __version__
+    from hf_denseseg.evaluation import class_separability
     from hf_denseseg.files import atomic_path, check_output_folder, write_atomic
     from hf_denseseg.inference.introspection import class_features
     from hf_denseseg.visualization import class_features as figures
@@ -57,15 +58,15 @@ def main(args: argparse.Namespace) -> int:
     predictor, data, chosen = _load(args)
     model, spec = predictor.model, data.spec
     tokens = class_features.find_class_tokens(model)
-    confidence = class_features.token_confidence(tokens)
+    confidence = class_separability.token_confidence(tokens)
     pairs = tqdm(data.dataset, desc="features", unit="picture", disable=None)
     protocol = (predictor.preprocessing, predictor.settings)
     found = class_features.collect_features(model, tokens, pairs, *protocol, args.points, args.seed)
     _check_present([len(each) for each in found.samples], chosen, spec, "point on the feature maps")
-    samples = {k: found.samples[k] for k in chosen or class_features.most_confused(found.confusion)}
+    samples = {k: found.samples[k] for k in chosen or class_separability.most_confused(found.confusion)}
     title = f"features of {spec.name}, {args.split}"
     plane, variance = figures.feature_sheet(samples, spec, title, args.projection, args.seed)
-    apart = class_features.separability(list(samples.values()))
+    apart = class_separability.separability(list(samples.values()))
     diagonal = confidence.diagonal()
     numbers = {
         "checkpoint": args.checkpoint,
@@ -77,7 +78,7 @@ def main(args: argparse.Namespace) -> int:
         "token_confidence": dict(zip(spec.classes, diagonal.tolist(), strict=True)),
         "points": {spec.classes[k]: len(each) for k, each in samples.items()},
         "separability": apart,
-        "separability_all_classes": class_features.separability([each for each in found.samples if len(each)]),
+        "separability_all_classes": class_separability.separability([each for each in found.samples if len(each)]),
         "variance_in_plane": variance,
         "settings": {key: value for key, value in vars(args).items() if key not in ("command", "overrides")},
         "protocol": predictor.settings.to_dict(),

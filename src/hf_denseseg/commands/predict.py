@@ -87,7 +87,7 @@ def add_parser(subparsers: Any) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Look at everything; 1 if something could not be read."""
-    from hf_denseseg import prediction_options as options
+    from hf_denseseg.commands import prediction_options as options
     from hf_denseseg.files import check_output_folder
     from hf_denseseg.inference.predict.inputs import find_sources
     from hf_denseseg.inference.predict.objects import Answerer

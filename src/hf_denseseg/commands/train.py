@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from hf_denseseg.recipe import ARGUMENT_CLASSES, load_recipe, recipe_fields
+from hf_denseseg.training.recipe import ARGUMENT_CLASSES, load_recipe, recipe_fields
 
 DESCRIPTION = """Train from a recipe and write the run folder: checkpoints, model, results.json, learning curve,
 pictures, model card and one HTML page. Run the same command again after an interruption: it goes on from
@@ -44,7 +44,7 @@ def main(args: argparse.Namespace) -> int:
     if args.print_config:
         print(recipe.to_yaml(), end="")
         return 0
-    from hf_denseseg.experiment import train
+    from hf_denseseg.training.run import train
 
     train(recipe)
     return 0

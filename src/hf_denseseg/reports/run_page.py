@@ -6,9 +6,9 @@ from typing import Any
 
 from hf_denseseg.data.labels import color_wheel
 from hf_denseseg.files import write_atomic
-from hf_denseseg.html_page import class_name, color_style, embedded, number_boxes, percent, whole_page
-from hf_denseseg.tasks import get_task
-from hf_denseseg.tasks.task import Task
+from hf_denseseg.reports.html import class_name, color_style, embedded, number_boxes, percent, whole_page
+from hf_denseseg.training.tasks import get_task
+from hf_denseseg.training.tasks.task import Task
 
 
 def format_scores(results: dict[str, Any]) -> str:

@@ -10,9 +10,9 @@ from huggingface_hub import EvalResult, ModelCardData
 from hf_denseseg.files import write_atomic
 from hf_denseseg.models.auto.registration import create_config, model_info
 from hf_denseseg.models.auto.tasks import TASKS, task_of_class
-from hf_denseseg.recipe import Recipe
-from hf_denseseg.tasks import get_task
-from hf_denseseg.tasks.task import Task
+from hf_denseseg.training.recipe import Recipe
+from hf_denseseg.training.tasks import get_task
+from hf_denseseg.training.tasks.task import Task
 
 NOT_MEASURED = "not measured"
 

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_denseseg.errors import InputError
-from hf_denseseg.recipe_keys import TaskTrainingArguments
+from hf_denseseg.training.arguments import TaskTrainingArguments
 
 
 class _SumOverProcesses(torch.autograd.Function):

@@ -25,10 +25,10 @@ from hf_denseseg.data.sources.coco import encode_mask, object_mask
 from hf_denseseg.errors import InputError
 from hf_denseseg.evaluation.detection_metrics import detection_metrics
 from hf_denseseg.files import atomic_path
-from hf_denseseg.recipe import Recipe
-from hf_denseseg.recipe_keys import DataArguments, TaskTrainingArguments
-from hf_denseseg.tasks.task import Inspection, Task, sizes_as_json, spread, table_of
-from hf_denseseg.training import TaskTrainer
+from hf_denseseg.training.arguments import DataArguments, TaskTrainingArguments
+from hf_denseseg.training.recipe import Recipe
+from hf_denseseg.training.tasks.task import Inspection, Task, sizes_as_json, spread, table_of
+from hf_denseseg.training.trainer import TaskTrainer
 from hf_denseseg.visualization.detections import draw_objects
 from hf_denseseg.visualization.layout import labelled_rows, picture_sheet
 

@@ -18,13 +18,13 @@ from hf_denseseg.data.checks.segmentation import Scan, scan_dataset, scan_source
 from hf_denseseg.data.reading.images import Fault
 from hf_denseseg.data.segmentation import SegmentationData, load_segmentation
 from hf_denseseg.data.shards.streaming import StreamingTrainDataset
-from hf_denseseg.evaluation_report import Drawn, write_page, write_tables
 from hf_denseseg.files import atomic_path
 from hf_denseseg.inference.settings import InferenceSettings
-from hf_denseseg.recipe import Recipe
-from hf_denseseg.recipe_keys import DataArguments
-from hf_denseseg.tasks.segmentation_trainer import SegmentationTrainer
-from hf_denseseg.tasks.task import Inspection, Task, sizes_as_json, sizes_of, spread
+from hf_denseseg.reports.evaluation_page import Drawn, write_page, write_tables
+from hf_denseseg.training.arguments import DataArguments
+from hf_denseseg.training.recipe import Recipe
+from hf_denseseg.training.tasks.segmentation_trainer import SegmentationTrainer
+from hf_denseseg.training.tasks.task import Inspection, Task, sizes_as_json, sizes_of, spread
 from hf_denseseg.visualization.evaluation import answer_strip
 from hf_denseseg.visualization.label_maps import picture_grid
 

@@ -10,7 +10,7 @@ import yaml
 
 from hf_denseseg.errors import InputError, unknown_name
 from hf_denseseg.models.auto.tasks import TASKS
-from hf_denseseg.recipe_keys import DataArguments, ModelArguments, TaskTrainingArguments
+from hf_denseseg.training.arguments import DataArguments, ModelArguments, TaskTrainingArguments
 
 LARGEST_FILE, MOST_BRACKETS = 1 << 20, 1000  # bytes, opening ones
 ARGUMENT_CLASSES: tuple[Any, ...] = (ModelArguments, DataArguments, TaskTrainingArguments)

@@ -15,7 +15,7 @@ from hf_denseseg.data.labels import LabelSpec
 from hf_denseseg.evaluation.segmentation_scores import Confusion, PictureScore, confusions
 from hf_denseseg.evaluation.size_recall import SIZES
 from hf_denseseg.files import write_atomic
-from hf_denseseg.html_page import class_name, color_style, embedded, number_boxes, percent, whole_page
+from hf_denseseg.reports.html import class_name, color_style, embedded, number_boxes, percent, whole_page
 from hf_denseseg.visualization.evaluation import confusion_picture
 
 SHOWN_CONFUSIONS = 15

@@ -1,10 +1,10 @@
 """The tasks a recipe can name: how each loads its data, trains, scores, draws and reports."""
 
 from hf_denseseg.errors import InputError, unknown_name
-from hf_denseseg.tasks.classification import ImageClassification
-from hf_denseseg.tasks.detection import InstanceSegmentation, ObjectDetection
-from hf_denseseg.tasks.segmentation import SemanticSegmentation
-from hf_denseseg.tasks.task import Task
+from hf_denseseg.training.tasks.classification import ImageClassification
+from hf_denseseg.training.tasks.detection import InstanceSegmentation, ObjectDetection
+from hf_denseseg.training.tasks.segmentation import SemanticSegmentation
+from hf_denseseg.training.tasks.task import Task
 
 _TASKS: dict[str, Task] = {
     task.name: task

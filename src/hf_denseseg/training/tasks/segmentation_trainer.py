@@ -20,9 +20,9 @@ from hf_denseseg.inference.predict.journal import Journal, Record, content_check
 from hf_denseseg.inference.segmentation import segment
 from hf_denseseg.inference.settings import InferenceSettings
 from hf_denseseg.models.losses import segmentation_loss
-from hf_denseseg.optimization import load_class_weights
-from hf_denseseg.recipe_keys import TaskTrainingArguments
-from hf_denseseg.training import TaskTrainer
+from hf_denseseg.training.arguments import TaskTrainingArguments
+from hf_denseseg.training.optimization import load_class_weights
+from hf_denseseg.training.trainer import TaskTrainer
 
 logger = logging.getLogger(__name__)
 

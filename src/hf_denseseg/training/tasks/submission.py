@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from hf_denseseg.evaluation.submission import Server, check_pictures, encode_answer, pack_submission
 from hf_denseseg.files import write_atomic
 from hf_denseseg.inference.predict.journal import Journal, Record, content_check
-from hf_denseseg.tasks.segmentation_trainer import SegmentationTrainer
+from hf_denseseg.training.tasks.segmentation_trainer import SegmentationTrainer
 
 logger = logging.getLogger(__name__)
 

@@ -23,10 +23,10 @@ from hf_denseseg.data.shards.streaming import StreamingTrainDataset
 from hf_denseseg.evaluation.classification_metrics import AccuracyMeter, true_class_rank
 from hf_denseseg.files import atomic_path
 from hf_denseseg.models.losses import classification_loss
-from hf_denseseg.recipe import Recipe
-from hf_denseseg.recipe_keys import DataArguments, TaskTrainingArguments
-from hf_denseseg.tasks.task import Inspection, Task, sizes_as_json, spread, table_of
-from hf_denseseg.training import TaskTrainer
+from hf_denseseg.training.arguments import DataArguments, TaskTrainingArguments
+from hf_denseseg.training.recipe import Recipe
+from hf_denseseg.training.tasks.task import Inspection, Task, sizes_as_json, spread, table_of
+from hf_denseseg.training.trainer import TaskTrainer
 from hf_denseseg.visualization.layout import picture_sheet
 
 BICUBIC = 3  # PIL's number

@@ -16,17 +16,17 @@ from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallba
 from transformers.trainer_callback import TrainerControl, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
-from hf_denseseg.averaging import AveragedWeights
 from hf_denseseg.data.augmentation.segmentation import EpochSampler
 from hf_denseseg.data.shards.streaming import stream_loader
-from hf_denseseg.data_waiting import WaitMeter
 from hf_denseseg.errors import InputError, RunError
 from hf_denseseg.files import write_atomic
 from hf_denseseg.models.auto.remote_code import write_shim
-from hf_denseseg.optimization import cosine_schedule, parameter_groups, polynomial_schedule, step_schedule
-from hf_denseseg.recipe_keys import TaskTrainingArguments
-from hf_denseseg.run_checkpoints import explain_failed_save, mark_complete, what_is_kept
-from hf_denseseg.scale_out import prepare_fsdp, sync_batch_norms, whole_copy
+from hf_denseseg.training.arguments import TaskTrainingArguments
+from hf_denseseg.training.checkpoints import explain_failed_save, mark_complete, what_is_kept
+from hf_denseseg.training.data_time import WaitMeter
+from hf_denseseg.training.distributed import prepare_fsdp, sync_batch_norms, whole_copy
+from hf_denseseg.training.ema import AveragedWeights
+from hf_denseseg.training.optimization import cosine_schedule, parameter_groups, polynomial_schedule, step_schedule
 
 logger = logging.getLogger(__name__)
 

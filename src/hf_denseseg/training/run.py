@@ -21,7 +21,6 @@ from transformers import (
 from hf_denseseg import __version__
 from hf_denseseg.errors import InputError, unknown_name
 from hf_denseseg.files import check_output_folder, write_atomic
-from hf_denseseg.model_card import write_card
 from hf_denseseg.models.auto.pretrained import load_trained_model
 from hf_denseseg.models.auto.registration import (
     create_config,
@@ -31,12 +30,13 @@ from hf_denseseg.models.auto.registration import (
     load_official,
 )
 from hf_denseseg.models.auto.tasks import TASKS, task_of_class
-from hf_denseseg.recipe import Recipe
-from hf_denseseg.recipe_keys import ModelArguments, TaskTrainingArguments
-from hf_denseseg.reports import format_scores, write_report
-from hf_denseseg.run_checkpoints import explain_failed_save, last_complete_checkpoint, step_of
-from hf_denseseg.tasks import get_task
-from hf_denseseg.training import TaskTrainer
+from hf_denseseg.reports.model_card import write_card
+from hf_denseseg.reports.run_page import format_scores, write_report
+from hf_denseseg.training.arguments import ModelArguments, TaskTrainingArguments
+from hf_denseseg.training.checkpoints import explain_failed_save, last_complete_checkpoint, step_of
+from hf_denseseg.training.recipe import Recipe
+from hf_denseseg.training.tasks import get_task
+from hf_denseseg.training.trainer import TaskTrainer
 from hf_denseseg.visualization.learning_curve import save_learning_curve
 
 logger = logging.getLogger(__name__)
@@ -120,7 +120,7 @@ def submit(recipe: Recipe, path: Path) -> None:
         RunError: the answers would be refused by the server.
     """
     from hf_denseseg.evaluation.submission import check_target, server_for
-    from hf_denseseg.tasks.segmentation_submission import submit as answer
+    from hf_denseseg.training.tasks.submission import submit as answer
 
     if recipe.model.task != TASKS[0]:
         raise InputError(f"--submission is for the task {TASKS[0]}; this checkpoint is for {recipe.model.task}.")

@@ -11,9 +11,9 @@ from PIL import Image
 from transformers import PreTrainedModel
 
 from hf_denseseg.data.reading.images import Fault
-from hf_denseseg.recipe import Recipe
-from hf_denseseg.recipe_keys import DataArguments
-from hf_denseseg.training import TaskTrainer
+from hf_denseseg.training.arguments import DataArguments
+from hf_denseseg.training.recipe import Recipe
+from hf_denseseg.training.trainer import TaskTrainer
 
 SHOWN_PICTURES = 6
 

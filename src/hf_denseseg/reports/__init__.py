@@ -1,0 +1,1 @@
+"""Pages and cards written from plain results; nothing here knows how they were made."""

@@ -1,0 +1,1 @@
+"""From recipe to trained checkpoint: arguments, trainer, run, tasks."""
