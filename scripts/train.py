@@ -1,6 +1,6 @@
 """Train a model from a recipe, on one or many processes; the same as `denseseg train`.
 
-python scripts/train.py scripts/recipes/dsct_tiny_sac_camvid_cpu.yaml --dataset path/to/camvid --max_steps 100
+python scripts/train.py scripts/recipes/dsct/dsct_tiny_sac_camvid_cpu.yaml --dataset path/to/camvid --max_steps 100
 accelerate launch scripts/train.py RECIPE.yaml
 torchrun --nproc_per_node 2 scripts/train.py RECIPE.yaml --use_cpu
 """

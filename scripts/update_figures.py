@@ -81,7 +81,7 @@ def measured() -> str:
         *speed_rows(),
         "",
         "Real pictures: CamVid (11 classes, 360x480, validation), from random weights on a CPU, whole pictures,",
-        f"single scale: `denseseg train scripts/recipes/{CAMVID}.yaml --dataset path/to/camvid`.",
+        f"single scale: `denseseg train scripts/recipes/dsct/{CAMVID}.yaml --dataset path/to/camvid`.",
         "CPU seconds count training, data loading and two evaluations (about 40). The peers' rows come with the",
         "data's collection: about 1,000 CPU seconds of training on the same pictures. One run each, seed 0. Our two",
         "rows are one recipe and seed in two memory formats: single runs of this length scatter by several points.",

@@ -24,7 +24,7 @@ from PIL import Image
 from hf_denseseg.models.auto.registration import create_image_processor, create_model
 from hf_denseseg.training.recipe import load_recipe
 
-RECIPE = Path(__file__).parents[1] / "recipes" / "dsct_tiny_sac_camvid_cpu.yaml"
+RECIPE = Path(__file__).parents[1] / "recipes" / "dsct" / "dsct_tiny_sac_camvid_cpu.yaml"
 CLASSES, SIZE = 19, (512, 1024)
 CHILD = """
 import sys, time

@@ -27,7 +27,7 @@ COMMANDS = (
 EPILOG = """examples:
   denseseg demo                                              train a small model on embedded data, without a network
   denseseg models 'dsct-*'                                   names, sizes and costs
-  denseseg train scripts/recipes/dsct_tiny_sac_camvid_cpu.yaml --dataset path/to/camvid
+  denseseg train scripts/recipes/dsct/dsct_tiny_sac_camvid_cpu.yaml --dataset path/to/camvid
   denseseg predict runs/demo/model street.jpg --output masks
 
 exit codes: 0 done, 1 failed while running, 2 wrong input or usage"""

@@ -34,7 +34,7 @@ def main(args: argparse.Namespace) -> int:
     from hf_denseseg.reports.model_card import variant_card
     from hf_denseseg.training.recipe import load_recipe
 
-    paths = sorted(args.recipes.glob("*.yaml"))
+    paths = sorted(args.recipes.rglob("*.yaml"))
     if not paths:
         raise InputError(f"No recipes in {args.recipes}. Give the folder with --recipes.")
     rows = [(path.stem, load_recipe(path)) for path in paths]

@@ -10,8 +10,8 @@ pictures, model card and one HTML page. Run the same command again after an inte
 the last complete checkpoint, to the same result."""
 
 EPILOG = """examples:
-  denseseg train scripts/recipes/dsct_tiny_sac_synthetic.yaml
-  denseseg train scripts/recipes/dsct_tiny_sac_camvid_cpu.yaml --dataset path/to/camvid --output_dir runs/camvid
+  denseseg train scripts/recipes/dsct/dsct_tiny_sac_synthetic.yaml
+  denseseg train scripts/recipes/dsct/dsct_tiny_sac_camvid_cpu.yaml --dataset path/to/camvid --output_dir runs/camvid
   denseseg train --task image-classification --model hlg-tiny --dataset path/to/pictures --crop_size 224 224
   denseseg train RECIPE.yaml --print_config
   accelerate launch scripts/train.py RECIPE.yaml --bf16

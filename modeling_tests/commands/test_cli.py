@@ -1,0 +1,230 @@
+"""The command line: help that teaches, exit codes, and the small commands."""
+
+import contextlib
+import json
+import os
+import re
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import hf_denseseg
+from hf_denseseg.cli import COMMANDS, main, parse_arguments
+from hf_denseseg.models.auto.registration import create_image_processor
+from hf_denseseg.training.tasks.segmentation import constant_prediction_miou
+from model_tester import pooling_exports_for_any_size
+from reference import FIXTURES, REPOSITORY
+from test_published_dsct import REDUCED as TINY
+from test_published_setr import REDUCED as SETR
+
+CARDS = REPOSITORY / "model_cards"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("checkpoint")
+    model = hf_denseseg.create_model("dsct-tiny-sac", num_labels=3, **TINY)
+    model.save_pretrained(folder)
+    create_image_processor(model.config).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_every_command_shows_an_example(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert "example" in text and f"denseseg {command}" in text
+
+
+@pytest.mark.parametrize("words", [[], ["trian"], ["models", "--nonsense"], ["export", "folder"]])
+def test_wrong_usage_ends_with_code_2(words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 2
+
+
+def test_interrupted_run_says_how_to_go_on(capsys, monkeypatch):
+    from hf_denseseg.commands import models
+
+    def interrupt(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(models, "main", interrupt)
+    assert main(["models"]) == 1
+    assert "run the same command again" in capsys.readouterr().err
+
+
+def test_recipe_keys_and_own_options_are_told_apart():
+    args = parse_arguments(["train", "recipe.yaml", "--crop_size", "1", "2", "--print_config", "--max_steps", "3"])
+    assert (args.recipe, args.print_config) == ("recipe.yaml", True)
+    assert args.overrides == ["--crop_size", "1", "2", "--max_steps", "3"]
+    assert parse_arguments(["train", "--max_steps", "3"]).recipe is None
+
+
+def test_print_config_shows_the_resolved_recipe(capsys):
+    assert main(["train", "--max_steps", "3", "--print_config"]) == 0
+    assert "max_steps: 3" in capsys.readouterr().out
+
+
+def test_keys_are_listed_with_their_meaning(capsys):
+    assert main(["train", "--keys"]) == 0
+    text = capsys.readouterr().out
+    assert "max_class_ratio" in text and "(10 tries) [default: 0.75] [only semantic-segmentation]" in text
+    assert "adam_beta2" in text and "[only object-detection, instance-segmentation]" in text
+
+
+def test_models_prints_the_counts_of_the_paper(capsys):
+    assert main(["models", "dsct-tiny-*", "--json"]) == 0
+    table = json.loads(capsys.readouterr().out)
+    assert sorted(table) == hf_denseseg.list_models("dsct-tiny-*")
+    assert table["dsct-tiny-sac"]["parameters"] == hf_denseseg.create_model("dsct-tiny-sac").num_parameters()
+    assert main(["models", "dsct-tiny-sac"]) == 0
+    assert "dsct-tiny-sac" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(pooling_exports_for_any_size(), reason="this release of torch exports pooling for any size")
+def test_a_model_that_torch_exports_for_some_sizes_only_is_refused(checkpoint, tmp_path, capsys):
+    assert main(["export", str(checkpoint), "--output", str(tmp_path / "model.pt2")]) == 1
+    assert "A newer torch" in capsys.readouterr().err
+
+
+def test_exported_program_equals_the_model(tmp_path):
+    model = hf_denseseg.create_model("setr-naive-deit-base", num_labels=3, **SETR).eval()
+    model.save_pretrained(tmp_path / "model")
+    assert main(["export", str(tmp_path / "model"), "--output", str(tmp_path / "model.pt2")]) == 0
+    program = torch.export.load(tmp_path / "model.pt2").module()
+    pixel_values = torch.randn(1, 3, 70, 83)
+    with torch.no_grad():
+        assert torch.allclose(program(pixel_values), model(pixel_values).logits, atol=1e-4)
+
+
+def test_export_refuses_another_ending(checkpoint, tmp_path, capsys):
+    assert main(["export", str(checkpoint), "--output", str(tmp_path / "model.onnx")]) == 2
+    assert "ends in .pt2" in capsys.readouterr().err
+
+
+def test_official_checkpoint_becomes_a_folder_that_the_auto_class_loads(tmp_path, capsys):
+    from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+    case = next((FIXTURES / "dsct").iterdir())
+    words = ["convert", "dsct", str(case / "weights.safetensors"), str(case / "config.json")]
+    assert main([*words, "--output", str(tmp_path)]) == 0
+    assert "DsctForImageClassification" in capsys.readouterr().out
+    assert type(AutoModelForImageClassification.from_pretrained(tmp_path)) is hf_denseseg.DsctForImageClassification
+    assert type(AutoImageProcessor.from_pretrained(tmp_path)) is hf_denseseg.DsctImageProcessor
+    assert main(["convert", "dsct", str(tmp_path / "nowhere.pth"), "dsct-tiny-sac", "--output", str(tmp_path)]) == 2
+    assert "nowhere.pth" in capsys.readouterr().err
+
+
+def test_config_fields_of_a_conversion_are_given_as_in_a_recipe(tmp_path, capsys):
+    case = FIXTURES / "setr" / "mla_small"
+    words = [
+        "convert",
+        "setr",
+        str(case / "weights.safetensors"),
+        str(case / "config.json"),
+        "--output",
+        str(tmp_path),
+    ]
+    assert main([*words, "--config_overrides", "{auxiliary_loss_weight: 0.2}"]) == 0
+    config = hf_denseseg.SetrForSemanticSegmentation.from_pretrained(tmp_path).config
+    assert config.auxiliary_loss_weight == 0.2 and config.num_labels == 7
+    for wrong, message in (
+        ("0.2", "write '{field: value"),
+        ("{patch_size: 12}", "does not divide"),
+        ("{hed: 1}", "hed"),
+    ):
+        assert main([*words, "--config_overrides", wrong]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_push_needs_a_whole_folder(tmp_path, capsys):
+    assert main(["push", str(tmp_path), "someone/something"]) == 2
+    assert "lacks config.json, README.md" in capsys.readouterr().err
+
+
+def test_push_without_network_is_one_sentence(checkpoint, capsys):
+    (checkpoint / "README.md").write_text("card")
+    assert main(["push", str(checkpoint), "someone/something"]) == 1
+    assert capsys.readouterr().err.startswith("failed: Nothing was pushed to someone/something")
+    assert main(["push", str(checkpoint), "not a name"]) == 2
+
+
+def test_push_uploads_the_folder_to_the_named_repository(checkpoint, capsys, monkeypatch):
+    import huggingface_hub
+
+    (checkpoint / "README.md").write_text("card")
+    calls = []
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", lambda self, name, **options: calls.append(name))
+    monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", lambda self, **options: calls.append(options))
+    assert main(["push", str(checkpoint), "someone/something"]) == 0
+    assert calls[0] == "someone/something"
+    assert (calls[1]["repo_id"], calls[1]["folder_path"]) == ("someone/something", checkpoint)
+
+
+COUNTS = r"([\d.]+) M parameters with .* classes, ([\d.]+) G .* counting \(([\d.]+) G executed"
+
+
+@pytest.mark.parametrize("counted", ["one of a family", pytest.param("all", marks=pytest.mark.slow)])
+def test_cards_show_published_and_unmeasured_numbers(tmp_path, capsys, monkeypatch, counted):
+    """What is not counted again, since that takes a minute, is taken from the card itself."""
+    from huggingface_hub import ModelCard
+
+    seen = set()
+
+    def info(name, image_size, num_labels):
+        family = name.partition("-")[0]
+        if counted == "all" or family not in seen:
+            seen.add(family)
+            return hf_denseseg.model_info(name, image_size=image_size, num_labels=num_labels)
+        figures = re.search(COUNTS, (CARDS / f"{name}.md").read_text()).groups()
+        parameters, published, executed = (
+            float(figure) * factor for figure, factor in zip(figures, (1e6, 1e9, 1e9), strict=True)
+        )
+        return SimpleNamespace(
+            image_size=image_size, parameters=parameters, multiply_adds=published, executed_multiply_adds=executed
+        )
+
+    monkeypatch.setattr("hf_denseseg.reports.model_card.model_info", info)
+    assert main(["card", "--recipes", str(REPOSITORY / "scripts" / "recipes"), "--output", str(tmp_path)]) == 0
+    text = (tmp_path / "dsct-base-sac.md").read_text()
+    assert "| ADE20K val | 160,000 | 48.66 / 49.27 | not measured | `dsct_base_sac_ade20k_160k` |" in text
+    assert ModelCard(text).data.model_name == "dsct-base-sac"
+    written, kept = ({path.name: path.read_text() for path in folder.glob("*.md")} for folder in (tmp_path, CARDS))
+    assert written == kept, "run `denseseg card`"
+
+
+def test_damaged_and_foreign_checkpoints_are_refused(checkpoint, tmp_path, capsys):
+    from transformers import SegformerConfig, SegformerModel
+
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    (damaged / "config.json").write_text((checkpoint / "config.json").read_text())
+    (damaged / "model.safetensors").write_bytes((checkpoint / "model.safetensors").read_bytes()[:2000])
+    words = ["--dataset", "synthetic", "--output_dir", str(tmp_path / "out")]
+    assert main(["evaluate", str(damaged), *words]) == 2
+    assert "no whole semantic segmentation checkpoint" in capsys.readouterr().err
+    config = SegformerConfig(hidden_sizes=[8] * 4, depths=[1] * 4, num_attention_heads=[1] * 4)
+    SegformerModel(config).save_pretrained(tmp_path / "foreign")
+    assert main(["evaluate", str(tmp_path / "foreign"), *words]) == 2
+    assert "Train a segmentation head first" in capsys.readouterr().err
+    assert main(["evaluate", str(checkpoint), *words]) == 2  # three classes, the data has more
+    assert "knows 3 classes" in capsys.readouterr().err
+
+
+def test_chance_level_is_the_best_constant_answer():
+    """A constant answer has IoU share for its class, 0 for the others: 60 % of the pixels in 1 of 2 classes -> 0.3."""
+    rows = [{"class": "a", "pixels": 60}, {"class": "b", "pixels": 40}, {"class": "absent", "pixels": 0}]
+    assert constant_prediction_miou({"per_class": rows}) == (pytest.approx(0.3), "a")
+
+
+def test_a_reader_that_has_seen_enough_is_no_failure():
+    """As in `denseseg data list | head -1`."""
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w") as nobody, contextlib.redirect_stdout(nobody):
+        assert main(["data", "list"]) == 0

@@ -1,0 +1,51 @@
+"""The experiment on guidance: its arms differ in nothing but guidance and axial attention; its table is arithmetic."""
+
+import importlib.util
+import json
+import statistics
+import sys
+
+import pytest
+
+from reference import REPOSITORY
+
+
+@pytest.fixture
+def script(monkeypatch):
+    path = REPOSITORY / "scripts" / "guidance_experiment.py"
+    spec = importlib.util.spec_from_file_location("guidance_experiment", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    small = {"embedding_size": 8, "hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1]}
+    monkeypatch.setattr(module, "BACKBONE", module.BACKBONE | small)
+    monkeypatch.setattr(module, "MODEL", module.MODEL | {"backbone_config": module.BACKBONE, "decoder_width": 16})
+    monkeypatch.setattr(module, "PRETRAINING", module.PRETRAINING | {"dataset": "synthetic:5@64x96"})
+    shared = {"crop_size": [64, 96], "per_device_train_batch_size": 2, "dataloader_num_workers": 0, "use_cpu": True}
+    monkeypatch.setattr(module, "TRAINING", module.TRAINING | shared)
+    return module
+
+
+def test_every_arm_starts_from_the_same_backbone_and_finished_runs_are_kept(script, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(script, "ARMS", {name: script.ARMS[name] for name in ("SemanticFPN", "full HFGM")})
+    words = ["--dataset", "synthetic:5@64x96", "--steps", "1", "--backbone_steps", "1", "--seeds", "0"]
+    folders = ["--output", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
+    monkeypatch.setattr(sys, "argv", ["guidance_experiment.py", *words, *folders])
+    assert script.main() == 0
+    results = json.loads((tmp_path / "results" / "synthetic-street-11.json").read_text())
+    assert {arm: len(scores) for arm, scores in results["mean_iou_percent"].items()} == dict.fromkeys(script.ARMS, 1)
+    recipes = [(tmp_path / "runs" / f"arm{number}_seed0.yaml").read_text() for number in range(2)]
+    switches = ("guidance:", "axial_attention:", "output_dir:")
+    rest = {"\n".join(line for line in text.splitlines() if not line.strip().startswith(switches)) for text in recipes}
+    assert len(rest) == 1 and "runs/backbone/model" in rest.pop()
+    monkeypatch.setattr(script.experiment, "load_data", None)  # nothing is trained again
+    assert script.main() == 0
+    assert json.loads((tmp_path / "results" / "synthetic-street-11.json").read_text()) == results
+
+
+def test_table_gives_mean_spread_and_paired_gain(script):
+    scores = {"SemanticFPN": [30.0, 32.0, 34.0], "+ guidance": [31.0, 31.5, 36.0]}
+    results = {"dataset": "d", "pictures": 3, "steps": 5, "seeds": [0, 1, 2], "mean_iou_percent": scores}
+    results["backbone"] = {"steps": 7, "dataset": "s", "mean_iou_percent": 40.0}
+    row = next(line for line in script.table(results).splitlines() if line.startswith("| + guidance"))
+    mean, spread = statistics.mean(scores["+ guidance"]), statistics.stdev(scores["+ guidance"])
+    assert f"{mean:.2f} ± {spread:.2f}" in row and "+1.00, -0.50, +2.00" in row and row.endswith("47.67 |")
