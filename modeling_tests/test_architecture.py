@@ -1,6 +1,7 @@
-"""The shape of the package: import floors, families apart, copies equal, a light import."""
+"""The shape of the package: floors, one road, no circle, families apart, copies equal, a light import."""
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -13,20 +14,23 @@ import hf_denseseg
 ROOT = Path(hf_denseseg.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 FAMILIES = {path.parent.name for path in ROOT.glob("models/*/configuration_*.py")}
-FLOORS = ("everything else", "training, tasks, model_card, reports", "commands", "cli")
-MIDDLE = {"training", "reports"}
+# Top down; a folder or module of the package imports only from its own floor and from floors below.
+FLOORS = (
+    ("cli", "commands"),
+    ("training",),
+    ("inference", "reports"),
+    ("evaluation", "visualization"),
+    ("models", "data"),
+    ("ops",),
+    ("files", "errors"),
+)
+# Recipe -> data -> image processor -> model -> inference -> evaluation -> reports: nothing imports what stands to its
+# right. The recipe is read by `training` alone, which stands above all of them.
+ROAD = ("data", "models.image_processing", "models", "inference", "evaluation", "reports")
 
 
 def module_name(path: Path) -> str:
     return ".".join(("hf_denseseg", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__")
-
-
-def floor_of(module: str) -> int:
-    """Number of a module's floor in `FLOORS`."""
-    part = module.split(".")[1] if "." in module else "cli"
-    if part in ("cli", "commands"):
-        return FLOORS.index(part)
-    return 1 if part in MIDDLE else 0
 
 
 def imports_of(path: Path) -> set[str]:
@@ -44,13 +48,100 @@ def imports_of(path: Path) -> set[str]:
     return {name for name in found if name.split(".")[0] == "hf_denseseg"}
 
 
-@pytest.mark.parametrize("path", FILES, ids=module_name)
-def test_imports_go_downwards(path):
-    own = module_name(path)
-    if own == "hf_denseseg":
+GRAPH = {module_name(path): imports_of(path) for path in FILES}
+
+
+def floor_of(module: str) -> int:
+    """Number of a module's floor, 0 at the top."""
+    room = module.split(".")[1]
+    return next(number for number, rooms in enumerate(FLOORS) if room in rooms)
+
+
+def test_every_folder_has_a_floor():
+    rooms = {path.name.removesuffix(".py") for path in ROOT.iterdir() if path.suffix in ("", ".py")}
+    assert rooms - {"__init__", "__pycache__"} == {room for rooms in FLOORS for room in rooms}
+    assert len(rooms - {"__init__", "__pycache__"}) <= 12
+
+
+@pytest.mark.parametrize("module", GRAPH)
+def test_imports_go_downwards(module):
+    if module == "hf_denseseg":  # hands names on, and is imported by no module of the package but for its version
         return
-    upwards = {name for name in imports_of(path) if name != "hf_denseseg" and floor_of(name) > floor_of(own)}
-    assert not upwards, f"{own} ({FLOORS[floor_of(own)]}) imports from a higher floor: {sorted(upwards)}"
+    upwards = {name for name in GRAPH[module] - {"hf_denseseg"} if floor_of(name) < floor_of(module)}
+    assert not upwards, f"{module} imports from a higher floor: {sorted(upwards)}"
+
+
+def test_nothing_imports_the_face_of_the_package_but_for_its_version():
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            if isinstance(node, ast.Import):
+                assert "hf_denseseg" not in names, f"{path} imports the whole package"
+            if isinstance(node, ast.ImportFrom) and node.module == "hf_denseseg":
+                assert names == ["__version__"], f"{path} takes {names} from the face of the package"
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Groups of nodes that reach each other."""
+    reach = {node: closure(graph, node) for node in graph}
+    groups = {frozenset([other for other in reach[node] if node in reach.get(other, ())]) for node in graph}
+    return [sorted(group) for group in groups if group]
+
+
+def closure(graph: dict[str, set[str]], start: str) -> set[str]:
+    """All nodes that can be reached from one."""
+    seen, left = set(), list(graph[start])
+    while left:
+        node = left.pop()
+        if node not in seen and node in graph:
+            seen.add(node)
+            left += graph[node]
+    return seen
+
+
+def room_graph() -> dict[str, set[str]]:
+    """Imports between the rooms (folders and modules of the package root)."""
+    rooms: dict[str, set[str]] = {}
+    for module, names in GRAPH.items():
+        if module != "hf_denseseg":
+            own = module.split(".")[1]
+            rooms.setdefault(own, set()).update({name.split(".")[1] for name in names - {"hf_denseseg"}} - {own})
+    return rooms
+
+
+def test_there_is_no_circle():
+    assert not circles({module: names for module, names in GRAPH.items() if module != "hf_denseseg"})
+    assert not circles(room_graph())
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == [["b", "c"]]
+
+
+def place_on_the_road(module: str) -> int | None:
+    """Number of the part of the road that a module belongs to."""
+    own = [number for number, part in enumerate(ROAD) if f"{module}.".startswith(f"hf_denseseg.{part}.")]
+    return min(own, default=None)
+
+
+def test_the_road_runs_one_way():
+    for module, names in GRAPH.items():
+        own = place_on_the_road(module)
+        later = {name for name in names if own is not None and (place_on_the_road(name) or 0) > own}
+        assert not later, f"{module} ({ROAD[own or 0]}) imports what comes after it: {sorted(later)}"
+    assert any("hf_denseseg.training.recipe" in names for module, names in GRAPH.items() if ".commands." in module)
+
+
+def longest_chain() -> list[str]:
+    """The longest chain of imports, each module importing the next."""
+
+    @functools.cache
+    def chain(module: str) -> tuple[str, ...]:
+        below = (chain(name) for name in GRAPH[module] if name in GRAPH and name != "hf_denseseg")
+        return (module, *max(below, key=len, default=()))
+
+    return list(max((chain(module) for module in GRAPH if module != "hf_denseseg"), key=len))
+
+
+def test_import_chains_stay_short():
+    assert len(longest_chain()) <= 12, longest_chain()
 
 
 def test_no_family_imports_another():

@@ -11,8 +11,8 @@ import torch
 
 import hf_denseseg
 from hf_denseseg.cli import COMMANDS, main, parse_arguments
+from hf_denseseg.evaluation.score_names import constant_prediction_miou
 from hf_denseseg.models.auto.registration import create_image_processor
-from hf_denseseg.training.tasks.segmentation import constant_prediction_miou
 from model_tester import pooling_exports_for_any_size
 from reference import FIXTURES, REPOSITORY
 from test_published_dsct import REDUCED as TINY

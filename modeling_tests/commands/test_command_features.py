@@ -66,10 +66,10 @@ def stripes(widths, height=8):
     return {"image": Image.fromarray(colors[labels]), "label": labels}
 
 
-def collect(model, rows, **options):
-    return class_features.collect_features(
-        model, class_features.find_class_tokens(model), rows, PLAIN, options.pop("settings", WHOLE), **options
-    )
+def collect(model, rows, settings=WHOLE, points=500, seed=0):
+    tokens = class_features.find_class_tokens(model)
+    parts = class_features.labelled_features(model, tokens, rows, PLAIN, settings)
+    return class_separability.sample_features(parts, len(tokens), points, seed)
 
 
 def run(*words):

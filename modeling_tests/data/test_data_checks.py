@@ -8,8 +8,8 @@ from PIL import Image
 
 from hf_denseseg.cli import main
 from hf_denseseg.data.checks.segmentation import scan_dataset
-from hf_denseseg.data.labels import LabelSpec
-from hf_denseseg.data.segmentation import SegmentationData, load_segmentation
+from hf_denseseg.data.labels import LabelSpec, SegmentationData
+from hf_denseseg.data.segmentation import load_segmentation
 
 
 def write_pairs(folder, masks):

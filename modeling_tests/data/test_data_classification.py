@@ -11,7 +11,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from hf_denseseg.data.augmentation.classification import MixedBatch, TrainPictures, posterize, training_transform
-from hf_denseseg.data.augmentation.segmentation import EpochSampler
+from hf_denseseg.data.augmentation.sampler import EpochSampler
 from hf_denseseg.data.checks.classification import check_pictures, scan_pictures
 from hf_denseseg.data.class_names import ClassNames
 from hf_denseseg.data.classification import load_classification

@@ -19,7 +19,7 @@ from hf_denseseg.data.detection import load_detection
 from hf_denseseg.data.sources.coco import encode_mask, object_mask, read_coco, trainable
 from hf_denseseg.errors import InputError
 from hf_denseseg.evaluation.detection_metrics import detection_metrics
-from hf_denseseg.training.tasks import get_task
+from hf_denseseg.evaluation.score_names import chance_level
 
 SQUARE = [[2, 3, 12, 3, 12, 13, 2, 13]]  # x, y of the corners
 
@@ -338,7 +338,7 @@ def test_chance_is_what_the_objects_of_another_picture_score():
     rows = [{"height": 40, "width": 60, "objects": [truth(0, box)]} for box in boxes]
     assert detection_metrics(rows, {}, ["a"])["chance"] == pytest.approx(1 / 3, abs=0.01)  # one of three is right
     alone = detection_metrics(rows[:1], {}, ["a"])
-    assert alone["chance"] is None and "With one picture" in get_task("object-detection").chance(alone)
+    assert alone["chance"] is None and "With one picture" in chance_level("object-detection", alone)
 
 
 def test_answers_within_a_crowd_are_neither_right_nor_wrong():

@@ -15,16 +15,16 @@ from hf_denseseg.data.augmentation.photometric import (
     distort_like_car,
     shift_hue_saturation,
 )
+from hf_denseseg.data.augmentation.sampler import EpochSampler
 from hf_denseseg.data.augmentation.segmentation import (
-    EpochSampler,
     EvalDataset,
     TrainAugmentation,
     TrainDataset,
     collate_eval,
     collate_train,
 )
-from hf_denseseg.data.labels import LabelSpec
-from hf_denseseg.data.segmentation import SegmentationData, load_segmentation
+from hf_denseseg.data.labels import LabelSpec, SegmentationData
+from hf_denseseg.data.segmentation import load_segmentation
 from hf_denseseg.data.synthetic.scenes import render_scene
 from hf_denseseg.errors import InputError
 

@@ -22,9 +22,9 @@ from hf_denseseg.cli import main
 from hf_denseseg.data import segmentation
 from hf_denseseg.models.auto.registration import create_config, families
 from hf_denseseg.models.auto.tasks import task_of_class
+from hf_denseseg.reports.model_card import CARD_WORDS
 from hf_denseseg.training import run as training_run
 from hf_denseseg.training.recipe import load_recipe
-from hf_denseseg.training.tasks import get_task
 from hf_denseseg.visualization.learning_curve import save_learning_curve
 from reference import REPOSITORY
 
@@ -131,7 +131,7 @@ def test_every_published_row_has_its_recipe(family):
         published = recipe.model.published
         if published:
             variant = published.get("variant", recipe.model.model)
-            percent = [published.get(key) for key in get_task(recipe.model.task).published]
+            percent = [published.get(key) for key in CARD_WORDS[recipe.task.name].published]
             note = [published["note"]] if "note" in published else []
             key = (variant, published["dataset"], recipe.training.max_steps, *note)
             assert key not in found, name

@@ -31,27 +31,26 @@ def main(args: argparse.Namespace) -> int:
     """Write the cards."""
     from hf_denseseg.errors import InputError
     from hf_denseseg.files import check_output_folder, write_atomic
-    from hf_denseseg.reports.model_card import variant_card
+    from hf_denseseg.reports.model_card import PublishedRow, variant_card
     from hf_denseseg.training.recipe import load_recipe
 
     paths = sorted(args.recipes.rglob("*.yaml"))
     if not paths:
         raise InputError(f"No recipes in {args.recipes}. Give the folder with --recipes.")
-    rows = [(path.stem, load_recipe(path)) for path in paths]
-    published = [(name, recipe) for name, recipe in rows if recipe.model.published]
-    measured = {}
-    for name, _ in published if args.results else ():
-        file = args.results / name / "results.json"
-        if file.exists():
-            measured[name] = json.loads(file.read_text())
     output = check_output_folder(args.output)
-    # The last step of a schedule starts from a run's checkpoint and names the variant among its numbers.
-    rows_of: dict[str, list[tuple[str, Any]]] = {}
-    for name, recipe in published:
-        variant = (recipe.model.published or {}).get("variant", recipe.model.model)
-        rows_of.setdefault(variant, []).append((name, recipe))
+    rows_of: dict[str, list[PublishedRow]] = {}
+    for path in paths:
+        recipe = load_recipe(path)
+        published = recipe.model.published
+        if not published:
+            continue
+        file = args.results / path.stem / "results.json" if args.results else None
+        measured = json.loads(file.read_text())["scores"] if file and file.exists() else {}
+        row = PublishedRow(path.stem, recipe.data.dataset, recipe.training.max_steps, published, measured)
+        # The last step of a schedule starts from a run's checkpoint and names the variant among its numbers.
+        rows_of.setdefault(published.get("variant", recipe.model.model), []).append(row)
     for variant in args.names or sorted(rows_of):
         own = rows_of.get(variant, [])
-        write_atomic(output / f"{variant}.md", variant_card(variant, own, measured))
+        write_atomic(output / f"{variant}.md", variant_card(variant, own))
         print(f"{output / variant}.md: {len(own)} published rows")
     return 0

@@ -8,7 +8,7 @@ from typing import Any
 from hf_denseseg.data.shards.manifest import damaged_shards
 from hf_denseseg.errors import InputError
 from hf_denseseg.files import atomic_path, write_atomic
-from hf_denseseg.models.auto.tasks import TASKS
+from hf_denseseg.models.auto.tasks import SEMANTIC_SEGMENTATION, TASKS
 
 _EXAMPLES = {
     "check": "denseseg data check path/to/camvid --split train",
@@ -45,32 +45,28 @@ def add_parser(subparsers: Any) -> None:
         action = actions.add_parser(
             name, help=text, description=text[0].upper() + text[1:] + ".", epilog="example: " + _EXAMPLES[name]
         )
-        action.add_argument(
-            "dataset", help="synthetic, a benchmark, a folder or archive, an annotation file, or a hub id"
+        add = action.add_argument
+        add("dataset", help="synthetic, a benchmark, a folder or archive, an annotation file, or a hub id")
+        add(
+            "--task",
+            choices=tuple(TASKS),
+            default=SEMANTIC_SEGMENTATION,
+            help="what is learned (default: %(default)s)",
         )
-        action.add_argument("--task", choices=TASKS, default=TASKS[0], help="what is learned (default: %(default)s)")
-        action.add_argument("--split", default="train", help="train (default), val, test or a folder name")
-        action.add_argument("--data_root", help="where the benchmark lies that is given by its name")
-        action.add_argument(
-            "--label_spec", metavar="FILE", help="label specification, a benchmark's name, or names of the classes"
-        )
-        action.add_argument(
-            "--columns", type=json.loads, metavar="JSON", help='columns of shards: \'{"label": "mask"}\''
-        )
-        action.add_argument("--revision", help="revision of a hub data set")
+        add("--split", default="train", help="train (default), val, test or a folder name")
+        add("--data_root", help="where the benchmark lies that is given by its name")
+        add("--label_spec", metavar="FILE", help="label specification, a benchmark's name, or names of the classes")
+        add("--columns", type=json.loads, metavar="JSON", help='columns of shards: \'{"label": "mask"}\'')
+        add("--revision", help="revision of a hub data set")
         default = 8 if name == "show" else None
-        action.add_argument(
-            "--limit", type=int, default=default, help=f"so many pictures (default {default or 'all'})"
-        )
+        add("--limit", type=int, default=default, help=f"so many pictures (default {default or 'all'})")
         if name == "pack":
-            action.add_argument("--output", type=Path, required=True, help="folder of the shards")
-            action.add_argument(
-                "--format", choices=("parquet", "webdataset"), default="parquet", help="of the shards (%(default)s)"
-            )
-            action.add_argument("--rows_per_shard", type=int, default=500, help="pictures in a file (%(default)s)")
+            add("--output", type=Path, required=True, help="folder of the shards")
+            add("--format", choices=("parquet", "webdataset"), default="parquet", help="of the shards (%(default)s)")
+            add("--rows_per_shard", type=int, default=500, help="pictures in a file (%(default)s)")
         elif name != "check":
             path = Path("data.png" if name == "show" else "stats.json")
-            action.add_argument("--output", type=Path, default=path, help=f"file to write (default {path})")
+            add("--output", type=Path, default=path, help=f"file to write (default {path})")
 
 
 def main(args: argparse.Namespace) -> int:

@@ -5,10 +5,10 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from hf_denseseg.errors import RunError
-from hf_denseseg.models.auto.tasks import TASKS
+from hf_denseseg.models.auto.tasks import SEMANTIC_SEGMENTATION, TASKS
 
 RECIPES = Path(__file__).parent
 
@@ -39,26 +39,6 @@ for row in data.dataset:
 """
 
 
-class Reload(NamedTuple):
-    """How a saved model of a task is loaded again, and the function that loads data for it."""
-
-    auto_class: str
-    pipeline: str
-    loader: str
-
-
-RELOADS = dict(
-    zip(
-        TASKS,
-        (
-            Reload("AutoModelForSemanticSegmentation", "image-segmentation", "load_segmentation"),
-            Reload("AutoModelForImageClassification", "image-classification", "load_classification"),
-            Reload("AutoModelForObjectDetection", "object-detection", "load_detection"),
-            Reload("AutoModelForInstanceSegmentation", "image-segmentation", "load_detection"),
-        ),
-        strict=True,
-    )
-)
 EPILOG = """examples:
   denseseg demo --output runs/demo
   denseseg demo --task image-classification --output runs/demo-classification
@@ -75,31 +55,34 @@ def add_parser(subparsers: Any) -> None:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--task", choices=TASKS, default=TASKS[0], help="what is learned (default: %(default)s)")
+    parser.add_argument(
+        "--task", choices=tuple(TASKS), default=SEMANTIC_SEGMENTATION, help="what is learned (default: %(default)s)"
+    )
     parser.add_argument("--output", default="runs/demo", help="run folder (default: %(default)s)")
     parser.set_defaults(takes_overrides=True)
 
 
 def main(args: argparse.Namespace) -> int:
     """Run the demo and say what came out."""
+    from hf_denseseg.evaluation.score_names import SCORE_NAMES, chance_level
     from hf_denseseg.training.recipe import load_recipe
     from hf_denseseg.training.run import train
-    from hf_denseseg.training.tasks import get_task
 
-    output, reload, task = Path(args.output), RELOADS[args.task], get_task(args.task)
+    output, names = Path(args.output), TASKS[args.task]
     path = RECIPES / f"demo_{args.task.replace('-', '_')}.yaml"
     recipe = load_recipe(path, [*args.overrides, "--output_dir", str(output)])
     results = train(recipe)
-    print(f"\nLoaded in a new process, {reload.auto_class} and pipeline({reload.pipeline!r}) find:", flush=True)
+    print(f"\nLoaded in a new process, {names.auto_class} and pipeline({names.pipeline!r}) find:", flush=True)
     found = output / "masks" if "segmentation" in args.task else output / "found"
     split = "train" if recipe.data.eval_split == "train" else "test"  # what is learned by heart is shown
     data = (recipe.data.dataset, split)
+    reload = (names.auto_class, names.pipeline, names.loader)
     command = [sys.executable, "-c", RELOAD, *reload, str(output / "model"), str(found), *data]
     if subprocess.run(command, env=os.environ | {"HF_HUB_OFFLINE": "1"}, check=False).returncode:
         raise RunError(
             f"The saved model in {output / 'model'} could not be used by the pipeline; see the lines above."
         )
-    key, label = next(iter(task.metrics.items()))
-    print(f"\n{label} {100 * results['scores'][key]:.1f} %. {task.chance(results['scores'])}")
+    key, label = SCORE_NAMES[args.task].main_metric
+    print(f"\n{label} {100 * results['scores'][key]:.1f} %. {chance_level(args.task, results['scores'])}")
     print(f"Pictures, table and learning curve: {output / 'index.html'}; what was found: {found}")
     return 0

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_denseseg.errors import InputError
-from hf_denseseg.models.auto.tasks import TASKS
+from hf_denseseg.models.auto.tasks import SEMANTIC_SEGMENTATION
 from hf_denseseg.training.recipe import load_recipe
 
 EPILOG = """examples:
@@ -51,7 +51,7 @@ def main(args: argparse.Namespace) -> int:
 
     words = [*args.overrides, "--model", args.checkpoint]
     if not any(word.split("=")[0] == "--task" for word in words):
-        words += ["--task", task_of_checkpoint(args.checkpoint) or TASKS[0]]
+        words += ["--task", task_of_checkpoint(args.checkpoint) or SEMANTIC_SEGMENTATION]
     recipe = load_recipe(args.recipe, words)
     if args.submission:
         submit(recipe, Path(args.submission))

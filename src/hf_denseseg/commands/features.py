@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 from hf_denseseg.errors import InputError, unknown_name
-from hf_denseseg.models.auto.tasks import TASKS
+from hf_denseseg.models.auto.tasks import SEMANTIC_SEGMENTATION
 
 EPILOG = """examples:
   denseseg features runs/demo/model --dataset synthetic --output runs/demo/features
@@ -61,7 +61,8 @@ def main(args: argparse.Namespace) -> int:
     confidence = class_separability.token_confidence(tokens)
     pairs = tqdm(data.dataset, desc="features", unit="picture", disable=None)
     protocol = (predictor.preprocessing, predictor.settings)
-    found = class_features.collect_features(model, tokens, pairs, *protocol, args.points, args.seed)
+    parts = class_features.labelled_features(model, tokens, pairs, *protocol)
+    found = class_separability.sample_features(parts, len(tokens), args.points, args.seed)
     _check_present([len(each) for each in found.samples], chosen, spec, "point on the feature maps")
     samples = {k: found.samples[k] for k in chosen or class_separability.most_confused(found.confusion)}
     title = f"features of {spec.name}, {args.split}"
@@ -107,8 +108,8 @@ def _load(args: argparse.Namespace) -> tuple[Any, Any, list[int] | None]:
             raise InputError(f"--{option} is {value}. Give {least} or more.")
     check_projection(args.projection)
     task = task_of_checkpoint(args.checkpoint)
-    if task not in (None, TASKS[0]):
-        raise InputError(f"{args.checkpoint} is a checkpoint for {task}. Give one for {TASKS[0]}.")
+    if task not in (None, SEMANTIC_SEGMENTATION):
+        raise InputError(f"{args.checkpoint} is a checkpoint for {task}. Give one for {SEMANTIC_SEGMENTATION}.")
     source = {"spec": args.label_spec, "root": args.data_root, "limit": args.limit}
     data = load_segmentation(args.dataset, args.split, **source)
     if unknown := [name for name in args.classes or () if name not in data.spec.classes]:

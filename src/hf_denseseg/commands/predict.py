@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from hf_denseseg.models.auto.tasks import TASKS
+from hf_denseseg.models.auto.tasks import SEMANTIC_SEGMENTATION
 
 EPILOG = """examples:
   denseseg predict runs/demo/model street.jpg --output masks
@@ -99,12 +99,12 @@ def main(args: argparse.Namespace) -> int:
 
     output = check_output_folder(args.output)
     found = find_sources(args.inputs, output)
-    task = task_of_checkpoint(args.checkpoint) or TASKS[0]
+    task = task_of_checkpoint(args.checkpoint) or SEMANTIC_SEGMENTATION
     options.check_options(args, task, found.sources)
     processes = Processes.launched()
     device = processes.device(args.device)
     labeller: Labeller
-    if task != TASKS[0]:
+    if task != SEMANTIC_SEGMENTATION:
         threshold = {} if args.threshold is None else {"threshold": args.threshold}
         labeller = Answerer.load(args.checkpoint, task, device, **threshold)
     else:

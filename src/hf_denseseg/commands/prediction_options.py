@@ -9,7 +9,7 @@ from hf_denseseg.inference.introspection.attention import ShowSettings
 from hf_denseseg.inference.predict.inputs import MAX_PIXELS, Source
 from hf_denseseg.inference.predict.outputs import BAND_PIXELS, OutputSettings
 from hf_denseseg.inference.settings import InferenceSettings
-from hf_denseseg.models.auto.tasks import DETECTION, TASKS
+from hf_denseseg.models.auto.tasks import DETECTION_TASKS, SEMANTIC_SEGMENTATION
 
 EVERYWHERE = {"command", "checkpoint", "inputs", "output", "device", "overrides", "every", "max_pixels"}
 
@@ -21,9 +21,9 @@ def check_options(args: argparse.Namespace, task: str, sources: list[Source]) ->
         InputError: there is such an option.
     """
     for name, value in vars(args).items():
-        if name in EVERYWHERE or value is None or (name == "threshold" and task in DETECTION):
+        if name in EVERYWHERE or value is None or (name == "threshold" and task in DETECTION_TASKS):
             continue
-        if task != TASKS[0] or name == "threshold":
+        if task != SEMANTIC_SEGMENTATION or name == "threshold":
             raise InputError(f"--{name} changes nothing for a checkpoint for {task}. Leave it out.")
     for name, least in (("every", 1), ("max_pixels", 1), ("band_pixels", 0)):
         value = getattr(args, name)

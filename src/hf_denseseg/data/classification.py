@@ -13,12 +13,12 @@ from PIL import Image
 
 from hf_denseseg.data.class_names import NAME_FILES, ClassNames, read_names
 from hf_denseseg.data.reading.images import read_image
-from hf_denseseg.data.segmentation import find_table
 from hf_denseseg.data.shards.manifest import check_task, is_packed, read_manifest
 from hf_denseseg.data.shards.packed_rows import PackedRows
-from hf_denseseg.data.shards.tables import find_shards, import_datasets, open_table
-from hf_denseseg.data.sources.folders import IMAGE_SUFFIXES, resolve_split
+from hf_denseseg.data.shards.tables import find_shards, find_table, import_datasets, open_table
+from hf_denseseg.data.sources.folders import IMAGE_SUFFIXES
 from hf_denseseg.data.sources.imagenet import find_imagenet, imagenet_names, imagenet_rows
+from hf_denseseg.data.splits import resolve_split
 from hf_denseseg.data.synthetic.objects import OBJECT_NAMES, render_object
 from hf_denseseg.data.synthetic.scenes import parse_name
 from hf_denseseg.errors import InputError

@@ -16,7 +16,7 @@ from hf_denseseg.data.shards.manifest import Manifest, check_shards, check_task,
 from hf_denseseg.data.shards.tables import import_datasets
 from hf_denseseg.data.sources.coco import CocoTable, read_coco, trainable
 from hf_denseseg.data.sources.coco_files import CocoSource, find_coco
-from hf_denseseg.data.sources.folders import resolve_split
+from hf_denseseg.data.splits import resolve_split
 from hf_denseseg.data.synthetic.detection import DETECTION_NAMES, render_detection_row
 from hf_denseseg.data.synthetic.scenes import parse_name
 from hf_denseseg.errors import InputError

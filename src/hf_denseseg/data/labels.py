@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
 
 from hf_denseseg.errors import InputError
 
+CHECKED_ROWS = 32  # of a table, whose ids are compared with a specification
 VOID = 255
 _UNKNOWN = 254  # marks raw ids that the specification does not name, inside the lookup table only
 _MAX_RAW = 65535
@@ -319,3 +320,10 @@ def id_ranges(ids: np.ndarray) -> str:
     """Sorted ids in words: 0, 1, 2, 5 -> "0-2, 5"."""
     runs = np.split(ids, np.flatnonzero(np.diff(ids) > 1) + 1)
     return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs if len(run))
+
+
+class SegmentationData(NamedTuple):
+    """Rows (a `datasets` data set) and what their labels mean."""
+
+    dataset: Any
+    spec: LabelSpec

@@ -5,42 +5,27 @@ Rows are always `image` (RGB picture), `label` ((H, W) uint8, train ids and 255)
 
 import importlib.util
 import logging
-import re
 from collections.abc import Mapping
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from hf_denseseg.data.labels import VOID, LabelSpec
+from hf_denseseg.data.labels import VOID, LabelSpec, SegmentationData
 from hf_denseseg.data.reading.archives import is_archive
 from hf_denseseg.data.reading.images import check_same_size, read_image, read_label
-from hf_denseseg.data.shards.tables import check_encoding, find_shards, import_datasets, open_table
+from hf_denseseg.data.shards.tables import check_encoding, find_table, import_datasets, open_table
 from hf_denseseg.data.sources.benchmarks.encodings import check_revision, compare_encoding
 from hf_denseseg.data.sources.benchmarks.layouts import NAMES, find_builtin_spec
 from hf_denseseg.data.sources.benchmarks.listing import Listing, list_split, merge_listings, open_benchmark, recognise
-from hf_denseseg.data.sources.folders import (
-    find_spec,
-    has_pairs,
-    list_pairs,
-    merge_pairs,
-    resolve_split,
-    spec_beside,
-    split_names,
-)
+from hf_denseseg.data.sources.folders import find_spec, has_pairs, list_pairs, merge_pairs, spec_beside
+from hf_denseseg.data.splits import resolve_split, split_names
 from hf_denseseg.data.synthetic.scenes import SYNTHETIC_SPEC, parse_name, render_scene
 from hf_denseseg.errors import InputError
 
 logger = logging.getLogger(__name__)
-
-
-class SegmentationData(NamedTuple):
-    """Rows (a `datasets` data set) and what their labels mean."""
-
-    dataset: Any
-    spec: LabelSpec
 
 
 def load_segmentation(
@@ -153,31 +138,6 @@ def _given_spec(spec: LabelSpec | str | Path | None) -> LabelSpec | None:
         return spec
     builtin = find_builtin_spec(spec) if isinstance(spec, str) else None
     return builtin[1] if builtin else LabelSpec.from_file(spec)
-
-
-def find_table(name: str, layout: str) -> str:
-    """Folder of shards or hub id.
-
-    Args:
-        name: what was given as the data set.
-        layout: the folder layout that was looked for first, for the message.
-
-    Raises:
-        InputError: it is neither.
-    """
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        if not find_shards(folder):
-            raise InputError(f"{folder} holds no data set: neither {layout}, nor Parquet or tar shards.")
-        return str(folder)
-    if folder.exists():
-        raise InputError(f"{folder} is a file. Give the folder that holds the data set, or an archive of a benchmark.")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith("."):
-        raise InputError(
-            f"Data set {name!r}: there is no such folder, and it is no hub id (owner/name). Without data of your own "
-            f"take 'synthetic'. Names of benchmarks: {', '.join(NAMES)}."
-        )
-    return name
 
 
 def _spec_of_table(name: str, folder: Path) -> LabelSpec:

@@ -1,14 +1,14 @@
 """What tells classes apart: numbers from class tokens and pixel features (HFGD, Figure 4)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
+from hf_denseseg.evaluation.segmentation_metrics import confusion_matrix
+
 SHOWN_CLASSES = 8  # as in Figure 4
-
-
 SILHOUETTE_POINTS = 4000  # a silhouette takes the distances of all pairs
 
 
@@ -67,6 +67,24 @@ class _Reservoir:
             samples = torch.cat([self.samples[k].view(-1, offered.shape[1]), offered])
             kept = numbers.argsort()[: self.points]
             self.numbers[k], self.samples[k] = numbers[kept], samples[kept]
+
+
+def sample_features(
+    parts: Iterable[tuple[torch.Tensor, torch.Tensor, torch.Tensor]], num_labels: int, points: int, seed: int
+) -> PixelFeatures:
+    """Sample the features of each class evenly, and count what they were predicted as.
+
+    Args:
+        parts: features `(C, h, w)`, labels `(h, w)` of train ids and 255, and predictions `(h, w)`.
+        num_labels: number of classes.
+        points: most features of a class.
+        seed: of the sample.
+    """
+    reservoir, confusion = _Reservoir(num_labels, points, seed), torch.zeros(num_labels, num_labels, dtype=torch.int64)
+    for features, labels, predictions in parts:
+        reservoir.add(features, labels)
+        confusion += confusion_matrix(predictions, labels, num_labels)
+    return PixelFeatures(reservoir.samples, confusion)
 
 
 def most_confused(confusion: torch.Tensor, count: int = SHOWN_CLASSES) -> list[int]:

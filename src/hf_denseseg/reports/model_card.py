@@ -2,17 +2,16 @@
 
 import importlib
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from hf_denseseg.evaluation.score_names import SCORE_NAMES, ScoreNames, describe_protocol
 from hf_denseseg.files import write_atomic
 from hf_denseseg.models.auto.registration import create_config, model_info
-from hf_denseseg.models.auto.tasks import TASKS, task_of_class
-from hf_denseseg.training.recipe import Recipe
-from hf_denseseg.training.tasks import get_task
-from hf_denseseg.training.tasks.task import Task
+from hf_denseseg.models.auto.tasks import SEMANTIC_SEGMENTATION, TASKS, task_of_class
 
 NOT_MEASURED = "not measured"
 
@@ -26,27 +25,120 @@ for found in {call}("street.jpg"):
 ```"""
 
 
+@dataclass(frozen=True)
+class CardWords:
+    """What a card says of a task.
+
+    Args:
+        verb: name of the pipeline in the card's example.
+        printed: what the example prints of each thing that the pipeline gives.
+        published: keys of the paper's figures in the card of a variant.
+        measured: keys of a run's figures there.
+        figures: a sentence on what these figures are.
+        counted_size: (height, width) at which the card of a variant counts multiply-adds.
+        counted_labels: number of classes for the same.
+        usual_labels: number of classes in the card's example.
+        measured_heading: heading of the measured column.
+    """
+
+    verb: str
+    printed: str
+    published: tuple[str, ...]
+    measured: tuple[str, ...]
+    figures: str
+    counted_size: tuple[int, int]
+    counted_labels: int
+    usual_labels: int
+    measured_heading: str = "measured"
+
+
+_BOX_FIGURES = ("box_ap", "box_ap_50", "box_ap_75", "box_ap_small", "box_ap_medium", "box_ap_large")
+_MASK_FIGURES = ("box_ap", "box_ap_50", "box_ap_75", "mask_ap", "mask_ap_50", "mask_ap_75")
+CARD_WORDS = {
+    "semantic-segmentation": CardWords(
+        verb="segment",
+        printed='found["label"], found["mask"].size',
+        published=("mean_iou", "mean_iou_multi_scale"),
+        measured=("mean_iou",),
+        figures="mIoU in percent, single scale / multi-scale with flip.",
+        counted_size=(512, 512),
+        counted_labels=2,
+        usual_labels=19,
+        measured_heading="measured (single scale)",
+    ),
+    "image-classification": CardWords(
+        verb="classify",
+        printed='found["label"], found["score"]',
+        published=("top1",),
+        measured=("top1",),
+        figures="Top-1 accuracy in percent on central crops.",
+        counted_size=(224, 224),
+        counted_labels=1000,
+        usual_labels=1000,
+    ),
+    "object-detection": CardWords(
+        verb="detect",
+        printed='found["label"], found["score"], found["box"]',
+        published=_BOX_FIGURES,
+        measured=_BOX_FIGURES,
+        figures="Box AP / AP50 / AP75 / small / medium / large in percent, short side 800, long side at most 1333.",
+        counted_size=(800, 1344),
+        counted_labels=80,
+        usual_labels=80,
+    ),
+    "instance-segmentation": CardWords(
+        verb="segment",
+        printed='found["label"], found["score"], found["mask"].size',
+        published=_MASK_FIGURES,
+        measured=_MASK_FIGURES,
+        figures="Box AP / AP50 / AP75 / mask AP / AP50 / AP75 in percent, short side 800, long side at most 1333.",
+        counted_size=(800, 1344),
+        counted_labels=80,
+        usual_labels=80,
+    ),
+}
+
+
+class PublishedRow(NamedTuple):
+    """One row of a paper's table, and what was measured for it.
+
+    Args:
+        recipe: name of the recipe that trains it.
+        dataset: what the recipe trains on.
+        steps: optimizer steps of the recipe.
+        published: the paper's figures as fractions; `dataset` and `note` say what sets a row apart.
+        measured: `scores` of a finished run of the recipe; empty if nobody ran it.
+    """
+
+    recipe: str
+    dataset: str
+    steps: int
+    published: Mapping[str, Any]
+    measured: Mapping[str, Any]
+
+
 def write_card(folder: Path, results: dict[str, Any], spec: Any) -> None:
     """Write `README.md` for a trained model into its folder, from what `results.json` holds."""
     paper = paper_of(results["model_type"])
-    task, scores, recipe = get_task(results["task"]), results["scores"], results["recipe"]
+    task, scores, recipe = results["task"], results["scores"], results["recipe"]
+    names, words, tag = SCORE_NAMES[task], CARD_WORDS[task], TASKS[task].pipeline
     name = f"{results['model']} on {results['dataset']}"
-    protocol = task.protocol_name(results["protocol"])
-    means = {key: label for key, label in task.metrics.items() if scores.get(key) is not None}
+    protocol = describe_protocol(task, results["protocol"])
+    means = names.means(scores)
     absent = f", absent classes: {scores['absent']}" if "absent" in scores else ""
     data = ModelCardData(
         library_name="transformers",
-        pipeline_tag=task.pipeline,
+        pipeline_tag=tag,
         license="apache-2.0",
-        tags=["hf_denseseg", results["model_type"], task.name],
+        tags=["hf_denseseg", results["model_type"], task],
         model_name=name,
         eval_results=[
             EvalResult(
-                task_type=task.pipeline,
+                task_type=tag,
                 dataset_type=results["dataset"],
                 dataset_name=results["dataset"],
                 dataset_split=results["split"],
-                metric_type=task.metric_types.get(key, key),
+                metric_type=names.hub_metrics.get(key, key),
                 metric_name=f"{label} ({protocol}{absent})",
                 metric_value=scores[key],
             )
@@ -60,11 +152,11 @@ def write_card(folder: Path, results: dict[str, Any], spec: Any) -> None:
         f"# {name}\n",
         f"{paper['title']} ({paper['venue']}), {results['parameters'] / 1e6:.2f} M parameters, {len(spec.classes)} "
         f"classes, trained for {results['steps']} steps.\n",
-        USAGE.format(name="path/to/this/folder", pipeline=task.pipeline, call=task.verb, shown=task.found) + "\n",
+        USAGE.format(name="path/to/this/folder", pipeline=tag, call=words.verb, shown=words.printed) + "\n",
         f"## Results\n\n{results['pictures']} pictures of `{results['dataset']}` ({results['split']}), {protocol}, "
-        f"{task.scored_at}.\n",
+        f"{names.scored_on}.\n",
         "| metric | published % | measured % |\n|---|---|---|\n" + "\n".join(rows) + "\n",
-        *_class_table(task, scores),
+        *_class_table(names, scores),
         "## Training\n\n```yaml\n" + _as_yaml(recipe) + "```\n\n" + _as_yaml(results["versions"], "Versions: ") + "\n",
         f"## Licences\n\nCode: Apache-2.0. Data: {spec.licence or 'as its owners say'}. "
         f"Weights trained on data carry the terms of that data.\n",
@@ -74,36 +166,33 @@ def write_card(folder: Path, results: dict[str, Any], spec: Any) -> None:
     write_atomic(folder / "README.md", "\n".join(lines))
 
 
-def variant_card(name: str, recipes: Iterable[tuple[str, Recipe]], measured: dict[str, dict[str, Any]]) -> str:
+def variant_card(name: str, rows: Iterable[PublishedRow]) -> str:
     """Text of the card of a published variant.
 
     Args:
         name: published name, such as `dsct-base-sac`.
-        recipes: (recipe name, recipe) of every published row of this variant; `published` holds `dataset`, the figures
-            that the task names in its `published`, and a `note` on what sets a row apart.
-        measured: recipe name -> what that run's `results.json` holds; rows without read "not measured".
+        rows: every published row of this variant; those without `measured` read "not measured".
     """
     config = create_config(name)
     family = config.model_type
-    task = get_task(task_of_class((config.architectures or [""])[0]) or TASKS[0])
+    task = task_of_class((config.architectures or [""])[0]) or SEMANTIC_SEGMENTATION
+    words = CARD_WORDS[task]
     paper = paper_of(family)
-    info = model_info(name, image_size=task.counted_size, num_labels=task.counted_labels)
+    info = model_info(name, image_size=words.counted_size, num_labels=words.counted_labels)
     size = "x".join(map(str, info.image_size))
-    rows = []
+    lines = []
     # Ablations share data and steps with the variant itself; a note tells them apart, and they come last.
-    for recipe_name, recipe in sorted(recipes, key=lambda row: "note" in (row[1].model.published or {})):
-        published = recipe.model.published or {}
-        result = measured.get(recipe_name)
-        data = "; ".join(filter(None, (published.get("dataset", recipe.data.dataset), published.get("note"))))
-        rows.append(
-            f"| {data} | {recipe.training.max_steps:,} | {_several(published, task.published)} | "
-            f"{_several(result['scores'], task.measured) if result else NOT_MEASURED} | `{recipe_name}` |"
+    for row in sorted(rows, key=lambda row: "note" in row.published):
+        data = "; ".join(filter(None, (row.published.get("dataset", row.dataset), row.published.get("note"))))
+        lines.append(
+            f"| {data} | {row.steps:,} | {_several(row.published, words.published)} | "
+            f"{_several(row.measured, words.measured) if row.measured else NOT_MEASURED} | `{row.recipe}` |"
         )
     front = ModelCardData(
         library_name="transformers",
-        pipeline_tag=task.pipeline,
+        pipeline_tag=TASKS[task].pipeline,
         license="apache-2.0",
-        tags=["hf_denseseg", family, task.name],
+        tags=["hf_denseseg", family, task],
         model_name=name,
     )
     return "\n".join(
@@ -111,14 +200,14 @@ def variant_card(name: str, recipes: Iterable[tuple[str, Recipe]], measured: dic
             f"---\n{front.to_yaml()}\n---\n",
             f"# {name}\n",
             f"{paper['title']} ({paper['venue']}). {info.parameters / 1e6:.2f} M parameters with "
-            f"{task.counted_labels} classes, {info.multiply_adds / 1e9:.1f} G multiply-adds at {size} in the paper's "
+            f"{words.counted_labels} classes, {info.multiply_adds / 1e9:.1f} G multiply-adds at {size} in the paper's "
             f"counting ({info.executed_multiply_adds / 1e9:.1f} G executed).\n",
             "```python\nimport hf_denseseg\n\n"
-            f'model = hf_denseseg.create_model("{name}", num_labels={task.usual_labels})  # random weights\n```\n',
+            f'model = hf_denseseg.create_model("{name}", num_labels={words.usual_labels})  # random weights\n```\n',
             "## Results\n",
-            f"{task.figures}\n",
-            f"| data | steps | published | {task.measured_heading} | recipe |\n|---|---|---|---|---|\n"
-            + "\n".join(rows)
+            f"{words.figures}\n",
+            f"| data | steps | published | {words.measured_heading} | recipe |\n|---|---|---|---|---|\n"
+            + "\n".join(lines)
             + "\n",
             f"## Known differences\n\n{paper['differences']}\n",
             f"## Licence and citation\n\nCode: Apache-2.0. {paper['official_code']}\n\n"
@@ -132,8 +221,8 @@ def paper_of(family: str) -> dict[str, str]:
     return importlib.import_module(f"hf_denseseg.models.{family}").PAPER
 
 
-def _class_table(task: Task, scores: dict[str, Any]) -> list[str]:
-    columns = task.columns_of(scores)
+def _class_table(names: ScoreNames, scores: dict[str, Any]) -> list[str]:
+    columns = names.columns_of(scores)
     head = "| class | " + " | ".join(f"{label} %" for label in columns.values()) + " |\n|---|" + "---|" * len(columns)
     rows = [
         f"| {row['class']} | " + " | ".join(_percent(row[key]) for key in columns) + " |"

@@ -8,17 +8,19 @@ import torch
 from transformers import TrainingArguments
 
 from hf_denseseg.errors import InputError
-from hf_denseseg.inference.settings import InferenceSettings
-from hf_denseseg.models.auto.tasks import CLASSIFICATION, DETECTION, SEGMENTATION, TASKS
+from hf_denseseg.models.auto.tasks import DETECTION_TASKS, IMAGE_CLASSIFICATION, SEMANTIC_SEGMENTATION, TASKS
 
 logger = logging.getLogger(__name__)
+
+# Tasks in which a key has a meaning.
+SEGMENTATION, CLASSIFICATION, DETECTION = (SEMANTIC_SEGMENTATION,), (IMAGE_CLASSIFICATION,), DETECTION_TASKS
 
 
 @dataclass
 class ModelArguments:
     """Which model is trained, and from what it starts."""
 
-    task: str = field(default=TASKS[0], metadata={"help": f"what is learned: {', '.join(TASKS)}"})
+    task: str = field(default=SEMANTIC_SEGMENTATION, metadata={"help": f"what is learned: {', '.join(TASKS)}"})
     model: str = field(
         default="dsct-tiny-sac", metadata={"help": "published name (`denseseg models`), checkpoint folder or hub id"}
     )
@@ -177,23 +179,6 @@ class DataArguments:
     test_flip: bool = field(
         default=False, metadata={"tasks": SEGMENTATION, "help": "average with the mirrored picture"}
     )
-
-    def inference_settings(self) -> InferenceSettings:
-        """The test protocol as `inference` takes it."""
-        return InferenceSettings.from_dict(
-            {
-                "mode": self.test_mode,
-                "crop_size": self.test_crop_size,
-                "stride": self.test_stride,
-                "base_size": self.test_base_size,
-                "scales": self.test_scales,
-                "flip": self.test_flip,
-                "raise_short_side": self.test_raise_short_side,
-                "keep_odd": self.test_keep_odd,
-                "pad_to_window": self.test_pad_to_window,
-                "average": self.test_average,
-            }
-        )
 
 
 @dataclass

@@ -3,22 +3,27 @@
 import math
 import types
 import typing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from hf_denseseg.errors import InputError, unknown_name
-from hf_denseseg.models.auto.tasks import TASKS
+from hf_denseseg.models.auto.tasks import SEMANTIC_SEGMENTATION, TASKS
 from hf_denseseg.training.arguments import DataArguments, ModelArguments, TaskTrainingArguments
+from hf_denseseg.training.tasks import get_task
+from hf_denseseg.training.tasks.task import Task
 
 LARGEST_FILE, MOST_BRACKETS = 1 << 20, 1000  # bytes, opening ones
 ARGUMENT_CLASSES: tuple[Any, ...] = (ModelArguments, DataArguments, TaskTrainingArguments)
 
 
-class Recipe(typing.NamedTuple):
+@dataclass(frozen=True)
+class Recipe:
     """A checked recipe: what is trained, on what, and how; `given` holds the keys that differ from the defaults."""
 
+    task: Task
     model: ModelArguments
     data: DataArguments
     training: TaskTrainingArguments
@@ -64,8 +69,9 @@ def load_recipe(path: str | Path | None, overrides: list[str] | None = None) -> 
     # What transformers finds wrong in a value, or stumbles over.
     except (ValueError, TypeError, ImportError, OSError, LookupError, AttributeError, ArithmeticError) as error:
         raise InputError(f"Recipe {path or 'from the command line'}: {error}") from error
-    data.inference_settings()
-    return Recipe(model, data, training, given)
+    task = get_task(model.task)
+    task.check_keys(data)
+    return Recipe(task, model, data, training, given)
 
 
 def parse_overrides(words: list[str]) -> dict[str, Any]:
@@ -163,7 +169,7 @@ def _check(values: dict[str, Any], where: str) -> None:
 
 def _check_task(given: dict[str, Any], where: str) -> None:
     """Refuse an unknown task, and keys that mean nothing in the given one."""
-    task = given.get("task", TASKS[0])
+    task = given.get("task", SEMANTIC_SEGMENTATION)
     if task not in TASKS:
         raise InputError(f"{where}: {unknown_name('task', str(task), TASKS)}")
     fields = recipe_fields()

@@ -20,6 +20,7 @@ from transformers import (
 
 from hf_denseseg import __version__
 from hf_denseseg.errors import InputError, unknown_name
+from hf_denseseg.evaluation.score_names import SCORE_NAMES
 from hf_denseseg.files import check_output_folder, write_atomic
 from hf_denseseg.models.auto.pretrained import load_trained_model
 from hf_denseseg.models.auto.registration import (
@@ -29,13 +30,13 @@ from hf_denseseg.models.auto.registration import (
     list_models,
     load_official,
 )
-from hf_denseseg.models.auto.tasks import TASKS, task_of_class
+from hf_denseseg.models.auto.tasks import SEMANTIC_SEGMENTATION, task_of_class
 from hf_denseseg.reports.model_card import write_card
 from hf_denseseg.reports.run_page import format_scores, write_report
 from hf_denseseg.training.arguments import ModelArguments, TaskTrainingArguments
 from hf_denseseg.training.checkpoints import explain_failed_save, last_complete_checkpoint, step_of
 from hf_denseseg.training.recipe import Recipe
-from hf_denseseg.training.tasks import get_task
+from hf_denseseg.training.tasks.task import Task
 from hf_denseseg.training.trainer import TaskTrainer
 from hf_denseseg.visualization.learning_curve import save_learning_curve
 
@@ -89,7 +90,7 @@ def train(recipe: Recipe) -> dict[str, Any]:
         if trainer.is_world_process_zero():
             # A pickle with this machine's paths: of use to a resumed run, not to who gets the model.
             (output / "model" / "training_args.bin").unlink(missing_ok=True)
-            _write_outputs(output, results, trainer)
+            _write_outputs(recipe.task, output, results, trainer)
     trainer.accelerator.wait_for_everyone()
     return results
 
@@ -100,12 +101,12 @@ def evaluate(recipe: Recipe) -> dict[str, Any]:
     Without a `test_` key in the recipe, the protocol saved with the checkpoint is used.
     """
     output = check_output_folder(recipe.training.output_dir or ".")
-    task, eval_data = get_task(recipe.model.task), load_data(recipe, "eval")
+    eval_data = load_data(recipe, "eval")
     trainer = _build_evaluator(recipe, eval_data)
-    with task.evaluated(trainer):
+    with recipe.task.evaluated(trainer):
         results = _results(recipe, trainer, eval_data) | {"command": _evaluation_command(recipe)}
         if trainer.is_world_process_zero():
-            task.write_evaluation(trainer, results, output)
+            recipe.task.write_evaluation(trainer, results, output)
             write_atomic(output / "results.json", json.dumps(results, indent=1) + "\n")
             print(format_scores(results))
             logger.info("Written: %s", output / "results.json")
@@ -122,12 +123,14 @@ def submit(recipe: Recipe, path: Path) -> None:
     from hf_denseseg.evaluation.submission import check_target, server_for
     from hf_denseseg.training.tasks.submission import submit as answer
 
-    if recipe.model.task != TASKS[0]:
-        raise InputError(f"--submission is for the task {TASKS[0]}; this checkpoint is for {recipe.model.task}.")
+    if recipe.task.name != SEMANTIC_SEGMENTATION:
+        raise InputError(
+            f"--submission is for the task {SEMANTIC_SEGMENTATION}; this checkpoint is for {recipe.task.name}."
+        )
     check_target(path)
     check_output_folder(recipe.training.output_dir or ".")
     check_output_folder(path.parent)
-    eval_data = get_task(recipe.model.task).load(recipe.data, "eval")  # its labels may all be void
+    eval_data = recipe.task.load(recipe.data, "eval")  # its labels may all be void
     server = server_for(eval_data.spec)
     answer(_build_evaluator(recipe, eval_data), server, path)
 
@@ -142,7 +145,7 @@ def _build_evaluator(recipe: Recipe, eval_data: Any) -> Any:
         )
     trainer = build_trainer(recipe, model, eval_data)
     if not any(key.startswith("test_") for key in recipe.given):
-        get_task(recipe.model.task).use_protocol_of(trainer, recipe.model.model)
+        recipe.task.use_protocol_of(trainer, recipe.model.model)
     return trainer
 
 
@@ -194,11 +197,11 @@ def _check_task(arguments: ModelArguments) -> None:
 
 def build_image_processor(recipe: Recipe, model: PreTrainedModel) -> Any:
     """The checkpoint's image processor, or the family's, set to the size that the recipe tests at."""
-    options = get_task(recipe.model.task).processor_options(recipe.data)
+    options = recipe.task.processor_options(recipe.data)
     if not (Path(recipe.model.model) / "preprocessor_config.json").exists():
         return create_image_processor(model.config, **options)
     given = {"crop_size"} | {key for key in recipe.given if key.startswith("test_")}
-    wanted = recipe.model.task != TASKS[0] and given & recipe.given.keys()
+    wanted = recipe.task.name != SEMANTIC_SEGMENTATION and given & recipe.given.keys()
     return AutoImageProcessor.from_pretrained(recipe.model.model, **(options if wanted else {}))
 
 
@@ -264,9 +267,8 @@ def load_data(recipe: Recipe, part: str) -> Any:
     Raises:
         InputError: a picture or label is faulty; each fault with its file and remedy.
     """
-    task = get_task(recipe.model.task)
-    data = task.load(recipe.data, part)
-    faults = task.check(data, CHECKED_PICTURES)
+    data = recipe.task.load(recipe.data, part)
+    faults = recipe.task.check(data, CHECKED_PICTURES)
     if faults:
         shown = "\n  ".join(str(fault) for fault in faults[:5])
         more = f"\n  and {len(faults) - 5} more" if len(faults) > 5 else ""
@@ -278,8 +280,8 @@ def load_data(recipe: Recipe, part: str) -> Any:
 
 def build_trainer(recipe: Recipe, model: PreTrainedModel, eval_data: Any, train_data: Any = None) -> TaskTrainer:
     """The trainer of the recipe's task."""
-    task = get_task(recipe.model.task)
-    return task.build_trainer(recipe, model, build_image_processor(recipe, model), eval_data, train_data)
+    processor = build_image_processor(recipe, model)
+    return recipe.task.build_trainer(recipe.data, recipe.training, model, processor, eval_data, train_data)
 
 
 def _results(recipe: Recipe, trainer: TaskTrainer, eval_data: Any) -> dict[str, Any]:
@@ -304,10 +306,9 @@ def _results(recipe: Recipe, trainer: TaskTrainer, eval_data: Any) -> dict[str, 
     }
 
 
-def _write_outputs(output: Path, results: dict[str, Any], trainer: TaskTrainer) -> None:
+def _write_outputs(task: Task, output: Path, results: dict[str, Any], trainer: TaskTrainer) -> None:
     """Curve, pictures, card and page; `results.json` last, since it marks the run as finished."""
-    task = get_task(results["task"])
-    key, label = next(iter(task.metrics.items()))
+    key, label = SCORE_NAMES[task.name].main_metric
     save_learning_curve(results["history"], output / "learning_curve.png", f"eval_{key}", label)
     task.draw_results(trainer, output / "pictures.png")
     write_card(output / "model", results, trainer.spec)

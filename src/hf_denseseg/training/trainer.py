@@ -16,7 +16,7 @@ from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallba
 from transformers.trainer_callback import TrainerControl, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
-from hf_denseseg.data.augmentation.segmentation import EpochSampler
+from hf_denseseg.data.augmentation.sampler import EpochSampler
 from hf_denseseg.data.shards.streaming import stream_loader
 from hf_denseseg.errors import InputError, RunError
 from hf_denseseg.files import write_atomic

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from hf_denseseg.data.augmentation.segmentation import EpochSampler
+from hf_denseseg.data.augmentation.sampler import EpochSampler
 from hf_denseseg.data.sources.coco import object_mask, trainable
 from hf_denseseg.errors import InputError
 

@@ -4,17 +4,16 @@ A sample is a function of (seed, epoch, index), whatever the number of workers. 
 the device, where they are normalised.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from hf_denseseg.data.augmentation.photometric import PHOTOMETRIC
-from hf_denseseg.data.labels import VOID
-from hf_denseseg.data.segmentation import SegmentationData
+from hf_denseseg.data.labels import VOID, SegmentationData
 from hf_denseseg.errors import InputError
 
 _CROP_TRIES = 10
@@ -180,35 +179,6 @@ class TrainDataset(Dataset):
             "labels": labels,
             **{key: torch.from_numpy(each) for key, each in more.items()},
         }
-
-
-class EpochSampler(Sampler[tuple[int, int]]):
-    """Give `(epoch, index)` for every index once, in an order that depends on (seed, epoch) only.
-
-    Args:
-        length: number of pairs.
-        seed: of the order.
-        shuffle: False keeps the order 0, 1, 2, ...
-    """
-
-    def __init__(self, length: int, seed: int = 0, shuffle: bool = True) -> None:
-        self.length = length
-        self.seed = seed
-        self.shuffle = shuffle
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next pass."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        epoch = self.epoch
-        order = np.random.default_rng((self.seed, epoch)).permutation(self.length) if self.shuffle else None
-        for place in range(self.length):
-            yield epoch, place if order is None else int(order[place])
 
 
 class EvalDataset(Dataset):

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from hf_denseseg.data.sources.folders import resolve_split
+from hf_denseseg.data.splits import resolve_split
 from hf_denseseg.errors import InputError
 from hf_denseseg.files import write_atomic
 

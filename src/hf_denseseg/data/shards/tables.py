@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from hf_denseseg.data.labels import VOID, LabelSpec
+from hf_denseseg.data.labels import CHECKED_ROWS, VOID, LabelSpec
 from hf_denseseg.data.reading.images import read_label
 from hf_denseseg.data.shards.manifest import check_shards, check_task, read_manifest
 from hf_denseseg.data.shards.packed_rows import PackedRows
-from hf_denseseg.data.sources.benchmarks.encodings import CHECKED_ROWS
-from hf_denseseg.data.sources.folders import resolve_split
+from hf_denseseg.data.sources.benchmarks.layouts import NAMES
+from hf_denseseg.data.splits import resolve_split
 from hf_denseseg.errors import InputError, RunError
 
 SHARD_FORMATS = {".parquet": "parquet", ".tar": "webdataset", ".arrow": "arrow"}
@@ -162,3 +162,28 @@ def _with_known_columns(table: Any, name: str, columns: dict[str, str], pictures
     if "id" not in columns:
         table = table.map(lambda row, index: {"id": f"{index:08d}"}, with_indices=True)
     return table
+
+
+def find_table(name: str, layout: str) -> str:
+    """Folder of shards or hub id.
+
+    Args:
+        name: what was given as the data set.
+        layout: the folder layout that was looked for first, for the message.
+
+    Raises:
+        InputError: it is neither.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not find_shards(folder):
+            raise InputError(f"{folder} holds no data set: neither {layout}, nor Parquet or tar shards.")
+        return str(folder)
+    if folder.exists():
+        raise InputError(f"{folder} is a file. Give the folder that holds the data set, or an archive of a benchmark.")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith("."):
+        raise InputError(
+            f"Data set {name!r}: there is no such folder, and it is no hub id (owner/name). Without data of your own "
+            f"take 'synthetic'. Names of benchmarks: {', '.join(NAMES)}."
+        )
+    return name

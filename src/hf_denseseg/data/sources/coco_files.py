@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hf_denseseg.data.reading.archives import Tree, is_archive, open_tree
-from hf_denseseg.data.sources.folders import resolve_split
 from hf_denseseg.data.sources.official import described, fetch_text, official_trees
+from hf_denseseg.data.splits import resolve_split
 from hf_denseseg.errors import InputError
 
 COCO_NAME = "coco"

@@ -1,18 +1,17 @@
 """A folder of pictures and label maps: its splits, which files belong together, its specification."""
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from hf_denseseg.data.labels import LabelSpec
 from hf_denseseg.data.reading.archives import describe_reference
+from hf_denseseg.data.splits import resolve_split
 from hf_denseseg.errors import InputError
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm"}
 SPEC_FILES = ("classes.json", "labels.json", "labels.yaml", "labels.yml", "classes.yaml")
 LABEL_FOLDERS = ("labels", "masks", "annotations")
-SPLIT_ALIASES = (("train", "training"), ("val", "validation", "valid", "dev"), ("test", "testing"))
 
 
 def spec_beside(folder: Path) -> LabelSpec | None:
@@ -118,33 +117,6 @@ def merge_pairs(parts: Mapping[str, Pairs]) -> Pairs:
         labels.update({front + key: file for key, file in each.labels.items()})
     places = (dict.fromkeys(each[kind] for each in parts.values()) for kind in (2, 3))
     return Pairs(images, labels, *(" and ".join(map(str, place)) for place in places))
-
-
-def split_names(split: str) -> list[str]:
-    """The splits that `"train+val"` adds up.
-
-    Raises:
-        InputError: a name is missing or stands twice.
-    """
-    names = [name.strip() for name in split.split("+")]
-    if not all(names) or len(set(names)) < len(names):
-        raise InputError(f"Split {split!r} must be a name, or different names with + between, such as train+val.")
-    return names
-
-
-def resolve_split(split: str, available: list[str], where: str) -> str:
-    """Find the split among the available ones, `val` and `validation` being the same.
-
-    Raises:
-        InputError: there is no such split.
-    """
-    same = next((group for group in SPLIT_ALIASES if split in group), (split,))
-    for name in (split, *same):
-        if name in available:
-            return name
-    near = difflib.get_close_matches(split, available, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise InputError(f"{where} has no split {split!r}; available: {', '.join(available) or 'none'}.{hint}")
 
 
 def _layouts(folder: Path) -> dict[str, tuple[Path, Path]]:

@@ -15,8 +15,8 @@ from typing import Any
 
 from hf_denseseg.data.class_names import ClassNames, told_apart
 from hf_denseseg.data.reading.archives import Tree, is_archive, open_tree
-from hf_denseseg.data.sources.folders import resolve_split
 from hf_denseseg.data.sources.official import described, fetch_text, official_trees
+from hf_denseseg.data.splits import resolve_split
 from hf_denseseg.errors import InputError
 
 logger = logging.getLogger(__name__)

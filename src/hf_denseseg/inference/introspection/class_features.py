@@ -5,8 +5,8 @@ the one that classifies pixels; a pixel's feature is the input of that convoluti
 the convolution is found by watching one forward pass.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,8 +16,6 @@ from torchvision.transforms.v2.functional import pil_to_tensor, resize
 from transformers import PreTrainedModel
 
 from hf_denseseg.errors import InputError
-from hf_denseseg.evaluation.class_separability import PixelFeatures, _Reservoir
-from hf_denseseg.evaluation.segmentation_metrics import confusion_matrix
 from hf_denseseg.inference.introspection.attention import Size, picture_view
 from hf_denseseg.inference.preprocessing import Preprocessing, view_size
 from hf_denseseg.inference.settings import InferenceSettings
@@ -76,45 +74,49 @@ def find_class_tokens(model: PreTrainedModel) -> torch.Tensor:
     )
 
 
+class LabelledFeatures(NamedTuple):
+    """The features a classifier was given for one image or window, on the grid of its feature map.
+
+    Args:
+        features: `(C, h, w)`.
+        labels: `(h, w)` train ids and 255, of the pixel in the middle of each cell.
+        predictions: `(h, w)` class ids.
+    """
+
+    features: torch.Tensor
+    labels: torch.Tensor
+    predictions: torch.Tensor
+
+
 @torch.no_grad()
-def collect_features(
+def labelled_features(
     model: PreTrainedModel,
     tokens: torch.Tensor,
-    pairs: Iterable[Any],
+    rows: Iterable[Mapping[str, Any]],
     preprocessing: Preprocessing,
     settings: InferenceSettings,
-    points: int = 500,
-    seed: int = 0,
-) -> PixelFeatures:
-    """Sample the features of pixels, equally many of each true class, at the resolution the model classifies at.
-
-    Pictures are seen at scale 1 of the test protocol, in its windows if it has any. The label of a feature is that of
-    the pixel at the middle of its cell; void is left out.
+) -> Iterator[LabelledFeatures]:
+    """What the classifier of a model is given and predicts, for each image (with windows: each window) at scale 1.
 
     Args:
         model: segmentation model in eval mode.
         tokens: what `find_class_tokens` found in it.
-        pairs: rows with `image` (PIL) and `label` `(H, W)` of train ids and 255.
+        rows: with `image` (PIL) and `label` `(H, W)` of train ids and 255.
         preprocessing: of the checkpoint.
         settings: test protocol.
-        points: most features of a class.
-        seed: of the sample.
     """
-    count = len(tokens)
-    reservoir, confusion = _Reservoir(count, points, seed), torch.zeros(count, count, dtype=torch.int64)
-    for row in pairs:
+    for row in rows:
         label = torch.from_numpy(np.array(row["label"]))
         view = _view(row["image"], tokens, preprocessing, settings)
         for window, place in _windows(view, settings):
-            with _Classifications(count, tokens) as watched:
+            with _Classifications(len(tokens), tokens) as watched:
                 logits = model(pixel_values=window).logits
-            _, features, answers = watched.calls[-1]
-            # HLG pads a picture and cuts its logits; others resize theirs.
-            height, width = (min(a, b) for a, b in zip(logits.shape[-2:], answers.shape[-2:], strict=True))
+            _, features, scores = watched.calls[-1]
+            # HLG pads an image and cuts its logits; others resize theirs.
+            height, width = (min(a, b) for a, b in zip(logits.shape[-2:], scores.shape[-2:], strict=True))
             labels = _cell_labels(label, place, view.shape[-2:], (height, width))
-            reservoir.add(features[0, :, :height, :width], labels)
-            confusion += confusion_matrix(answers[0, :, :height, :width].argmax(0).cpu(), labels, count)
-    return PixelFeatures(reservoir.samples, confusion)
+            predictions = scores[0, :, :height, :width].argmax(0).cpu()
+            yield LabelledFeatures(features[0, :, :height, :width], labels, predictions)
 
 
 def _view(image: Any, tokens: torch.Tensor, preprocessing: Preprocessing, settings: InferenceSettings) -> torch.Tensor:

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTr
 
 from hf_denseseg.errors import InputError, RunError
 from hf_denseseg.models.auto.registration import families, family_classes
-from hf_denseseg.models.auto.tasks import HEADS, task_of_class
+from hf_denseseg.models.auto.tasks import SEMANTIC_SEGMENTATION, TASKS, task_of_class
 
 # What transformers and torch raise for files that are not what they should be, each from another place.
 MALFORMED = (
@@ -31,7 +31,7 @@ def task_of_checkpoint(checkpoint: str) -> str | None:
         return None
 
 
-def load_trained_model(checkpoint: str, task: str = "semantic-segmentation", **overrides: Any) -> PreTrainedModel:
+def load_trained_model(checkpoint: str, task: str = SEMANTIC_SEGMENTATION, **overrides: Any) -> PreTrainedModel:
     """Load a model for a task with all its weights, in eval mode.
 
     A checkpoint may come from anywhere: no code in it is run, only safetensors are read, and no more memory is taken
@@ -39,7 +39,7 @@ def load_trained_model(checkpoint: str, task: str = "semantic-segmentation", **o
 
     Args:
         checkpoint: folder or hub id.
-        task: one of `HEADS`.
+        task: one of `TASKS`.
         overrides: configuration fields; `ignore_mismatched_sizes=True` makes a head for other classes anew.
 
     Raises:
@@ -94,17 +94,17 @@ def load_trained_model(checkpoint: str, task: str = "semantic-segmentation", **o
 
 def _class_of(checkpoint: str, task: str) -> Any:
     """Our class that the checkpoint names, if it is one for the task; else the Auto class."""
-    auto_class, ending = HEADS[task]
+    names = TASKS[task]
     try:
         config = _read_config(checkpoint)
     except InputError:
         raise
     except (OSError, ValueError):  # the Auto class says it better
-        return getattr(transformers, auto_class)
+        return getattr(transformers, names.auto_class)
     named = _class_name(config)
     classes = family_classes(config.model_type) if config.model_type in families() else {}
-    own = classes.get(named) if named.endswith(ending) else None
-    return own or getattr(transformers, auto_class)
+    own = classes.get(named) if named.endswith(names.ending) else None
+    return own or getattr(transformers, names.auto_class)
 
 
 def _read_config(checkpoint: str) -> PreTrainedConfig:

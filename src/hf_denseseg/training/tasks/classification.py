@@ -24,7 +24,6 @@ from hf_denseseg.evaluation.classification_metrics import AccuracyMeter, true_cl
 from hf_denseseg.files import atomic_path
 from hf_denseseg.models.losses import classification_loss
 from hf_denseseg.training.arguments import DataArguments, TaskTrainingArguments
-from hf_denseseg.training.recipe import Recipe
 from hf_denseseg.training.tasks.task import Inspection, Task, sizes_as_json, spread, table_of
 from hf_denseseg.training.trainer import TaskTrainer
 from hf_denseseg.visualization.layout import picture_sheet
@@ -111,26 +110,6 @@ class ImageClassification(Task):
     """One class per picture."""
 
     name = "image-classification"
-    pipeline = "image-classification"
-    verb = "classify"
-    found = 'found["label"], found["score"]'
-    metrics = {
-        "top1": "top-1 accuracy",
-        "top5": "top-5 accuracy",
-        "top1_trained": "top-1 accuracy, trained weights",
-        "top1_averaged": "top-1 accuracy, averaged weights",
-    }
-    metric_types = {"top1": "accuracy", "top5": "top_5_accuracy"}
-    scored_at = "every picture once"
-    columns = {"accuracy": "accuracy", "top5": "top-5"}
-    counted = ("pictures", "pictures")
-    shown = "Answers with their confidence, and the truth where they are wrong: wrong ones first."
-    published = ("top1",)
-    measured = ("top1",)
-    figures = "Top-1 accuracy in percent on central crops."
-    counted_size = (224, 224)
-    counted_labels = 1000
-    usual_labels = 1000
     source_options = ("spec", "root", "columns", "revision")
 
     def load(self, arguments: DataArguments, part: str) -> ClassificationData:
@@ -188,14 +167,14 @@ class ImageClassification(Task):
 
     def build_trainer(
         self,
-        recipe: Recipe,
+        data: DataArguments,
+        args: TaskTrainingArguments,
         model: PreTrainedModel,
         processor: Any,
         eval_data: ClassificationData,
         train_data: ClassificationData | None = None,
     ) -> ClassificationTrainer:
         """timm's augmentation for training, the image processor for evaluation."""
-        data, seed = recipe.data, recipe.training.seed
         train_dataset: Any = None
         if train_data is not None:
             transform = training_transform(
@@ -208,19 +187,19 @@ class ImageClassification(Task):
                 mean=processor.image_mean,
                 std=processor.image_std,
             )
-            train_dataset = TrainPictures(train_data, transform, seed)
-            train_dataset = StreamingTrainDataset(train_dataset, seed) if data.streaming else train_dataset
+            train_dataset = TrainPictures(train_data, transform, args.seed)
+            train_dataset = StreamingTrainDataset(train_dataset, args.seed) if data.streaming else train_dataset
         collator = MixedBatch(
             eval_data.spec.num_labels,
             mixup=data.mixup,
             cutmix=data.cutmix,
             switch_probability=data.mixup_switch_probability,
             label_smoothing=data.label_smoothing,
-            seed=seed,
+            seed=args.seed,
         )
         return ClassificationTrainer(
             model,
-            recipe.training,
+            args,
             image_processor=processor,
             spec=eval_data.spec,
             protocol=_protocol_of(processor),
@@ -228,18 +207,6 @@ class ImageClassification(Task):
             train_dataset=train_dataset,
             eval_dataset=TestPictures(eval_data, processor),
         )
-
-    def chance(self, scores: dict[str, Any]) -> str:
-        """What the best constant answer gives."""
-        common = max(scores["per_class"], key=lambda row: row["pictures"])
-        share = common["pictures"] / scores["pictures"]
-        return f'Always answering "{common["class"]}" would give {100 * share:.1f} % top-1 accuracy.'
-
-    def protocol_name(self, protocol: dict[str, Any]) -> str:
-        """Short side and crop."""
-        crop = "x".join(map(str, protocol["crop_size"])) if protocol["crop_size"] else None
-        size = "x".join(map(str, protocol["size"].values()))
-        return f"short side {size}, central crop {crop}" if crop else f"resized to {size}"
 
     def draw_results(self, trainer: ClassificationTrainer, path: Path) -> None:
         """Some pictures with answer, confidence and truth; wrong answers first."""

@@ -25,15 +25,12 @@ from hf_denseseg.data.sources.coco import encode_mask, object_mask
 from hf_denseseg.errors import InputError
 from hf_denseseg.evaluation.detection_metrics import detection_metrics
 from hf_denseseg.files import atomic_path
+from hf_denseseg.reports.run_page import SHOWN_SCORE
 from hf_denseseg.training.arguments import DataArguments, TaskTrainingArguments
-from hf_denseseg.training.recipe import Recipe
 from hf_denseseg.training.tasks.task import Inspection, Task, sizes_as_json, spread, table_of
 from hf_denseseg.training.trainer import TaskTrainer
 from hf_denseseg.visualization.detections import draw_objects
 from hf_denseseg.visualization.layout import labelled_rows, picture_sheet
-
-SHOWN_SCORE = 0.5
-_SIZES = {"": "", "_50": "50", "_75": "75", "_small": ", small", "_medium": ", medium", "_large": ", large"}
 
 
 class DetectionTrainer(TaskTrainer):
@@ -147,21 +144,7 @@ class ObjectDetection(Task):
 
     name = "object-detection"
     source_options = ("root",)
-    pipeline = "object-detection"
-    verb = "detect"
-    found = 'found["label"], found["score"], found["box"]'
     masks = False
-    metrics = {f"box_ap{part}": f"box AP{label}" for part, label in _SIZES.items()}
-    scored_at = "average precision over IoU 0.5 to 0.95, 100 boxes, as COCO counts it"
-    columns = {"box_ap": "box AP", "box_ap_50": "box AP50"}
-    counted = ("objects", "objects")
-    shown = f"Truth, and the boxes found with a score above {SHOWN_SCORE}."
-    published = tuple(metrics)
-    measured = tuple(metrics)
-    figures = "Box AP / AP50 / AP75 / small / medium / large in percent, short side 800, long side at most 1333."
-    counted_size = (800, 1344)
-    counted_labels = 80
-    usual_labels = 80
 
     def load(self, arguments: DataArguments, part: str) -> DetectionData:
         """Load pictures and their objects."""
@@ -213,14 +196,14 @@ class ObjectDetection(Task):
 
     def build_trainer(
         self,
-        recipe: Recipe,
+        data: DataArguments,
+        args: TaskTrainingArguments,
         model: PreTrainedModel,
         processor: Any,
         eval_data: DetectionData,
         train_data: DetectionData | None = None,
     ) -> DetectionTrainer:
         """Multi-scale pictures for training, the image processor for evaluation."""
-        data = recipe.data
         train_dataset = None
         if train_data is not None:
             if train_data.spec.classes != eval_data.spec.classes:
@@ -229,26 +212,16 @@ class ObjectDetection(Task):
                     f"{data.eval_split} has {', '.join(eval_data.spec.classes[:4])} ... Give files with the same ones."
                 )
             augmentation = DetectionAugmentation(data.short_sides, data.long_side, data.flip, self.masks)
-            train_dataset = TrainDetections(train_data, augmentation, recipe.training.seed)
+            train_dataset = TrainDetections(train_data, augmentation, args.seed)
         return DetectionTrainer(
             model,
-            recipe.training,
+            args,
             masks=self.masks,
             image_processor=processor,
             spec=eval_data.spec,
             train_dataset=train_dataset,
             eval_dataset=TestDetections(eval_data, processor),
         )
-
-    def chance(self, scores: dict[str, Any]) -> str:
-        """What the objects of another picture would score."""
-        if scores["chance"] is None:
-            return "With one picture there is no other whose objects could be answered."
-        return f"Answering with the objects of another picture would give {100 * scores['chance']:.1f} % box AP."
-
-    def protocol_name(self, protocol: dict[str, Any]) -> str:
-        """Short and long side."""
-        return f"short side {protocol['shortest_edge']}, long side at most {protocol['longest_edge']}"
 
     def draw_results(self, trainer: DetectionTrainer, path: Path) -> None:
         """Pictures with the true objects, and with those found."""
@@ -283,14 +256,4 @@ class InstanceSegmentation(ObjectDetection):
     """A box, a class and a mask for every object."""
 
     name = "instance-segmentation"
-    pipeline = "image-segmentation"
-    verb = "segment"
-    found = 'found["label"], found["score"], found["mask"].size'
     masks = True
-    metrics = ObjectDetection.metrics | {f"mask_ap{part}": f"mask AP{label}" for part, label in _SIZES.items()}
-    scored_at = "average precision over IoU 0.5 to 0.95, 100 objects, as COCO counts it"
-    columns = {"box_ap": "box AP", "mask_ap": "mask AP"}
-    shown = f"Truth, and the objects found with a score above {SHOWN_SCORE}."
-    published = ("box_ap", "box_ap_50", "box_ap_75", "mask_ap", "mask_ap_50", "mask_ap_75")
-    measured = published
-    figures = "Box AP / AP50 / AP75 / mask AP / AP50 / AP75 in percent, short side 800, long side at most 1333."

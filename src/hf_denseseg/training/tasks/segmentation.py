@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,15 @@ from hf_denseseg.data.augmentation.segmentation import (
     TrainDataset,
 )
 from hf_denseseg.data.checks.segmentation import Scan, scan_dataset, scan_source
+from hf_denseseg.data.labels import SegmentationData
 from hf_denseseg.data.reading.images import Fault
-from hf_denseseg.data.segmentation import SegmentationData, load_segmentation
+from hf_denseseg.data.segmentation import load_segmentation
 from hf_denseseg.data.shards.streaming import StreamingTrainDataset
+from hf_denseseg.evaluation.score_names import chance_level, describe_protocol
 from hf_denseseg.files import atomic_path
 from hf_denseseg.inference.settings import InferenceSettings
 from hf_denseseg.reports.evaluation_page import Drawn, write_page, write_tables
-from hf_denseseg.training.arguments import DataArguments
-from hf_denseseg.training.recipe import Recipe
+from hf_denseseg.training.arguments import DataArguments, TaskTrainingArguments
 from hf_denseseg.training.tasks.segmentation_trainer import SegmentationTrainer
 from hf_denseseg.training.tasks.task import Inspection, Task, sizes_as_json, sizes_of, spread
 from hf_denseseg.visualization.evaluation import answer_strip
@@ -35,23 +37,12 @@ class SemanticSegmentation(Task):
     """One class per pixel."""
 
     name = "semantic-segmentation"
-    pipeline = "image-segmentation"
-    verb = "segment"
-    found = 'found["label"], found["mask"].size'
-    metrics = {"mean_iou": "mIoU", "pixel_accuracy": "pixel accuracy", "mean_accuracy": "mean accuracy"}
-    scored_at = "at the labels' own resolution"
-    columns = {"iou": "IoU", "accuracy": "accuracy", "boundary_iou": "boundary IoU"}
-    counted = ("pixels", "pixels")
-    shown = "Picture, truth, prediction; void is black."
-    published = ("mean_iou", "mean_iou_multi_scale")
-    measured = ("mean_iou",)
-    figures = "mIoU in percent, single scale / multi-scale with flip."
-    measured_heading = "measured (single scale)"
-    counted_size = (512, 512)
-    counted_labels = 2
-    usual_labels = 19
     examples = "pairs"
     source_options = ("spec", "root", "columns", "revision")
+
+    def check_keys(self, data: DataArguments) -> None:
+        """Refuse test keys that contradict each other."""
+        inference_settings(data)
 
     def load(self, arguments: DataArguments, part: str) -> SegmentationData:
         """Load pairs of pictures and label maps."""
@@ -103,14 +94,14 @@ class SemanticSegmentation(Task):
 
     def build_trainer(
         self,
-        recipe: Recipe,
+        data: DataArguments,
+        args: TaskTrainingArguments,
         model: PreTrainedModel,
         processor: Any,
         eval_data: SegmentationData,
         train_data: SegmentationData | None = None,
     ) -> SegmentationTrainer:
         """Crops of augmented pictures for training, whole ones for evaluation."""
-        data, seed = recipe.data, recipe.training.seed
         train_dataset: Any = None
         if train_data is not None:
             augmentation = TrainAugmentation(
@@ -123,14 +114,14 @@ class SemanticSegmentation(Task):
                 scale_step=data.scale_step,
                 photometric_style=data.photometric_style,
             )
-            train_dataset = TrainDataset(train_data, augmentation, seed, getattr(model, "training_targets", None))
-            train_dataset = StreamingTrainDataset(train_dataset, seed) if data.streaming else train_dataset
+            train_dataset = TrainDataset(train_data, augmentation, args.seed, getattr(model, "training_targets", None))
+            train_dataset = StreamingTrainDataset(train_dataset, args.seed) if data.streaming else train_dataset
         return SegmentationTrainer(
             model,
-            recipe.training,
+            args,
             image_processor=processor,
             spec=eval_data.spec,
-            settings=data.inference_settings(),
+            settings=inference_settings(data),
             train_dataset=train_dataset,
             eval_dataset=EvalDataset(eval_data),
         )
@@ -138,19 +129,6 @@ class SemanticSegmentation(Task):
     def use_protocol_of(self, trainer: SegmentationTrainer, checkpoint: str) -> None:
         """Take the inference settings saved with the checkpoint."""
         trainer.settings = InferenceSettings.load(checkpoint)
-
-    def chance(self, scores: dict[str, Any]) -> str:
-        """What the best constant answer gives."""
-        miou, name = constant_prediction_miou(scores)
-        return f'Always answering "{name}" would give {100 * miou:.1f} % mIoU.'
-
-    def protocol_name(self, protocol: dict[str, Any]) -> str:
-        """Window, scales, flip."""
-        scales = protocol.get("scales") or [1.0]
-        window = "x".join(str(side) for side in protocol["crop_size"] or ())
-        parts = ["whole picture" if protocol["mode"] == "whole" else f"window {window}"]
-        parts.append("single scale" if len(scales) == 1 else f"{len(scales)} scales")
-        return ", ".join(parts + (["flip"] if protocol.get("flip") else []))
 
     @contextmanager
     def evaluated(self, trainer: SegmentationTrainer) -> Iterator[None]:
@@ -175,8 +153,8 @@ class SemanticSegmentation(Task):
             output,
             results,
             trainer.spec,
-            protocol=self.protocol_name(results["protocol"]),
-            chance=self.chance(results["scores"]),
+            protocol=describe_protocol(self.name, results["protocol"]),
+            chance=chance_level(self.name, results["scores"]),
             worst=[drawn(number) for number in worst],
             best=[drawn(number) for number in best],
         )
@@ -214,9 +192,12 @@ def _statistics(scan: Scan) -> dict[str, Any]:
     }
 
 
-def constant_prediction_miou(scores: dict[str, Any]) -> tuple[float, str]:
-    """Chance level: the mIoU of the best constant answer, and the class it names."""
-    pixels = {row["class"]: row["pixels"] for row in scores["per_class"]}
-    name = max(pixels, key=lambda key: pixels[key])
-    present = sum(count > 0 for count in pixels.values())
-    return pixels[name] / sum(pixels.values()) / present, name
+def inference_settings(data: DataArguments) -> InferenceSettings:
+    """The test protocol that the keys of a recipe describe.
+
+    Raises:
+        InputError: keys that contradict each other.
+    """
+    names = (field.name for field in fields(data) if field.name.startswith("test_"))
+    of_windows = {name.removeprefix("test_"): getattr(data, name) for name in names if name != "test_crop_share"}
+    return InferenceSettings.from_dict(of_windows)

@@ -11,8 +11,7 @@ from PIL import Image
 from transformers import PreTrainedModel
 
 from hf_denseseg.data.reading.images import Fault
-from hf_denseseg.training.arguments import DataArguments
-from hf_denseseg.training.recipe import Recipe
+from hf_denseseg.training.arguments import DataArguments, TaskTrainingArguments
 from hf_denseseg.training.trainer import TaskTrainer
 
 SHOWN_PICTURES = 6
@@ -68,42 +67,17 @@ class Task(ABC):
     """One kind of output that a model learns.
 
     Attributes:
-        name: word in the recipe.
-        pipeline: name of the pipeline of transformers, and task on the model card.
-        verb, found: how the card's example calls the pipeline, and what it prints of each thing found.
-        metrics: key in the scores -> label of a fraction; the first is the one that counts.
-        metric_types: key in the scores -> word of the hub for it, where it is another.
-        scored_at: what the scores are counted over.
-        columns: key in a row of the per-class table -> label of a fraction; the first is drawn as a bar.
-        counted: key in a row of the per-class table that is a number of things, and its label.
-        shown: what the pictures of the report show.
-        published, measured: keys of the figures in the card of a variant, of the paper and of a run.
-        figures, measured_heading: what the card of a variant says of these figures.
-        counted_size, counted_labels: (height, width) and classes at which the card of a variant counts multiply-adds.
-        usual_labels: number of classes in the card's example.
-        examples: what a data set holds.
-        source_options: what can be said of a data set besides its name and split.
+        name: word in the recipe, a key of `TASKS`.
+        examples: what a dataset holds.
+        source_options: what can be said of a dataset besides its name and split.
     """
 
     name: str
-    pipeline: str
-    verb: str
-    found: str
-    metrics: dict[str, str]
-    metric_types: dict[str, str] = {}
-    scored_at: str
-    columns: dict[str, str]
-    counted: tuple[str, str]
-    shown: str
-    published: tuple[str, ...]
-    measured: tuple[str, ...]
-    figures: str
-    measured_heading: str = "measured"
-    counted_size: tuple[int, int]
-    counted_labels: int
-    usual_labels: int
-    examples: str = "pictures"
+    examples: str = "images"
     source_options: tuple[str, ...] = ()
+
+    def check_keys(self, data: DataArguments) -> None:  # noqa: B027 (most tasks have no more to check)
+        """Refuse keys of a recipe that contradict each other, before anything is loaded."""
 
     @abstractmethod
     def load(self, arguments: DataArguments, part: str) -> Any:
@@ -131,17 +105,15 @@ class Task(ABC):
 
     @abstractmethod
     def build_trainer(
-        self, recipe: Recipe, model: PreTrainedModel, processor: Any, eval_data: Any, train_data: Any = None
+        self,
+        data: DataArguments,
+        args: TaskTrainingArguments,
+        model: PreTrainedModel,
+        processor: Any,
+        eval_data: Any,
+        train_data: Any = None,
     ) -> TaskTrainer:
-        """Join model, data and recipe."""
-
-    @abstractmethod
-    def chance(self, scores: dict[str, Any]) -> str:
-        """A sentence on what an answer without looking would score."""
-
-    @abstractmethod
-    def protocol_name(self, protocol: dict[str, Any]) -> str:
-        """The test protocol in a few words."""
+        """Join model, data and the keys of a recipe."""
 
     @abstractmethod
     def draw_results(self, trainer: Any, path: Path) -> None:
@@ -160,8 +132,3 @@ class Task(ABC):
 
     def use_protocol_of(self, trainer: Any, checkpoint: str) -> None:  # noqa: B027 (nothing to do in most tasks)
         """Test as the checkpoint says, as far as its image processor does not."""
-
-    def columns_of(self, scores: dict[str, Any]) -> dict[str, str]:
-        """The columns of the per-class table that these scores hold."""
-        rows = scores["per_class"]
-        return {key: label for key, label in self.columns.items() if not rows or key in rows[0]}

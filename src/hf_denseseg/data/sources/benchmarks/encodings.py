@@ -12,12 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from hf_denseseg.data.labels import LabelSpec, id_ranges
+from hf_denseseg.data.labels import CHECKED_ROWS, LabelSpec, id_ranges
 from hf_denseseg.data.reading.images import read_raw_label
 from hf_denseseg.data.sources.benchmarks.layouts import Benchmark, get_benchmark
 from hf_denseseg.errors import InputError
 
-CHECKED_ROWS = 32  # of a table, whose ids are compared with a benchmark's encodings
 _RELATED = {"coco_stuff_10k": "coco_stuff_164k", "coco_stuff_164k": "coco_stuff_10k"}
 _CLEARLY = 0.25  # by so much the share of its classes that occur must be larger in another encoding
 

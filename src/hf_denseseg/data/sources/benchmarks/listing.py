@@ -9,8 +9,9 @@ from hf_denseseg.data.reading.archives import Tree, describe_reference, is_refer
 from hf_denseseg.data.reading.images import read_image
 from hf_denseseg.data.reading.run_lengths import read_merged
 from hf_denseseg.data.sources.benchmarks.layouts import NAMES, Benchmark, Split, get_benchmark
-from hf_denseseg.data.sources.folders import Pairs, has_pairs, merge_pairs, resolve_split
+from hf_denseseg.data.sources.folders import Pairs, has_pairs, merge_pairs
 from hf_denseseg.data.sources.official import ROOT_VARIABLE, described, fetch_text, official_trees, source_text
+from hf_denseseg.data.splits import resolve_split
 from hf_denseseg.errors import InputError
 
 FETCH_NOTE = f"""Nothing is downloaded: fetch the archives yourself, and leave them packed or not. Their folder, or the
