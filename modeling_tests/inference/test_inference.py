@@ -14,6 +14,7 @@ from torch import nn
 from torchvision.transforms.v2.functional import resize
 from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor, pipeline
 
+from closeness import assert_highest, assert_same_outputs
 from hf_denseseg.errors import InputError
 from hf_denseseg.inference.pipeline import SlidingWindowSegmentationPipeline
 from hf_denseseg.inference.preprocessing import Preprocessing, view_size
@@ -191,9 +192,10 @@ def test_scales_and_flip_equal_the_plain_loop(mode, average):
     expected = expected if average == "probabilities" else expected.softmax(0)
     probabilities = class_probabilities(model, image, settings, MEAN, STD)
     torch.testing.assert_close(probabilities, expected, atol=1e-5, rtol=1e-5)
-    assert segment(model, image, settings, MEAN, STD).equal(probabilities.argmax(0))
+    assert_highest(segment(model, image, settings, MEAN, STD), probabilities)
     ids, confidence = segment_with_confidence(model, image, settings, MEAN, STD)
-    assert ids.equal(probabilities.argmax(0)) and confidence.equal(probabilities.amax(0))
+    assert_highest(ids, probabilities)
+    assert_same_outputs(confidence, probabilities.amax(0))
 
 
 def test_flip_changes_nothing_for_a_model_that_commutes_with_it():
@@ -223,7 +225,8 @@ def test_one_view_equals_resizing_all_logits_then_argmax():
     with torch.no_grad():
         expected = upsample(model(normalised(image)).logits, (33, 50))
     ids, confidence = segment_with_confidence(model, image, InferenceSettings(), MEAN, STD)
-    assert ids.equal(expected[0].argmax(0)) and ids.dtype == torch.int64
+    assert_highest(ids, expected[0])
+    assert ids.dtype == torch.int64
     torch.testing.assert_close(confidence, expected.softmax(1)[0].amax(0))
 
 
@@ -407,13 +410,13 @@ def test_pipeline_slides_over_pictures_of_mixed_sizes_and_scores_the_masks(segfo
     for image, result in zip(pictures, results, strict=True):
         pixel_values = processor(image, return_tensors="pt")["pixel_values"]
         probabilities = slide_logits(model, pixel_values, settings)[0].softmax(0)
-        ids = probabilities.argmax(0)
-        assert [row["label"] for row in result] == [model.config.id2label[k] for k in ids.unique().tolist()]
-        for row in result:
-            label = model.config.label2id[row["label"]]
-            assert row["mask"].size == image.size and row["mask"].mode == "L"
-            np.testing.assert_array_equal(np.asarray(row["mask"]) == 255, (ids == label).numpy())
-            assert row["score"] == pytest.approx(float(probabilities[label][ids == label].mean()), abs=1e-5)
+        assert all(row["mask"].size == image.size and row["mask"].mode == "L" for row in result)
+        labels = [model.config.label2id[row["label"]] for row in result]
+        masks = np.stack([np.asarray(row["mask"]) == 255 for row in result])
+        assert labels == sorted(set(labels)) and (masks.sum(0) == 1).all() and masks.any((1, 2)).all()
+        assert_highest(np.array(labels)[masks.argmax(0)], probabilities)
+        for row, label, mask in zip(result, labels, masks, strict=True):
+            assert row["score"] == pytest.approx(float(probabilities[label].numpy()[mask].mean()), abs=1e-5)
 
 
 def test_pipeline_without_a_window_equals_the_plain_pipeline(segformer):
@@ -427,6 +430,8 @@ def test_pipeline_without_a_window_equals_the_plain_pipeline(segformer):
     )
     plain = pipeline("image-segmentation", model=model, image_processor=processor)
     for first, second in zip(ours(image), plain(image), strict=True):
-        assert first["label"] == second["label"] and first["mask"] == second["mask"]
+        assert first["label"] == second["label"]
+        # Ours resizes a few classes at a time: a pixel whose two best classes are equal but for rounding may differ.
+        assert (np.asarray(first["mask"]) != np.asarray(second["mask"])).mean() < 1e-3
     with pytest.raises(ValueError, match="Use 'semantic'"):
         ours(image, subtask="instance")

@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -348,10 +349,11 @@ class TestRetinaNet(DetectionModelTester):
         with torch.no_grad():
             outputs = model(**processor(image, return_tensors="pt"))
         expected = processor.post_process_object_detection(outputs, 0.1, [(60, 90)])[0]
-        assert [each["score"] for each in found] == pytest.approx(expected["scores"].tolist())
+        assert [each["score"] for each in found] == pytest.approx(expected["scores"].tolist(), abs=1e-5)
         assert [each["label"] for each in found] == [f"LABEL_{name}" for name in expected["labels"].tolist()]
-        boxes = [list(each["box"].values()) for each in found]
-        assert boxes == expected["boxes"].int().tolist() and len(boxes) > 5
+        boxes = np.array([list(each["box"].values()) for each in found])
+        assert len(boxes) > 5
+        np.testing.assert_allclose(boxes + 0.5, expected["boxes"], atol=0.501, rtol=0)  # whole pixels, cut off
         assert "not supported" not in caplog.text
 
     @torch.no_grad()

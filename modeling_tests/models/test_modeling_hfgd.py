@@ -8,6 +8,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import ConvNextConfig, SwinConfig, TimmBackboneConfig
 
+from closeness import assert_same_outputs
 from hf_denseseg import (
     HfgdBackbone,
     HfgdConfig,
@@ -69,7 +70,7 @@ class TestHfgd(SegmentationModelTester):
     def test_tuple_and_named_output_agree(self, model, batch):
         named = model(**batch, output_hidden_states=True)
         plain = model(**batch, output_hidden_states=True, return_dict=False)
-        assert torch.equal(plain[0], named.loss) and torch.equal(plain[1], named.logits)
+        assert_same_outputs(plain[:2], (named.loss, named.logits))
         assert len(plain) == len(named.to_tuple()) == 5
         assert model(batch["pixel_values"], return_dict=False)[0].shape == named.logits.shape
 
@@ -196,7 +197,7 @@ def test_backbone_trains_survives_saving_and_gives_raw_maps(name, tmp_path):
     model.eval().save_pretrained(tmp_path)
     loaded = HfgdForSemanticSegmentation.from_pretrained(tmp_path)
     with torch.no_grad():
-        assert torch.equal(loaded(pixel_values).logits, model(pixel_values).logits)
+        assert_same_outputs(loaded(pixel_values).logits, model(pixel_values).logits)
         expected = 8 if name == "dilated" else 32
         outputs = model.hfgd(pixel_values)
     assert outputs.feature_maps[-1].shape[-2:] == (-(-65 // expected), -(-97 // expected))

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
+from closeness import assert_same_outputs
 from hf_denseseg import (
     UneptBackbone,
     UneptConfig,
@@ -66,7 +67,7 @@ class UneptTester(SegmentationModelTester):
         assert len(outputs.hidden_states) == 3 and len(outputs.attentions) == 2
         assert {tuple(each.shape) for each in outputs.attentions} == {(2, length, 2, 3, 3)}
         torch.testing.assert_close(outputs.attentions[0].sum((-1, -2)), torch.ones(2, length, 2))
-        assert torch.equal(outputs.logits, plain.logits)
+        assert_same_outputs(outputs.logits, plain.logits)
         outputs.hidden_states[0].retain_grad()
         outputs.logits.sum().backward()
         assert outputs.hidden_states[0].grad.abs().sum() > 0
@@ -147,7 +148,7 @@ def test_odd_sizes_are_the_padded_picture_cut_to_size(backbone_type, unit):
     pixel_values = torch.randn(1, 3, 45, 75)
     padded = torch.zeros(1, 3, -(-45 // unit) * unit, -(-75 // unit) * unit)
     padded[..., :45, :75] = pixel_values
-    assert torch.equal(model(pixel_values).logits, model(padded).logits[..., :45, :75])
+    assert_same_outputs(model(pixel_values).logits, model(padded).logits[..., :45, :75])
 
 
 @torch.no_grad()
@@ -203,7 +204,7 @@ def test_refined_logits_come_on_request_or_as_the_prediction():
     assert torch.equal(outputs.logits, outputs.coarse_logits)
     assert not torch.equal(outputs.refined_logits, outputs.coarse_logits)
     model.config.use_boundary_refinement = True
-    assert torch.equal(model(pixel_values).logits, outputs.refined_logits)
+    assert_same_outputs(model(pixel_values).logits, outputs.refined_logits)
     model.config.refine_scale = 2
     far = model(pixel_values)
     assert torch.equal(far.refinement_offsets, 2 * outputs.refinement_offsets)
