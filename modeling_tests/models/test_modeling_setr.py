@@ -160,12 +160,16 @@ def test_class_token_takes_no_part_in_mla():
     """Section 2, step 5: it is removed right after the positions are added; elsewhere it is seen by all patches."""
     for head, changes in (("mla", False), ("pup", True)):
         model, pixel_values = build(decode_head=head), torch.randn(1, 3, 48, 48)
+        for name, parameter in model.setr.named_parameters():
+            if "_proj." in name or "mlp." in name:  # at their start the patches hardly look at each other
+                parameter.normal_(std=0.3)
         before = model(pixel_values).logits
-        model.setr.encoder.embeddings.cls_token += 1
-        model.setr.encoder.embeddings.position_embeddings[:, 0] -= 3
+        # Not a constant, which the first LayerNorm would take away.
+        model.setr.encoder.embeddings.cls_token.normal_()
+        model.setr.encoder.embeddings.position_embeddings[:, 0].normal_()
         after = model(pixel_values).logits
         if changes:
-            assert (after - before).abs().max() > 1e-3 * before.abs().max()
+            assert (after - before).abs().max() > 1e-2 * before.abs().max()
         else:
             assert_same_outputs(after, before)
 
