@@ -14,7 +14,12 @@ from closeness import assert_highest
 from hf_denseseg.errors import InputError
 from hf_denseseg.inference import large_images
 from hf_denseseg.inference.large_images import segment_in_bands
-from hf_denseseg.inference.segmentation import InferenceSettings, segment_with_confidence, slide_logits
+from hf_denseseg.inference.segmentation import (
+    InferenceSettings,
+    class_probabilities,
+    segment_with_confidence,
+    slide_logits,
+)
 from hf_denseseg.inference.sliding_window import slide_rows
 
 

@@ -99,15 +99,15 @@ def test_demo_of_every_task_has_a_recipe_and_a_way_to_load_its_model(task):
     recipe = load_recipe(path)
     assert recipe.model.task == task and recipe.data.dataset.startswith("synthetic")
     assert hf_denseseg.create_config(recipe.model.model, **recipe.model.config_overrides)
-    reload = demo.RELOADS[task]
-    assert hasattr(transformers, reload.auto_class) and callable(getattr(hf_denseseg, reload.loader))
-    assert get_task(task).pipeline == reload.pipeline
+    names = TASKS[task]
+    assert hasattr(transformers, names.auto_class) and callable(getattr(hf_denseseg, names.loader))
+    assert get_task(task).name == task and names.pipeline in transformers.pipelines.SUPPORTED_TASKS
 
 
 def test_saved_models_answer_in_a_new_process_through_auto_class_and_pipeline(checkpoints, tmp_path):
     """Without a score to reach: a random model may find nothing, but it is found and runs."""
     lines = [demo.RELOAD.replace("sys.argv[1:]", repr([
-        *demo.RELOADS[task], str(checkpoints[task]), str(tmp_path / task), "synthetic:20", "test"
+        TASKS[task].auto_class, TASKS[task].pipeline, TASKS[task].loader, str(checkpoints[task]), str(tmp_path / task), "synthetic:20", "test"
     ])) for task in MODELS]  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-c", "\n".join(lines)],

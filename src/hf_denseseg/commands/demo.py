@@ -76,8 +76,17 @@ def main(args: argparse.Namespace) -> int:
     found = output / "masks" if "segmentation" in args.task else output / "found"
     split = "train" if recipe.data.eval_split == "train" else "test"  # what is learned by heart is shown
     data = (recipe.data.dataset, split)
-    reload = (names.auto_class, names.pipeline, names.loader)
-    command = [sys.executable, "-c", RELOAD, *reload, str(output / "model"), str(found), *data]
+    command = [
+        sys.executable,
+        "-c",
+        RELOAD,
+        names.auto_class,
+        names.pipeline,
+        names.loader,
+        str(output / "model"),
+        str(found),
+        *data,
+    ]
     if subprocess.run(command, env=os.environ | {"HF_HUB_OFFLINE": "1"}, check=False).returncode:
         raise RunError(
             f"The saved model in {output / 'model'} could not be used by the pipeline; see the lines above."
