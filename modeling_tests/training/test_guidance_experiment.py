@@ -37,7 +37,7 @@ def test_every_arm_starts_from_the_same_backbone_and_finished_runs_are_kept(scri
     switches = ("guidance:", "axial_attention:", "output_dir:")
     rest = {"\n".join(line for line in text.splitlines() if not line.strip().startswith(switches)) for text in recipes}
     assert len(rest) == 1 and "runs/backbone/model" in rest.pop()
-    monkeypatch.setattr(script.experiment, "load_data", None)  # nothing is trained again
+    monkeypatch.setattr(script.training_run, "load_data", None)  # nothing is trained again
     assert script.main() == 0
     assert json.loads((tmp_path / "results" / "synthetic-street-11.json").read_text()) == results
 

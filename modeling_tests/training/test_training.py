@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -83,7 +84,7 @@ def test_a_run_leaves_everything_a_reader_needs(finished):
     assert json.loads((output / "results.json").read_text())["scores"]["mean_iou"] == results["scores"]["mean_iou"]
     page = (output / "index.html").read_text()
     assert page.count("data:image/png;base64,") == 2
-    assert "http" not in page.replace("<!doctype html>", "")
+    assert "http" not in re.sub(r"base64,[^\"]*", "", page)  # an image may spell it by chance
 
 
 def test_card_is_parsed_by_the_hub_library(finished):

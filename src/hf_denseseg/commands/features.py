@@ -28,18 +28,19 @@ def add_parser(subparsers: Any) -> None:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("checkpoint", help="folder or hub id of a segmentation model")
-    parser.add_argument("--dataset", required=True, help="synthetic, a benchmark, a folder, or a hub id")
-    parser.add_argument("--data_root", metavar="FOLDER", help="where the benchmark lies that is given by its name")
-    parser.add_argument("--split", default="val", help="val (default), train, test or a folder name")
-    parser.add_argument("--output", required=True, help="folder to write")
-    parser.add_argument("--classes", nargs="+", metavar="NAME", help="classes whose features are shown")
-    parser.add_argument("--limit", type=int, metavar="N", help="look at the first N pictures (default: all)")
-    parser.add_argument("--points", type=int, default=500, metavar="N", help="features of a class (default 500)")
-    parser.add_argument("--projection", choices=("pca", "umap", "tsne"), default="pca", help="default: pca")
-    parser.add_argument("--label_spec", metavar="FILE", help="label specification (default: found beside the data)")
-    parser.add_argument("--seed", type=int, default=0, help="of the sample and the projection (default 0)")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda if there is one)")
+    add = parser.add_argument
+    add("checkpoint", help="folder or hub id of a segmentation model")
+    add("--dataset", required=True, help="synthetic, a benchmark, a folder, or a hub id")
+    add("--data_root", metavar="FOLDER", help="where the benchmark lies that is given by its name")
+    add("--split", default="val", help="val (default), train, test or a folder name")
+    add("--output", required=True, help="folder to write")
+    add("--classes", nargs="+", metavar="NAME", help="classes whose features are shown")
+    add("--limit", type=int, metavar="N", help="look at the first N pictures (default: all)")
+    add("--points", type=int, default=500, metavar="N", help="features of a class (default 500)")
+    add("--projection", choices=("pca", "umap", "tsne"), default="pca", help="default: pca")
+    add("--label_spec", metavar="FILE", help="label specification (default: found beside the data)")
+    add("--seed", type=int, default=0, help="of the sample and the projection (default 0)")
+    add("--device", help="cpu, cuda, cuda:1 ... (default: cuda if there is one)")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -54,21 +55,18 @@ def main(args: argparse.Namespace) -> int:
     from hf_denseseg.inference.introspection import class_features
     from hf_denseseg.visualization import class_features as figures
 
-    output = check_output_folder(args.output)
-    predictor, data, chosen = _load(args)
+    output, (predictor, data, chosen) = check_output_folder(args.output), _load(args)
     model, spec = predictor.model, data.spec
     tokens = class_features.find_class_tokens(model)
-    confidence = class_separability.token_confidence(tokens)
-    pairs = tqdm(data.dataset, desc="features", unit="picture", disable=None)
-    protocol = (predictor.preprocessing, predictor.settings)
-    parts = class_features.labelled_features(model, tokens, pairs, *protocol)
+    rows = tqdm(data.dataset, desc="features", unit="image", disable=None)
+    parts = class_features.labelled_features(model, tokens, rows, predictor.preprocessing, predictor.settings)
     found = class_separability.sample_features(parts, len(tokens), args.points, args.seed)
     _check_present([len(each) for each in found.samples], chosen, spec, "point on the feature maps")
     samples = {k: found.samples[k] for k in chosen or class_separability.most_confused(found.confusion)}
     title = f"features of {spec.name}, {args.split}"
     plane, variance = figures.feature_sheet(samples, spec, title, args.projection, args.seed)
     apart = class_separability.separability(list(samples.values()))
-    diagonal = confidence.diagonal()
+    diagonal = (confidence := class_separability.token_confidence(tokens)).diagonal()
     numbers = {
         "checkpoint": args.checkpoint,
         "model_type": model.config.model_type,
@@ -119,7 +117,7 @@ def _load(args: argparse.Namespace) -> tuple[Any, Any, list[int] | None]:
     if predictor.model.config.num_labels != data.spec.num_labels:
         raise InputError(
             f"{args.checkpoint} knows {predictor.model.config.num_labels} classes, {data.spec.name} has "
-            f"{data.spec.num_labels}. Give the data set the checkpoint was trained on."
+            f"{data.spec.num_labels}. Give the dataset the checkpoint was trained on."
         )
     scan = scan_dataset(data, progress=True)
     if scan.faults:
