@@ -26,6 +26,7 @@ from hf_denseseg.inference.predict.journal import Journal, Record
 from hf_denseseg.inference.settings import InferenceSettings
 from hf_denseseg.models.auto.registration import create_image_processor, create_model
 from hf_denseseg.training.arguments import DataArguments, TaskTrainingArguments
+from hf_denseseg.training.tasks.segmentation import inference_settings
 from hf_denseseg.training.tasks.segmentation_trainer import SegmentationTrainer
 from reference import REPOSITORY
 from test_published_dsct import REDUCED
@@ -209,7 +210,7 @@ def recipe_protocols():
         if recipe.get("task", "semantic-segmentation") != "semantic-segmentation":
             continue
         keys = {key: value for key, value in recipe.items() if key.startswith("test_")}
-        values = DataArguments(**keys).inference_settings().to_dict()
+        values = inference_settings(DataArguments(**keys)).to_dict()
         for key in ("crop_size", "stride", "base_size"):
             values[key] = values[key] and [max(length // 16, 4) for length in values[key]]
         found[json.dumps(values)] = values

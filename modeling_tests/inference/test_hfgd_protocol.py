@@ -14,6 +14,7 @@ from hf_denseseg.inference.preprocessing import view_size
 from hf_denseseg.inference.segmentation import class_probabilities, segment, segment_with_confidence
 from hf_denseseg.inference.settings import InferenceSettings
 from hf_denseseg.training.recipe import load_recipe
+from hf_denseseg.training.tasks.segmentation import inference_settings
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 MEAN_COLOR = (124, 116, 104)  # the mean in bytes
@@ -168,7 +169,7 @@ def test_a_result_of_another_size_leaves_out_the_padding_too():
 
 def test_recipe_keys_lead_to_the_protocol_and_it_is_saved_with_the_checkpoint(tmp_path):
     words = "--test_crop_size 513 513 --test_pad_to_window --test_keep_odd --test_average logits --test_flip"
-    settings = load_recipe(None, [*words.split(), "--test_scales", *map(str, RATIOS)]).data.inference_settings()
+    settings = inference_settings(load_recipe(None, [*words.split(), "--test_scales", *map(str, RATIOS)]).data)
     assert settings == settings_of((513, 513))
     settings.save(tmp_path)
     assert json.loads((tmp_path / "inference_settings.json").read_text())["keep_odd"] is True

@@ -106,9 +106,11 @@ def test_demo_of_every_task_has_a_recipe_and_a_way_to_load_its_model(task):
 
 def test_saved_models_answer_in_a_new_process_through_auto_class_and_pipeline(checkpoints, tmp_path):
     """Without a score to reach: a random model may find nothing, but it is found and runs."""
-    lines = [demo.RELOAD.replace("sys.argv[1:]", repr([
-        TASKS[task].auto_class, TASKS[task].pipeline, TASKS[task].loader, str(checkpoints[task]), str(tmp_path / task), "synthetic:20", "test"
-    ])) for task in MODELS]  # fmt: skip
+    lines = []
+    for task in MODELS:
+        names, folders = TASKS[task], (str(checkpoints[task]), str(tmp_path / task))
+        words = [names.auto_class, names.pipeline, names.loader, *folders, "synthetic:20", "test"]
+        lines.append(demo.RELOAD.replace("sys.argv[1:]", repr(words)))
     done = subprocess.run(
         [sys.executable, "-c", "\n".join(lines)],
         env=os.environ | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, timeout=300,

@@ -25,6 +25,7 @@ from hf_denseseg.models.auto.tasks import task_of_class
 from hf_denseseg.reports.model_card import CARD_WORDS
 from hf_denseseg.training import run as training_run
 from hf_denseseg.training.recipe import load_recipe
+from hf_denseseg.training.tasks.segmentation import inference_settings
 from hf_denseseg.visualization.learning_curve import save_learning_curve
 from reference import REPOSITORY
 
@@ -118,7 +119,7 @@ def test_recipe_names_a_model_of_its_family_and_a_test_protocol(name):
     assert config.model_type == family_of(name)
     assert task_of_class(config.architectures[0]) == recipe.model.task
     assert getattr(config, "image_size", None) in (None, *recipe.data.crop_size)
-    settings = recipe.data.inference_settings()
+    settings = inference_settings(recipe.data)
     if settings.mode == "slide":
         assert settings.crop_size == tuple(recipe.data.crop_size)
 

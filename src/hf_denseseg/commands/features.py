@@ -108,8 +108,7 @@ def _load(args: argparse.Namespace) -> tuple[Any, Any, list[int] | None]:
     task = task_of_checkpoint(args.checkpoint)
     if task not in (None, SEMANTIC_SEGMENTATION):
         raise InputError(f"{args.checkpoint} is a checkpoint for {task}. Give one for {SEMANTIC_SEGMENTATION}.")
-    source = {"spec": args.label_spec, "root": args.data_root, "limit": args.limit}
-    data = load_segmentation(args.dataset, args.split, **source)
+    data = load_segmentation(args.dataset, args.split, spec=args.label_spec, root=args.data_root, limit=args.limit)
     if unknown := [name for name in args.classes or () if name not in data.spec.classes]:
         raise InputError(unknown_name(f"class of {data.spec.name}", unknown[0], data.spec.classes))
     chosen = sorted({data.spec.label2id[name] for name in args.classes}) if args.classes else None
