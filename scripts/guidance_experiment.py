@@ -111,7 +111,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             print(f"{arm}, seed {seed}: {scores[arm][-1]:.2f} % mIoU", flush=True)
     return {
         "dataset": result["dataset"],
-        "pictures": result["pictures"],
+        "images": result["images"],
         "steps": args.steps,
         "learning_rate": args.learning_rate,
         "seeds": args.seeds,

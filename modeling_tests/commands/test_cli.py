@@ -73,7 +73,7 @@ def test_print_config_shows_the_resolved_recipe(capsys):
 def test_keys_are_listed_with_their_meaning(capsys):
     assert main(["train", "--keys"]) == 0
     text = capsys.readouterr().out
-    assert "max_class_ratio" in text and "(10 tries) [default: 0.75] [only semantic-segmentation]" in text
+    assert "cat_max_ratio" in text and "(10 tries) [default: 0.75] [only semantic-segmentation]" in text
     assert "adam_beta2" in text and "[only object-detection, instance-segmentation]" in text
 
 

@@ -339,7 +339,7 @@ def test_the_command_writes_two_pictures_and_the_numbers_the_same_each_time(chec
     assert list(numbers["token_confidence"].values()) == pytest.approx(diagonal.tolist())
     assert numbers["diagonal_mean"] == pytest.approx(diagonal.mean())
     assert len(numbers["points"]) == 8 and max(numbers["points"].values()) == 20
-    assert numbers["settings"]["points"] == 20 and numbers["pictures"] == 3
+    assert numbers["settings"]["points"] == 20 and numbers["images"] == 3
     assert set(numbers["separability"]) == {"scatter_ratio", "silhouette"}
 
 

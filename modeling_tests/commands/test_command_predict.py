@@ -81,9 +81,9 @@ def test_a_folder_is_labelled_at_the_pictures_own_sizes(checkpoint, photos, tmp_
     output = tmp_path / "out"
     assert run(checkpoint, photos, "--output", output) == 0
     results = json.loads((output / "results.json").read_text())
-    assert [record["mask"] for record in results["pictures"]] == ["masks/a.png", "masks/b.png", "masks/night/a.png"]
+    assert [record["mask"] for record in results["images"]] == ["masks/a.png", "masks/b.png", "masks/night/a.png"]
     assert results["failed"] == []
-    for record in results["pictures"]:
+    for record in results["images"]:
         probabilities = model_probabilities(checkpoint, record["source"], InferenceSettings())
         mask = Image.open(output / record["mask"])
         ids = np.asarray(mask)
@@ -91,10 +91,10 @@ def test_a_folder_is_labelled_at_the_pictures_own_sizes(checkpoint, photos, tmp_
         assert_highest(ids, probabilities)
         assert record["size"] == list(ids.shape) == list(np.asarray(Image.open(record["source"])).shape[:2])
         assert Image.open(output / record["overlay"]).size == mask.size
-        assert sum(row["share"] for row in record["classes"]) == pytest.approx(1)
+        assert sum(row["fraction"] for row in record["classes"]) == pytest.approx(1)
         for row in record["classes"]:
             k = list(CONFIG["id2label"].values()).index(row["class"])
-            assert row["share"] == pytest.approx((ids == k).mean())
+            assert row["fraction"] == pytest.approx((ids == k).mean())
             assert row["score"] == pytest.approx(probabilities[k][ids == k].mean(), abs=1e-5)
 
 
@@ -144,7 +144,7 @@ def test_bad_files_are_named_and_left_out(checkpoint, photos, tmp_path, capsys):
     (photos / "cut.jpg").write_bytes(whole[: len(whole) // 2])
     assert run(checkpoint, photos, "--output", tmp_path / "out") == 1
     results = json.loads((tmp_path / "out/results.json").read_text())
-    assert len(results["pictures"]) == 3
+    assert len(results["images"]) == 3
     assert {os.path.basename(row["source"]) for row in results["failed"]} == {"empty.png", "text.png", "cut.jpg"}
     captured = capsys.readouterr()
     assert "3 pictures labelled, 3 left out" in captured.out
@@ -196,7 +196,7 @@ def test_globs_and_equal_names_give_one_result_per_picture(checkpoint, photos, t
 def test_results_inside_the_input_folder_are_not_labelled_again(checkpoint, photos):
     for _ in range(2):
         run(checkpoint, photos, "--output", photos / "out")
-    assert len(json.loads((photos / "out/results.json").read_text())["pictures"]) == 3
+    assert len(json.loads((photos / "out/results.json").read_text())["images"]) == 3
 
 
 def test_colours_come_from_the_label_specification(checkpoint, photos, tmp_path):
@@ -334,7 +334,7 @@ def test_the_table_holds_masks_and_shares(checkpoint, photos, tmp_path):
     datasets = pytest.importorskip("datasets")
     run(checkpoint, photos, "--output", tmp_path / "out", "--write", "masks", "parquet")
     table = datasets.Dataset.from_parquet(str(tmp_path / "out/results.parquet"), cache_dir=str(tmp_path / "cache"))
-    pictures = json.loads((tmp_path / "out/results.json").read_text())["pictures"]
+    pictures = json.loads((tmp_path / "out/results.json").read_text())["images"]
     assert table["id"][:] == ["a", "b", "night/a"]
     for row, record in zip(table, pictures, strict=True):
         assert row["source"] == record["source"] and [row["height"], row["width"]] == record["size"]
@@ -365,8 +365,8 @@ def test_a_video_becomes_numbered_frames_and_a_video_of_overlays(checkpoint, vid
 
     assert run(checkpoint, video, "--output", tmp_path / "out", "--every", 5) == 0
     results = json.loads((tmp_path / "out/results.json").read_text())
-    assert [record["mask"] for record in results["pictures"]] == [f"masks/drive/{k:06d}.png" for k in range(0, 40, 5)]
-    assert [record["seconds"] for record in results["pictures"]] == pytest.approx([k / 15 for k in range(0, 40, 5)])
+    assert [record["mask"] for record in results["images"]] == [f"masks/drive/{k:06d}.png" for k in range(0, 40, 5)]
+    assert [record["seconds"] for record in results["images"]] == pytest.approx([k / 15 for k in range(0, 40, 5)])
     assert results["videos"] == ["overlays/drive.mp4"]
     with av.open(str(video)) as container:
         frames = [frame.to_image() for frame in container.decode(container.streams.video[0])]
@@ -407,7 +407,7 @@ def test_an_interrupt_ends_a_stream_with_what_was_labelled(checkpoint, video, tm
         monkeypatch.setattr("sys.stdin", types.SimpleNamespace(buffer=stream))
         assert run(checkpoint, "-", "--output", tmp_path / "out") == 0
     results = json.loads((tmp_path / "out/results.json").read_text())
-    assert [record["id"] for record in results["pictures"]] == ["stdin/000000", "stdin/000001"]
+    assert [record["id"] for record in results["images"]] == ["stdin/000000", "stdin/000001"]
     seen.clear()
     with pytest.raises(KeyboardInterrupt):
         run(checkpoint, video, "--output", tmp_path / "file")
@@ -420,7 +420,7 @@ def test_a_video_that_breaks_off_leaves_its_frames_and_the_others_untouched(
     video.write_bytes(whole[: len(whole) // 2])
     assert run(checkpoint, video, photos, "--output", tmp_path / "out") == 1
     results = json.loads((tmp_path / "out/results.json").read_text())
-    names = [record["id"] for record in results["pictures"]]
+    names = [record["id"] for record in results["images"]]
     assert names[-3:] == ["a", "b", "night/a"] and 2 < len(names) - 3 < 40
     assert [row["source"] for row in results["failed"]] == [str(video)]
     assert "left out" in capsys.readouterr().err
@@ -466,7 +466,7 @@ def test_a_bad_file_of_one_process_does_not_keep_the_other_from_its_share(checkp
     assert [process.exitcode for process in ranks] == [1, 0]  # the first answers for all
     results = json.loads((tmp_path / "out/results.json").read_text())
     assert [os.path.basename(row["source"]) for row in results["failed"]] == ["03.png", "04.png", "05.png"]
-    assert len(results["pictures"]) == 27
+    assert len(results["images"]) == 27
 
 
 def test_a_picture_the_model_fails_at_or_that_is_too_long_is_left_out(checkpoint, photos, tmp_path, monkeypatch):
@@ -483,7 +483,7 @@ def test_a_picture_the_model_fails_at_or_that_is_too_long_is_left_out(checkpoint
     results = json.loads((tmp_path / "out/results.json").read_text())
     long, small = (row["reason"] for row in results["failed"])
     assert "Take overlays out of --write" in long and "(20x31) is not for this model: kernel" in small
-    assert [record["id"] for record in results["pictures"]] == ["a", "b"]
+    assert [record["id"] for record in results["images"]] == ["a", "b"]
 
 
 def test_fewer_outputs_than_before_are_named_as_in_a_new_run(checkpoint, photos, tmp_path):
@@ -520,4 +520,4 @@ def test_combinations_that_mean_nothing_are_refused_with_the_remedy(checkpoint, 
         with pytest.raises(InputError, match=message):
             run(checkpoint, photos, *output, *options)
     assert run(checkpoint, photos, *output, "--max_pixels", 700) == 1  # night/a.png has 620
-    assert len(json.loads((tmp_path / "out/results.json").read_text())["pictures"]) == 1
+    assert len(json.loads((tmp_path / "out/results.json").read_text())["images"]) == 1

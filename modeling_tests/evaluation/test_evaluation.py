@@ -331,8 +331,8 @@ def test_killed_evaluation_goes_on_with_two_processes_to_the_same_numbers(checkp
     processes.run_two(words, "29561", tmp_path)
     assert "of 12 pictures are done" in (tmp_path / "rank0.txt").read_text()
     expected, again = (json.loads((each / "results.json").read_text()) for each in (whole, folder))
-    assert again["scores"] == expected["scores"] and expected["pictures"] == 12
-    for name in ("classes.csv", "pictures.csv", "confusion.csv"):
+    assert again["scores"] == expected["scores"] and expected["images"] == 12
+    for name in ("classes.csv", "images.csv", "confusion.csv"):
         assert (folder / name).read_text() == (whole / name).read_text(), name
     assert not (folder / "evaluation_journal").exists()
 
@@ -343,19 +343,19 @@ def test_killed_evaluation_goes_on_with_two_processes_to_the_same_numbers(checkp
 def test_tables_and_page_tell_what_results_json_holds(checkpoint, whole):
     results = json.loads((whole / "results.json").read_text())
     scores = results["scores"]
-    tables = {name: list(csv.DictReader((whole / f"{name}.csv").open())) for name in ("classes", "pictures")}
+    tables = {name: list(csv.DictReader((whole / f"{name}.csv").open())) for name in ("classes", "images")}
     assert [row["class"] for row in tables["classes"]] == list(SYNTHETIC_SPEC.classes)
     for row, expected in zip(tables["classes"], scores["per_class"], strict=True):
         for key in ("iou", "accuracy", "boundary_iou", "recall_small", "recall_large"):
             assert row[key] == ("" if expected[key] is None else str(expected[key]))
-    own = [float(row["mean_iou"]) for row in tables["pictures"]]
-    assert len(own) == 12 and scores["mean_picture_iou"] == pytest.approx(np.mean(own), abs=1e-12)
+    own = [float(row["mean_iou"]) for row in tables["images"]]
+    assert len(own) == 12 and scores["mean_image_iou"] == pytest.approx(np.mean(own), abs=1e-12)
     confused = list(csv.DictReader((whole / "confusion.csv").open()))
     matrix = np.array(scores["confusion_matrix"])
     assert sum(int(row["pixels"]) for row in confused) == matrix.sum() - np.trace(matrix)
     page = (whole / "index.html").read_text()
     assert page.count("data:image/jpeg") == 8 and page.count("<figure>") == 8  # 6 worst and 2 best of 12
-    worst = min(tables["pictures"], key=lambda row: float(row["mean_iou"]))["id"]
+    worst = min(tables["images"], key=lambda row: float(row["mean_iou"]))["id"]
     assert page.index(f"<figcaption>{worst}:") == page.index("<figcaption>")
     assert "http" not in re.sub(r"base64,[^\"]*", "", page) and "src=" not in page.replace('src="data:', "")
     assert f"{100 * scores['boundary_iou']:.1f} %" in page and results["command"] in page.replace("&#x27;", "'")

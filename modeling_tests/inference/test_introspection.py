@@ -291,7 +291,7 @@ def test_show_writes_readable_sheets_and_masks_once(checkpoints, street, tmp_pat
     height = round(300 * 70 / 130)
     top = 5 * (20 + height + 6) + 20
     assert tuple(sheet[top + round(60 / 70 * height), 6 + round(120 / 130 * 300)]) == (255, 0, 0)
-    record = json.loads((output / "results.json").read_text())["pictures"][0]
+    record = json.loads((output / "results.json").read_text())["images"][0]
     assert record["attention"] == "shown/street_attention.png"
     capsys.readouterr()
     show(checkpoints / "setr-pup-vit-base", *words, "--point", 1, 2, 120, 60, 60, 30)

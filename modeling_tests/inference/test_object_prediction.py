@@ -59,16 +59,16 @@ def test_answers_are_written_beside_the_drawn_pictures(checkpoints, pictures, ta
     assert main(words) == 1  # one file is broken
     results = json.loads((pictures / "out" / "results.json").read_text())
     assert results["task"] == task and "broken.png" in results["failed"][0]["source"]
-    assert [record["size"] for record in results["pictures"]] == [[70, 90], [96, 64]]
-    for record in results["pictures"]:
-        scores = [answer["score"] for answer in record["answers"]]
+    assert [record["size"] for record in results["images"]] == [[70, 90], [96, 64]]
+    for record in results["images"]:
+        scores = [answer["score"] for answer in record["predictions"]]
         assert scores == sorted(scores, reverse=True)
         if task == "image-classification":
             assert len(scores) == 3 and sum(scores) == pytest.approx(1.0, abs=1e-5)
             continue
         assert Image.open(pictures / "out" / record["drawn"]).size == tuple(record["size"][::-1])
         height, width = record["size"]
-        for answer in record["answers"]:
+        for answer in record["predictions"]:
             left, top, right, bottom = answer["box"]
             assert 0 <= left <= right <= width and 0 <= top <= bottom <= height
             if task == "instance-segmentation":

@@ -27,7 +27,7 @@ WORDS = [
         "--photometric_distortion",
         "false",
     ),
-    *("--max_class_ratio", "1.0", "--use_cpu", "--logging_steps", "1", "--learning_rate", "1.0e-2"),
+    *("--cat_max_ratio", "1.0", "--use_cpu", "--logging_steps", "1", "--learning_rate", "1.0e-2"),
 ]
 
 

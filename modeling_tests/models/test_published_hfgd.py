@@ -110,7 +110,7 @@ RECIPE_VALUES = {
         "base_size": "absent",
         "scale_range": [0.5, 2.0],
         "scale_step": 0.1,
-        "max_class_ratio": 1.0,
+        "cat_max_ratio": 1.0,
         "flip": True,
         "photometric_distortion": "absent",  # on, in the style below
         "test_mode": "whole",

@@ -66,7 +66,7 @@ RECIPE_VALUES = {
         "lr_scheduler_kwargs": {"power": 0.9, "lr_end": 1e-4},
         "loss_normalization": "all",
         "scale_range": [0.5, 2.0],
-        "max_class_ratio": 0.75,
+        "cat_max_ratio": 0.75,
         "flip": True,
         "photometric_distortion": True,
         "test_mode": "slide",

@@ -32,7 +32,7 @@ RECIPE_VALUES = {
         "loss_normalization": "all",
         "per_device_train_batch_size": 16,
         "scale_range": [0.5, 2.0],
-        "max_class_ratio": 0.75,
+        "cat_max_ratio": 0.75,
         "flip": True,
         "photometric_distortion": True,
         "test_mode": "slide",

@@ -44,7 +44,7 @@ def test_every_arm_starts_from_the_same_backbone_and_finished_runs_are_kept(scri
 
 def test_table_gives_mean_spread_and_paired_gain(script):
     scores = {"SemanticFPN": [30.0, 32.0, 34.0], "+ guidance": [31.0, 31.5, 36.0]}
-    results = {"dataset": "d", "pictures": 3, "steps": 5, "seeds": [0, 1, 2], "mean_iou_percent": scores}
+    results = {"dataset": "d", "images": 3, "steps": 5, "seeds": [0, 1, 2], "mean_iou_percent": scores}
     results["backbone"] = {"steps": 7, "dataset": "s", "mean_iou_percent": 40.0}
     row = next(line for line in script.table(results).splitlines() if line.startswith("| + guidance"))
     mean, spread = statistics.mean(scores["+ guidance"]), statistics.stdev(scores["+ guidance"])

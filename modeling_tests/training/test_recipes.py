@@ -41,9 +41,9 @@ SHORT = [
 DETECTION = [
     "--dataset",
     "synthetic@96x128",
-    "--short_sides",
+    "--shortest_edge",
     "64",
-    "--long_side",
+    "--longest_edge",
     "96",
     "--test_base_size",
     "64",

@@ -27,7 +27,7 @@ CLASSIFY = [
     *("--ema_decay", "0.9", "--max_grad_norm", "5.0", "--lr_scheduler_type", "cosine"),
     *("--lr_scheduler_kwargs", "{lr_end: 1.0e-5, warmup_start: 1.0e-6}"),
 ]
-SIZES = ["--short_sides", "64", "80", "--long_side", "128", "--test_base_size", "64", "128"]
+SIZES = ["--shortest_edge", "64", "80", "--longest_edge", "128", "--test_base_size", "64", "128"]
 DETECT = [
     *("--task", "object-detection", "--model", "hlg-retinanet-tiny", *COMMON, "--dataset", "synthetic:10@96x128"),
     *("--max_eval_samples", "3", "--no_decay_names", "norm", *SIZES, "--lr_scheduler_type", "constant"),
@@ -67,7 +67,7 @@ def finished(tmp_path_factory):
 def test_a_run_leaves_model_pictures_page_and_a_card_that_the_hub_parses(finished, task):
     output, results = finished(task)
     assert results["task"] == task and results["steps"] == (1 if task == "instance-segmentation" else 6)
-    for name in ("learning_curve.png", "pictures.png", "index.html", "results.json", "model/preprocessor_config.json"):
+    for name in ("learning_curve.png", "images.png", "index.html", "results.json", "model/preprocessor_config.json"):
         assert (output / name).stat().st_size > 0, name
     assert json.loads((output / "results.json").read_text())["scores"] == json.loads(json.dumps(results["scores"]))
     card = ModelCard.load(output / "model" / "README.md")
@@ -116,7 +116,7 @@ def test_two_processes_score_every_picture_once(finished, task, port, tmp_path):
     processes.run_two(["evaluate", checkpoint, *words, str(tmp_path / "two")], port, tmp_path)
     one, two = (json.loads((tmp_path / name / "results.json").read_text())["scores"] for name in ("one", "two"))
     assert one == two
-    counted = "pictures" if task == "image-classification" else "objects"
+    counted = "images" if task == "image-classification" else "objects"
     assert one[counted] == sum(row[counted] for row in one["per_class"]) > 0
 
 
@@ -156,7 +156,7 @@ def test_padding_is_0_after_normalisation(tmp_path):
             "mixup .alpha of Mixup; 0: off. has no meaning in the task",
         ),
         (["--task", "image-classification", "--test_mode", "slide"], "test_mode .* belongs to semantic-segmentation"),
-        (["--short_sides", "640"], "short_sides .* belongs to object-detection and instance-segmentation"),
+        (["--shortest_edge", "640"], "shortest_edge .* belongs to object-detection and instance-segmentation"),
         (["--task", "image-clasification"], "Unknown task 'image-clasification'. Did you mean 'image-classification'"),
     ],
 )

@@ -76,7 +76,7 @@ def undisturbed(tmp_path_factory):
 
 def test_a_run_leaves_everything_a_reader_needs(finished):
     output, results = finished
-    for name in ("recipe.yaml", "learning_curve.png", "pictures.png", "index.html", "results.json"):
+    for name in ("recipe.yaml", "learning_curve.png", "images.png", "index.html", "results.json"):
         assert (output / name).stat().st_size > 0, name
     for name in ("config.json", "model.safetensors", "preprocessor_config.json", "labels.json", "README.md"):
         assert (output / "model" / name).stat().st_size > 0, name
@@ -213,7 +213,7 @@ def test_trains_from_parquet_shards(tmp_path, streaming):
         pack(load_segmentation("synthetic@64x96", split, limit=count), tmp_path / "shards", split)
     words = ("--max_steps", "2", "--dataset", str(tmp_path / "shards"), "--streaming", streaming)
     results = run(tmp_path / "run", *words)
-    assert results["steps"] == 2 and results["pictures"] == 2
+    assert results["steps"] == 2 and results["images"] == 2
 
 
 def test_polynomial_schedule_has_warm_up_and_floor(tmp_path):
@@ -314,7 +314,7 @@ def test_eight_pictures_are_learned_by_heart(tmp_path, name):
         *("--model", name, "--config_overrides", json.dumps(sizes), *schedule, "--channels_last"),
         *("--dataset", "synthetic@96x128", "--eval_split", "train", "--max_train_samples", "8"),
         *("--max_eval_samples", "8", "--crop_size", "96", "128", "--scale_range", "1.0", "1.0", "--flip", "false"),
-        *("--max_class_ratio", "1.0", "--photometric_distortion", "false"),
+        *("--cat_max_ratio", "1.0", "--photometric_distortion", "false"),
         *("--weight_decay", "0.0", "--use_cpu", "--save_strategy", "no", "--eval_strategy", "no"),
         *("--output_dir", str(tmp_path)),
     ]

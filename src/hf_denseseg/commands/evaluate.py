@@ -16,7 +16,7 @@ EPILOG = """examples:
   denseseg evaluate runs/city/model --dataset cityscapes --data_root FOLDER --eval_split test --submission city.zip
   torchrun --nproc_per_node 2 -m hf_denseseg.cli evaluate CHECKPOINT --dataset FOLDER --use_cpu
 
-OUTPUT (--output_dir) gets results.json, and of segmentation index.html (look at it), classes.csv, pictures.csv and
+OUTPUT (--output_dir) gets results.json, and of segmentation index.html (look at it), classes.csv, images.csv and
 confusion.csv. A run that was interrupted goes on where it was when the same command is given again, also with another
 number of processes; with another checkpoint, protocol or labelling it starts anew.
 

@@ -71,7 +71,7 @@ def main(args: argparse.Namespace) -> int:
         "checkpoint": args.checkpoint,
         "model_type": model.config.model_type,
         "dataset": spec.name,
-        "pictures": len(data.dataset),
+        "images": len(data.dataset),
         "token_shape": list(tokens.shape),
         "diagonal_mean": float(diagonal.mean()),
         "token_confidence": dict(zip(spec.classes, diagonal.tolist(), strict=True)),

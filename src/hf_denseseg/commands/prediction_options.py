@@ -29,7 +29,7 @@ def check_options(args: argparse.Namespace, task: str, sources: list[Source]) ->
         value = getattr(args, name)
         if value is not None and value < least:
             raise InputError(f"--{name} is {value}. Give a whole number from {least} on.")
-    films = any(source.kind != "picture" for source in sources)
+    films = any(source.kind != "image" for source in sources)
     for name, given in (("every", args.every is not None), ("write video", "video" in (args.write or ()))):
         if given and not films:
             raise InputError(f"--{name} changes nothing: there is no video among the inputs. Leave it out.")
@@ -41,7 +41,7 @@ def given_outputs(args: argparse.Namespace, sources: list[Source]) -> OutputSett
     Raises:
         InputError: it cannot be written like this.
     """
-    films = any(source.kind != "picture" for source in sources)
+    films = any(source.kind != "image" for source in sources)
     default = ("masks", "overlays", "video") if films else ("masks", "overlays")
     write = tuple(dict.fromkeys(args.write or default))
     if args.band_pixels is not None and "probabilities" in write:

@@ -55,13 +55,13 @@ class AccuracyMeter:
         return {
             "top1": sum(first) / total if total else None,
             "top5": sum(among) / total if total else None,
-            "pictures": total,
+            "images": total,
             "per_class": [
                 {
                     "class": name,
                     "accuracy": first[k] / pictures[k] if pictures[k] else None,
                     "top5": among[k] / pictures[k] if pictures[k] else None,
-                    "pictures": pictures[k],
+                    "images": pictures[k],
                 }
                 for k, name in enumerate(classes)
             ],

@@ -56,7 +56,7 @@ SCORE_NAMES = {
             "top1_averaged": "top-1 accuracy, averaged weights",
         },
         columns={"accuracy": "accuracy", "top5": "top-5"},
-        counted=("pictures", "images"),
+        counted=("images", "images"),
         scored_on="every image once",
         hub_metrics={"top1": "accuracy", "top5": "top_5_accuracy"},
     ),
@@ -81,8 +81,8 @@ def chance_level(task: str, scores: dict[str, Any]) -> str:
         miou, name = constant_prediction_miou(scores)
         return f'Always predicting "{name}" would give {100 * miou:.1f} % mIoU.'
     if task == "image-classification":
-        common = max(scores["per_class"], key=lambda row: row["pictures"])
-        fraction = common["pictures"] / scores["pictures"]
+        common = max(scores["per_class"], key=lambda row: row["images"])
+        fraction = common["images"] / scores["images"]
         return f'Always predicting "{common["class"]}" would give {100 * fraction:.1f} % top-1 accuracy.'
     if scores["chance"] is None:
         return "With one image there is no other whose objects could be predicted."

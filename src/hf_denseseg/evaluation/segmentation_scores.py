@@ -106,7 +106,7 @@ class Evaluation:
         Returns:
             What `segmentation_metrics` gives, and: `boundary_iou` (mean over the classes that have one) and
             `boundary_width` (share of the diagonal); `size_recall` (`small`, `medium`, `large`: `segments`, `pixels`,
-            `recall`) and `size_limits` (shares of the picture); `mean_picture_iou` (mean over pictures of the mean
+            `recall`) and `size_limits` (shares of the picture); `mean_image_iou` (mean over pictures of the mean
             over the classes in each: another figure than `mean_iou`, and not the benchmarks'); `category_iou` and
             `per_category` if the specification has categories; `confusion_matrix`. Each row of `per_class` gets
             `boundary_iou` and `recall_small`, `recall_medium`, `recall_large`.
@@ -124,7 +124,7 @@ class Evaluation:
         }
         scores["size_limits"] = list(SIZE_LIMITS)
         # By number, since a sum of fractions depends on its order.
-        scores["mean_picture_iou"] = _mean([self.pictures[index].mean_iou for index in sorted(self.pictures)])
+        scores["mean_image_iou"] = _mean([self.pictures[index].mean_iou for index in sorted(self.pictures)])
         if self.spec.categories:
             scores |= category_metrics(matrix, self.spec.classes, self.spec.categories)
         scores["confusion_matrix"] = matrix.tolist()

@@ -26,7 +26,7 @@ HEADLINES = {
     "frequency_weighted_iou": "frequency-weighted IoU",
     "boundary_iou": "boundary IoU",
     "category_iou": "category IoU",
-    "mean_picture_iou": "mIoU, mean of pictures",
+    "mean_image_iou": "mIoU, mean of pictures",
 }
 CLASS_COLUMNS = {
     "iou": "IoU",
@@ -66,7 +66,7 @@ class Drawn(NamedTuple):
 
 
 def write_tables(output: Path, scores: dict[str, Any], pictures: Iterable[tuple[str, PictureScore]]) -> None:
-    """Write `classes.csv`, `pictures.csv` and `confusion.csv`; fractions, empty where a figure does not exist.
+    """Write `classes.csv`, `images.csv` and `confusion.csv`; fractions, empty where a figure does not exist.
 
     Args:
         output: folder.
@@ -85,7 +85,7 @@ def write_tables(output: Path, scores: dict[str, Any], pictures: Iterable[tuple[
     )
     names = [row["class"] for row in rows]
     write_atomic(
-        output / "pictures.csv",
+        output / "images.csv",
         _csv(
             ["id", "mean_iou", "pixel_accuracy", "pixels", "confused", "with", "share_of_pixels"],
             [
@@ -127,7 +127,7 @@ def write_page(
     numbers = [
         (label, f"{100 * scores[key]:.1f} %") for key, label in HEADLINES.items() if scores.get(key) is not None
     ]
-    body = f"""{PAGE_STYLE}<p class="note">{results["pictures"]} pictures of {html.escape(results["split"])}, at the
+    body = f"""{PAGE_STYLE}<p class="note">{results["images"]} pictures of {html.escape(results["split"])}, at the
 labels' own resolution; {html.escape(protocol)}. {html.escape(chance)}</p>
 {number_boxes(numbers)}
 <h2>Classes</h2><p class="note">In percent. Small, medium and large: recall of the pixels of connected segments of that

@@ -40,7 +40,7 @@ def format_scores(results: dict[str, Any]) -> str:
 
 
 def write_report(output: Path, results: dict[str, Any], spec: Any) -> None:
-    """Write `index.html` beside `learning_curve.png` and `pictures.png`, which it embeds."""
+    """Write `index.html` beside `learning_curve.png` and `images.png`, which it embeds."""
     task, scores, training = results["task"], results["scores"], results.get("training", {})
     names = SCORE_NAMES[task]
     numbers = [(label, f"{100 * scores[key]:.1f} %") for key, label in names.means(scores).items()]
@@ -51,11 +51,11 @@ def write_report(output: Path, results: dict[str, Any], spec: Any) -> None:
         f"<th>{label}" + "<th>" * (not place) for place, label in enumerate(names.columns_of(scores).values())
     )
     body = f"""<p class="note">{results["steps"]} steps;
-{results["pictures"]} pictures of {html.escape(results["split"])};
+{results["images"]} pictures of {html.escape(results["split"])};
 {html.escape(describe_protocol(task, results["protocol"]))}.
 {html.escape(chance_level(task, scores))}</p>
 {number_boxes(numbers)}
-<h2>Pictures</h2><p class="note">{SHOWN[task]}</p>{_picture(output / "pictures.png")}
+<h2>Pictures</h2><p class="note">{SHOWN[task]}</p>{_picture(output / "images.png")}
 <h2>Classes</h2><table><tr><th>class{heads}<th>{names.counted[1]}</tr>{_class_rows(names, scores, spec)}</table>
 <h2>Learning curve</h2>{_picture(output / "learning_curve.png")}
 <h2>Recipe</h2><pre>{html.escape((output / "recipe.yaml").read_text())}</pre>

@@ -1,4 +1,4 @@
-"""Every key of a recipe: its type, default, meaning, and the tasks it belongs to."""
+"""Every key of a recipe: type, default, meaning, and the tasks it belongs to."""
 
 import logging
 import sys
@@ -12,13 +12,22 @@ from hf_denseseg.models.auto.tasks import DETECTION_TASKS, IMAGE_CLASSIFICATION,
 
 logger = logging.getLogger(__name__)
 
+# Names of keys that recipes and runs of before 0.2 hold -> the names of today.
+RENAMED_KEYS = {
+    "max_class_ratio": "cat_max_ratio",
+    "crop_area_range": "scale",
+    "short_sides": "shortest_edge",
+    "long_side": "longest_edge",
+    "test_crop_share": "crop_pct",
+}
+
 # Tasks in which a key has a meaning.
 SEGMENTATION, CLASSIFICATION, DETECTION = (SEMANTIC_SEGMENTATION,), (IMAGE_CLASSIFICATION,), DETECTION_TASKS
 
 
 @dataclass
 class ModelArguments:
-    """Which model is trained, and from what it starts."""
+    """Which model is trained, and which weights it starts from."""
 
     task: str = field(default=SEMANTIC_SEGMENTATION, metadata={"help": f"what is learned: {', '.join(TASKS)}"})
     model: str = field(
@@ -28,7 +37,7 @@ class ModelArguments:
         default=None, metadata={"help": "config fields that differ from the published ones: '{drop_path_rate: 0.2}'"}
     )
     encoder_weights: str | None = field(
-        default=None, metadata={"help": "official ImageNet checkpoint of the encoder; None starts from random weights"}
+        default=None, metadata={"help": "ImageNet checkpoint of the encoder; None starts from random weights"}
     )
     published: dict | None = field(
         default=None, metadata={"help": "the paper's numbers for this row, as fractions: '{mean_iou: 0.4866}'"}
@@ -37,7 +46,7 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
-    """What the model is trained and tested on, how pictures are augmented and how they are tested."""
+    """The data, the augmentation of training images, and the test protocol."""
 
     dataset: str = field(
         default="synthetic",
@@ -46,19 +55,22 @@ class DataArguments:
     data_root: str | None = field(
         default=None,
         metadata={
-            "help": "where the benchmark named by dataset lies, in archives or not (default: $DENSESEG_DATA_ROOT)"
+            "help": "folder of the benchmark that `dataset` names, archives or unpacked (default: $DENSESEG_DATA_ROOT)"
         },
     )
     label_spec: str | None = field(
         default=None,
         metadata={
             "tasks": SEGMENTATION + CLASSIFICATION,
-            "help": "label specification file (YAML or JSON), or a benchmark's",
+            "help": "label specification: a YAML or JSON file, or the name of a benchmark",
         },
     )
     dataset_columns: dict | None = field(
         default=None,
-        metadata={"tasks": SEGMENTATION + CLASSIFICATION, "help": "our column: its name in the data, '{label: mask}'"},
+        metadata={
+            "tasks": SEGMENTATION + CLASSIFICATION,
+            "help": "our column: its name in the dataset, '{label: mask}'",
+        },
     )
     dataset_revision: str | None = field(
         default=None, metadata={"tasks": SEGMENTATION + CLASSIFICATION, "help": "revision of a hub dataset"}
@@ -67,35 +79,40 @@ class DataArguments:
         default=False,
         metadata={
             "tasks": SEGMENTATION + CLASSIFICATION,
-            "help": "train on shards (`denseseg data pack`) in order, every process on its own",
+            "help": "stream shards (`denseseg data pack`); every process reads its own",
         },
     )
-    train_split: str = field(default="train", metadata={"help": "split that is trained on, or several: train+val"})
-    eval_split: str = field(default="validation", metadata={"help": "split that is evaluated"})
-    max_train_samples: int | None = field(default=None, metadata={"help": "use only the first pictures"})
-    max_eval_samples: int | None = field(default=None, metadata={"help": "use only the first pictures"})
+    train_split: str = field(default="train", metadata={"help": "split to train on, or several: train+val"})
+    eval_split: str = field(default="validation", metadata={"help": "split to evaluate"})
+    max_train_samples: int | None = field(default=None, metadata={"help": "train on the first N images only"})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "evaluate the first N images only"})
 
     crop_size: list[int] = field(
         default_factory=lambda: [512, 512],
-        metadata={"tasks": SEGMENTATION + CLASSIFICATION, "help": "training crop in pixels: height width"},
+        metadata={
+            "tasks": SEGMENTATION + CLASSIFICATION,
+            "help": "training crop (of a classifier: test crop too) in pixels: height width",
+        },
     )
     base_size: list[int] | None = field(
         default=None,
         metadata={
             "tasks": SEGMENTATION,
-            "help": "box (height width) into which a picture is fitted before random scaling; None: own size",
+            "help": "box (height width) that an image is resized into before random scaling; None: its own size",
         },
     )
     scale_range: list[float] = field(
         default_factory=lambda: [0.5, 2.0], metadata={"tasks": SEGMENTATION, "help": "random scale: smallest largest"}
     )
     scale_step: float | None = field(
-        default=None, metadata={"tasks": SEGMENTATION, "help": "step between random scales; None: any in the range"}
+        default=None,
+        metadata={"tasks": SEGMENTATION, "help": "step between random scales; None: any scale in the range"},
     )
-    max_class_ratio: float = field(
-        default=0.75, metadata={"tasks": SEGMENTATION, "help": "no class may fill more of a crop (10 tries)"}
+    cat_max_ratio: float = field(
+        default=0.75,
+        metadata={"tasks": SEGMENTATION, "help": "no class may fill more than this fraction of a crop (10 tries)"},
     )
-    flip: bool = field(default=True, metadata={"help": "mirror every second picture"})
+    flip: bool = field(default=True, metadata={"help": "flip horizontally with probability 0.5"})
     photometric_distortion: bool = field(
         default=True, metadata={"tasks": SEGMENTATION, "help": "random brightness, contrast, saturation and hue"}
     )
@@ -106,70 +123,78 @@ class DataArguments:
             "help": "'mmsegmentation'; HFGD: 'car' (narrower, always the hue) or 'brightness' alone",
         },
     )
-    crop_area_range: list[float] = field(
+    scale: list[float] = field(
         default_factory=lambda: [0.08, 1.0],
-        metadata={"tasks": CLASSIFICATION, "help": "share of the picture's area that a training crop covers"},
+        metadata={
+            "tasks": CLASSIFICATION,
+            "help": "fraction of the image area that a training crop covers: smallest largest",
+        },
     )
     auto_augment: str | None = field(
-        default=None, metadata={"tasks": CLASSIFICATION, "help": "timm's words for it: rand-m9-mstd0.5-inc1"}
+        default=None, metadata={"tasks": CLASSIFICATION, "help": "policy in timm's notation: rand-m9-mstd0.5-inc1"}
     )
     color_jitter: float | None = field(
-        default=None, metadata={"tasks": CLASSIFICATION, "help": "random brightness, contrast, saturation: +- share"}
+        default=None,
+        metadata={"tasks": CLASSIFICATION, "help": "random brightness, contrast, saturation: +- fraction"},
     )
     random_erasing: float = field(
-        default=0.0, metadata={"tasks": CLASSIFICATION, "help": "share of pictures with a box of noise in them"}
+        default=0.0, metadata={"tasks": CLASSIFICATION, "help": "probability of a box of noise in an image"}
     )
     mixup: float = field(default=0.0, metadata={"tasks": CLASSIFICATION, "help": "alpha of Mixup; 0: off"})
     cutmix: float = field(default=0.0, metadata={"tasks": CLASSIFICATION, "help": "alpha of CutMix; 0: off"})
     mixup_switch_probability: float = field(
-        default=0.5, metadata={"tasks": CLASSIFICATION, "help": "share of batches with CutMix, if both are on"}
+        default=0.5,
+        metadata={"tasks": CLASSIFICATION, "help": "probability of CutMix instead of Mixup, if both are on"},
     )
     label_smoothing: float = field(
-        default=0.0, metadata={"tasks": CLASSIFICATION, "help": "weight spread over all classes"}
+        default=0.0, metadata={"tasks": CLASSIFICATION, "help": "label smoothing: weight spread over all classes"}
     )
     filter_empty: bool = field(
-        default=True, metadata={"tasks": DETECTION, "help": "leave pictures without objects out of training"}
+        default=True, metadata={"tasks": DETECTION, "help": "leave images without objects out of training"}
     )
-    short_sides: list[int] = field(
+    shortest_edge: list[int] = field(
         default_factory=lambda: [800],
-        metadata={"tasks": DETECTION, "help": "short side of a training picture in pixels; of several one is drawn"},
+        metadata={"tasks": DETECTION, "help": "shortest edge of a training image in pixels; one of several is drawn"},
     )
-    long_side: int = field(default=1333, metadata={"tasks": DETECTION, "help": "long side in training at most"})
+    longest_edge: int = field(
+        default=1333, metadata={"tasks": DETECTION, "help": "longest edge of a training image at most"}
+    )
 
-    test_crop_share: float = field(
-        default=0.9, metadata={"tasks": CLASSIFICATION, "help": "side of the central test crop / short side"}
+    crop_pct: float = field(
+        default=0.9, metadata={"tasks": CLASSIFICATION, "help": "side of the center test crop / shortest edge"}
     )
     test_mode: str = field(
-        default="whole", metadata={"tasks": SEGMENTATION, "help": "'whole' picture, or 'slide' a window"}
+        default="whole", metadata={"tasks": SEGMENTATION, "help": "'whole' image, or 'slide' a window"}
     )
     test_crop_size: list[int] | None = field(
-        default=None, metadata={"tasks": SEGMENTATION, "help": "window in pixels: height width"}
+        default=None, metadata={"tasks": SEGMENTATION, "help": "sliding window in pixels: height width"}
     )
     test_stride: list[int] | None = field(
-        default=None, metadata={"tasks": SEGMENTATION, "help": "step of the window: height width"}
+        default=None, metadata={"tasks": SEGMENTATION, "help": "stride of the window: height width"}
     )
     test_base_size: list[int] | None = field(
-        default=None, metadata={"tasks": SEGMENTATION + DETECTION, "help": "box into which a picture is fitted"}
+        default=None,
+        metadata={"tasks": SEGMENTATION + DETECTION, "help": "box (height width) that an image is resized into"},
     )
     test_scales: list[float] = field(
-        default_factory=lambda: [1.0], metadata={"tasks": SEGMENTATION, "help": "multi-scale ratios"}
+        default_factory=lambda: [1.0], metadata={"tasks": SEGMENTATION, "help": "ratios of the multi-scale test"}
     )
     test_raise_short_side: bool = field(
         default=False,
         metadata={
             "tasks": SEGMENTATION,
-            "help": "SETR: no short side below the window's; of several scales no long limit",
+            "help": "SETR: no shortest edge below the window's; with several scales no longest edge",
         },
     )
     test_keep_odd: bool = field(
         default=False,
-        metadata={"tasks": SEGMENTATION, "help": "HFGD: scale each side by itself, odd stays odd: 513 to 257"},
+        metadata={"tasks": SEGMENTATION, "help": "HFGD: scale each side by itself, odd sides stay odd: 513 to 257"},
     )
     test_pad_to_window: bool = field(
         default=False,
         metadata={
             "tasks": SEGMENTATION,
-            "help": "pad a picture smaller than the window to it, also a whole one; else the window shrinks",
+            "help": "pad an image smaller than the window, also a whole one; else the window shrinks",
         },
     )
     test_average: str = field(
@@ -177,47 +202,51 @@ class DataArguments:
         metadata={"tasks": SEGMENTATION, "help": "average 'probabilities' or 'logits' over scales and flips"},
     )
     test_flip: bool = field(
-        default=False, metadata={"tasks": SEGMENTATION, "help": "average with the mirrored picture"}
+        default=False, metadata={"tasks": SEGMENTATION, "help": "average with the horizontally flipped image"}
     )
 
 
 @dataclass
 class TaskTrainingArguments(TrainingArguments):
-    """`transformers.TrainingArguments` with what the papers' schedules need besides."""
+    """`transformers.TrainingArguments`, and what the schedules of the papers need besides."""
 
     output_dir: str | None = field(default=None, metadata={"help": "run folder (default: runs/<recipe name>)"})
-    max_steps: int = field(default=1000, metadata={"help": "optimizer steps; the budget of a run"})
+    max_steps: int = field(default=1000, metadata={"help": "optimizer steps of the run"})
     learning_rate: float = field(default=1.0e-4, metadata={"help": "peak learning rate"})
     lr_scheduler_type: str = field(default="polynomial", metadata={"help": "schedule; see transformers"})
     lr_scheduler_kwargs: dict | None = field(
         default=None,
         metadata={
-            "help": "polynomial (power: 0.9) and cosine: lr_end = the floor; constant: drop_at = share(s) of steps, "
-            "factor; all: warmup_start = first rate of the warm-up"
+            "help": "polynomial (power: 0.9) and cosine: lr_end = the lowest rate; constant: drop_at = fraction(s) of "
+            "the steps, factor; all: warmup_start = first rate of the warmup"
         },
     )
-    weight_decay: float = field(default=0.01, metadata={"help": "AdamW decay of the weights that decay"})
+    weight_decay: float = field(default=0.01, metadata={"help": "weight decay of AdamW"})
     decay_everything: bool = field(
-        default=False, metadata={"help": "weight decay also on norms, biases, tokens and tables"}
+        default=False, metadata={"help": "weight decay also on norms, biases, tokens and position tables"}
     )
     no_decay_names: list[str] | None = field(
-        default=None, metadata={"help": "only names that hold one of these words do not decay: [norm]"}
+        default=None,
+        metadata={"help": "no weight decay only where a parameter's name holds one of these words: [norm]"},
     )
     max_grad_norm: float = field(default=0.0, metadata={"help": "clip the gradient norm; 0 does not clip"})
-    per_device_train_batch_size: int = field(default=8, metadata={"help": "pictures per device and step"})
-    per_device_eval_batch_size: int = field(default=1, metadata={"help": "pictures per device in evaluation"})
+    per_device_train_batch_size: int = field(default=8, metadata={"help": "images per device and step"})
+    per_device_eval_batch_size: int = field(default=1, metadata={"help": "images per device in evaluation"})
     eval_strategy: str = field(default="steps", metadata={"help": "when to evaluate: no, steps, epoch"})
-    eval_steps: float | None = field(default=None, metadata={"help": "evaluate every so many steps (default: 10 x)"})
-    save_steps: float = field(default=0, metadata={"help": "checkpoint every so many steps (default: eval_steps)"})
+    eval_steps: float | None = field(
+        default=None, metadata={"help": "evaluate every N steps (default: ten times in a run)"}
+    )
+    save_steps: float = field(default=0, metadata={"help": "save a checkpoint every N steps (default: eval_steps)"})
     save_total_limit: int | None = field(default=2, metadata={"help": "checkpoints kept, oldest deleted first"})
-    logging_steps: float = field(default=0, metadata={"help": "log every so many steps (default: 100 x)"})
-    seed: int = field(default=0, metadata={"help": "seed of weights, order, augmentation and drop-out"})
+    logging_steps: float = field(default=0, metadata={"help": "log every N steps (default: 100 times in a run)"})
+    seed: int = field(default=0, metadata={"help": "seed of weights, order, augmentation and dropout"})
 
     head_learning_rate_multiplier: float = field(
-        default=1.0, metadata={"help": "factor on the learning rate of all heads"}
+        default=1.0, metadata={"help": "factor on the learning rate of the heads"}
     )
     layer_decay: float | None = field(
-        default=None, metadata={"help": "factor on the learning rate per layer below the head; None: off"}
+        default=None,
+        metadata={"help": "layer-wise decay of the learning rate: factor per layer below the head; None: off"},
     )
     loss_normalization: str | None = field(
         default=None,
@@ -231,20 +260,20 @@ class TaskTrainingArguments(TrainingArguments):
         metadata={"tasks": SEGMENTATION, "help": "JSON file of `denseseg data stats`, as FILE:enet or FILE:median"},
     )
     ohem_threshold: float | None = field(
-        default=None, metadata={"tasks": SEGMENTATION, "help": "probability below which a pixel is hard"}
+        default=None, metadata={"tasks": SEGMENTATION, "help": "OHEM: probability below which a pixel is hard"}
     )
     ohem_min_kept: int = field(
-        default=100_000, metadata={"tasks": SEGMENTATION, "help": "pixels kept per picture at least"}
+        default=100_000, metadata={"tasks": SEGMENTATION, "help": "OHEM: pixels kept per image at least"}
     )
-    channels_last: bool = field(
-        default=False, metadata={"help": "keep maps as (batch, height, width, channels) in memory; faster on CPUs"}
+    channels_last: bool = field(default=False, metadata={"help": "channels_last memory format; faster on CPUs"})
+    sync_batch_norm: bool = field(default=True, metadata={"help": "BatchNorm statistics over all processes"})
+    ema_decay: float | None = field(
+        default=None, metadata={"help": "exponential moving average of the weights with this decay"}
     )
-    sync_batch_norm: bool = field(default=True, metadata={"help": "BatchNorm statistics over all GPUs"})
-    ema_decay: float | None = field(default=None, metadata={"help": "average the weights with this decay"})
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "see DistributedDataParallel"})
 
     def __post_init__(self) -> None:
-        """Derive the steps that were left open, then let transformers check the rest."""
+        """Fill in the steps that were not given, then let transformers check the rest."""
         if self.max_steps < 1:
             raise InputError(f"max_steps is {self.max_steps}: give the number of optimizer steps, at least 1.")
         if self.loss_normalization not in (None, "valid", "all"):
@@ -265,9 +294,9 @@ class TaskTrainingArguments(TrainingArguments):
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
         if self.disable_tqdm is None:
             self.disable_tqdm = not sys.stderr.isatty()
-        # A recipe with bf16 can be read, and tried, where there is only a CPU; transformers wants that said.
+        # transformers refuses bf16 without an accelerator unless `use_cpu` is set; recipes with bf16 run on CPUs too.
         self.use_cpu = self.use_cpu or (bool(self.bf16) and not torch.accelerator.is_available())
-        # Ours, not the user's: tensors are made and named by the data part, statistics are summed batch by batch.
+        # Not for the user to choose: `data` names the tensors, and counts are summed batch by batch.
         self.remove_unused_columns = False
         self.label_names = ["labels"]
         self.batch_eval_metrics = True

@@ -80,7 +80,7 @@ def train(recipe: Recipe) -> dict[str, Any]:
         "evaluation_cpu_seconds": trainer.evaluation_cpu_seconds,
         "resumed_from_step": 0 if checkpoint is None else step_of(checkpoint),
         "peak_memory_bytes": _peak_memory(),
-        "data_wait_share": trainer.waiting.share,
+        "data_wait_fraction": trainer.waiting.share,
     }
     if recipe.training.load_best_model_at_end or trainer.scores.get("step") != trainer.state.global_step:
         trainer.evaluate()
@@ -292,7 +292,7 @@ def _results(recipe: Recipe, trainer: TaskTrainer, eval_data: Any) -> dict[str, 
         "parameters": trainer.model.num_parameters(),
         "dataset": recipe.data.dataset if recipe.data.dataset == "synthetic" else eval_data.spec.name,
         "split": recipe.data.eval_split,
-        "pictures": len(eval_data.dataset),
+        "images": len(eval_data.dataset),
         "protocol": trainer.protocol,
         "scores": trainer.scores,
         "steps": trainer.state.global_step,
@@ -310,7 +310,7 @@ def _write_outputs(task: Task, output: Path, results: dict[str, Any], trainer: T
     """Curve, pictures, card and page; `results.json` last, since it marks the run as finished."""
     key, label = SCORE_NAMES[task.name].main_metric
     save_learning_curve(results["history"], output / "learning_curve.png", f"eval_{key}", label)
-    task.draw_results(trainer, output / "pictures.png")
+    task.draw_results(trainer, output / "images.png")
     write_card(output / "model", results, trainer.spec)
     write_report(output, results, trainer.spec)
     write_atomic(output / "results.json", json.dumps(results, indent=1) + "\n")

@@ -26,12 +26,12 @@ class Source:
     Args:
         name: of its results, without ending.
         origin: path, address (`rtsp://...`) or `-` for standard input.
-        kind: `"picture"`, `"video"` or `"stream"`.
+        kind: `"image"`, `"video"` or `"stream"`.
     """
 
     name: str
     origin: str
-    kind: str = "picture"
+    kind: str = "image"
 
     def state(self) -> dict[str, Any]:
         """Size and time of the file; results made from another state are out of date. Nothing of a stream.
@@ -110,7 +110,7 @@ def _named(candidates: list[tuple[str, str, str]]) -> list[Source]:
     taken: set[str] = set()
     sources = []
     for name, origin, kind in candidates:
-        used = taken if kind == "picture" else taken | folders
+        used = taken if kind == "image" else taken | folders
         suffix = Path(origin).suffix[1:]
         if name in used and suffix:
             name = f"{name}_{suffix}"
@@ -128,7 +128,7 @@ def _files_of(given: str, output: Path, failed: list[dict[str, str]]) -> Iterato
     for path, name in _paths_of(given, failed):
         real = os.path.realpath(path)
         if real != inside and not real.startswith(inside + os.sep):
-            kind = "video" if path.suffix.lower() in VIDEOS else "picture"
+            kind = "video" if path.suffix.lower() in VIDEOS else "image"
             yield name.with_suffix("").as_posix(), str(path), kind
 
 
@@ -178,7 +178,7 @@ def items_of(
     Raises:
         InputError: a video that cannot be read, or breaks off; frames before that are handed on.
     """
-    if source.kind == "picture":
+    if source.kind == "image":
         yield Item(source.name, 0, lambda: read_picture(source.origin, max_pixels))
         return
     for frame in read_frames(source.origin, every, max_pixels):

@@ -103,7 +103,7 @@ class Answerer:
     def label(self, image: Image.Image, name: str) -> Labelled:
         """Look at one RGB picture; `name` is not needed."""
         answers, drawn = self.answer(image)
-        return Labelled({"answers": answers}, {} if drawn is None else {"drawn": partial(drawn.save, quality=90)})
+        return Labelled({"predictions": answers}, {} if drawn is None else {"drawn": partial(drawn.save, quality=90)})
 
     def description(self) -> dict[str, Any]:
         """What `results.json` says of the model."""

@@ -65,10 +65,14 @@ class PixelTally:
         self.sums += np.bincount(flat, weights=confidence.ravel(), minlength=len(self.pixels))
 
     def rows(self, names: Mapping[int, str]) -> list[dict[str, Any]]:
-        """`{"class", "share", "score"}` of each class that is there: share of the pixels, mean probability."""
+        """`{"class", "fraction", "score"}` of each class that is there: share of the pixels, mean probability."""
         total = max(int(self.pixels.sum()), 1)
         return [
-            {"class": names[k], "share": float(self.pixels[k] / total), "score": float(self.sums[k] / self.pixels[k])}
+            {
+                "class": names[k],
+                "fraction": float(self.pixels[k] / total),
+                "score": float(self.sums[k] / self.pixels[k]),
+            }
             for k in np.flatnonzero(self.pixels).tolist()
         ]
 
@@ -113,7 +117,7 @@ def write_table(records: list[dict[str, Any]], output: Path) -> str:
             "seconds": number,
             "height": datasets.Value("int32"),
             "width": datasets.Value("int32"),
-            "classes": datasets.List({"class": text, "share": number, "score": number}),
+            "classes": datasets.List({"class": text, "fraction": number, "score": number}),
             "mask": datasets.Image(),
         }
     ).arrow_schema

@@ -69,7 +69,7 @@ def label_all(
     rows: list[tuple[int, int, bool, dict[str, Any]]] = []
     failed: dict[int, str] = {}
     # tqdm draws on terminals only; elsewhere the closing line of the command is all.
-    bar = tqdm(desc="predict", unit="picture", disable=None if processes.rank == 0 else True)
+    bar = tqdm(desc="predict", unit="image", disable=None if processes.rank == 0 else True)
     for number, source in _share(found.sources, processes):
         try:
             for item in items_of(source, every, max_pixels, (processes.rank, processes.count)):
@@ -81,7 +81,7 @@ def label_all(
                 raise
         except InputError as error:
             failed[number] = str(error) if source.origin in str(error) else f"{source.origin}: {error}"
-            if source.kind == "picture" or processes.rank == 0:  # a video fails in all processes
+            if source.kind == "image" or processes.rank == 0:  # a video fails in all processes
                 tqdm.write(f"left out: {failed[number]}", file=sys.stderr)
     bar.close()
     outcome = Outcome()
@@ -96,7 +96,7 @@ def label_all(
     if processes.rank == 0:
         records = [row[3] for row in everything]
         more = labeller.finish(records, output)
-        results = {**labeller.description(), **more, "pictures": records, "failed": outcome.failed}
+        results = {**labeller.description(), **more, "images": records, "failed": outcome.failed}
         write_atomic(output / "results.json", json.dumps(results, indent=1) + "\n")
     outcome.seconds = time.perf_counter() - started
     return outcome
@@ -115,10 +115,10 @@ def _check_shareable(sources: list[Source], processes: Processes) -> None:
 
 def _share(sources: list[Source], processes: Processes) -> Iterator[tuple[int, Source]]:
     """Sources this process looks at: its share of the pictures by their bytes, and all videos for their frames."""
-    pictures = [number for number, source in enumerate(sources) if source.kind == "picture"]
+    pictures = [number for number, source in enumerate(sources) if source.kind == "image"]
     mine = {pictures[k] for k in processes.deal([_bytes_of(sources[number]) for number in pictures])}
     for number, source in enumerate(sources):
-        if source.kind != "picture" or number in mine:
+        if source.kind != "image" or number in mine:
             yield number, source
 
 

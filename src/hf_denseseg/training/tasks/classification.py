@@ -142,10 +142,10 @@ class ImageClassification(Task):
         rows = list(zip(scan.spec.classes, scan.pictures.tolist(), strict=True))
         statistics = {
             "classes": list(scan.spec.classes),
-            "pictures": scan.pictures.tolist(),
+            "images": scan.pictures.tolist(),
             "sizes": sizes_as_json(scan.sizes),
         }
-        table = table_of(("class", "pictures"), rows, scan.sizes)
+        table = table_of(("class", "images"), rows, scan.sizes)
         return Inspection(scan.faults, scan.notes, scan.images, table, statistics)
 
     def show(self, name: str, split: str, limit: int, **source: Any) -> Image.Image:
@@ -159,7 +159,7 @@ class ImageClassification(Task):
         height, width = arguments.crop_size
         return {
             "do_resize": True,
-            "size": {"shortest_edge": int(min(height, width) / arguments.test_crop_share)},
+            "size": {"shortest_edge": int(min(height, width) / arguments.crop_pct)},
             "resample": BICUBIC,
             "do_center_crop": True,
             "crop_size": {"height": height, "width": width},
@@ -179,7 +179,7 @@ class ImageClassification(Task):
         if train_data is not None:
             transform = training_transform(
                 data.crop_size,
-                area_range=data.crop_area_range,
+                area_range=data.scale,
                 flip=data.flip,
                 auto_augment=data.auto_augment,
                 color_jitter=data.color_jitter,

@@ -177,7 +177,7 @@ class ObjectDetection(Task):
             "sizes": sizes_as_json(scan.sizes),
         }
         rows = list(zip(scan.spec.classes, *columns, strict=True))
-        table = table_of(("class", "objects", "pictures", "crowds"), rows, scan.sizes)
+        table = table_of(("class", "objects", "images", "crowds"), rows, scan.sizes)
         return Inspection(scan.faults, scan.notes, scan.images, table, statistics)
 
     def show(self, name: str, split: str, limit: int, **source: Any) -> Image.Image:
@@ -211,7 +211,7 @@ class ObjectDetection(Task):
                     f"{data.train_split} has the categories {', '.join(train_data.spec.classes[:4])} ..., "
                     f"{data.eval_split} has {', '.join(eval_data.spec.classes[:4])} ... Give files with the same ones."
                 )
-            augmentation = DetectionAugmentation(data.short_sides, data.long_side, data.flip, self.masks)
+            augmentation = DetectionAugmentation(data.shortest_edge, data.longest_edge, data.flip, self.masks)
             train_dataset = TrainDetections(train_data, augmentation, args.seed)
         return DetectionTrainer(
             model,

@@ -108,7 +108,7 @@ class SemanticSegmentation(Task):
                 tuple(data.crop_size),
                 base_size=tuple(data.base_size) if data.base_size else None,
                 scale_range=tuple(data.scale_range),
-                max_class_ratio=data.max_class_ratio,
+                max_class_ratio=data.cat_max_ratio,
                 flip=data.flip,
                 photometric=data.photometric_distortion,
                 scale_step=data.scale_step,
@@ -199,5 +199,5 @@ def inference_settings(data: DataArguments) -> InferenceSettings:
         InputError: keys that contradict each other.
     """
     names = (field.name for field in fields(data) if field.name.startswith("test_"))
-    of_windows = {name.removeprefix("test_"): getattr(data, name) for name in names if name != "test_crop_share"}
+    of_windows = {name.removeprefix("test_"): getattr(data, name) for name in names}
     return InferenceSettings.from_dict(of_windows)

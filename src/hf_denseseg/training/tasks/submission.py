@@ -47,7 +47,7 @@ def submit(trainer: SegmentationTrainer, server: Server, path: Path) -> None:
     sizes = {record.id: (record.amounts[0], record.amounts[1]) for record in done.values()}
     left = [number for number in range(len(trainer.eval_dataset)) if number not in done]
     share = left[trainer.args.process_index :: trainer.args.world_size]
-    for number in tqdm(share, desc="pictures", disable=trainer.args.disable_tqdm):
+    for number in tqdm(share, desc="images", disable=trainer.args.disable_tqdm):
         sample: dict[str, Any] = trainer.eval_dataset[number]
         answer = trainer.answer(sample)
         write_atomic(
