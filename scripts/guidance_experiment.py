@@ -130,7 +130,7 @@ def table(results: dict[str, Any]) -> str:
     base = results["mean_iou_percent"]["SemanticFPN"]
     backbone, seeds = results["backbone"], len(results["seeds"])
     lines = [
-        f"{results['dataset']} val ({results['pictures']} pictures), {results['steps']} steps of 8, {seeds} seeds; "
+        f"{results['dataset']} val ({results['images']} pictures), {results['steps']} steps of 8, {seeds} seeds; "
         f"the backbone was first trained as a plain FCN for {backbone['steps']} steps on `{backbone['dataset']}` "
         f"({backbone['mean_iou_percent']:.1f} % mIoU there).",
         "",

@@ -24,7 +24,8 @@ from closeness import assert_highest
 from hf_denseseg.commands import predict
 from hf_denseseg.data.labels import LabelSpec
 from hf_denseseg.errors import InputError, RunError
-from hf_denseseg.inference.predict.segmentation import Predictor
+from hf_denseseg.inference.predict.journal import Journal
+from hf_denseseg.inference.predict.segmentation import SegmentationPredictor
 from hf_denseseg.inference.segmentation import InferenceSettings, class_probabilities
 from hf_denseseg.visualization.label_maps import overlay
 from processes import run_two, start
@@ -77,9 +78,21 @@ def model_probabilities(checkpoint, path, settings):
     return class_probabilities(model, image, settings, processor.image_mean, processor.image_std).numpy()
 
 
-def test_a_folder_is_labelled_at_the_pictures_own_sizes(checkpoint, photos, tmp_path):
+def finished(output):
+    """Names of the images in the journal of an output folder."""
+    return [entry.key for entry in Journal(output / "journal", {}, 0).read()]
+
+
+def forget(output, name):
+    """Take an image out of the journal."""
+    for path in (output / "journal").glob("process-*.jsonl"):
+        kept = [line for line in path.read_text().splitlines() if f'["{name}", ' not in line]
+        path.write_text("\n".join(kept) + "\n")
+
+
+def test_a_folder_is_segmented_at_the_pictures_own_sizes(checkpoint, photos, tmp_path):
     output = tmp_path / "out"
-    assert run(checkpoint, photos, "--output", output) == 0
+    assert run(checkpoint, photos, "--output_dir", output) == 0
     results = json.loads((output / "results.json").read_text())
     assert [record["mask"] for record in results["images"]] == ["masks/a.png", "masks/b.png", "masks/night/a.png"]
     assert results["failed"] == []
@@ -100,23 +113,23 @@ def test_a_folder_is_labelled_at_the_pictures_own_sizes(checkpoint, photos, tmp_
 
 def test_windows_scales_flip_and_probabilities_are_passed_on(checkpoint, photos, tmp_path):
     options = [
-        "--crop_size",
+        "--test_crop_size",
         24,
         24,
-        "--stride",
+        "--test_stride",
         16,
         16,
-        "--scales",
+        "--test_scales",
         0.75,
         1.5,
-        "--flip",
+        "--test_flip",
         "--write",
         "masks",
         "probabilities",
-        "--average",
+        "--test_average",
         "logits",
     ]
-    assert run(checkpoint, photos / "a.png", "--output", tmp_path / "out", *options) == 0
+    assert run(checkpoint, photos / "a.png", "--output_dir", tmp_path / "out", *options) == 0
     settings = InferenceSettings("slide", (24, 24), (16, 16), (0.75, 1.5), True, average="logits")
     expected = model_probabilities(checkpoint, photos / "a.png", settings)
     with np.load(tmp_path / "out" / "probabilities" / "a.npz") as written:
@@ -128,8 +141,8 @@ def test_windows_scales_flip_and_probabilities_are_passed_on(checkpoint, photos,
 def test_settings_saved_with_the_checkpoint_are_used_and_can_be_replaced(checkpoint, photos, tmp_path):
     InferenceSettings("slide", (24, 24), (20, 20)).save(checkpoint)
     try:
-        run(checkpoint, photos / "a.png", "--output", tmp_path / "saved")
-        run(checkpoint, photos / "a.png", "--output", tmp_path / "given", "--crop_size", 16, 16)
+        run(checkpoint, photos / "a.png", "--output_dir", tmp_path / "saved")
+        run(checkpoint, photos / "a.png", "--output_dir", tmp_path / "given", "--test_crop_size", 16, 16)
     finally:
         (checkpoint / "inference_settings.json").unlink()
     saved, given = (json.loads((tmp_path / n / "results.json").read_text())["settings"] for n in ("saved", "given"))
@@ -139,37 +152,37 @@ def test_settings_saved_with_the_checkpoint_are_used_and_can_be_replaced(checkpo
 
 def test_bad_files_are_named_and_left_out(checkpoint, photos, tmp_path, capsys):
     (photos / "empty.png").touch()
-    (photos / "text.png").write_text("no picture")
+    (photos / "text.png").write_text("no image")
     whole = (photos / "b.jpg").read_bytes()
     (photos / "cut.jpg").write_bytes(whole[: len(whole) // 2])
-    assert run(checkpoint, photos, "--output", tmp_path / "out") == 1
+    assert run(checkpoint, photos, "--output_dir", tmp_path / "out") == 1
     results = json.loads((tmp_path / "out/results.json").read_text())
     assert len(results["images"]) == 3
     assert {os.path.basename(row["source"]) for row in results["failed"]} == {"empty.png", "text.png", "cut.jpg"}
     captured = capsys.readouterr()
-    assert "3 pictures labelled, 3 left out" in captured.out
+    assert "3 images predicted, 3 left out" in captured.out
     assert all(name in captured.err for name in ("empty.png", "text.png", "cut.jpg"))
 
 
 def test_a_second_run_makes_only_what_is_missing_or_out_of_date(checkpoint, photos, tmp_path, capsys):
     output = tmp_path / "out"
-    run(checkpoint, photos, "--output", output)
+    run(checkpoint, photos, "--output_dir", output)
     first = (output / "results.json").read_text()
     (output / "masks/b.png").unlink()
-    (output / "records/night/a.json").unlink()
+    forget(output, "night/a")
     capsys.readouterr()
-    assert run(checkpoint, photos, "--output", output) == 0
-    assert "2 pictures labelled, 1 were done before" in capsys.readouterr().out
+    assert run(checkpoint, photos, "--output_dir", output) == 0
+    assert "2 images predicted, 1 were finished before" in capsys.readouterr().out
     assert (output / "results.json").read_text() == first
-    run(checkpoint, photos, "--output", output, "--flip")
-    assert "3 pictures labelled, 0 left out" in capsys.readouterr().out
+    run(checkpoint, photos, "--output_dir", output, "--test_flip")
+    assert "3 images predicted, 0 left out" in capsys.readouterr().out
     Image.new("RGB", (9, 9)).save(photos / "a.png")
-    run(checkpoint, photos, "--output", output, "--flip")
-    assert "1 pictures labelled, 2 were done before" in capsys.readouterr().out
+    run(checkpoint, photos, "--output_dir", output, "--test_flip")
+    assert "1 images predicted, 2 were finished before" in capsys.readouterr().out
     assert Image.open(output / "masks/a.png").size == (9, 9)
 
 
-def test_an_interrupted_picture_is_not_taken_for_finished(checkpoint, photos, tmp_path, monkeypatch, capsys):
+def test_an_interrupted_image_is_not_taken_for_finished(checkpoint, photos, tmp_path, monkeypatch, capsys):
     output = tmp_path / "out"
 
     def stop(*_):
@@ -177,60 +190,60 @@ def test_an_interrupted_picture_is_not_taken_for_finished(checkpoint, photos, tm
 
     monkeypatch.setattr("hf_denseseg.inference.predict.segmentation.overlay", stop)
     with pytest.raises(KeyboardInterrupt):
-        run(checkpoint, photos, "--output", output)
+        run(checkpoint, photos, "--output_dir", output)
     monkeypatch.undo()
     assert not (output / "results.json").exists()
-    assert run(checkpoint, photos, "--output", output) == 0
-    assert "3 pictures labelled, 0 left out" in capsys.readouterr().out
+    assert run(checkpoint, photos, "--output_dir", output) == 0
+    assert "3 images predicted, 0 left out" in capsys.readouterr().out
     assert not list(output.rglob(".*")), "temporary files are left"
 
 
-def test_globs_and_equal_names_give_one_result_per_picture(checkpoint, photos, tmp_path):
+def test_globs_and_equal_names_give_one_result_per_image(checkpoint, photos, tmp_path):
     Image.new("RGB", (8, 8)).save(photos / "a.bmp")
     arguments = [photos / "*.png", photos / "a.bmp", photos / "night/a.png", photos / "a.png"]
-    assert run(checkpoint, *arguments, "--output", tmp_path / "out") == 0
+    assert run(checkpoint, *arguments, "--output_dir", tmp_path / "out") == 0
     masks = sorted(path.name for path in (tmp_path / "out/masks").iterdir())
     assert masks == ["a.png", "a_bmp.png", "a_png.png"]
 
 
-def test_results_inside_the_input_folder_are_not_labelled_again(checkpoint, photos):
+def test_results_inside_the_input_folder_are_not_predicted_again(checkpoint, photos):
     for _ in range(2):
-        run(checkpoint, photos, "--output", photos / "out")
+        run(checkpoint, photos, "--output_dir", photos / "out")
     assert len(json.loads((photos / "out/results.json").read_text())["images"]) == 3
 
 
 def test_colours_come_from_the_label_specification(checkpoint, photos, tmp_path):
     spec = tmp_path / "labels.json"
     spec.write_text(json.dumps({"classes": ["road", "tree", "sky"], "palette": [[9, 8, 7], [1, 2, 3], [4, 5, 6]]}))
-    run(checkpoint, photos / "a.png", "--output", tmp_path / "out", "--label_spec", spec)
+    run(checkpoint, photos / "a.png", "--output_dir", tmp_path / "out", "--label_spec", spec)
     assert Image.open(tmp_path / "out/masks/a.png").getpalette()[:9] == [9, 8, 7, 1, 2, 3, 4, 5, 6]
     beside = LabelSpec("toy", ("road", "tree", "sky"), palette=((3, 3, 3), (6, 6, 6), (7, 7, 7))).to_dict()
     (checkpoint / "labels.json").write_text(json.dumps(beside))
     try:
-        run(checkpoint, photos / "a.png", "--output", tmp_path / "own")
+        run(checkpoint, photos / "a.png", "--output_dir", tmp_path / "own")
     finally:
         (checkpoint / "labels.json").unlink()
     assert Image.open(tmp_path / "own/masks/a.png").getpalette()[:9] == [3, 3, 3, 6, 6, 6, 7, 7, 7]
     spec.write_text(json.dumps({"classes": ["road", "tree"]}))
     with pytest.raises(InputError, match="names 2 classes"):
-        run(checkpoint, photos / "a.png", "--output", tmp_path / "out", "--label_spec", spec)
+        run(checkpoint, photos / "a.png", "--output_dir", tmp_path / "out", "--label_spec", spec)
 
 
 def test_wrong_input_is_one_sentence_with_the_remedy(checkpoint, photos, tmp_path):
-    output = ["--output", tmp_path / "out"]
+    output = ["--output_dir", tmp_path / "out"]
     (tmp_path / "nothing").mkdir()
     (tmp_path / "file").touch()
     for arguments, message in (
-        ([checkpoint, tmp_path / "missing.png", *output], "leads to no picture"),
-        ([checkpoint, tmp_path / "nothing", *output], "leads to no picture"),
-        ([checkpoint, photos / "*.gif", *output], "leads to no picture"),
+        ([checkpoint, tmp_path / "missing.png", *output], "leads to no image"),
+        ([checkpoint, tmp_path / "nothing", *output], "leads to no image"),
+        ([checkpoint, photos / "*.gif", *output], "leads to no image"),
         ([tmp_path / "nothing", photos, *output], "config.json"),
-        ([checkpoint, photos, "--output", tmp_path / "file"], "cannot be written"),
+        ([checkpoint, photos, "--output_dir", tmp_path / "file"], "cannot be written"),
         ([checkpoint, photos, *output, "--device", "cuda:99"], "cannot be used"),
         ([checkpoint, photos, *output, "--device", "toaster"], "cannot be used"),
-        ([checkpoint, photos, *output, "--mode", "slide"], "need `crop_size`"),
-        ([checkpoint, photos, *output, "--mode", "whole", "--crop_size", 8, 8], "Leave out"),
-        ([checkpoint, photos, *output, "--scales", -1], "scales is"),
+        ([checkpoint, photos, *output, "--test_mode", "slide"], "need `crop_size`"),
+        ([checkpoint, photos, *output, "--test_mode", "whole", "--test_crop_size", 8, 8], "Leave out"),
+        ([checkpoint, photos, *output, "--test_scales", -1], "scales is"),
     ):
         with pytest.raises(InputError, match=message):
             run(*arguments)
@@ -240,24 +253,24 @@ def test_a_checkpoint_of_another_kind_or_without_a_processor_is_refused(checkpoi
     model = SegformerForSemanticSegmentation.from_pretrained(checkpoint)
     model.save_pretrained(tmp_path / "bare")
     with pytest.raises(InputError, match="has no image processor"):
-        run(tmp_path / "bare", photos, "--output", tmp_path / "out")
+        run(tmp_path / "bare", photos, "--output_dir", tmp_path / "out")
     (tmp_path / "other").mkdir()
     (tmp_path / "other/config.json").write_text(json.dumps({"model_type": "bert", "hidden_size": 8}))
     with pytest.raises(InputError, match="no whole semantic segmentation checkpoint"):
-        run(tmp_path / "other", photos, "--output", tmp_path / "out")
+        run(tmp_path / "other", photos, "--output_dir", tmp_path / "out")
     SegformerForImageClassification(SegformerConfig(**CONFIG)).save_pretrained(tmp_path / "classifier")
     SegformerImageProcessor().save_pretrained(tmp_path / "classifier")
     named = json.loads((tmp_path / "classifier/config.json").read_text())  # a classifier by its own name is answered
     named["architectures"] = ["SegformerForSemanticSegmentation"]
     (tmp_path / "classifier/config.json").write_text(json.dumps(named))
     with pytest.raises(InputError, match="lacks .* decode_head"):
-        run(tmp_path / "classifier", photos, "--output", tmp_path / "out")
+        run(tmp_path / "classifier", photos, "--output_dir", tmp_path / "out")
 
 
 def test_a_hub_id_without_a_network_fails_with_the_reason(photos, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(RunError, match="somebody/some-model"):
-        run("somebody/some-model", photos, "--output", tmp_path / "out")
+        run("somebody/some-model", photos, "--output_dir", tmp_path / "out")
 
 
 def contents(folder):
@@ -273,23 +286,35 @@ def free_port():
 
 @pytest.fixture
 def many(tmp_path):
-    """Thirty pictures of many sizes."""
+    """Thirty images of many sizes."""
     rng = np.random.default_rng(1)
     (tmp_path / "many").mkdir()
     for k in range(30):
         height, width = rng.integers(20, 60, 2)
-        picture = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
-        picture.save(tmp_path / "many" / f"{k:02d}.png")
+        image = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        image.save(tmp_path / "many" / f"{k:02d}.png")
     return tmp_path / "many"
 
 
-@pytest.mark.parametrize("views", [[], ["--flip"]])
-def test_bands_give_the_same_files_as_the_whole_picture(checkpoint, photos, tmp_path, caplog, views):
-    options = ["--crop_size", 16, 16, "--stride", 11, 11, "--write", "masks", "overlays", "confidence", *views]
-    run(checkpoint, photos, *options, "--output", tmp_path / "whole")
+@pytest.mark.parametrize("views", [[], ["--test_flip"]])
+def test_bands_give_the_same_files_as_the_whole_image(checkpoint, photos, tmp_path, caplog, views):
+    options = [
+        "--test_crop_size",
+        16,
+        16,
+        "--test_stride",
+        11,
+        11,
+        "--write",
+        "masks",
+        "overlays",
+        "confidence",
+        *views,
+    ]
+    run(checkpoint, photos, *options, "--output_dir", tmp_path / "whole")
     with caplog.at_level("INFO", "hf_denseseg.inference.predict.segmentation"):
-        run(checkpoint, photos, *options, "--output", tmp_path / "bands", "--band_pixels", 0)
-    assert caplog.text.count("labelled a few rows at a time") == 1
+        run(checkpoint, photos, *options, "--output_dir", tmp_path / "bands", "--tile_above_pixels", 0)
+    assert caplog.text.count("segmented in strips of rows") == 1
     whole, bands = contents(tmp_path / "whole"), contents(tmp_path / "bands")
     assert whole.keys() == bands.keys()
     masks = [np.asarray(Image.open(tmp_path / each / "masks/a.png")) for each in ("whole", "bands")]
@@ -303,7 +328,7 @@ def test_bands_give_the_same_files_as_the_whole_picture(checkpoint, photos, tmp_
 
 
 def test_confidence_is_the_probability_of_the_class_that_won(checkpoint, photos, tmp_path):
-    run(checkpoint, photos / "a.png", "--output", tmp_path / "out", "--write", "confidence")
+    run(checkpoint, photos / "a.png", "--output_dir", tmp_path / "out", "--write", "confidence")
     expected = model_probabilities(checkpoint, photos / "a.png", InferenceSettings()).max(0)
     written = np.asarray(Image.open(tmp_path / "out/confidence/a.png"))
     np.testing.assert_allclose(written / 255, expected, atol=0.5 / 255 + 1e-5)
@@ -314,7 +339,7 @@ def test_raw_ids_are_those_of_the_data_set_and_keep_their_colours(checkpoint, ph
     spec = {"classes": ["road", "tree", "sky"], "palette": [[9, 8, 7], [1, 2, 3], [4, 5, 6]]}
     spec["raw_to_train"] = {"7": 0, "21": 1, "23": 2}
     (tmp_path / "labels.json").write_text(json.dumps(spec))
-    words = [checkpoint, photos / "a.png", "--label_spec", tmp_path / "labels.json", "--output"]
+    words = [checkpoint, photos / "a.png", "--label_spec", tmp_path / "labels.json", "--output_dir"]
     run(*words, tmp_path / "train")
     run(*words, tmp_path / "raw", "--raw_ids")
     train, raw = (Image.open(tmp_path / each / "masks/a.png") for each in ("train", "raw"))
@@ -327,16 +352,16 @@ def test_raw_ids_are_those_of_the_data_set_and_keep_their_colours(checkpoint, ph
     wide = np.asarray(Image.open(tmp_path / "wide/masks/a.png"))
     np.testing.assert_array_equal(wide, np.array([7, 21, 300])[np.asarray(train)])
     with pytest.raises(InputError, match="raw ids are not known. Give --label_spec"):
-        run(checkpoint, photos, "--output", tmp_path / "none", "--raw_ids")
+        run(checkpoint, photos, "--output_dir", tmp_path / "none", "--raw_ids")
 
 
 def test_the_table_holds_masks_and_shares(checkpoint, photos, tmp_path):
     datasets = pytest.importorskip("datasets")
-    run(checkpoint, photos, "--output", tmp_path / "out", "--write", "masks", "parquet")
+    run(checkpoint, photos, "--output_dir", tmp_path / "out", "--write", "masks", "parquet")
     table = datasets.Dataset.from_parquet(str(tmp_path / "out/results.parquet"), cache_dir=str(tmp_path / "cache"))
-    pictures = json.loads((tmp_path / "out/results.json").read_text())["images"]
+    images = json.loads((tmp_path / "out/results.json").read_text())["images"]
     assert table["id"][:] == ["a", "b", "night/a"]
-    for row, record in zip(table, pictures, strict=True):
+    for row, record in zip(table, images, strict=True):
         assert row["source"] == record["source"] and [row["height"], row["width"]] == record["size"]
         assert row["classes"] == record["classes"]
         np.testing.assert_array_equal(
@@ -363,7 +388,7 @@ def video(tmp_path):
 def test_a_video_becomes_numbered_frames_and_a_video_of_overlays(checkpoint, video, tmp_path):
     import av
 
-    assert run(checkpoint, video, "--output", tmp_path / "out", "--every", 5) == 0
+    assert run(checkpoint, video, "--output_dir", tmp_path / "out", "--frame_stride", 5) == 0
     results = json.loads((tmp_path / "out/results.json").read_text())
     assert [record["mask"] for record in results["images"]] == [f"masks/drive/{k:06d}.png" for k in range(0, 40, 5)]
     assert [record["seconds"] for record in results["images"]] == pytest.approx([k / 15 for k in range(0, 40, 5)])
@@ -383,34 +408,34 @@ def test_a_video_becomes_numbered_frames_and_a_video_of_overlays(checkpoint, vid
     assert np.abs(np.asarray(last, dtype=float) - np.asarray(drawn)).mean() < 20
 
 
-def test_a_stream_on_standard_input_is_labelled_as_the_file_is(checkpoint, video, tmp_path, monkeypatch):
-    run(checkpoint, video, "--output", tmp_path / "file", "--every", 10)
-    for turn in ("first", "again"):  # a stream begins anew
+def test_a_stream_on_standard_input_is_predicted_as_the_file_is(checkpoint, video, tmp_path, monkeypatch):
+    run(checkpoint, video, "--output_dir", tmp_path / "file", "--frame_stride", 10)
+    for turn in ("first", "again"):  # a stream begins again
         with video.open("rb") as stream:
             monkeypatch.setattr("sys.stdin", types.SimpleNamespace(buffer=stream))
-            assert run(checkpoint, "-", "--output", tmp_path / turn, "--every", 10) == 0
+            assert run(checkpoint, "-", "--output_dir", tmp_path / turn, "--frame_stride", 10) == 0
     file, stream = contents(tmp_path / "file/masks/drive"), contents(tmp_path / "again/masks/stdin")
     assert file == stream and len(file) == 4
 
 
-def test_an_interrupt_ends_a_stream_with_what_was_labelled(checkpoint, video, tmp_path, monkeypatch):
-    label, seen = Predictor.label, []
+def test_an_interrupt_ends_a_stream_with_what_was_predicted(checkpoint, video, tmp_path, monkeypatch):
+    predict_one, seen = SegmentationPredictor.predict, []
 
     def interrupted(self, image, name):
         seen.append(name)
         if len(seen) == 3:
             raise KeyboardInterrupt
-        return label(self, image, name)
+        return predict_one(self, image, name)
 
-    monkeypatch.setattr(Predictor, "label", interrupted)
+    monkeypatch.setattr(SegmentationPredictor, "predict", interrupted)
     with video.open("rb") as stream:
         monkeypatch.setattr("sys.stdin", types.SimpleNamespace(buffer=stream))
-        assert run(checkpoint, "-", "--output", tmp_path / "out") == 0
+        assert run(checkpoint, "-", "--output_dir", tmp_path / "out") == 0
     results = json.loads((tmp_path / "out/results.json").read_text())
     assert [record["id"] for record in results["images"]] == ["stdin/000000", "stdin/000001"]
     seen.clear()
     with pytest.raises(KeyboardInterrupt):
-        run(checkpoint, video, "--output", tmp_path / "file")
+        run(checkpoint, video, "--output_dir", tmp_path / "file")
 
 
 def test_a_video_that_breaks_off_leaves_its_frames_and_the_others_untouched(
@@ -418,7 +443,7 @@ def test_a_video_that_breaks_off_leaves_its_frames_and_the_others_untouched(
 ):
     whole = video.read_bytes()
     video.write_bytes(whole[: len(whole) // 2])
-    assert run(checkpoint, video, photos, "--output", tmp_path / "out") == 1
+    assert run(checkpoint, video, photos, "--output_dir", tmp_path / "out") == 1
     results = json.loads((tmp_path / "out/results.json").read_text())
     names = [record["id"] for record in results["images"]]
     assert names[-3:] == ["a", "b", "night/a"] and 2 < len(names) - 3 < 40
@@ -427,29 +452,29 @@ def test_a_video_that_breaks_off_leaves_its_frames_and_the_others_untouched(
 
 
 def test_two_processes_write_the_files_of_one(checkpoint, many, video, tmp_path):
-    words = ["predict", str(checkpoint), str(many), str(video), "--every", "3", "--device", "cpu"]
-    words += ["--write", "masks", "overlays", "video", "--output"]
+    words = ["predict", str(checkpoint), str(many), str(video), "--frame_stride", "3", "--device", "cpu"]
+    words += ["--write", "masks", "overlays", "video", "--output_dir"]
     one = start([*words, str(tmp_path / "one")], {"OMP_NUM_THREADS": "1"}, str(tmp_path / "one.txt"))
     run_two([*words, str(tmp_path / "two")], free_port(), tmp_path)
     one.join(240)
     assert one.exitcode == 0, (tmp_path / "one.txt").read_text()
-    assert "44 pictures labelled, 0 left out" in (tmp_path / "rank0.txt").read_text()
+    assert "44 images predicted, 0 left out" in (tmp_path / "rank0.txt").read_text()
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
 def test_a_killed_run_is_finished_by_two_processes_with_the_same_files(checkpoint, many, tmp_path):
-    words = ["predict", str(checkpoint), str(many), "--device", "cpu", "--output"]
+    words = ["predict", str(checkpoint), str(many), "--device", "cpu", "--output_dir"]
     killed = start([*words, str(tmp_path / "out")])
     deadline = time.monotonic() + 120
-    while len(list((tmp_path / "out").glob("records/[!.]*.json"))) < 4:
+    while len(finished(tmp_path / "out")) < 4:
         assert killed.is_alive() and time.monotonic() < deadline, "the run ended before it could be killed"
         time.sleep(0.001)
     killed.kill()
     killed.join()
-    before = len(list((tmp_path / "out").glob("records/[!.]*.json")))
+    before = len(finished(tmp_path / "out"))
     assert before < 30 and not (tmp_path / "out/results.json").exists()
     run_two([*words, str(tmp_path / "out")], free_port(), tmp_path)
-    assert f"{30 - before} pictures labelled, {before} were done before" in (tmp_path / "rank0.txt").read_text()
+    assert f"{30 - before} images predicted, {before} were finished before" in (tmp_path / "rank0.txt").read_text()
     run(*words[1:], tmp_path / "undisturbed")
     left = {name: data for name, data in contents(tmp_path / "out").items() if "/." not in name}  # what was cut off
     assert left == contents(tmp_path / "undisturbed")
@@ -457,8 +482,8 @@ def test_a_killed_run_is_finished_by_two_processes_with_the_same_files(checkpoin
 
 def test_a_bad_file_of_one_process_does_not_keep_the_other_from_its_share(checkpoint, many, tmp_path):
     for k in (3, 4, 5):
-        (many / f"{k:02d}.png").write_bytes(b"no picture")
-    words = ["predict", str(checkpoint), str(many), "--device", "cpu", "--output", str(tmp_path / "out")]
+        (many / f"{k:02d}.png").write_bytes(b"no image")
+    words = ["predict", str(checkpoint), str(many), "--device", "cpu", "--output_dir", str(tmp_path / "out")]
     shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     ranks = [start(words, {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in (0, 1)]
     for process in ranks:
@@ -469,17 +494,17 @@ def test_a_bad_file_of_one_process_does_not_keep_the_other_from_its_share(checkp
     assert len(results["images"]) == 27
 
 
-def test_a_picture_the_model_fails_at_or_that_is_too_long_is_left_out(checkpoint, photos, tmp_path, monkeypatch):
+def test_a_image_the_model_fails_at_or_that_is_too_long_is_left_out(checkpoint, photos, tmp_path, monkeypatch):
     Image.new("RGB", (65_501, 2)).save(photos / "long.png")
-    look = Predictor._bands
+    strips = SegmentationPredictor._strips
 
     def fails_at_small_ones(self, image):
         if image.height == 20:
             raise RuntimeError("kernel size is greater than input\nsecond line")
-        return look(self, image)
+        return strips(self, image)
 
-    monkeypatch.setattr(Predictor, "_bands", fails_at_small_ones)
-    assert run(checkpoint, photos, "--output", tmp_path / "out") == 1
+    monkeypatch.setattr(SegmentationPredictor, "_strips", fails_at_small_ones)
+    assert run(checkpoint, photos, "--output_dir", tmp_path / "out") == 1
     results = json.loads((tmp_path / "out/results.json").read_text())
     long, small = (row["reason"] for row in results["failed"])
     assert "Take overlays out of --write" in long and "(20x31) is not for this model: kernel" in small
@@ -487,35 +512,36 @@ def test_a_picture_the_model_fails_at_or_that_is_too_long_is_left_out(checkpoint
 
 
 def test_fewer_outputs_than_before_are_named_as_in_a_new_run(checkpoint, photos, tmp_path):
-    run(checkpoint, photos, "--output", tmp_path / "out")
+    run(checkpoint, photos, "--output_dir", tmp_path / "out")
     for folder in ("out", "new"):
-        run(checkpoint, photos, "--output", tmp_path / folder, "--write", "masks")
+        run(checkpoint, photos, "--output_dir", tmp_path / folder, "--write", "masks")
     assert (tmp_path / "out/results.json").read_text() == (tmp_path / "new/results.json").read_text()
 
 
-def test_a_record_that_is_cut_short_or_of_another_picture_is_made_again(checkpoint, photos, tmp_path, capsys):
+def test_a_record_that_is_cut_short_or_of_another_image_is_made_again(checkpoint, photos, tmp_path, capsys):
     output = tmp_path / "out"
-    run(checkpoint, photos, "--output", output)
-    record = output / "records/a.json"
-    record.write_text(record.read_text()[:100])
+    run(checkpoint, photos, "--output_dir", output)
+    (journal,) = (output / "journal").glob("process-*.jsonl")
+    lines = journal.read_text().splitlines()
+    journal.write_text("\n".join(line[:100] if '["a", ' in line else line for line in lines))
     stamp = (photos / "b.jpg").stat()
     shutil.copy(photos / "a.png", photos / "b.jpg")  # another size in bytes, the same time
     os.utime(photos / "b.jpg", ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
     capsys.readouterr()
-    run(checkpoint, photos, "--output", output)
-    assert "2 pictures labelled, 1 were done before" in capsys.readouterr().out
+    run(checkpoint, photos, "--output_dir", output)
+    assert "2 images predicted, 1 were finished before" in capsys.readouterr().out
 
 
-def test_combinations_that_mean_nothing_are_refused_with_the_remedy(checkpoint, photos, tmp_path):
-    output = ["--output", tmp_path / "out"]
+def test_combinations_that_mean_nothing_are_refused_with_a_way_out(checkpoint, photos, tmp_path):
+    output = ["--output_dir", tmp_path / "out"]
     for options, message in (
         (["--write", "parquet"], "Add masks to --write"),
         (["--write", "masks", "video"], "there is no video"),
-        (["--every", 2], "there is no video"),
-        (["--every", 0], "--every is 0"),
+        (["--frame_stride", 2], "there is no video"),
+        (["--frame_stride", 0], "--frame_stride is 0"),
         (["--max_pixels", 0], "--max_pixels is 0"),
         (["--write", "overlays", "--raw_ids"], "--raw_ids changes nothing"),
-        (["--write", "probabilities", "--band_pixels", 9], "contradict each other"),
+        (["--write", "probabilities", "--tile_above_pixels", 9], "contradict each other"),
     ):
         with pytest.raises(InputError, match=message):
             run(checkpoint, photos, *output, *options)

@@ -22,7 +22,7 @@ def blocky(rng, shape, classes, void=False):
 
 
 def loop_region(mask, width):
-    """The definition: mask pixels at most `width` away from one outside the mask, or outside the picture."""
+    """The definition: mask pixels at most `width` away from one outside the mask, or outside the image."""
     height, wide = mask.shape
     region = np.zeros_like(mask)
     for y, x in zip(*np.nonzero(mask), strict=True):

@@ -21,8 +21,8 @@ from hf_denseseg.cli import main
 from hf_denseseg.data.labels import LabelSpec
 from hf_denseseg.data.synthetic.scenes import SYNTHETIC_SPEC
 from hf_denseseg.errors import InputError
-from hf_denseseg.evaluation.segmentation_scores import Evaluation, confusions, count_picture
-from hf_denseseg.inference.predict.journal import Journal, Record
+from hf_denseseg.evaluation.segmentation_scores import Evaluation, confusions, count_image
+from hf_denseseg.inference.predict.journal import Entry, Journal
 from hf_denseseg.inference.settings import InferenceSettings
 from hf_denseseg.models.auto.registration import create_image_processor, create_model
 from hf_denseseg.training.arguments import DataArguments, TaskTrainingArguments
@@ -64,21 +64,21 @@ def mmseg_scores(pairs, count):
 
 
 @settings(max_examples=30, deadline=None)
-@given(seed=st.integers(0, 10**6), count=st.integers(1, 12), pictures=st.integers(1, 5))
-def test_scores_equal_mmsegmentation_on_random_maps(seed, count, pictures):
-    """Void, absent classes, a single class, pictures of several sizes, in any order and in two halves."""
+@given(seed=st.integers(0, 10**6), count=st.integers(1, 12), images=st.integers(1, 5))
+def test_scores_equal_mmsegmentation_on_random_maps(seed, count, images):
+    """Void, absent classes, a single class, images of several sizes, in any order and in two halves."""
     rng = np.random.default_rng(seed)
     pairs = []
-    for _ in range(pictures):
+    for _ in range(images):
         shape = tuple(rng.integers(1, 12, 2))
         label = rng.integers(0, count, shape)
         label.flat[1:][rng.random(label.size - 1) < 0.3] = VOID
         pairs.append((rng.integers(0, count, shape), label))
     evaluation = Evaluation(spec_of(count))
-    vectors = [count_picture(torch.from_numpy(p), torch.from_numpy(t).to(torch.uint8), count) for p, t in pairs]
-    for number in rng.permutation(pictures):
+    vectors = [count_image(torch.from_numpy(p), torch.from_numpy(t).to(torch.uint8), count) for p, t in pairs]
+    for number in rng.permutation(images):
         evaluation.add(int(number), vectors[number])
-    evaluation.add(0, vectors[0])  # a picture that two processes looked at
+    evaluation.add(0, vectors[0])  # an image that two processes looked at
     scores, expected = evaluation.scores(), mmseg_scores(pairs, count)
     assert {key: scores[key] for key in expected} == pytest.approx(expected, abs=1e-12)
     for number, (prediction, label) in enumerate(pairs):
@@ -87,7 +87,7 @@ def test_scores_equal_mmsegmentation_on_random_maps(seed, count, pictures):
             for k in range(count)
             if (label == k).any()
         ]
-        assert evaluation.pictures[number].mean_iou == pytest.approx(np.mean(ious), abs=1e-12)
+        assert evaluation.images[number].mean_iou == pytest.approx(np.mean(ious), abs=1e-12)
 
 
 def test_confusions_and_worst_pictures_are_those_that_were_made():
@@ -97,18 +97,18 @@ def test_confusions_and_worst_pictures_are_those_that_were_made():
     for number, wrong in enumerate([0, 30, 10, 30]):
         prediction = label.long()
         prediction.flatten()[50 : 50 + wrong] = 2
-        evaluation.add(number, count_picture(prediction, label, 3))
+        evaluation.add(number, count_image(prediction, label, 3))
     assert evaluation.worst(2) == [1, 3] and evaluation.best(2) == [0, 2]
-    assert evaluation.pictures[1].confusion == (1, 2, 0.3) and evaluation.pictures[0].confusion is None
+    assert evaluation.images[1].confusion == (1, 2, 0.3) and evaluation.images[0].confusion is None
     assert confusions(evaluation.scores()) == [("class 1", "class 2", 70, 70 / 200)]
 
 
-def test_a_picture_of_void_alone_has_no_score_and_changes_none():
+def test_a_image_of_void_alone_has_no_score_and_changes_none():
     evaluation, label = Evaluation(spec_of(2)), torch.tensor([[0, 1], [1, 1]])
-    evaluation.add(0, count_picture(label, label, 2))
+    evaluation.add(0, count_image(label, label, 2))
     before = evaluation.scores()
-    evaluation.add(1, count_picture(label, torch.full((2, 2), VOID), 2))
-    assert evaluation.scores() == before and evaluation.pictures[1][:3] == (None, None, 0)
+    evaluation.add(1, count_image(label, torch.full((2, 2), VOID), 2))
+    assert evaluation.scores() == before and evaluation.images[1][:3] == (None, None, 0)
     assert evaluation.worst(5) == [0]
 
 
@@ -120,23 +120,23 @@ class ToyConfig(PreTrainedConfig):
 
 
 class Toy(PreTrainedModel):
-    """A model without learned weights, whose logits are a function of the picture."""
+    """A model without learned weights, whose logits are a function of the image."""
 
     config: ToyConfig
     config_class = ToyConfig
 
-    def __init__(self, answer, weight=0.0):
+    def __init__(self, predict, weight=0.0):
         super().__init__(ToyConfig())
         self.weight = nn.Parameter(torch.tensor(weight))
-        self.answer = answer
+        self.predict = predict
         self.post_init()
 
     def forward(self, pixel_values, labels=None):
-        return SemanticSegmenterOutput(logits=self.answer(pixel_values))
+        return SemanticSegmenterOutput(logits=self.predict(pixel_values))
 
 
 class Samples(Dataset):
-    """Pictures and labels in memory, in the form of `EvalDataset`."""
+    """Images and labels in memory, in the form of `EvalDataset`."""
 
     def __init__(self, pairs):
         self.pairs = pairs
@@ -146,14 +146,14 @@ class Samples(Dataset):
 
     def __getitem__(self, number):
         image, label = self.pairs[number]
-        return {"index": number, "image": image, "label": label, "id": f"picture {number}"}
+        return {"index": number, "image": image, "label": label, "id": f"image {number}"}
 
 
-def evaluator(tmp_path, answer, pairs, count, weight=0.0, **protocol):
+def evaluator(tmp_path, predict, pairs, count, weight=0.0, **protocol):
     arguments = TaskTrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none", disable_tqdm=True)
     processor = SegformerImageProcessor(image_mean=[0.0] * 3, image_std=[1.0] * 3)
     options = {"image_processor": processor, "spec": spec_of(count), "settings": InferenceSettings(**protocol)}
-    return SegmentationTrainer(Toy(answer, weight), arguments, **options, eval_dataset=Samples(pairs))
+    return SegmentationTrainer(Toy(predict, weight), arguments, **options, eval_dataset=Samples(pairs))
 
 
 def halves(width):
@@ -167,7 +167,7 @@ def left_half(pixel_values):
 
 
 def by_size(pixel_values):
-    """Surely 1 in pictures above 12 rows, less surely 0 in others."""
+    """Surely 1 in images above 12 rows, less surely 0 in others."""
     high = pixel_values.shape[-2] > 12
     values = torch.tensor([0.0, 3.0] if high else [1.0, 0.0])
     return values.view(1, 2, 1, 1).expand(len(pixel_values), 2, *pixel_values.shape[-2:])
@@ -191,7 +191,7 @@ def by_size(pixel_values):
     ],
 )
 def test_each_protocol_gives_the_answer_worked_out_by_hand(tmp_path, answer, protocol, columns):
-    """12x16 pictures, counted at the label's own resolution."""
+    """12x16 images, counted at the label's own resolution."""
     rng = np.random.default_rng(0)
     label = torch.from_numpy(rng.integers(0, 2, (12, 16), dtype=np.uint8))
     label[0, :5] = VOID
@@ -217,8 +217,8 @@ def recipe_protocols():
     return list(found.values())
 
 
-def test_every_protocol_of_the_recipes_counts_every_pixel_of_every_picture(tmp_path):
-    """Pictures of one colour each, of several sizes, and a model that names the colour: whatever is resized, padded
+def test_every_protocol_of_the_recipes_counts_every_pixel_of_every_image(tmp_path):
+    """Images of one color each, of several sizes, and a model that names the color: whatever is resized, padded
     or cut, the answer is known."""
     rng = np.random.default_rng(1)
     pairs, expected = [], np.zeros((3, 3), dtype=np.int64)
@@ -233,7 +233,7 @@ def test_every_protocol_of_the_recipes_counts_every_pixel_of_every_picture(tmp_p
     assert len(protocols) >= 8
     trainer = evaluator(tmp_path, lambda pixel_values: 9 * pixel_values, pairs, 3)
     for values in protocols:
-        # What is padded around a whole picture has the mean colour; black has no say in the colour.
+        # What is padded around a whole image has the mean color; black has no say in the color.
         trainer.settings = InferenceSettings.from_dict(values)
         trainer.evaluate()
         assert trainer.scores["confusion_matrix"] == expected.tolist(), values
@@ -244,23 +244,22 @@ def test_every_protocol_of_the_recipes_counts_every_pixel_of_every_picture(tmp_p
 
 def test_a_line_that_was_cut_short_is_not_read(tmp_path):
     journal = Journal(tmp_path / "journal", {"checkpoint": "a"}, 0)
-    assert not journal.settle()
-    vector = torch.tensor([0, 7, 0, 2**60])
-    records = [Record.of(number, f"n {number}", 5, vector) for number in range(3)]
-    for record in records:
-        journal.add(record)
+    assert not journal.prepare()
+    entries = [Entry(number, 5, {"id": f"n {number}", "counts": [7, 2**60]}) for number in range(3)]
+    for entry in entries:
+        journal.add(entry)
     journal.close()
     (file,) = journal.folder.glob("process-*")
     file.write_bytes(file.read_bytes()[:-9])
     again = Journal(tmp_path / "journal", {"checkpoint": "a"}, 0)
-    assert again.settle() and again.read() == records[:2]
-    again.add(records[2])
-    assert again.read() == records and again.read()[2].counts(4).equal(vector)
+    assert again.prepare() and again.read() == entries[:2]
+    again.add(entries[2])
+    assert again.read() == entries
 
 
 def interrupted(trainer):
     """Evaluate, but fail before the results are written."""
-    with pytest.raises(KeyboardInterrupt), trainer.evaluated():
+    with pytest.raises(KeyboardInterrupt), trainer.resumable_evaluation():
         raise KeyboardInterrupt
     return trainer.scores
 
@@ -269,25 +268,25 @@ def test_only_the_same_evaluation_goes_on_and_changed_pictures_are_counted_again
     caplog.set_level("INFO")
     label = torch.tensor([[0, 1], [1, VOID]], dtype=torch.uint8)
     pairs = [(torch.full((3, 2, 2), value, dtype=torch.uint8), label) for value in (0, 50, 100)]
-    looked_at = []
+    seen = []
 
-    def answer(pixel_values):
-        looked_at.append(round(255 * float(pixel_values.max())))
+    def predict(pixel_values):
+        seen.append(round(255 * float(pixel_values.max())))
         return torch.cat([pixel_values[:, :1], 0.3 - pixel_values[:, :1]], dim=1)
 
-    first = interrupted(evaluator(tmp_path, answer, pairs, 2))
-    assert sorted(looked_at) == [0, 50, 100]
-    second = evaluator(tmp_path, answer, pairs, 2)
-    assert interrupted(second) == first and len(looked_at) == 3
-    assert second.names == {0: "picture 0", 1: "picture 1", 2: "picture 2"}
+    first = interrupted(evaluator(tmp_path, predict, pairs, 2))
+    assert sorted(seen) == [0, 50, 100]
+    second = evaluator(tmp_path, predict, pairs, 2)
+    assert interrupted(second) == first and len(seen) == 3
+    assert second.names == {0: "image 0", 1: "image 1", 2: "image 2"}
     pairs[1] = (pairs[1][0] + 10, label)
-    interrupted(evaluator(tmp_path, answer, pairs, 2))
-    assert looked_at[3:] == [60] and "2 of 3 pictures are done. 1 have changed since" in caplog.text
-    interrupted(evaluator(tmp_path, answer, pairs, 2, flip=True))
-    assert len(looked_at) == 4 + 6 and "begun with another protocol" in caplog.text
-    other = evaluator(tmp_path, answer, pairs, 2, weight=1.0, flip=True)
-    with other.evaluated():
-        assert len(looked_at) == 10 + 6 and "begun with another checkpoint" in caplog.text
+    interrupted(evaluator(tmp_path, predict, pairs, 2))
+    assert seen[3:] == [60] and "1 images have changed since" in caplog.text
+    interrupted(evaluator(tmp_path, predict, pairs, 2, flip=True))
+    assert len(seen) == 4 + 6 and "made with another protocol" in caplog.text
+    other = evaluator(tmp_path, predict, pairs, 2, weight=1.0, flip=True)
+    with other.resumable_evaluation():
+        assert len(seen) == 10 + 6 and "made with another checkpoint" in caplog.text
     assert not (tmp_path / "evaluation_journal").exists()
 
 
@@ -306,7 +305,7 @@ DATA = ["--dataset", "synthetic:60@48x64", "--use_cpu"]
 
 @pytest.fixture(scope="module")
 def whole(checkpoint, tmp_path_factory):
-    """Folder of an undisturbed evaluation of 12 pictures."""
+    """Folder of an undisturbed evaluation of 12 images."""
     folder = tmp_path_factory.mktemp("whole")
     assert main(["evaluate", checkpoint, *DATA, "--output_dir", str(folder)]) == 0
     return folder
@@ -329,7 +328,7 @@ def test_killed_evaluation_goes_on_with_two_processes_to_the_same_numbers(checkp
     process.join()
     assert not (folder / "results.json").exists() and 3 <= counted(folder) < 12
     processes.run_two(words, "29561", tmp_path)
-    assert "of 12 pictures are done" in (tmp_path / "rank0.txt").read_text()
+    assert "of 12 images were finished before" in (tmp_path / "rank0.txt").read_text()
     expected, again = (json.loads((each / "results.json").read_text()) for each in (whole, folder))
     assert again["scores"] == expected["scores"] and expected["images"] == 12
     for name in ("classes.csv", "images.csv", "confusion.csv"):
@@ -362,7 +361,7 @@ def test_tables_and_page_tell_what_results_json_holds(checkpoint, whole):
     assert checkpoint not in page and str(whole) not in page
 
 
-def test_a_faulty_picture_is_named_and_what_was_counted_is_kept(tmp_path):
+def test_a_faulty_image_is_named_and_what_was_counted_is_kept(tmp_path):
     label = torch.zeros(2, 2, dtype=torch.uint8)
 
     class Faulty(Samples):
@@ -373,6 +372,6 @@ def test_a_faulty_picture_is_named_and_what_was_counted_is_kept(tmp_path):
 
     trainer = evaluator(tmp_path, lambda pixel_values: pixel_values, [(torch.zeros(3, 2, 2).byte(), label)] * 3, 3)
     trainer.eval_dataset = Faulty(trainer.eval_dataset.pairs)
-    with pytest.raises(InputError, match=r"c.png is cut short"), trainer.evaluated():
+    with pytest.raises(InputError, match=r"c.png is cut short"), trainer.resumable_evaluation():
         pytest.fail("there are no results to write")
-    assert counted(tmp_path) == 1  # the loader is one picture ahead
+    assert counted(tmp_path) == 2

@@ -64,7 +64,7 @@ def test_counts_equal_a_loop_over_the_segments(seed, height, width):
     np.testing.assert_array_equal(size_counts(prediction, label, 4), expected)
 
 
-def test_limits_are_those_of_coco_on_its_usual_picture():
+def test_limits_are_those_of_coco_on_its_usual_image():
     """480x640: small is below 32x32 pixels, large from 96x96 on; recall is of pixels, not of segments."""
     label = np.zeros((480, 640), dtype=np.uint8)
     label[10:42, 10:42] = 1  # 32x32: medium

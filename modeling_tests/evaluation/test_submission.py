@@ -12,7 +12,13 @@ from PIL import Image
 from hf_denseseg.cli import main
 from hf_denseseg.data.sources.benchmarks.layouts import get_benchmark
 from hf_denseseg.errors import InputError, RunError
-from hf_denseseg.evaluation.submission import SERVERS, encode_answer, pack_submission, server_for, validate_submission
+from hf_denseseg.evaluation.submission import (
+    SERVERS,
+    encode_prediction,
+    pack_submission,
+    server_for,
+    validate_submission,
+)
 from hf_denseseg.models.auto.registration import create_image_processor, create_model
 from hf_denseseg.training import run as training_run
 from hf_denseseg.training.recipe import load_recipe
@@ -49,8 +55,8 @@ def answers(tmp_path):
 def test_answers_hold_the_official_ids(name, ids):
     server = server_for(get_benchmark(name).spec)
     assert server is SERVERS[name] and server.ids == set(ids)
-    picture = Image.open(io.BytesIO(encode_answer(server, np.arange(len(ids), dtype=np.uint8)[None])))
-    assert picture.mode == "L" and np.array(picture).tolist() == [ids]
+    image = Image.open(io.BytesIO(encode_prediction(server, np.arange(len(ids), dtype=np.uint8)[None])))
+    assert image.mode == "L" and np.array(image).tolist() == [ids]
     # Train ids, if the data were read from label maps that hold these, become the official ids all the same.
     other = next(spec for key, spec in get_benchmark(name).encodings.items() if key == "train_ids")
     assert server_for(other) is server
@@ -74,15 +80,15 @@ FAULTS = {
     "two answers": (lambda folder: (folder / f"{BERLIN[1]}.png").write_bytes(png(np.full((8, 16), 7))), "has several"),
     "another name": (
         lambda folder: (folder / "berlin_000009_000019.png").write_bytes(png(np.full((8, 16), 7))),
-        "berlin_000009_000019.png answers no picture",
+        "berlin_000009_000019.png answers no image",
     ),
-    "a stray file": (lambda folder: (folder / "notes.txt").write_text("x"), "notes.txt answers no picture"),
+    "a stray file": (lambda folder: (folder / "notes.txt").write_text("x"), "notes.txt answers no image"),
     "train ids": (lambda folder: replaced(folder, png(np.full((8, 16), 0))), r"holds the ids \[0\].*train ids"),
     "void": (lambda folder: replaced(folder, png(np.full((8, 16), 255))), r"holds the ids \[255\]"),
-    "another size": (lambda folder: replaced(folder, png(np.full((16, 8), 7))), "is 16x8, its picture 8x16"),
-    "colours": (lambda folder: replaced(folder, png(np.full((8, 16), 7), "RGB")), "has the mode RGB"),
+    "another size": (lambda folder: replaced(folder, png(np.full((16, 8), 7))), "is 16x8, its image 8x16"),
+    "colors": (lambda folder: replaced(folder, png(np.full((8, 16), 7), "RGB")), "has the mode RGB"),
     "a palette": (lambda folder: replaced(folder, png(np.full((8, 16), 7), "P")), "has the mode P"),
-    "no picture": (lambda folder: replaced(folder, b"no picture"), "is no PNG that can be read"),
+    "no image": (lambda folder: replaced(folder, b"no image"), "is no PNG that can be read"),
     "a cut file": (
         lambda folder: replaced(folder, png(np.random.default_rng(0).integers(7, 9, (8, 16)))[:-30]),
         "is no PNG that can be read",
@@ -106,7 +112,7 @@ def test_names_of_ade20k_are_taken_to_the_letter(tmp_path):
     (tmp_path / f"{name}.png").write_bytes(png(np.full((3, 4), 150)))
     validate_submission(tmp_path, "ade20k", {name: (3, 4)})
     (tmp_path / f"{name}.png").rename(tmp_path / f"{name}_mine.png")
-    with pytest.raises(InputError, match=r"_mine.png answers no picture[^$]*ADE_test_00000001 has no answer"):
+    with pytest.raises(InputError, match=r"_mine.png answers no image[^$]*ADE_test_00000001 has no answer"):
         validate_submission(tmp_path, "ade20k", {name: (3, 4)})
 
 
@@ -131,31 +137,31 @@ def city(tmp_path_factory):
     return root
 
 
-def test_a_test_split_is_answered_and_an_interrupted_run_goes_on(city, tmp_path, monkeypatch):
+def test_a_test_split_is_predicted_and_an_interrupted_run_goes_on(city, tmp_path, monkeypatch):
     from hf_denseseg.training.tasks.segmentation_trainer import SegmentationTrainer
 
-    answered, answer = [], SegmentationTrainer.answer
+    predicted, predict = [], SegmentationTrainer.predict_labels
 
     def counting(self, sample):
-        if len(answered) == 2:
-            answered.append("stopped")
+        if len(predicted) == 2:
+            predicted.append("stopped")
             raise KeyboardInterrupt
-        answered.append(sample["id"])
-        return answer(self, sample)
+        predicted.append(sample["id"])
+        return predict(self, sample)
 
-    monkeypatch.setattr(SegmentationTrainer, "answer", counting)
+    monkeypatch.setattr(SegmentationTrainer, "predict_labels", counting)
     words = ["evaluate", str(city / "model"), "--dataset", "cityscapes", "--data_root", str(city), "--eval_split"]
     words += ["test", "--use_cpu", "--submission", str(tmp_path / "city.zip"), "--output_dir", str(tmp_path / "out")]
     assert main(words) == 1 and not (tmp_path / "city.zip").exists()
     assert main(words) == 0
-    assert answered == [*BERLIN[:2], "stopped", BERLIN[2]]
+    assert predicted == [*BERLIN[:2], "stopped", BERLIN[2]]
     answers = read(tmp_path / "city.zip")
     validate_submission(tmp_path / "city.zip", "cityscapes", dict.fromkeys(BERLIN, (24, 40)) | {BERLIN[1]: (32, 64)})
     recipe = load_recipe(None, ["--model", words[1], *words[2:9], "--output_dir", str(tmp_path / "again")])
-    data = training_run.get_task(recipe.model.task).load(recipe.data, "eval")
+    data = recipe.task.load(recipe.data, "eval")
     trainer = training_run._build_evaluator(recipe, data)
     for number, name in enumerate(BERLIN):
-        expected = np.array(CITYSCAPES_IDS)[answer(trainer, trainer.eval_dataset[number])]
+        expected = np.array(CITYSCAPES_IDS)[predict(trainer, trainer.eval_dataset[number])]
         np.testing.assert_array_equal(answers[f"{name}_gtFine_labelIds.png"], expected)
     assert not list((tmp_path / "out").iterdir())
 

@@ -267,7 +267,7 @@ def test_attention_forced_onto_one_patch_is_brightest_there(checkpoints, street,
     model.save_pretrained(tmp_path / "forced")
     create_image_processor(model.config).save_pretrained(tmp_path / "forced")
     Image.new("RGB", (64, 64)).save(tmp_path / "black.png")
-    words = [tmp_path / "black.png", "--output", tmp_path / "out", "--show", "attention", "--layers", 4]
+    words = [tmp_path / "black.png", "--output_dir", tmp_path / "out", "--show", "attention", "--layers", 4]
     assert show(tmp_path / "forced", *words, "--point", 8, 60) == 0
     sheet = np.asarray(Image.open(tmp_path / "out/shown/black_attention.png")).astype(int)
     # Second row, first tile: the mean of the heads over a black picture, 300 pixels wide from (6, 20 + 300 + 6 + 20).
@@ -278,7 +278,7 @@ def test_attention_forced_onto_one_patch_is_brightest_there(checkpoints, street,
 
 def test_show_writes_readable_sheets_and_masks_once(checkpoints, street, tmp_path, capsys):
     output = tmp_path / "out"
-    words = [street, "--output", output, "--show_size", 64, "--show", "attention", "features", "positions"]
+    words = [street, "--output_dir", output, "--show_size", 64, "--show", "attention", "features", "positions"]
     assert show(checkpoints / "setr-pup-vit-base", *words, "--point", 1, 2, 120, 60, "--point", 60, 30) == 0
     written = sorted(path.name for path in (output / "shown").iterdir())
     assert written == ["positions.png", "street_attention.png", "street_features.png"]
@@ -302,7 +302,7 @@ def test_show_writes_readable_sheets_and_masks_once(checkpoints, street, tmp_pat
 
 def test_show_does_not_change_the_masks(checkpoints, street, tmp_path):
     for name, words in (("plain", []), ("shown", ["--show", "attention", "features"])):
-        assert show(checkpoints / "dsct-tiny-sac", street, "--output", tmp_path / name, *words) == 0
+        assert show(checkpoints / "dsct-tiny-sac", street, "--output_dir", tmp_path / name, *words) == 0
     plain, shown = ((tmp_path / name / "masks/street.png").read_bytes() for name in ("plain", "shown"))
     assert plain == shown
     assert not (tmp_path / "plain/shown").exists()
@@ -326,7 +326,7 @@ def test_show_does_not_change_the_masks(checkpoints, street, tmp_path):
     ],
 )
 def test_wrong_wishes_end_before_any_work(checkpoints, street, tmp_path, capsys, words, message):
-    assert show(checkpoints / "dsct-tiny-sac", street, "--output", tmp_path / "out", *words) == 2
+    assert show(checkpoints / "dsct-tiny-sac", street, "--output_dir", tmp_path / "out", *words) == 2
     assert not list((tmp_path / "out").glob("*/*"))
     error = capsys.readouterr().err
     assert error.count("error:") == 1 and re.search(message, error)
@@ -334,7 +334,17 @@ def test_wrong_wishes_end_before_any_work(checkpoints, street, tmp_path, capsys,
 
 def test_a_picture_that_lacks_the_point_is_left_out_with_the_reason(checkpoints, street, tmp_path, capsys):
     Image.new("RGB", (200, 100)).save(tmp_path / "large.png")
-    words = [street, tmp_path / "large.png", "--output", tmp_path / "out", "--show", "attention", "--point", 150, 90]
+    words = [
+        street,
+        tmp_path / "large.png",
+        "--output_dir",
+        tmp_path / "out",
+        "--show",
+        "attention",
+        "--point",
+        150,
+        90,
+    ]
     assert show(checkpoints / "setr-pup-vit-base", *words) == 1
     assert "Point 150 90 lies outside street, which is 130 wide and 70 high" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "out/shown").iterdir()] == ["large_attention.png"]

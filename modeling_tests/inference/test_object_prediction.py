@@ -16,7 +16,7 @@ from hf_denseseg.cli import main
 from hf_denseseg.commands import demo
 from hf_denseseg.data.sources.coco import object_mask
 from hf_denseseg.errors import InputError
-from hf_denseseg.inference.predict.objects import Answerer
+from hf_denseseg.inference.predict.objects import ObjectPredictor
 from hf_denseseg.models.auto.registration import create_image_processor
 from hf_denseseg.models.auto.tasks import TASKS
 from hf_denseseg.training.recipe import load_recipe
@@ -44,7 +44,7 @@ def checkpoints(tmp_path_factory):
 
 
 @pytest.fixture
-def pictures(tmp_path):
+def images(tmp_path):
     rng = np.random.default_rng(0)
     for name, size in (("a.png", (70, 90)), ("b.png", (96, 64))):
         Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(tmp_path / name)
@@ -52,12 +52,12 @@ def pictures(tmp_path):
 
 
 @pytest.mark.parametrize("task", MODELS)
-def test_answers_are_written_beside_the_drawn_pictures(checkpoints, pictures, task):
-    (pictures / "broken.png").write_bytes(b"no picture")
-    words = ["predict", str(checkpoints[task]), str(pictures), "--output", str(pictures / "out"), "--device", "cpu"]
+def test_answers_are_written_beside_the_drawn_images(checkpoints, images, task):
+    (images / "broken.png").write_bytes(b"no image")
+    words = ["predict", str(checkpoints[task]), str(images), "--output_dir", str(images / "out"), "--device", "cpu"]
     words += [] if task == "image-classification" else ["--threshold", "0.0"]
     assert main(words) == 1  # one file is broken
-    results = json.loads((pictures / "out" / "results.json").read_text())
+    results = json.loads((images / "out" / "results.json").read_text())
     assert results["task"] == task and "broken.png" in results["failed"][0]["source"]
     assert [record["size"] for record in results["images"]] == [[70, 90], [96, 64]]
     for record in results["images"]:
@@ -66,7 +66,7 @@ def test_answers_are_written_beside_the_drawn_pictures(checkpoints, pictures, ta
         if task == "image-classification":
             assert len(scores) == 3 and sum(scores) == pytest.approx(1.0, abs=1e-5)
             continue
-        assert Image.open(pictures / "out" / record["drawn"]).size == tuple(record["size"][::-1])
+        assert Image.open(images / "out" / record["drawn"]).size == tuple(record["size"][::-1])
         height, width = record["size"]
         for answer in record["predictions"]:
             left, top, right, bottom = answer["box"]
@@ -76,21 +76,21 @@ def test_answers_are_written_beside_the_drawn_pictures(checkpoints, pictures, ta
                 assert mask.shape == (height, width)
 
 
-def test_pictures_that_are_done_are_not_looked_at_again(checkpoints, pictures, monkeypatch, capsys):
-    words = ["predict", str(checkpoints["image-classification"]), str(pictures), "--output", str(pictures / "out")]
+def test_pictures_that_are_done_are_not_looked_at_again(checkpoints, images, monkeypatch, capsys):
+    words = ["predict", str(checkpoints["image-classification"]), str(images), "--output_dir", str(images / "out")]
     assert main(words) == 0
-    monkeypatch.setattr(Answerer, "answer", lambda *args: pytest.fail("looked at again"))
+    monkeypatch.setattr(ObjectPredictor, "find", lambda *args: pytest.fail("looked at again"))
     assert main(words) == 0
-    assert "2 were done before" in capsys.readouterr().out
+    assert "2 were finished before" in capsys.readouterr().out
 
 
-def test_options_of_another_task_are_refused(checkpoints, pictures, capsys):
-    words = ["predict", str(checkpoints["image-classification"]), str(pictures), "--output", str(pictures / "out")]
-    for option in (["--flip"], ["--threshold", "0.5"], ["--scales", "1.0"]):
+def test_options_of_another_task_are_refused(checkpoints, images, capsys):
+    words = ["predict", str(checkpoints["image-classification"]), str(images), "--output_dir", str(images / "out")]
+    for option in (["--test_flip"], ["--threshold", "0.5"], ["--test_scales", "1.0"]):
         assert main([*words, *option]) == 2
         assert f"{option[0]} changes nothing for a checkpoint for image-classification" in capsys.readouterr().err
     with pytest.raises(InputError, match="--threshold is 2"):
-        Answerer.load(str(checkpoints["object-detection"]), "object-detection", threshold=2)
+        ObjectPredictor.load(str(checkpoints["object-detection"]), "object-detection", threshold=2)
 
 
 @pytest.mark.parametrize("task", TASKS)

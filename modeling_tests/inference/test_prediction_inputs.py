@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hf_denseseg.errors import InputError
-from hf_denseseg.inference.predict.inputs import Found, Source, find_sources, items_of, read_picture
+from hf_denseseg.inference.predict.inputs import Found, Source, find_sources, items_of, read_input_image
+from hf_denseseg.inference.predict.prediction import run_prediction
 from hf_denseseg.inference.predict.processes import Processes
-from hf_denseseg.inference.predict.runner import label_all
 from hf_denseseg.inference.predict.video import read_frames, write_video
 
 av = pytest.importorskip("av", reason="needs PyAV, the extra `video`")
@@ -28,11 +28,11 @@ def save(path, size=(8, 8), value=0):
 
 @pytest.fixture(scope="module")
 def video(tmp_path_factory):
-    """60 frames at 25 a second, frame k in grey 4 k."""
+    """60 frames at 25 a second, frame k in gray 4 k."""
     folder = tmp_path_factory.mktemp("video")
     files = [save(folder / f"{k:02d}.png", (32, 48), 4 * k) for k in range(60)]
-    write_video(files, folder / "grey.mp4", Fraction(25))
-    return folder / "grey.mp4"
+    write_video(files, folder / "gray.mp4", Fraction(25))
+    return folder / "gray.mp4"
 
 
 def names(found):
@@ -43,7 +43,7 @@ def test_every_form_of_input_leads_to_its_files_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("a.png", "b/c.jpg", "b/d/e.tif", "out/masks/a.png"):
         save(tmp_path / name)
-    (tmp_path / "b/notes.txt").write_text("no picture by its name")
+    (tmp_path / "b/notes.txt").write_text("no image by its name")
     (tmp_path / "list.txt").write_text("b/c.jpg\n\nb/d/e.tif\n")
     output = tmp_path / "out"
     assert names(find_sources(["."], output)) == ["a", "b/c", "b/d/e"]
@@ -87,21 +87,21 @@ def test_what_is_missing_in_a_list_or_barred_in_a_folder_is_reported(tmp_path, m
     assert names(found) == ["a"] and "Permission denied" in found.failed[0]["reason"]
     monkeypatch.undo()
     for given_input in ("@nothing.txt", str(tmp_path / "nothing"), str(tmp_path / "*.gif")):
-        with pytest.raises(InputError, match="cannot be read|leads to no picture"):
+        with pytest.raises(InputError, match="cannot be read|leads to no image"):
             find_sources([given_input], tmp_path / "out")
 
 
-def test_a_bomb_is_refused_by_its_header_and_a_trusted_picture_is_read(tmp_path):
+def test_a_bomb_is_refused_by_its_header_and_a_trusted_image_is_read(tmp_path):
     save(tmp_path / "a.png", (20, 30))
     limit = Image.MAX_IMAGE_PIXELS
     with pytest.raises(InputError, match=r"20x30 pixels, more than 599 .* --max_pixels 600"):
-        read_picture(str(tmp_path / "a.png"), 599)
-    assert read_picture(str(tmp_path / "a.png"), 600).size == (30, 20)
+        read_input_image(str(tmp_path / "a.png"), 599)
+    assert read_input_image(str(tmp_path / "a.png"), 600).size == (30, 20)
     header = struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
     chunk = struct.pack(">I", 13) + b"IHDR" + header + struct.pack(">I", zlib.crc32(b"IHDR" + header))
     (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 0) + b"IDAT" + bytes(8))
     with pytest.raises(InputError, match="--max_pixels 2500000000"):
-        read_picture(str(tmp_path / "bomb.png"))
+        read_input_image(str(tmp_path / "bomb.png"))
     assert limit == Image.MAX_IMAGE_PIXELS
 
 
@@ -117,7 +117,7 @@ def test_frames_come_in_order_with_number_and_time(video, every):
 
 def test_processes_share_the_frames_of_a_video(video):
     source = Source("v", str(video), "video")
-    parts = [[item.number for item in items_of(source, 5, share=(rank, 3))] for rank in range(3)]
+    parts = [[item.number for item in items_of(source, 5, process=(rank, 3))] for rank in range(3)]
     assert parts == [[0, 15, 30, 45], [5, 20, 35, 50], [10, 25, 40, 55]]
 
 
@@ -150,7 +150,7 @@ def test_videos_keep_rate_and_size_and_have_the_same_bytes_each_time(tmp_path):
         stream = container.streams.video[0]
         assert stream.average_rate == Fraction(30000, 1001)
         frames = [frame.to_image() for frame in container.decode(stream)]
-    assert len(frames) == 12 and frames[0].size == (46, 32)  # colours are stored for 2x2 pixels
+    assert len(frames) == 12 and frames[0].size == (46, 32)  # colors are stored for 2x2 pixels
 
 
 @given(weights=st.lists(st.integers(0, 100), max_size=30), count=st.integers(1, 5))
@@ -175,8 +175,8 @@ def test_processes_that_find_different_pictures_or_share_a_stream_are_refused(tm
     def seen_by(own):
         digests = []
         monkeypatch.setattr(Processes, "gather", lambda self, value: digests.append(value) or ["another", value])
-        with pytest.raises(InputError, match="different pictures|cannot be shared"):
-            label_all(None, Found(own, []), tmp_path, processes=Processes(0, 2))
+        with pytest.raises(InputError, match="different images|cannot be shared"):
+            run_prediction(None, Found(own, []), tmp_path, processes=Processes(0, 2))
         return digests
 
     assert len(seen_by([Source("a", "a.png")])[0]) == 64

@@ -67,7 +67,7 @@ def test_predict_writes_the_sheet(model, tmp_path, capsys):
     create_image_processor(model.config).save_pretrained(tmp_path / "model")
     noise = np.random.default_rng(0).integers(0, 256, (70, 130, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "street.png")
-    words = ["predict", tmp_path / "model", tmp_path / "street.png", "--output", tmp_path / "out"]
+    words = ["predict", tmp_path / "model", tmp_path / "street.png", "--output_dir", tmp_path / "out"]
     assert main([*map(str, words), "--show", "refinement", "--show_size", "96"]) == 0
     sheet = Image.open(tmp_path / "out/shown/street_refinement.png")
     assert sheet.width > 5 * 96 and len(sheet.getcolors(10**6)) > 50
@@ -81,6 +81,6 @@ def test_a_model_without_refinement_says_so(tmp_path, capsys):
     model.save_pretrained(tmp_path / "model")
     create_image_processor(model.config).save_pretrained(tmp_path / "model")
     Image.new("RGB", (64, 64)).save(tmp_path / "street.png")
-    words = ["predict", tmp_path / "model", tmp_path / "street.png", "--output", tmp_path / "out"]
+    words = ["predict", tmp_path / "model", tmp_path / "street.png", "--output_dir", tmp_path / "out"]
     assert main([*map(str, words), "--show", "refinement"]) == 2
     assert "cannot show refinement: it refines no boundaries" in capsys.readouterr().err

@@ -61,7 +61,7 @@ def furthest(first, second):
 
 @pytest.fixture(scope="module")
 def large_batch(tmp_path_factory):
-    """Three steps of 8 pictures in one process; of 20 pictures an epoch leaves 4 out."""
+    """Three steps of 8 images in one process; of 20 images an epoch leaves 4 out."""
     folder = tmp_path_factory.mktemp("large")
     words = ["--per_device_train_batch_size", "8", "--save_strategy", "no", "--output_dir", str(folder)]
     assert main([*WORDS, *words]) == 0
@@ -98,8 +98,8 @@ def test_accumulated_batches_train_the_weights_of_a_large_one(tmp_path, words):
     ends = []
     for size, steps in (("8", "1"), ("2", "4")):
         batch = ["--per_device_train_batch_size", size, "--gradient_accumulation_steps", steps]
-        pictures = ["--max_train_samples", "24", "--save_strategy", "no"]
-        trainer = frozen_norms_trainer(tmp_path, *batch, *words, *pictures)
+        images = ["--max_train_samples", "24", "--save_strategy", "no"]
+        trainer = frozen_norms_trainer(tmp_path, *batch, *words, *images)
         trainer.train()
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         ends.append((dict(trainer.model.state_dict()), losses))
@@ -109,7 +109,7 @@ def test_accumulated_batches_train_the_weights_of_a_large_one(tmp_path, words):
 
 @pytest.mark.slow
 def test_the_last_batches_of_an_epoch_are_filled_up_from_its_beginning(tmp_path):
-    """10 pictures for two processes with 4 each: every epoch has two steps, and none waits for a missing batch."""
+    """10 images for two processes with 4 each: every epoch has two steps, and none waits for a missing batch."""
     words = ["--per_device_train_batch_size", "4", "--max_train_samples", "10", "--dataloader_drop_last", "false"]
     words += ["--max_steps", "4", "--save_strategy", "no", "--output_dir", str(tmp_path)]
     processes.run_two([*WORDS, *words], free_port(), tmp_path)
@@ -138,7 +138,7 @@ IN_WINDOWS = ["--test_mode", "slide", "--test_crop_size", "48", "64", "--test_st
 
 
 def test_fsdp_trains_and_evaluates_as_one_process_does(large_batch, tmp_path):
-    """Two processes with half of the weights each; windows and pictures of unequal numbers in the evaluation."""
+    """Two processes with half of the weights each; windows and images of unequal numbers in the evaluation."""
     words = ["--per_device_train_batch_size", "4", "--save_strategy", "no", "--output_dir", str(tmp_path)]
     processes.run_two([*WORDS, *words, *IN_WINDOWS], free_port(), tmp_path, SHARDED, shard_on_cpus)
     weights, losses = trained(tmp_path)

@@ -209,19 +209,19 @@ def test_a_loader_worker_that_dies_ends_the_run_with_one_sentence(undisturbed, t
 
 
 @pytest.mark.parametrize("workers", [pytest.param("0", marks=pytest.mark.slow), "1"])
-def test_a_picture_that_breaks_during_training_is_named(tmp_path, workers, capsys, monkeypatch):
+def test_a_image_that_breaks_during_training_is_named(tmp_path, workers, capsys, monkeypatch):
     """More pairs than are looked at before training; the last one is damaged."""
     from hf_denseseg.training import run as training_run
 
-    monkeypatch.setattr(training_run, "CHECKED_PICTURES", 1)
+    monkeypatch.setattr(training_run, "CHECKED_SAMPLES", 1)
     rng = np.random.default_rng(0)
     for split, count in (("train", 8), ("validation", 1)):
         for kind in ("images", "labels"):
             (tmp_path / "data" / split / kind).mkdir(parents=True)
         for index in range(count):
-            picture = rng.integers(0, 256, (40, 56, 3), dtype=np.uint8)
-            Image.fromarray(picture).save(tmp_path / "data" / split / "images" / f"{index}.png")
-            Image.fromarray(picture[..., 0] % 3).save(tmp_path / "data" / split / "labels" / f"{index}.png")
+            image = rng.integers(0, 256, (40, 56, 3), dtype=np.uint8)
+            Image.fromarray(image).save(tmp_path / "data" / split / "images" / f"{index}.png")
+            Image.fromarray(image[..., 0] % 3).save(tmp_path / "data" / split / "labels" / f"{index}.png")
     (tmp_path / "data" / "classes.json").write_text(json.dumps({"name": "own", "classes": ["a", "b", "c"]}))
     broken = tmp_path / "data" / "train" / "images" / "7.png"
     whole = broken.read_bytes()

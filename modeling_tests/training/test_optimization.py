@@ -24,7 +24,7 @@ def rates(schedule, steps, learning_rates=(1.0,), **options):
 
 
 def test_cosine_starts_its_warm_up_at_a_rate_and_ends_at_a_floor():
-    """ImageNet recipe: from 1e-6 to 1e-3 in the warm-up, then half a cosine to 1e-5."""
+    """ImageNet recipe: from 1e-6 to 1e-3 in the warmup, then half a cosine to 1e-5."""
     found = rates(cosine_schedule, 20, (1e-3,), warmup_steps=5, lr_end=1e-5, warmup_start=1e-6)
     expected = [1e-6 + (1e-3 - 1e-6) * step / 5 for step in range(5)]
     expected += [1e-5 + (1e-3 - 1e-5) * (1 + math.cos(math.pi * step / 15)) / 2 for step in range(15)]
@@ -32,7 +32,7 @@ def test_cosine_starts_its_warm_up_at_a_rate_and_ends_at_a_floor():
 
 
 def test_constant_rate_drops_after_8_and_11_of_12_epochs_and_warms_up():
-    """mmdet's 1x schedule: 12 epochs of 10 steps, linear warm-up from a thousandth of the rate."""
+    """mmdet's 1x schedule: 12 epochs of 10 steps, linear warmup from a thousandth of the rate."""
     options = {"drop_at": [8 / 12, 11 / 12], "factor": 0.1, "warmup_steps": 4, "warmup_start": 1e-7}
     found = [rate for (rate,) in rates(step_schedule, 120, (1e-4,), **options)]
     assert found[:4] == pytest.approx([1e-4 * (1 - (1 - step / 4) * (1 - 0.001)) for step in range(4)])

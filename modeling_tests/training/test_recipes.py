@@ -53,9 +53,9 @@ SMALL = {
     "semantic-segmentation": ["--dataset", "synthetic@64x96", "--crop_size", "32", "48", "--base_size", "32", "64"],
     "image-classification": ["--dataset", "synthetic@40x48", "--crop_size", "32", "32"],
     "object-detection": DETECTION,
-    "instance-segmentation": [*DETECTION, "--per_device_train_batch_size", "1"],  # its heads take seconds a picture
+    "instance-segmentation": [*DETECTION, "--per_device_train_batch_size", "1"],  # its heads take seconds an image
 }
-PADDED = ["--test_crop_size", "81", "113"]  # larger than the picture
+PADDED = ["--test_crop_size", "81", "113"]  # larger than the image
 WINDOW = ["--test_crop_size", "32", "48", "--test_stride", "32", "48", "--test_base_size", "64", "96"]
 
 
@@ -76,7 +76,7 @@ def first_step(recipe):
 
 @pytest.fixture(scope="module", autouse=True)
 def quick_runs(tmp_path_factory):
-    """What takes longer than two steps: pictures, learning curve and clean-up, the same in every run, and regions."""
+    """What takes longer than two steps: images, learning curve and clean-up, the same in every run, and regions."""
     curve = tmp_path_factory.mktemp("curve") / "learning_curve.png"
     save_learning_curve([{"loss": 1.0, "step": 1}], curve)
     drawn = curve.read_bytes()

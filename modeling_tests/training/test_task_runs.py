@@ -108,8 +108,8 @@ def test_killed_run_resumes_to_the_same_weights(finished, task, tmp_path):
 
 
 @pytest.mark.parametrize(("task", "port"), [("image-classification", "29551"), ("object-detection", "29552")])
-def test_two_processes_score_every_picture_once(finished, task, port, tmp_path):
-    """An odd number of pictures on 2 processes: the scores of one process, exactly."""
+def test_two_processes_score_every_image_once(finished, task, port, tmp_path):
+    """An odd number of images on 2 processes: the scores of one process, exactly."""
     checkpoint = str(finished(task)[0] / "model")
     words = ["--dataset", "synthetic:25@96x128", "--max_eval_samples", "5", "--use_cpu", "--output_dir"]
     assert main(["evaluate", checkpoint, *words, str(tmp_path / "one")]) == 0
@@ -196,7 +196,7 @@ LEARNED = {
 @pytest.mark.slow
 @pytest.mark.parametrize("task", LEARNED)
 def test_demo_of_the_task_learns(task, tmp_path):
-    """Classes of pictures it has not seen (chance 0.15), and objects of pictures it has; minutes each on one core."""
+    """Classes of images it has not seen (chance 0.15), and objects of images it has; minutes each on one core."""
     words = ["demo", "--task", task, "--output", str(tmp_path), "--use_cpu", "--eval_strategy", "no"]
     assert main(words) == 0
     key, least = LEARNED[task]

@@ -24,7 +24,7 @@ from hf_denseseg.errors import InputError
 from hf_denseseg.inference.settings import InferenceSettings
 from hf_denseseg.training import run as training_run
 from hf_denseseg.training.checkpoints import fault_of, last_complete_checkpoint, mark_complete
-from hf_denseseg.training.ema import AveragedWeights
+from hf_denseseg.training.ema import ExponentialMovingAverage
 from hf_denseseg.training.optimization import load_class_weights, parameter_groups
 from hf_denseseg.training.recipe import load_recipe
 from reference import REPOSITORY
@@ -129,15 +129,15 @@ def test_evaluation_takes_the_protocol_of_the_checkpoint_unless_told(finished, t
 
 
 def test_a_trained_model_learns_other_classes_from_a_folder(finished, tmp_path):
-    """Fine-tuning on own data: the head for the new classes is made anew, the rest starts from the checkpoint."""
+    """Fine-tuning on own data: the head for the new classes is made again, the rest starts from the checkpoint."""
     rng = np.random.default_rng(0)
     for split in ("train", "val"):
         for kind in ("images", "labels"):
             (tmp_path / "data" / split / kind).mkdir(parents=True)
         for index in range(4):
-            picture = rng.integers(0, 256, (40, 56, 3), dtype=np.uint8)
-            Image.fromarray(picture).save(tmp_path / "data" / split / "images" / f"{index}.png")
-            Image.fromarray(picture[..., 0] % 3).save(tmp_path / "data" / split / "labels" / f"{index}.png")
+            image = rng.integers(0, 256, (40, 56, 3), dtype=np.uint8)
+            Image.fromarray(image).save(tmp_path / "data" / split / "images" / f"{index}.png")
+            Image.fromarray(image[..., 0] % 3).save(tmp_path / "data" / split / "labels" / f"{index}.png")
     (tmp_path / "data" / "classes.json").write_text(json.dumps({"name": "own", "classes": ["a", "b", "c"]}))
     words = ["--model", str(finished[0] / "model"), "--dataset", str(tmp_path / "data"), "--max_steps", "1"]
     recipe = load_recipe(None, [*WORDS[2:], *words, "--output_dir", str(tmp_path / "run")])
@@ -149,7 +149,7 @@ def test_a_trained_model_learns_other_classes_from_a_folder(finished, tmp_path):
 
 
 def test_killed_run_resumes_to_the_same_weights(undisturbed, tmp_path):
-    """10 steps equal 5, kill -9, and the rest, bit for bit: weights, averages, order, augmentation, drop-out."""
+    """10 steps equal 5, kill -9, and the rest, bit for bit: weights, averages, order, augmentation, dropout."""
     words = [*WORDS, *TEN, "--output_dir", str(tmp_path)]
     processes.kill_when_complete(processes.start(["train", *words]), tmp_path / "checkpoint-5")
     assert not (tmp_path / "results.json").exists()
@@ -180,8 +180,8 @@ def test_incomplete_checkpoint_is_never_resumed(tmp_path):
     assert not (tmp_path / "checkpoint-30").exists()
 
 
-def test_two_processes_count_every_picture_once(finished, tmp_path):
-    """5 pictures of different sizes on 2 processes: the matrix of one process, exactly."""
+def test_two_processes_count_every_image_once(finished, tmp_path):
+    """5 images of different sizes on 2 processes: the matrix of one process, exactly."""
     checkpoint = str(finished[0] / "model")
     words = ["--dataset", "synthetic", "--max_eval_samples", "5", "--use_cpu", "--output_dir"]
     assert main(["evaluate", checkpoint, *words, str(tmp_path / "one")]) == 0
@@ -308,7 +308,7 @@ LEARNED_BY_HEART = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LEARNED_BY_HEART)
 def test_eight_pictures_are_learned_by_heart(tmp_path, name):
-    """mIoU above 0.9 on the pictures it is trained on, thin poles and signs included; about 8 minutes on one core."""
+    """mIoU above 0.9 on the images it is trained on, thin poles and signs included; about 8 minutes on one core."""
     sizes, schedule = LEARNED_BY_HEART[name]
     words = [
         *("--model", name, "--config_overrides", json.dumps(sizes), *schedule, "--channels_last"),
@@ -360,7 +360,7 @@ def test_layer_decay_needs_a_model_that_knows_its_depth():
 
 def test_average_follows_its_equation(tmp_path):
     model = torch.nn.Linear(2, 1, bias=False)
-    average = AveragedWeights(0.75)
+    average = ExponentialMovingAverage(0.75)
     model.weight.data = torch.tensor([[1.0, 0.0]])
     average.start(model)
     expected = model.weight.detach().clone()
@@ -370,7 +370,7 @@ def test_average_follows_its_equation(tmp_path):
         # torch takes the first update as the start of the average.
         expected = model.weight.detach() if step == 0 else 0.75 * expected + 0.25 * model.weight.detach()
     average.save(tmp_path / "ema.safetensors")
-    again = AveragedWeights(0.75)
+    again = ExponentialMovingAverage(0.75)
     again.start(torch.nn.Linear(2, 1, bias=False))
     again.load(tmp_path / "ema.safetensors")
     with again.swapped_into(model):

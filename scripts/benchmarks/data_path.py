@@ -99,9 +99,9 @@ def train(trainer: Any, args: argparse.Namespace) -> dict[str, float]:
     before = time.process_time()
     trainer.train()
     return {
-        "data_wait_share": trainer.waiting.share,
+        "data_wait_share": trainer.data_time.fraction,
         "training_process_cpu_ms_per_picture": (time.process_time() - before) * 1000 / args.steps / args.batch_size,
-        "step_ms": trainer.waiting.total * 1000 / (args.steps - 1),
+        "step_ms": trainer.data_time.total * 1000 / (args.steps - 1),
     }
 
 

@@ -28,16 +28,16 @@ RECIPE = Path(__file__).parents[1] / "recipes" / "dsct" / "dsct_tiny_sac_camvid_
 CLASSES, SIZE = 19, (512, 1024)
 CHILD = """
 import sys, time
-from hf_denseseg.inference.predict import runner
+from hf_denseseg.inference.predict import prediction
 from hf_denseseg.cli import main
 
-def timed(*args, label_all=runner.label_all):
+def timed(*args, run_prediction=prediction.run_prediction):
     start = time.process_time()
-    outcome = label_all(*args)
+    outcome = run_prediction(*args)
     print("cpu", time.process_time() - start)
     return outcome
 
-runner.label_all = timed
+prediction.run_prediction = timed
 assert main(sys.argv[1:]) == 0
 status = dict(line.split(":", 1) for line in open("/proc/self/status"))
 print("peak", int(status["VmHWM"].split()[0]) / 1024)

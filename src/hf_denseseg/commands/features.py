@@ -97,7 +97,7 @@ def _load(args: argparse.Namespace) -> tuple[Any, Any, list[int] | None]:
     """Checkpoint, data and train ids of `--classes`, everything checked that can be before the model works."""
     from hf_denseseg.data.checks.segmentation import scan_dataset
     from hf_denseseg.data.segmentation import load_segmentation
-    from hf_denseseg.inference.predict.segmentation import Predictor
+    from hf_denseseg.inference.predict.segmentation import SegmentationPredictor
     from hf_denseseg.models.auto.pretrained import task_of_checkpoint
     from hf_denseseg.visualization.class_features import check_projection
 
@@ -112,7 +112,7 @@ def _load(args: argparse.Namespace) -> tuple[Any, Any, list[int] | None]:
     if unknown := [name for name in args.classes or () if name not in data.spec.classes]:
         raise InputError(unknown_name(f"class of {data.spec.name}", unknown[0], data.spec.classes))
     chosen = sorted({data.spec.label2id[name] for name in args.classes}) if args.classes else None
-    predictor = Predictor.load(args.checkpoint, {}, args.device)
+    predictor = SegmentationPredictor.load(args.checkpoint, {}, args.device)
     if predictor.model.config.num_labels != data.spec.num_labels:
         raise InputError(
             f"{args.checkpoint} knows {predictor.model.config.num_labels} classes, {data.spec.name} has "

@@ -1,4 +1,4 @@
-"""What the options of `denseseg predict` mean together; what contradicts itself is refused with the remedy."""
+"""What the options of `denseseg predict` mean together; contradictions are refused with a way out."""
 
 import argparse
 import dataclasses
@@ -7,15 +7,15 @@ from typing import Any
 from hf_denseseg.errors import InputError
 from hf_denseseg.inference.introspection.attention import ShowSettings
 from hf_denseseg.inference.predict.inputs import MAX_PIXELS, Source
-from hf_denseseg.inference.predict.outputs import BAND_PIXELS, OutputSettings
+from hf_denseseg.inference.predict.outputs import TILE_ABOVE_PIXELS, OutputSettings
 from hf_denseseg.inference.settings import InferenceSettings
 from hf_denseseg.models.auto.tasks import DETECTION_TASKS, SEMANTIC_SEGMENTATION
 
-EVERYWHERE = {"command", "checkpoint", "inputs", "output", "device", "overrides", "every", "max_pixels"}
+EVERYWHERE = {"command", "checkpoint", "inputs", "output_dir", "device", "overrides", "frame_stride", "max_pixels"}
 
 
 def check_options(args: argparse.Namespace, task: str, sources: list[Source]) -> None:
-    """Refuse options that mean nothing for the checkpoint's task or for what is to be labelled, and wrong numbers.
+    """Refuse options that mean nothing for the checkpoint's task or for the inputs, and wrong numbers.
 
     Raises:
         InputError: there is such an option.
@@ -25,12 +25,15 @@ def check_options(args: argparse.Namespace, task: str, sources: list[Source]) ->
             continue
         if task != SEMANTIC_SEGMENTATION or name == "threshold":
             raise InputError(f"--{name} changes nothing for a checkpoint for {task}. Leave it out.")
-    for name, least in (("every", 1), ("max_pixels", 1), ("band_pixels", 0)):
+    for name, least in (("frame_stride", 1), ("max_pixels", 1), ("tile_above_pixels", 0)):
         value = getattr(args, name)
         if value is not None and value < least:
             raise InputError(f"--{name} is {value}. Give a whole number from {least} on.")
     films = any(source.kind != "image" for source in sources)
-    for name, given in (("every", args.every is not None), ("write video", "video" in (args.write or ()))):
+    for name, given in (
+        ("frame_stride", args.frame_stride is not None),
+        ("write video", "video" in (args.write or ())),
+    ):
         if given and not films:
             raise InputError(f"--{name} changes nothing: there is no video among the inputs. Leave it out.")
 
@@ -44,31 +47,40 @@ def given_outputs(args: argparse.Namespace, sources: list[Source]) -> OutputSett
     films = any(source.kind != "image" for source in sources)
     default = ("masks", "overlays", "video") if films else ("masks", "overlays")
     write = tuple(dict.fromkeys(args.write or default))
-    if args.band_pixels is not None and "probabilities" in write:
-        raise InputError("--band_pixels and --write probabilities contradict each other: they need all rows at once.")
-    band_pixels = BAND_PIXELS if args.band_pixels is None else args.band_pixels
-    return OutputSettings(write, bool(args.raw_ids), band_pixels, args.every or 1)
+    if args.tile_above_pixels is not None and "probabilities" in write:
+        raise InputError(
+            "--tile_above_pixels and --write probabilities contradict each other: probabilities need all rows at once."
+        )
+    limit = TILE_ABOVE_PIXELS if args.tile_above_pixels is None else args.tile_above_pixels
+    return OutputSettings(write, bool(args.raw_ids), limit, args.frame_stride or 1)
 
 
 def max_pixels(args: argparse.Namespace) -> int:
-    """Pixels of the largest picture that is read."""
+    """Pixels of the largest image that is read."""
     return MAX_PIXELS if args.max_pixels is None else args.max_pixels
+
+
+def flag_of(setting: str) -> str:
+    """The option of an inference setting: the recipe's key where it has one."""
+    return setting if setting in ("window_batch_size", "accumulation_device", "chunk_classes") else f"test_{setting}"
 
 
 def given_settings(args: argparse.Namespace) -> dict[str, Any]:
     """The inference settings named on the command line; they replace those saved with the checkpoint."""
-    names = [field.name for field in dataclasses.fields(InferenceSettings)]
-    given = {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
+    flags = {field.name: flag_of(field.name) for field in dataclasses.fields(InferenceSettings)}
+    given = {name: getattr(args, flag) for name, flag in flags.items() if getattr(args, flag, None) is not None}
     if "crop_size" in given:
         if given.get("mode") == "whole":
-            raise InputError("--mode whole looks at the picture without a window. Leave out --crop_size or --mode.")
+            raise InputError(
+                "--test_mode whole takes the image without a window. Leave out --test_crop_size or --test_mode."
+            )
         # The saved stride belongs to the saved window.
         given = {"stride": None, **given, "mode": "slide"}
     return given
 
 
 def given_show(args: argparse.Namespace) -> ShowSettings | None:
-    """What of the model's inside is wanted; None without `--show`."""
+    """Which internals of the model are to be shown; None without `--show`."""
     kinds = tuple(dict.fromkeys(args.show or ()))
     for option, needs in (("point", {"attention"}), ("layers", {"attention", "features"}), ("show_size", set(kinds))):
         if getattr(args, option) is not None and not needs & set(kinds):

@@ -1,7 +1,7 @@
 """Boundary IoU (Cheng et al., "Boundary IoU: Improving Object-Centric Image Segmentation Evaluation", CVPR 2021).
 
 A class's mask is a set of pixels; its boundary region is what lies within `boundary_width` of a pixel that is not in
-the mask, or of the picture's edge. Boundary IoU is the IoU of the two boundary regions. The distance is the authors':
+the mask, or of the image's edge. Boundary IoU is the IoU of the two boundary regions. The distance is the authors':
 the larger of the two coordinate differences, since they erode with squares.
 
 Whether a pixel is in the boundary region of its own class does not depend on which class that is: it is if the square
@@ -14,11 +14,11 @@ import torch
 
 from hf_denseseg.data.labels import VOID
 
-WIDTH_SHARE = 0.02  # of the picture's diagonal; the authors' setting for COCO, Cityscapes and others
+WIDTH_SHARE = 0.02  # of the image's diagonal; the authors' setting for COCO, Cityscapes and others
 
 
 def boundary_width(size: tuple[int, int]) -> int:
-    """Width of the boundary region in pixels for a picture of `(height, width)`: 2 % of its diagonal, at least 1."""
+    """Width of the boundary region in pixels for an image of `(height, width)`: 2 % of its diagonal, at least 1."""
     return max(round(WIDTH_SHARE * math.hypot(*size)), 1)
 
 
@@ -31,11 +31,11 @@ def boundary_region(ids: torch.Tensor, width: int) -> torch.Tensor:
 
     Returns:
         `(H, W)` bool: whether the square that reaches `width` pixels to each side holds another id or leaves the
-        picture.
+        image.
     """
     height, wide = ids.shape
     margin = width - 1
-    # Place j of a row of edges lies between the pixels j - 1 and j; the picture's two edges are places 0 and `wide`.
+    # Place j of a row of edges lies between the pixels j - 1 and j; the image's two edges are places 0 and `wide`.
     edges = torch.zeros(height, wide + 1 + 2 * margin, dtype=torch.bool, device=ids.device)
     row = edges[:, margin : margin + wide + 1]
     row[:, 1:wide] = ids[:, 1:] != ids[:, :-1]
@@ -52,7 +52,7 @@ def boundary_region(ids: torch.Tensor, width: int) -> torch.Tensor:
 
 
 def boundary_counts(prediction: torch.Tensor, label: torch.Tensor, num_labels: int) -> torch.Tensor:
-    """Pixels of the boundary regions of one picture, which add up over pictures.
+    """Pixels of the boundary regions of one image, which add up over images.
 
     Void belongs to no mask: the prediction is void where the label is, so that both masks end at the same place.
 

@@ -119,12 +119,12 @@ def separability(samples: Sequence[torch.Tensor]) -> dict[str, float | None]:
         samples: for each of at least two classes `(n, C)`, n at least 1.
     """
     middle = torch.cat([each.mean(0, keepdim=True) for each in samples]).double().mean(0)
-    centred = [each.double() - middle for each in samples]
-    means = torch.stack([each.mean(0) for each in centred])
-    within = torch.stack([(each - mean).square().sum(1).mean() for each, mean in zip(centred, means, strict=True)])
+    centered = [each.double() - middle for each in samples]
+    means = torch.stack([each.mean(0) for each in centered])
+    within = torch.stack([(each - mean).square().sum(1).mean() for each, mean in zip(centered, means, strict=True)])
     between = float(means.square().sum(1).mean())
     ratio = between / float(within.mean()) if within.any() else None
-    few = [each[: SILHOUETTE_POINTS // len(centred)] for each in centred]
+    few = [each[: SILHOUETTE_POINTS // len(centered)] for each in centered]
     sizes = torch.tensor([len(each) for each in few])
     own = F.one_hot(torch.arange(len(few)).repeat_interleave(sizes)).bool()
     points = torch.cat(few)

@@ -1,4 +1,4 @@
-"""Top-1 and top-5 accuracy from exact counts; memory does not grow with the number of pictures."""
+"""Top-1 and top-5 accuracy from exact counts; memory does not grow with the number of images."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from hf_denseseg.errors import InputError
 
 
 def true_class_rank(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Place of the true class among the scores of a picture, from 0; of equal scores the smaller id comes first.
+    """Place of the true class among the scores of an image, from 0; of equal scores the smaller id comes first.
 
     So rank 0 means that `argmax` gives the true class, also where scores are equal.
 
@@ -38,20 +38,20 @@ def true_class_rank(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 class AccuracyMeter:
-    """Counts, per class, of pictures and of those whose true class has rank 0 or one of the first five."""
+    """Counts, per class, of images and of those whose true class has rank 0 or one of the first five."""
 
     def __init__(self, num_labels: int) -> None:
-        self.counts = torch.zeros(3, num_labels, dtype=torch.int64)  # pictures, rank 0, rank below 5
+        self.counts = torch.zeros(3, num_labels, dtype=torch.int64)  # images, rank 0, rank below 5
 
     def update(self, ranks: torch.Tensor, labels: torch.Tensor) -> None:
-        """Add pictures by rank `(B,)` and label `(B,)`, see `true_class_rank`."""
+        """Add images by rank `(B,)` and label `(B,)`, see `true_class_rank`."""
         for row, chosen in zip(self.counts, (ranks >= 0, ranks < 1, ranks < 5), strict=True):
             row += torch.bincount(labels[chosen].cpu(), minlength=len(row))
 
     def compute(self, classes: Sequence[str]) -> dict[str, Any]:
-        """Fractions: `top1`, `top5`, `pictures` and `per_class`; None where a class has no picture."""
-        pictures, first, among = (row.tolist() for row in self.counts)
-        total = sum(pictures)
+        """Fractions: `top1`, `top5`, `images` and `per_class`; None where a class has no image."""
+        images, first, among = (row.tolist() for row in self.counts)
+        total = sum(images)
         return {
             "top1": sum(first) / total if total else None,
             "top5": sum(among) / total if total else None,
@@ -59,9 +59,9 @@ class AccuracyMeter:
             "per_class": [
                 {
                     "class": name,
-                    "accuracy": first[k] / pictures[k] if pictures[k] else None,
-                    "top5": among[k] / pictures[k] if pictures[k] else None,
-                    "images": pictures[k],
+                    "accuracy": first[k] / images[k] if images[k] else None,
+                    "top5": among[k] / images[k] if images[k] else None,
+                    "images": images[k],
                 }
                 for k, name in enumerate(classes)
             ],

@@ -1,4 +1,4 @@
-"""Box and mask AP as COCO defines them, counted by pycocotools over all pictures at once."""
+"""Box and mask AP as COCO defines them, counted by pycocotools over all images at once."""
 
 import contextlib
 import io
@@ -17,10 +17,10 @@ def detection_metrics(
     classes: Sequence[str],
     masks: bool = False,
 ) -> dict[str, Any]:
-    """Average precision over IoU 0.5 to 0.95, at most 100 answers per picture; crowds are ignored regions.
+    """Average precision over IoU 0.5 to 0.95, at most 100 answers per image; crowds are ignored regions.
 
     Args:
-        rows: pictures with `height`, `width` and `objects` (`category`, `bbox`, `area`, `iscrowd`, `segmentation`).
+        rows: images with `height`, `width` and `objects` (`category`, `bbox`, `area`, `iscrowd`, `segmentation`).
         found: number of a row -> answers with `category`, `score`, `bbox` (x, y, width, height in pixels) and, with
             masks, `segmentation` (RLE).
         classes: names of the categories.
@@ -28,9 +28,9 @@ def detection_metrics(
 
     Returns:
         `box_ap`, `box_ap_50`, `box_ap_75`, `box_ap_small`, `box_ap_medium`, `box_ap_large`, with masks the same for
-        `mask`, `chance` (box AP of answering with the objects of the next picture), `objects`, and `per_class`, a list
+        `mask`, `chance` (box AP of answering with the objects of the next image), `objects`, and `per_class`, a list
         of `class`, `box_ap`, `box_ap_50`, perhaps `mask_ap`, and `objects`. All are fractions; None stands for a
-        figure that does not exist, since no object of that class or size, or no other picture, is there.
+        figure that does not exist, since no object of that class or size, or no other image, is there.
     """
     truth = _truth(rows, classes, masks)
     counts = [0] * len(classes)
@@ -51,7 +51,7 @@ def detection_metrics(
 
 
 def _of_the_next(rows: Sequence[Mapping[str, Any]]) -> dict[int, list[dict[str, Any]]]:
-    """Answer to every picture with the objects of the next one."""
+    """Answer to every image with the objects of the next one."""
     return {
         place: [
             {"category": each["category"], "score": 1.0, "bbox": each["bbox"]}

@@ -108,7 +108,7 @@ def _unknown_ids(counts: torch.Tensor, low: int, num_labels: int, ignore_index: 
 
 
 class ConfusionMeter:
-    """Sum of confusion matrices over a data set; memory does not grow with the number or size of images."""
+    """Sum of confusion matrices over a dataset; memory does not grow with the number or size of images."""
 
     def __init__(self, num_labels: int, ignore_index: int = 255) -> None:
         _id_range(num_labels, ignore_index)

@@ -1,6 +1,6 @@
-"""What is counted of a picture, and what the sums over all pictures say.
+"""What is counted of an image, and what the sums over all images say.
 
-Everything is an int64 count that adds up exactly over pictures and processes in any order; only the figures derived at
+Everything is an int64 count that adds up exactly over images and processes in any order; only the figures derived at
 the end are fractions.
 """
 
@@ -15,15 +15,15 @@ from hf_denseseg.evaluation.segmentation_metrics import category_metrics, confus
 from hf_denseseg.evaluation.size_recall import SIZE_LIMITS, SIZES, size_counts, size_recall
 
 
-class PictureScore(NamedTuple):
-    """How one picture was answered.
+class ImageScore(NamedTuple):
+    """How one image was answered.
 
     Args:
-        mean_iou: IoU within the picture, mean over the classes that its label shows; None if all is void.
-        pixel_accuracy: right pixels / labelled pixels; None if all is void.
-        pixels: labelled pixels.
-        confusion: the commonest mistake as (true class, predicted class, share of the labelled pixels); None if there
-            is none.
+        mean_iou: IoU within the image, mean over the classes in its label map; None if all pixels are ignored.
+        pixel_accuracy: right pixels / labeled pixels; None if all pixels are ignored.
+        pixels: labeled pixels.
+        confusion: the most common mistake as (true class, predicted class, fraction of the labeled pixels); None if
+            there is none.
     """
 
     mean_iou: float | None
@@ -41,8 +41,8 @@ class Confusion(NamedTuple):
     share: float  # of the true class's pixels
 
 
-def count_picture(prediction: torch.Tensor, label: torch.Tensor, num_labels: int) -> torch.Tensor:
-    """Count one picture.
+def count_image(prediction: torch.Tensor, label: torch.Tensor, num_labels: int) -> torch.Tensor:
+    """Count one image.
 
     Args:
         prediction: `(H, W)` class ids, all of them classes.
@@ -66,39 +66,44 @@ def count_picture(prediction: torch.Tensor, label: torch.Tensor, num_labels: int
 
 
 def _parts(counts: torch.Tensor, num_labels: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Matrix, boundary and sizes of what `count_picture` flattened."""
+    """Matrix, boundary and sizes of what `count_image` flattened."""
     square = num_labels**2
     matrix, boundary, sizes = counts.split([square, 3 * num_labels, 9 * num_labels])
     return matrix.view(num_labels, num_labels), boundary.view(3, num_labels), sizes.view(3, 3, num_labels)
 
 
 class Evaluation:
-    """Sums of the counts of all pictures, and the score of each.
+    """Sums of the counts of all images, and the score of each.
 
     Args:
         spec: names of the classes, and their categories if there are any.
 
     Attributes:
-        pictures: number of a picture in its data set -> how it was answered.
-        length: places in the vector that `count_picture` gives.
+        images: number of an image in its dataset -> how it was answered.
+        length: places in the vector that `count_image` gives.
     """
 
     def __init__(self, spec: LabelSpec) -> None:
         self.spec = spec
-        self.pictures: dict[int, PictureScore] = {}
+        self.images: dict[int, ImageScore] = {}
         self.length = spec.num_labels**2 + 12 * spec.num_labels
         self._counts = torch.zeros(self.length, dtype=torch.int64)
 
     @property
     def matrix(self) -> torch.Tensor:
-        """Confusion matrix `(C, C)` of all pictures so far, rows = truth."""
+        """Confusion matrix `(C, C)` of all images so far, rows = truth."""
         return _parts(self._counts, self.spec.num_labels)[0]
 
     def add(self, index: int, counts: torch.Tensor) -> None:
-        """Take in what `count_picture` gave for a picture; a picture that was taken in before is left out."""
-        if index not in self.pictures:
+        """Take in what `count_image` gave for an image; an image that was taken in before is left out."""
+        if index not in self.images:
             self._counts += counts
-            self.pictures[index] = picture_score(_parts(counts, self.spec.num_labels)[0])
+            self.images[index] = image_score(_parts(counts, self.spec.num_labels)[0])
+
+    def merge(self, other: "Evaluation") -> None:
+        """Take in what another process counted of other images."""
+        self._counts += other._counts
+        self.images |= other.images
 
     def scores(self) -> dict[str, Any]:
         """All figures, as fractions.
@@ -106,7 +111,7 @@ class Evaluation:
         Returns:
             What `segmentation_metrics` gives, and: `boundary_iou` (mean over the classes that have one) and
             `boundary_width` (share of the diagonal); `size_recall` (`small`, `medium`, `large`: `segments`, `pixels`,
-            `recall`) and `size_limits` (shares of the picture); `mean_image_iou` (mean over pictures of the mean
+            `recall`) and `size_limits` (shares of the image); `mean_image_iou` (mean over images of the mean
             over the classes in each: another figure than `mean_iou`, and not the benchmarks'); `category_iou` and
             `per_category` if the specification has categories; `confusion_matrix`. Each row of `per_class` gets
             `boundary_iou` and `recall_small`, `recall_medium`, `recall_large`.
@@ -124,38 +129,38 @@ class Evaluation:
         }
         scores["size_limits"] = list(SIZE_LIMITS)
         # By number, since a sum of fractions depends on its order.
-        scores["mean_image_iou"] = _mean([self.pictures[index].mean_iou for index in sorted(self.pictures)])
+        scores["mean_image_iou"] = _mean([self.images[index].mean_iou for index in sorted(self.images)])
         if self.spec.categories:
             scores |= category_metrics(matrix, self.spec.classes, self.spec.categories)
         scores["confusion_matrix"] = matrix.tolist()
         return scores
 
     def worst(self, count: int) -> list[int]:
-        """Numbers of the pictures with the lowest mean IoU, worst first; of equal ones the first in the data set."""
+        """Numbers of the images with the lowest mean IoU, worst first; of equal ones the first in the dataset."""
         return self._ranked()[:count]
 
     def best(self, count: int) -> list[int]:
-        """Numbers of the pictures with the highest mean IoU, best first."""
+        """Numbers of the images with the highest mean IoU, best first."""
         return self._ranked()[::-1][:count]
 
     def _ranked(self) -> list[int]:
-        known = [(score.mean_iou, index) for index, score in self.pictures.items() if score.mean_iou is not None]
+        known = [(score.mean_iou, index) for index, score in self.images.items() if score.mean_iou is not None]
         return [index for _, index in sorted(known)]
 
 
-def picture_score(matrix: torch.Tensor) -> PictureScore:
-    """Score of a picture with this confusion matrix."""
+def image_score(matrix: torch.Tensor) -> ImageScore:
+    """Score of an image with this confusion matrix."""
     right, truth, predicted = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
     pixels = int(truth.sum())
     if not pixels:
-        return PictureScore(None, None, 0, None)
+        return ImageScore(None, None, 0, None)
     shown = truth > 0
     iou = (right.double() / (truth + predicted - right))[shown]
     wrong = matrix - torch.diag(right)
     place = int(wrong.argmax())
     most = int(wrong.flatten()[place])
     confusion = (*divmod(place, len(matrix)), most / pixels) if most else None
-    return PictureScore(float(iou.mean()), int(right.sum()) / pixels, pixels, confusion)
+    return ImageScore(float(iou.mean()), int(right.sum()) / pixels, pixels, confusion)
 
 
 def confusions(scores: dict[str, Any]) -> list[Confusion]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from hf_denseseg.errors import InputError
 
-# COCO's limits of small and large, 32x32 and 96x96 pixels on its usual 640x480 pictures, as shares of a picture.
+# COCO's limits of small and large, 32x32 and 96x96 pixels on its usual 640x480 images, as shares of an image.
 SIZE_LIMITS = (32 * 32 / (640 * 480), 96 * 96 / (640 * 480))
 SIZES = ("small", "medium", "large")
 
@@ -55,11 +55,11 @@ def segments_of(label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def size_counts(prediction: np.ndarray, label: np.ndarray, num_labels: int) -> np.ndarray:
-    """Segments of one picture by class and size, which add up over pictures.
+    """Segments of one image by class and size, which add up over images.
 
     Args:
         prediction: `(H, W)` class ids.
-        label: `(H, W)` class ids and 255 = void; its segments are sorted by their share of all the picture's pixels
+        label: `(H, W)` class ids and 255 = void; its segments are sorted by their share of all the image's pixels
             (`SIZE_LIMITS`; a segment at a limit is the larger).
         num_labels: number of classes C.
 

@@ -1,11 +1,11 @@
-"""Files for the evaluation servers of Cityscapes and ADE20K: one label map per picture of the split, in one zip.
+"""Files for the evaluation servers of Cityscapes and ADE20K: one label map per image of the split, in one zip.
 
-Both servers take 8-bit PNG files of the picture's size that hold the ids of the official label maps, not train ids. A
+Both servers take 8-bit PNG files of the image's size that hold the ids of the official label maps, not train ids. A
 file is found by its name alone, in whatever folder of the zip it lies.
 
-- Cityscapes: `<city>_<sequence>_<frame>*.png`, exactly one for each picture, as its script
+- Cityscapes: `<city>_<sequence>_<frame>*.png`, exactly one for each image, as its script
   `evalPixelLevelSemanticLabeling.py` looks for it; the 19 scored ones of the ids of `labels.py`.
-- ADE20K: the picture's name with the ending `.png`, ids 1 to 150, as the benchmark's development kit says.
+- ADE20K: the image's name with the ending `.png`, ids 1 to 150, as the benchmark's development kit says.
 """
 
 import io
@@ -32,8 +32,8 @@ class Server(NamedTuple):
 
     Args:
         title: name for messages.
-        benchmark: name of its data set.
-        id_pattern: regular expression of the ids of its pictures.
+        benchmark: name of its dataset.
+        id_pattern: regular expression of the ids of its images.
         ending: what follows the id in the names we give.
         free_ending: whether anything may stand between the id and `.png`.
     """
@@ -54,11 +54,11 @@ class Server(NamedTuple):
         """Ids that a file may hold."""
         return set(self.spec.raw_to_train)
 
-    def takes(self, file: str, picture: str) -> bool:
-        """Whether a file of this name (without folders) is the answer to a picture."""
+    def takes(self, file: str, image: str) -> bool:
+        """Whether a file of this name (without folders) is the answer to an image."""
         if self.free_ending:
-            return file.startswith(picture) and file.endswith(".png")
-        return file == f"{picture}.png"
+            return file.startswith(image) and file.endswith(".png")
+        return file == f"{image}.png"
 
 
 SERVERS = {
@@ -93,19 +93,19 @@ def check_target(path: Path) -> None:
         raise InputError(f"--submission {path}: the server takes one zip. Give a path that ends in .zip.")
 
 
-def check_pictures(server: Server, pictures: Iterable[str]) -> None:
-    """Refuse pictures that the server does not know by name, before any work is done.
+def check_images(server: Server, images: Iterable[str]) -> None:
+    """Refuse images that the server does not know by name, before any work is done.
 
     Raises:
         InputError: ids that are repeated or not of the server's form.
     """
-    counts = Counter(pictures)
+    counts = Counter(images)
     faults = [f"{name} occurs {count} times" for name, count in counts.items() if count > 1]
-    faults += [f"{name} is no name of a picture" for name in counts if not re.fullmatch(server.id_pattern, name)]
-    _refuse(faults, f"The pictures cannot be submitted to {server.title}", "Use the official files with their names.")
+    faults += [f"{name} is no name of an image" for name in counts if not re.fullmatch(server.id_pattern, name)]
+    _refuse(faults, f"The images cannot be submitted to {server.title}", "Use the official files with their names.")
 
 
-def encode_answer(server: Server, prediction: np.ndarray) -> bytes:
+def encode_prediction(server: Server, prediction: np.ndarray) -> bytes:
     """PNG file with the official ids of a map `(H, W)` of train ids."""
     raw = server.spec.decode(prediction).astype(np.uint8)
     data = io.BytesIO()
@@ -113,46 +113,46 @@ def encode_answer(server: Server, prediction: np.ndarray) -> bytes:
     return data.getvalue()
 
 
-def validate_submission(path: str | Path, server: str, pictures: Mapping[str, tuple[int, int]]) -> None:
+def validate_submission(path: str | Path, server: str, images: Mapping[str, tuple[int, int]]) -> None:
     """Check a zip, or a folder that is to become one, as the server will read it.
 
     Args:
         path: zip file or folder; folders inside do not matter.
         server: one of `SERVERS`.
-        pictures: id of every picture of the split -> its `(height, width)`.
+        images: id of every image of the split -> its `(height, width)`.
 
     Raises:
-        InputError: a picture without an answer or with several, files that answer none, or a file that is damaged, no
-            8-bit grey PNG, of another size than its picture, or holds ids that are not official. All are listed.
+        InputError: an image without an answer or with several, files that answer none, or a file that is damaged, no
+            8-bit gray PNG, of another size than its image, or holds ids that are not official. All are listed.
     """
     path, rule = Path(path), SERVERS[server]
     if path.is_dir():
         names = {each.relative_to(path).as_posix(): each for each in sorted(path.rglob("*")) if each.is_file()}
-        faults = _faults(names, lambda name: names[name].read_bytes(), rule, pictures)
+        faults = _faults(names, lambda name: names[name].read_bytes(), rule, images)
     else:
         try:
             with zipfile.ZipFile(path) as archive:
                 members = [name for name in archive.namelist() if not name.endswith("/")]
-                faults = _faults(members, archive.read, rule, pictures)
+                faults = _faults(members, archive.read, rule, images)
         except (OSError, zipfile.BadZipFile) as error:
             raise InputError(f"{path} is no zip that can be read ({error}). Write it again.") from error
-    _refuse(faults, f"{path} would be refused by the server of {rule.title}", "Mend or remove them.")
+    _refuse(faults, f"{path} would be refused by the server of {rule.title}", "Fix or remove them.")
 
 
-def pack_submission(folder: Path, path: Path, server: str, pictures: Mapping[str, tuple[int, int]]) -> None:
+def pack_submission(folder: Path, path: Path, server: str, images: Mapping[str, tuple[int, int]]) -> None:
     """Write the zip of a folder of answers, once they are found to be right.
 
     Args:
         folder: the answers.
         path: zip file to write.
         server: one of `SERVERS`.
-        pictures: see `validate_submission`.
+        images: see `validate_submission`.
 
     Raises:
         RunError: `validate_submission` found something; no zip is written.
     """
     try:
-        validate_submission(folder, server, pictures)
+        validate_submission(folder, server, images)
     except InputError as error:
         raise RunError(str(error)) from error
     with atomic_path(path) as aside, zipfile.ZipFile(aside, "w", zipfile.ZIP_STORED) as archive:
@@ -161,46 +161,46 @@ def pack_submission(folder: Path, path: Path, server: str, pictures: Mapping[str
 
 
 def _faults(
-    files: Iterable[str], read: Callable[[str], bytes], server: Server, pictures: Mapping[str, tuple[int, int]]
+    files: Iterable[str], read: Callable[[str], bytes], server: Server, images: Mapping[str, tuple[int, int]]
 ) -> list[str]:
     """What is wrong, a line each."""
-    answers: dict[str, list[str]] = {picture: [] for picture in pictures}
+    answers: dict[str, list[str]] = {image: [] for image in images}
     faults = []
     for file in files:
-        picture = _picture_of(file.rpartition("/")[2], server, answers)
-        if picture is None:
-            faults.append(f"{file} answers no picture of the split")
+        image = _image_of(file.rpartition("/")[2], server, answers)
+        if image is None:
+            faults.append(f"{file} answers no image of the split")
         else:
-            answers[picture].append(file)
-            faults += [f"{file} {fault}" for fault in _file_faults(read(file), server, pictures[picture])]
-    faults += [f"{picture} has no answer" for picture, found in answers.items() if not found]
+            answers[image].append(file)
+            faults += [f"{file} {fault}" for fault in _file_faults(read(file), server, images[image])]
+    faults += [f"{image} has no answer" for image, found in answers.items() if not found]
     return faults + [f"{each} has several: {', '.join(found)}" for each, found in answers.items() if len(found) > 1]
 
 
-def _picture_of(file: str, server: Server, pictures: Mapping[str, list[str]]) -> str | None:
+def _image_of(file: str, server: Server, images: Mapping[str, list[str]]) -> str | None:
     begin = re.match(server.id_pattern, file)
-    picture = begin.group() if begin else ""
-    return picture if picture in pictures and server.takes(file, picture) else None
+    image = begin.group() if begin else ""
+    return image if image in images and server.takes(file, image) else None
 
 
 def _file_faults(data: bytes, server: Server, size: tuple[int, int]) -> list[str]:
     try:
-        with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
-            mode, ids = picture.mode, np.asarray(picture)
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            mode, ids = image.mode, np.asarray(image)
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
         return [f"is no PNG that can be read ({error})"]
     if mode != "L" or ids.dtype != np.uint8:
-        return [f"has the mode {mode}; it must have one grey channel of 8 bits (mode L)"]
+        return [f"has the mode {mode}; it must have one gray channel of 8 bits (mode L)"]
     faults = []
     if ids.shape != size:
-        faults.append(f"is {ids.shape[0]}x{ids.shape[1]}, its picture {size[0]}x{size[1]} (height x width)")
+        faults.append(f"is {ids.shape[0]}x{ids.shape[1]}, its image {size[0]}x{size[1]} (height x width)")
     if odd := sorted(set(np.flatnonzero(np.bincount(ids.ravel(), minlength=256)).tolist()) - server.ids):
         faults.append(f"holds the ids {odd[:8]}, which are not scored; these may be train ids")
     return faults
 
 
-def _refuse(faults: list[str], what: str, remedy: str) -> None:
+def _refuse(faults: list[str], what: str, fix: str) -> None:
     if faults:
         shown = "\n  ".join(faults[:SHOWN_FAULTS])
         more = f"\n  and {len(faults) - SHOWN_FAULTS} more" if len(faults) > SHOWN_FAULTS else ""
-        raise InputError(f"{what}. {remedy}\n  {shown}{more}")
+        raise InputError(f"{what}. {fix}\n  {shown}{more}")

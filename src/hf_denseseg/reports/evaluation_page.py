@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from hf_denseseg.data.labels import LabelSpec
-from hf_denseseg.evaluation.segmentation_scores import Confusion, PictureScore, confusions
+from hf_denseseg.evaluation.segmentation_scores import Confusion, ImageScore, confusions
 from hf_denseseg.evaluation.size_recall import SIZES
 from hf_denseseg.files import write_atomic
 from hf_denseseg.reports.html import class_name, color_style, embedded, number_boxes, percent, whole_page
@@ -61,11 +61,11 @@ class Drawn(NamedTuple):
     """A picture shown on the page."""
 
     name: str
-    score: PictureScore
+    score: ImageScore
     strip: Image.Image
 
 
-def write_tables(output: Path, scores: dict[str, Any], pictures: Iterable[tuple[str, PictureScore]]) -> None:
+def write_tables(output: Path, scores: dict[str, Any], pictures: Iterable[tuple[str, ImageScore]]) -> None:
     """Write `classes.csv`, `images.csv` and `confusion.csv`; fractions, empty where a figure does not exist.
 
     Args:

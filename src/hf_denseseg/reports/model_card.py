@@ -153,7 +153,7 @@ def write_card(folder: Path, results: dict[str, Any], spec: Any) -> None:
         f"{paper['title']} ({paper['venue']}), {results['parameters'] / 1e6:.2f} M parameters, {len(spec.classes)} "
         f"classes, trained for {results['steps']} steps.\n",
         USAGE.format(name="path/to/this/folder", pipeline=tag, call=words.verb, shown=words.printed) + "\n",
-        f"## Results\n\n{results['pictures']} pictures of `{results['dataset']}` ({results['split']}), {protocol}, "
+        f"## Results\n\n{results['images']} pictures of `{results['dataset']}` ({results['split']}), {protocol}, "
         f"{names.scored_on}.\n",
         "| metric | published % | measured % |\n|---|---|---|\n" + "\n".join(rows) + "\n",
         *_class_table(names, scores),

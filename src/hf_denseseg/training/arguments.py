@@ -12,7 +12,7 @@ from hf_denseseg.models.auto.tasks import DETECTION_TASKS, IMAGE_CLASSIFICATION,
 
 logger = logging.getLogger(__name__)
 
-# Names of keys that recipes and runs of before 0.2 hold -> the names of today.
+# Names that recipes and run folders may still hold -> names of today.
 RENAMED_KEYS = {
     "max_class_ratio": "cat_max_ratio",
     "crop_area_range": "scale",
@@ -296,8 +296,7 @@ class TaskTrainingArguments(TrainingArguments):
             self.disable_tqdm = not sys.stderr.isatty()
         # transformers refuses bf16 without an accelerator unless `use_cpu` is set; recipes with bf16 run on CPUs too.
         self.use_cpu = self.use_cpu or (bool(self.bf16) and not torch.accelerator.is_available())
-        # Not for the user to choose: `data` names the tensors, and counts are summed batch by batch.
+        # Not for the user to choose: `data` names the tensors.
         self.remove_unused_columns = False
         self.label_names = ["labels"]
-        self.batch_eval_metrics = True
         super().__post_init__()

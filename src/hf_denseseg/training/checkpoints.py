@@ -97,7 +97,7 @@ def what_is_kept(output_dir: str | Path) -> str:
     """A sentence on where a run that ends now goes on."""
     whole = next((each for each in reversed(checkpoints_of(output_dir)) if fault_of(each) is None), None)
     if whole is None:
-        return "No checkpoint exists yet: the same command starts anew."
+        return "No checkpoint exists yet: the same command starts again."
     return f"{whole.name} is whole: the same command goes on from step {step_of(whole)}; later steps run again."
 
 

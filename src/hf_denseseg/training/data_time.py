@@ -10,17 +10,17 @@ from transformers.trainer_callback import TrainerControl, TrainerState
 
 logger = logging.getLogger(__name__)
 
-MUCH = 0.2
+MUCH = 0.2  # of the time
 
 
-class WaitMeter(TrainerCallback):
-    """Time of the steps of a training loop, and the part of it in which the next batch was not there yet.
+class DataTimeCallback(TrainerCallback):
+    """Times the steps of a training loop, and the part of it in which the next batch was not ready.
 
-    Evaluations, checkpoints and the first step, in which the loader starts its workers, do not count. On a GPU, which
-    works on while the loop already waits, the share is an upper bound of its idle time.
+    Evaluations, checkpoints and the first step, in which the loader starts its workers, do not count. A GPU still
+    computes while the loop waits, so the fraction is an upper bound of its idle time.
 
     Args:
-        trainer: tells the meter when a step ends.
+        trainer: the callback adds itself to it.
     """
 
     def __init__(self, trainer: Any) -> None:
@@ -32,12 +32,12 @@ class WaitMeter(TrainerCallback):
         self._step_waited = 0.0
 
     @property
-    def share(self) -> float | None:
-        """Seconds waited / seconds in all; None before the second step has ended."""
+    def fraction(self) -> float | None:
+        """Seconds waited / seconds in total; None before the second step has ended."""
         return self.waited / self.total if self.total else None
 
     def timed(self, batches: Iterator[Any]) -> Iterator[Any]:
-        """Pass batches on and count the time until each is there."""
+        """Pass batches on, and add up the time until each is ready."""
         while True:
             started = time.perf_counter()
             self._began = started if self._began is None else self._began
@@ -49,7 +49,7 @@ class WaitMeter(TrainerCallback):
             yield batch
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Note that a step has ended."""
+        """Add up the step that has ended."""
         if self._began is not None and self.steps:
             self.total += time.perf_counter() - self._began
             self.waited += self._step_waited
@@ -57,11 +57,11 @@ class WaitMeter(TrainerCallback):
         self._began, self._step_waited = None, 0.0
 
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Say so if much of the time was waited."""
-        if self.share is not None and self.share > MUCH:
+        """Warn if much of the time was spent waiting."""
+        if self.fraction is not None and self.fraction > MUCH:
             logger.warning(
-                "Training waited for its data in %.0f %% of the time. Give more than --dataloader_num_workers %d, if "
-                "there are cores for them; `denseseg data pack` spares them many small files.",
-                100 * self.share,
+                "Training waited for its data %.0f %% of the time. Raise --dataloader_num_workers above %d if there "
+                "are cores; `denseseg data pack` replaces many small files by a few large ones.",
+                100 * self.fraction,
                 args.dataloader_num_workers,
             )

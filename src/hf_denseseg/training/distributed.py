@@ -1,4 +1,4 @@
-"""Several processes on one model: BatchNorm over all of them, and what FSDP needs to know of a model."""
+"""Several processes that train one model: BatchNorm over all of them, and the settings of FSDP."""
 
 import os
 from typing import Any
@@ -32,21 +32,21 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
     """BatchNorm with the statistics of all processes, for CPUs; `torch.nn.SyncBatchNorm` takes CUDA tensors only."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Normalise `(B, C, H, W)` by mean and variance over the pictures of all processes."""
+        """Normalize `(B, C, H, W)` by mean and variance over the images of all processes."""
         if not self.training:
             return super().forward(input)
         maps = input.float()
         count = torch.tensor(float(maps.numel() // maps.shape[1]))
         dist.all_reduce(count)
         mean = _SumOverProcesses.apply(maps.sum((0, 2, 3))) / count
-        centred = maps - mean[:, None, None]
-        variance = _SumOverProcesses.apply(centred.square().sum((0, 2, 3))) / count
+        centered = maps - mean[:, None, None]
+        variance = _SumOverProcesses.apply(centered.square().sum((0, 2, 3))) / count
         if self.track_running_stats:
             self._update_statistics(mean.detach(), variance.detach() * count / (count - 1))
         scale = (variance + self.eps).rsqrt()
         if self.affine:
-            return (centred * (scale * self.weight)[:, None, None] + self.bias[:, None, None]).to(input.dtype)
-        return (centred * scale[:, None, None]).to(input.dtype)
+            return (centered * (scale * self.weight)[:, None, None] + self.bias[:, None, None]).to(input.dtype)
+        return (centered * scale[:, None, None]).to(input.dtype)
 
     @torch.no_grad()
     def _update_statistics(self, mean: torch.Tensor, variance: torch.Tensor) -> None:
@@ -58,7 +58,7 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
 
 
 def sync_batch_norms(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
-    """Let every BatchNorm of a model take its statistics over all processes; weights and names stay."""
+    """Make every BatchNorm of a model compute its statistics over all processes; weights and names stay."""
     if device.type != "cpu":
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)
     for module in model.modules():
@@ -68,7 +68,7 @@ def sync_batch_norms(model: PreTrainedModel, device: torch.device) -> PreTrained
 
 
 def prepare_fsdp(accelerator: Any, args: TaskTrainingArguments, model: PreTrainedModel) -> None:
-    """Choose the parts FSDP cuts a model into, and refuse what does not work with it.
+    """Choose the modules that FSDP shards, and refuse what does not work with it.
 
     Raises:
         InputError: FSDP is asked for without accelerators, in its first version, with sharded checkpoints or with
@@ -78,15 +78,15 @@ def prepare_fsdp(accelerator: Any, args: TaskTrainingArguments, model: PreTraine
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
     if not asked and plugin is None:
         return
-    if plugin is None:  # accelerate would train with DDP, without a word
+    if plugin is None:  # accelerate would train with DDP without saying so
         raise InputError(
-            "FSDP is asked for, but accelerate cuts no model into parts on a CPU. Use scripts/accelerate/cpu.yaml."
+            "FSDP is asked for, but accelerate does not shard models on a CPU. Use scripts/accelerate/cpu.yaml."
         )
     if plugin.fsdp_version != 2:
         raise InputError("FSDP version 1 is not supported: set `fsdp_version: 2` in the accelerate configuration.")
     if "FULL" not in str(plugin.state_dict_type):
         raise InputError(
-            f"Checkpoints in parts ({plugin.state_dict_type}) cannot be opened with `from_pretrained`: set "
+            f"Sharded checkpoints ({plugin.state_dict_type}) cannot be opened with `from_pretrained`: set "
             "`fsdp_state_dict_type: FULL_STATE_DICT` in the accelerate configuration."
         )
     if args.ema_decay is not None:
@@ -95,20 +95,20 @@ def prepare_fsdp(accelerator: Any, args: TaskTrainingArguments, model: PreTraine
         # A class that another variant of the family has would be refused.
         there = {type(module).__name__ for module in model.modules()}
         plugin.transformer_cls_names_to_wrap = sorted(set(model._no_split_modules or ()) & there)
-    # accelerate would cut out the first layer too: within a part that is cut out already, or used without its call.
+    # accelerate would shard the input embeddings too: within a sharded module, or used without a call.
     setattr(model, "get_input_embeddings", lambda: None)  # noqa: B010
 
 
-def whole_copy(model: nn.Module, device: torch.device) -> PreTrainedModel:
-    """A plain copy, on every process, of a model that FSDP has cut into parts; all processes must call it."""
+def unsharded_copy(model: nn.Module, device: torch.device) -> PreTrainedModel:
+    """An unsharded copy, on every process, of a model that FSDP has sharded; all processes must call it."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
     weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
     kind: Any = next(each for each in type(model).__mro__ if not each.__name__.startswith("FSDP"))
-    with torch.random.fork_rng(devices=[]):  # its first weights are drawn, and dropped
+    with torch.random.fork_rng(devices=[]):  # its random weights are replaced below
         copy = kind(model.config)
     copy.load_state_dict(weights)
     copy = copy.to(device).eval()
-    for buffer in copy.buffers():  # statistics may differ where BatchNorm is not synced; those of the first count
+    for buffer in copy.buffers():  # statistics differ if BatchNorm is not synced; those of the first process count
         dist.broadcast(buffer, 0)
     return copy

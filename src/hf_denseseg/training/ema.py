@@ -1,4 +1,4 @@
-"""The exponential moving average of a model's weights, kept beside those that are trained."""
+"""The exponential moving average of a model's weights, kept beside the trained ones."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from hf_denseseg.errors import InputError
 
 
-class AveragedWeights:
+class ExponentialMovingAverage:
     """Exponential moving average of weights and BatchNorm statistics (`torch.optim.swa_utils`), saved with a run."""
 
     def __init__(self, decay: float) -> None:
@@ -20,11 +20,11 @@ class AveragedWeights:
         self.average: AveragedModel | None = None
 
     def start(self, model: nn.Module) -> None:
-        """Begin with a copy of `model`."""
+        """Start from a copy of `model`."""
         self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(self.decay), use_buffers=True)
 
     def update(self, model: nn.Module) -> None:
-        """Average in the weights of `model`."""
+        """Update the average with the weights of `model`."""
         assert self.average is not None
         self.average.update_parameters(model)
 
@@ -44,7 +44,7 @@ class AveragedWeights:
 
     @contextmanager
     def swapped_into(self, model: nn.Module) -> Iterator[None]:
-        """Put the averaged state into `model` for a block."""
+        """Run a block with the averaged state in `model`."""
         assert self.average is not None
         trained = {name: value.detach().clone() for name, value in model.state_dict().items()}
         model.load_state_dict(self.average.module.state_dict())

@@ -78,16 +78,16 @@ def polynomial_schedule(
 ) -> LambdaLR:
     """Let every group fall from its own learning rate to the same floor, as mmcv's `poly` policy with `min_lr` does.
 
-    After a linear warm-up: `(start - lr_end) * (1 - step / steps) ** power + lr_end`. The schedule of transformers
+    After a linear warmup: `(start - lr_end) * (1 - step / steps) ** power + lr_end`. The schedule of transformers
     multiplies all groups by one factor: a head with ten times the rate would end at ten times the floor.
 
     Args:
         optimizer: its groups hold the rates to start from.
-        warmup_steps: optimizer steps of the warm-up.
+        warmup_steps: optimizer steps of the warmup.
         total_steps: optimizer steps in all.
         power: exponent; 1 is a straight line.
         lr_end: learning rate after the last step.
-        warmup_start: learning rate of the first step of the warm-up.
+        warmup_start: learning rate of the first step of the warmup.
 
     Raises:
         InputError: a group does not start above the floor.
@@ -105,7 +105,7 @@ def cosine_schedule(
     lr_end: float = 0.0,
     warmup_start: float = 0.0,
 ) -> LambdaLR:
-    """Let every group fall along half a cosine to the same floor, after a linear warm-up from a given rate.
+    """Let every group fall along half a cosine to the same floor, after a linear warmup from a given rate.
 
     `lr_end + (start - lr_end) * (1 + cos(pi * step / steps)) / 2`; arguments as for `polynomial_schedule`. The cosine
     of transformers warms up from 0 and has its floor as a share.
@@ -161,15 +161,15 @@ def step_schedule(
     warmup_steps: int = 0,
     warmup_start: float = 0.0,
 ) -> LambdaLR:
-    """Constant, and at each drop `factor` times what it was (mmcv's `step` policy), after a linear warm-up.
+    """Constant, and at each drop `factor` times what it was (mmcv's `step` policy), after a linear warmup.
 
     Args:
         optimizer: its groups hold the rates to start from.
         total_steps: optimizer steps in all.
         drop_at: share of the steps before the drop, between 0 and 1; several for several drops.
         factor: what the learning rates are multiplied with at each drop.
-        warmup_steps: optimizer steps of the warm-up.
-        warmup_start: learning rate of the first step of the warm-up.
+        warmup_steps: optimizer steps of the warmup.
+        warmup_start: learning rate of the first step of the warmup.
 
     Raises:
         InputError: `drop_at` is no share, or not in order.

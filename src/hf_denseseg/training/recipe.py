@@ -11,7 +11,7 @@ import yaml
 
 from hf_denseseg.errors import InputError, unknown_name
 from hf_denseseg.models.auto.tasks import SEMANTIC_SEGMENTATION, TASKS
-from hf_denseseg.training.arguments import DataArguments, ModelArguments, TaskTrainingArguments
+from hf_denseseg.training.arguments import RENAMED_KEYS, DataArguments, ModelArguments, TaskTrainingArguments
 from hf_denseseg.training.tasks import get_task
 from hf_denseseg.training.tasks.task import Task
 
@@ -146,6 +146,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 def _check(values: dict[str, Any], where: str) -> None:
     fields = recipe_fields()
     for key, value in values.items():
+        if key in RENAMED_KEYS:
+            raise InputError(f"{where}: {key} has another name now. Did you mean {RENAMED_KEYS[key]!r}?")
         if key not in fields:
             hint = unknown_name("key", str(key), fields, otherwise="`denseseg train --keys` lists the keys.")
             raise InputError(f"{where}: {hint}")

@@ -1,4 +1,4 @@
-"""One run from recipe to report: load data and model, train or evaluate, and write what a reader needs."""
+"""One run from recipe to report: load data and model, train or evaluate, and write the results."""
 
 import json
 import logging
@@ -33,7 +33,7 @@ from hf_denseseg.models.auto.registration import (
 from hf_denseseg.models.auto.tasks import SEMANTIC_SEGMENTATION, task_of_class
 from hf_denseseg.reports.model_card import write_card
 from hf_denseseg.reports.run_page import format_scores, write_report
-from hf_denseseg.training.arguments import ModelArguments, TaskTrainingArguments
+from hf_denseseg.training.arguments import RENAMED_KEYS, ModelArguments, TaskTrainingArguments
 from hf_denseseg.training.checkpoints import explain_failed_save, last_complete_checkpoint, step_of
 from hf_denseseg.training.recipe import Recipe
 from hf_denseseg.training.tasks.task import Task
@@ -42,19 +42,19 @@ from hf_denseseg.visualization.learning_curve import save_learning_curve
 
 logger = logging.getLogger(__name__)
 
-CHECKED_PICTURES = 64
-# Keys that change where a run writes or how fast it goes, not what comes out.
+CHECKED_SAMPLES = 64
+# Keys that change where a run writes or how fast it is, not its result.
 FREE_KEYS = {
     *("output_dir", "data_root", "dataloader_num_workers"),
     *("disable_tqdm", "report_to", "logging_steps", "run_name"),
 }
-# Their product with the number of processes must stay, so that a run may go on with other machines.
+# Their product with the number of processes must stay the same: a run may continue on other machines.
 BATCH_KEYS = {"per_device_train_batch_size", "gradient_accumulation_steps"}
 BATCH_NOTE = "batch.json"
 
 
 def train(recipe: Recipe) -> dict[str, Any]:
-    """Train (or go on training) a recipe and write the run folder.
+    """Train a recipe, or continue its run, and write the run folder.
 
     Returns:
         What `results.json` holds.
@@ -63,9 +63,9 @@ def train(recipe: Recipe) -> dict[str, Any]:
         InputError: recipe, data or folder cannot be used; nothing was trained.
     """
     output = check_output_folder(recipe.training.output_dir or ".")
-    finished = _settle_folder(recipe, output)
+    finished = _prepare_folder(recipe, output)
     if finished is not None:
-        logger.info("%s holds this run, finished. Give another --output_dir to train again.", output)
+        logger.info("%s holds this run already, finished. Give another --output_dir to train again.", output)
         return finished
     set_seed(recipe.training.seed)
     train_data, eval_data = load_data(recipe, "train"), load_data(recipe, "eval")
@@ -80,15 +80,15 @@ def train(recipe: Recipe) -> dict[str, Any]:
         "evaluation_cpu_seconds": trainer.evaluation_cpu_seconds,
         "resumed_from_step": 0 if checkpoint is None else step_of(checkpoint),
         "peak_memory_bytes": _peak_memory(),
-        "data_wait_fraction": trainer.waiting.share,
+        "data_wait_fraction": trainer.data_time.fraction,
     }
     if recipe.training.load_best_model_at_end or trainer.scores.get("step") != trainer.state.global_step:
         trainer.evaluate()
     results = _results(recipe, trainer, eval_data) | {"training": cost, "history": trainer.state.log_history}
-    with explain_failed_save(output / "model"), trainer.whole_model(), trainer.weights_to_keep():
+    with explain_failed_save(output / "model"), trainer.unsharded_model(), trainer.weights_to_keep():
         trainer.save_model(str(output / "model"))
         if trainer.is_world_process_zero():
-            # A pickle with this machine's paths: of use to a resumed run, not to who gets the model.
+            # A pickle with paths of this machine: needed to resume a run, not to use the model.
             (output / "model" / "training_args.bin").unlink(missing_ok=True)
             _write_outputs(recipe.task, output, results, trainer)
     trainer.accelerator.wait_for_everyone()
@@ -96,14 +96,14 @@ def train(recipe: Recipe) -> dict[str, Any]:
 
 
 def evaluate(recipe: Recipe) -> dict[str, Any]:
-    """Score a checkpoint, print the per-class table and write `results.json` and what else the task has to show.
+    """Score a checkpoint, print the per-class table, and write `results.json` and the tables and pages of the task.
 
     Without a `test_` key in the recipe, the protocol saved with the checkpoint is used.
     """
     output = check_output_folder(recipe.training.output_dir or ".")
     eval_data = load_data(recipe, "eval")
     trainer = _build_evaluator(recipe, eval_data)
-    with recipe.task.evaluated(trainer):
+    with trainer.resumable_evaluation():
         results = _results(recipe, trainer, eval_data) | {"command": _evaluation_command(recipe)}
         if trainer.is_world_process_zero():
             recipe.task.write_evaluation(trainer, results, output)
@@ -114,14 +114,14 @@ def evaluate(recipe: Recipe) -> dict[str, Any]:
 
 
 def submit(recipe: Recipe, path: Path) -> None:
-    """Answer the evaluation split, whose labels need not be known, in the form of its server; see `submission`.
+    """Predict the evaluation split, whose labels need not be known, in the format of its server; see `submission`.
 
     Raises:
         InputError: no server is known for the data, or the data, the checkpoint or `path` cannot be used.
-        RunError: the answers would be refused by the server.
+        RunError: the server would refuse the predictions.
     """
     from hf_denseseg.evaluation.submission import check_target, server_for
-    from hf_denseseg.training.tasks.submission import submit as answer
+    from hf_denseseg.training.tasks.submission import submit as predict_split
 
     if recipe.task.name != SEMANTIC_SEGMENTATION:
         raise InputError(
@@ -130,18 +130,18 @@ def submit(recipe: Recipe, path: Path) -> None:
     check_target(path)
     check_output_folder(recipe.training.output_dir or ".")
     check_output_folder(path.parent)
-    eval_data = recipe.task.load(recipe.data, "eval")  # its labels may all be void
+    eval_data = recipe.task.load(recipe.data, "eval")  # all of its labels may be ignored
     server = server_for(eval_data.spec)
-    answer(_build_evaluator(recipe, eval_data), server, path)
+    predict_split(_build_evaluator(recipe, eval_data), server, path)
 
 
 def _build_evaluator(recipe: Recipe, eval_data: Any) -> Any:
-    """Trainer with a checkpoint, which tests by the recipe's protocol or, if it says none, by the checkpoint's."""
+    """Trainer with a checkpoint; the test protocol is the recipe's or, if it names none, the checkpoint's."""
     model = load_trained_model(recipe.model.model, recipe.model.task)
     if model.config.num_labels != eval_data.spec.num_labels:
         raise InputError(
-            f"{recipe.model.model} knows {model.config.num_labels} classes, {eval_data.spec.name} has "
-            f"{eval_data.spec.num_labels}. Give the data set the checkpoint was trained on."
+            f"{recipe.model.model} has {model.config.num_labels} classes, {eval_data.spec.name} has "
+            f"{eval_data.spec.num_labels}. Give the dataset the checkpoint was trained on."
         )
     trainer = build_trainer(recipe, model, eval_data)
     if not any(key.startswith("test_") for key in recipe.given):
@@ -172,7 +172,7 @@ def build_model(arguments: ModelArguments, spec: Any) -> PreTrainedModel:
     if arguments.model not in list_models():
         if not Path(arguments.model).exists() and arguments.model.count("/") != 1:
             raise InputError(unknown_name("model (neither a folder nor a hub id)", arguments.model, list_models()))
-        # A head for other classes is made anew; the rest is what the checkpoint learned.
+        # A head for other classes starts from random weights; the rest is the checkpoint's.
         return load_trained_model(arguments.model, arguments.task, ignore_mismatched_sizes=True, **labels, **overrides)
     _check_task(arguments)
     fields = labels | overrides
@@ -205,21 +205,22 @@ def build_image_processor(recipe: Recipe, model: PreTrainedModel) -> Any:
     return AutoImageProcessor.from_pretrained(recipe.model.model, **(options if wanted else {}))
 
 
-def _settle_folder(recipe: Recipe, output: Path) -> dict[str, Any] | None:
-    """Refuse a folder of another run, give the results of a finished one, else note the recipe."""
+def _prepare_folder(recipe: Recipe, output: Path) -> dict[str, Any] | None:
+    """Refuse the folder of another run, return the results of a finished one, else write down the recipe."""
     note, batch_note = output / "recipe.yaml", output / BATCH_NOTE
     args = recipe.training
     batch = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
     if note.exists():
         import yaml
 
-        there = yaml.safe_load(note.read_text()) or {}
+        there = {RENAMED_KEYS.get(key, key): value for key, value in (yaml.safe_load(note.read_text()) or {}).items()}
         keys = [key for key in there.keys() | recipe.given.keys() if there.get(key) != recipe.given.get(key)]
         differing = sorted(set(keys) - FREE_KEYS - BATCH_KEYS)
-        before = json.loads(batch_note.read_text())["pictures_per_step"] if batch_note.exists() else batch
+        noted = json.loads(batch_note.read_text()) if batch_note.exists() else {}
+        before = noted.get("total_batch_size", noted.get("pictures_per_step", batch))  # the latter in older runs
         if before != batch:
             raise InputError(
-                f"{output} holds a run with {before} pictures per step, now there are {batch}: {args.world_size} "
+                f"{output} holds a run with a total batch size of {before}, now it is {batch}: {args.world_size} "
                 f"processes x per_device_train_batch_size {args.train_batch_size} x gradient_accumulation_steps "
                 f"{args.gradient_accumulation_steps}. Choose factors with the product {before}, or another "
                 "--output_dir."
@@ -230,13 +231,13 @@ def _settle_folder(recipe: Recipe, output: Path) -> dict[str, Any] | None:
         if (output / "results.json").exists():
             return json.loads((output / "results.json").read_text())
     else:
-        write_atomic(batch_note, json.dumps({"pictures_per_step": batch}) + "\n")
+        write_atomic(batch_note, json.dumps({"total_batch_size": batch}) + "\n")
         write_atomic(note, recipe.to_yaml())
     return None
 
 
 def _checkpoint_for_all(output: Path, args: TaskTrainingArguments) -> Path | None:
-    """Newest whole checkpoint, found by the main process alone, since it removes what is damaged."""
+    """Newest complete checkpoint, found by the main process alone, since it removes damaged ones."""
     found: list[Path | None] = [last_complete_checkpoint(output) if args.process_index == 0 else None]
     if args.world_size > 1:
         torch.distributed.broadcast_object_list(found)
@@ -247,13 +248,13 @@ def _checkpoint_for_all(output: Path, args: TaskTrainingArguments) -> Path | Non
         raise InputError(
             f"{checkpoint} is not visible from {platform.node()}. Put --output_dir on storage that all machines share."
         )
-    logger.info("Going on from %s.", checkpoint)
+    logger.info("Continuing from %s.", checkpoint)
     states = {path.name for path in checkpoint.glob("rng_state*")}
     own = "rng_state.pth" if args.world_size == 1 else f"rng_state_{args.world_size - 1}.pth"
     if states and (own not in states or f"rng_state_{args.world_size}.pth" in states):
         logger.warning(
-            "%s was saved by %d processes, now there are %d: order and augmentation go on as they were, drop-out "
-            "draws other numbers.",
+            "%s was saved by %d processes, now there are %d: order and augmentation continue unchanged, dropout draws "
+            "other numbers.",
             checkpoint,
             len(states),
             args.world_size,
@@ -262,13 +263,13 @@ def _checkpoint_for_all(output: Path, args: TaskTrainingArguments) -> Path | Non
 
 
 def load_data(recipe: Recipe, part: str) -> Any:
-    """Load the train or eval split and look through its first pictures.
+    """Load the train or eval split and check some of its images.
 
     Raises:
-        InputError: a picture or label is faulty; each fault with its file and remedy.
+        InputError: an image or label is faulty; each fault with its file and a way to fix it.
     """
     data = recipe.task.load(recipe.data, part)
-    faults = recipe.task.check(data, CHECKED_PICTURES)
+    faults = recipe.task.check(data, CHECKED_SAMPLES)
     if faults:
         shown = "\n  ".join(str(fault) for fault in faults[:5])
         more = f"\n  and {len(faults) - 5} more" if len(faults) > 5 else ""
@@ -307,7 +308,7 @@ def _results(recipe: Recipe, trainer: TaskTrainer, eval_data: Any) -> dict[str, 
 
 
 def _write_outputs(task: Task, output: Path, results: dict[str, Any], trainer: TaskTrainer) -> None:
-    """Curve, pictures, card and page; `results.json` last, since it marks the run as finished."""
+    """Curve, images, card and page; `results.json` last, since it marks the run as finished."""
     key, label = SCORE_NAMES[task.name].main_metric
     save_learning_curve(results["history"], output / "learning_curve.png", f"eval_{key}", label)
     task.draw_results(trainer, output / "images.png")
@@ -319,13 +320,13 @@ def _write_outputs(task: Task, output: Path, results: dict[str, Any], trainer: T
 
 
 def _cpu_seconds() -> float:
-    """CPU time of this process and of its workers that have ended."""
+    """CPU time of this process and of its finished workers."""
     own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
     return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
 
 
 def _peak_memory() -> int:
-    """Peak bytes on the accelerator, or of this process."""
+    """Peak memory in bytes: of the accelerator, or of this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -4,7 +4,6 @@ import json
 import logging
 import pickle
 import time
-from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_callback import TrainerControl, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
@@ -23,9 +22,10 @@ from hf_denseseg.files import write_atomic
 from hf_denseseg.models.auto.remote_code import write_shim
 from hf_denseseg.training.arguments import TaskTrainingArguments
 from hf_denseseg.training.checkpoints import explain_failed_save, mark_complete, what_is_kept
-from hf_denseseg.training.data_time import WaitMeter
-from hf_denseseg.training.distributed import prepare_fsdp, sync_batch_norms, whole_copy
-from hf_denseseg.training.ema import AveragedWeights
+from hf_denseseg.training.data_time import DataTimeCallback
+from hf_denseseg.training.distributed import prepare_fsdp, sync_batch_norms, unsharded_copy
+from hf_denseseg.training.ema import ExponentialMovingAverage
+from hf_denseseg.training.evaluation import EvaluatingTrainer
 from hf_denseseg.training.optimization import cosine_schedule, parameter_groups, polynomial_schedule, step_schedule
 
 logger = logging.getLogger(__name__)
@@ -33,12 +33,12 @@ logger = logging.getLogger(__name__)
 EMA_FILE, FSDP_FILE = "ema.safetensors", "pytorch_model_fsdp.bin"
 
 
-class TaskTrainer(Trainer):
+class TaskTrainer(EvaluatingTrainer):
     """What training has in common in all tasks; a task adds its loss, its batches and its scores.
 
-    Training batches hold uint8 pictures, normalised here on the device (floating ones are taken as they are).
-    Evaluation gathers a few numbers per picture, so that its memory stays flat and several processes count every
-    picture once.
+    Training batches hold uint8 images, normalized here on the device (floating ones are taken as they are).
+    Evaluation gathers a few numbers per image, so that its memory stays flat and several processes count every
+    image once.
 
     Args:
         model: a model with a head for the task.
@@ -46,7 +46,6 @@ class TaskTrainer(Trainer):
         image_processor: gives mean and std, and is saved with the checkpoints.
         spec: names of the classes; its `to_dict()` is saved with the checkpoints.
         train_collator: makes a training batch of samples.
-        eval_collator: makes an evaluation batch of samples.
         train_dataset: indexed by `(epoch, index)`, see `EpochSampler`.
         eval_dataset: indexed by a plain index.
     """
@@ -64,16 +63,13 @@ class TaskTrainer(Trainer):
         image_processor: Any,
         spec: Any,
         train_collator: Callable[[list[Any]], Any],
-        eval_collator: Callable[[list[Any]], Any],
         train_dataset: Any = None,
         eval_dataset: Any = None,
         **kwargs: Any,
     ) -> None:
         self.spec = spec
-        self.scores: dict[str, Any] = {}
         self.evaluation_cpu_seconds = 0.0
         self._keeps_trained = False
-        self.eval_collator = eval_collator
         self._sampler: EpochSampler | None = None
         if args.sync_batch_norm and args.world_size > 1:
             model = sync_batch_norms(model, args.device)
@@ -87,28 +83,14 @@ class TaskTrainer(Trainer):
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=image_processor,
-            compute_metrics=self.accumulate,
             **kwargs,
         )
         self.model_accepts_loss_kwargs = False  # our losses are means, see `compute_loss`
         prepare_fsdp(self.accelerator, args, model)
         self.mean, self.std = torch.tensor(image_processor.image_mean), torch.tensor(image_processor.image_std)
-        self.ema = None if args.ema_decay is None else AveragedWeights(args.ema_decay)
+        self.ema = None if args.ema_decay is None else ExponentialMovingAverage(args.ema_decay)
         self.add_callback(_TrainingHooks(self))
-        self.waiting = WaitMeter(self)
-
-    @property
-    @abstractmethod
-    def protocol(self) -> dict[str, Any]:
-        """How pictures are tested, as `results.json` tells it."""
-
-    @abstractmethod
-    def accumulate(self, prediction: EvalPrediction, compute_result: bool = False) -> dict[str, float]:
-        """Take in one gathered batch of `prediction_step`; after the last one set `scores` and return the means."""
-
-    @abstractmethod
-    def reset_scores(self) -> None:
-        """Forget what `accumulate` has taken in."""
+        self.data_time = DataTimeCallback(self)
 
     # Training
 
@@ -167,7 +149,7 @@ class TaskTrainer(Trainer):
         """As in transformers; a fault of the data or of a loader worker ends it with one sentence.
 
         Raises:
-            RunError: a picture cannot be read, a loader worker died, or a checkpoint cannot be written.
+            RunError: an image cannot be read, a loader worker died, or a checkpoint cannot be written.
             InputError: the same, before the first step, or a state in the checkpoint that would run code.
         """
         checkpoint = kwargs.get("resume_from_checkpoint")
@@ -205,12 +187,12 @@ class TaskTrainer(Trainer):
             ) from error
 
     def loss_weight(self, inputs: dict[str, Any]) -> torch.Tensor:
-        """What the mean loss of a batch is a mean over: its pictures. A scalar."""
+        """What the mean loss of a batch is a mean over: its images. A scalar."""
         return torch.tensor(float(len(inputs["pixel_values"])))
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
         """The batches of one step, and what one of them weighs on the average, over all processes."""
-        samples, _ = super().get_batch_samples(self.waiting.timed(epoch_iterator), num_batches, device)
+        samples, _ = super().get_batch_samples(self.data_time.timed(epoch_iterator), num_batches, device)
         if not samples or (len(samples) == 1 and self.args.world_size == 1):
             return samples, None
         mean = torch.stack([self.loss_weight(batch) for batch in samples]).mean().to(device)
@@ -241,26 +223,16 @@ class TaskTrainer(Trainer):
 
     # Evaluation
 
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """As in transformers, with the task's own collation, and every picture whatever training drops."""
-        collator, self.data_collator = self.data_collator, self.eval_collator
-        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
-        try:
-            return super().get_eval_dataloader(eval_dataset)
-        finally:
-            self.data_collator, self.args.dataloader_drop_last = collator, drop_last
-
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate (with the averaged weights, if there are any); `self.scores` keeps the per-class table."""
-        self.reset_scores()
         started = time.process_time()
-        with self._explain_loader_faults(), self.whole_model(), self.averaged_weights():
-            scores = super().evaluate(*args, **kwargs)
+        with self._explain_loader_faults(), self.unsharded_model(), self.averaged_weights():
+            metrics = super().evaluate(*args, **kwargs)
         self.evaluation_cpu_seconds += time.process_time() - started
-        return scores
+        return metrics
 
     @contextmanager
-    def whole_model(self) -> Iterator[None]:
+    def unsharded_model(self) -> Iterator[None]:
         """Run a block with a whole, plain copy of the model if FSDP has cut it into parts.
 
         Under FSDP every call of the model is a meeting of all processes; in evaluation they call it unequally often.
@@ -268,7 +240,7 @@ class TaskTrainer(Trainer):
         if not self.is_fsdp_enabled:
             yield
             return
-        parts, self.model = self.model, whole_copy(self.model, self.args.device)
+        parts, self.model = self.model, unsharded_copy(self.model, self.args.device)
         self.is_fsdp_enabled = False
         try:
             yield
@@ -367,7 +339,7 @@ def warn_of_stale_statistics(config: Any, steps: int) -> None:
     if kept > 0.2:
         logger.warning(
             "After %d steps BatchNorm still holds %.0f %% of the statistics it begins with: its momentum is for "
-            "longer runs, and pictures will be answered badly. Set `config_overrides: {batch_norm_momentum: 0.1}`.",
+            "longer runs, and images will be answered badly. Set `config_overrides: {batch_norm_momentum: 0.1}`.",
             steps,
             100 * kept,
         )

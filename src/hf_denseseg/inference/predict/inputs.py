@@ -1,4 +1,4 @@
-"""Find what is to be labelled (pictures, videos, streams) and hand it on picture by picture."""
+"""Find the images, videos and streams to predict, and give them image by image."""
 
 import glob
 import os
@@ -14,14 +14,14 @@ from hf_denseseg.data.reading.images import read_image
 from hf_denseseg.errors import InputError
 from hf_denseseg.inference.predict.video import is_address, read_frames
 
-PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
+IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 VIDEOS = {".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".y4m"}
-MAX_PIXELS = 178_956_970  # above it Pillow too takes a picture for a decompression bomb
+MAX_PIXELS = 178_956_970  # Pillow too takes a larger image for a decompression bomb
 
 
 @dataclass(frozen=True)
 class Source:
-    """A picture, a video file or a stream.
+    """An image, a video file or a stream.
 
     Args:
         name: of its results, without ending.
@@ -37,7 +37,7 @@ class Source:
         """Size and time of the file; results made from another state are out of date. Nothing of a stream.
 
         Raises:
-            InputError: the file is gone or cannot be looked at.
+            InputError: the file is gone or cannot be read.
         """
         if self.kind == "stream":
             return {}
@@ -50,13 +50,13 @@ class Source:
 
 @dataclass(frozen=True)
 class Item:
-    """One picture, or one frame of a video.
+    """One image, or one frame of a video.
 
     Args:
         name: of its results, without ending.
         number: place in its source.
         facts: what the record says of it besides its source.
-        read: opens the picture in mode RGB.
+        read: opens the image in mode RGB.
     """
 
     name: str
@@ -67,14 +67,14 @@ class Item:
 
 @dataclass
 class Found:
-    """Sources in the order they were given, and `{"source", "reason"}` of what could not be looked at."""
+    """Sources in the order they were given, and `{"source", "reason"}` of what could not be read."""
 
     sources: list[Source]
     failed: list[dict[str, str]]
 
 
 def find_sources(inputs: list[str], output: Path) -> Found:
-    """Find pictures and videos of files, folders, globs, lists (`@FILE`), addresses and standard input (`-`).
+    """Find images and videos of files, folders, globs, lists (`@FILE`), addresses and standard input (`-`).
 
     A folder is searched through; one without rights inside it, and a missing file of a list, go to `failed`.
 
@@ -83,7 +83,7 @@ def find_sources(inputs: list[str], output: Path) -> Found:
         output: nothing inside this folder is taken.
 
     Raises:
-        InputError: an input does not exist, or there is nothing to label in it.
+        InputError: an input does not exist, or holds no image or video.
     """
     found = Found([], [])
     candidates: dict[str, tuple[str, str, str]] = {}
@@ -95,7 +95,7 @@ def find_sources(inputs: list[str], output: Path) -> Found:
         files = list(_files_of(given, output, found.failed))
         if not files and not any(row["source"].startswith(given.removeprefix("@")) for row in found.failed):
             raise InputError(
-                f"{given} leads to no picture. Give a file, a folder with {', '.join(sorted(PICTURES | VIDEOS))}, "
+                f"{given} leads to no image. Give a file, a folder with {', '.join(sorted(IMAGES | VIDEOS))}, "
                 "a glob, @FILE with one path a line, an address such as rtsp://HOST/PATH, or - for standard input."
             )
         for file in files:
@@ -145,11 +145,11 @@ def _paths_of(given: str, failed: list[dict[str, str]]) -> Iterator[tuple[Path, 
     elif folder.is_dir():
 
         def refuse(error: OSError) -> None:
-            reason = f"Folder {error.filename} cannot be searched: {error.strerror}. Mend its rights."
+            reason = f"Folder {error.filename} cannot be read: {error.strerror}. Change its permissions."
             failed.append({"source": str(error.filename), "reason": reason})
 
         walked = [Path(at, file) for at, _, files in os.walk(folder, onerror=refuse) for file in files]
-        for path in sorted(path for path in walked if path.suffix.lower() in PICTURES | VIDEOS):
+        for path in sorted(path for path in walked if path.suffix.lower() in IMAGES | VIDEOS):
             yield path, path.relative_to(folder)
     else:
         paths = [folder] if folder.exists() else sorted(map(Path, glob.glob(given, recursive=True)))
@@ -165,33 +165,33 @@ def _listed(path: Path) -> list[Path]:
 
 
 def items_of(
-    source: Source, every: int = 1, max_pixels: int = MAX_PIXELS, share: tuple[int, int] = (0, 1)
+    source: Source, frame_stride: int = 1, max_pixels: int = MAX_PIXELS, process: tuple[int, int] = (0, 1)
 ) -> Iterator[Item]:
-    """The picture of a source, or the frames of a video that fall to this process.
+    """The image of a source, or the frames of a video that fall to this process.
 
     Args:
         source: where they come from.
-        every: of a video each `every`-th frame is taken, from the first on.
-        max_pixels: a larger picture is refused before it is decoded.
-        share: number of this process and of all; the chosen frames are dealt out in turn.
+        frame_stride: of a video every N-th frame is taken, from the first on.
+        max_pixels: a larger image is refused before it is decoded.
+        process: rank of this process and number of all; the frames are dealt out in turn.
 
     Raises:
         InputError: a video that cannot be read, or breaks off; frames before that are handed on.
     """
     if source.kind == "image":
-        yield Item(source.name, 0, lambda: read_picture(source.origin, max_pixels))
+        yield Item(source.name, 0, lambda: read_input_image(source.origin, max_pixels))
         return
-    for frame in read_frames(source.origin, every, max_pixels):
-        if frame.number // every % share[1] == share[0]:
+    for frame in read_frames(source.origin, frame_stride, max_pixels):
+        if frame.number // frame_stride % process[1] == process[0]:
             facts = {"frame": frame.number, "seconds": frame.seconds, "frame_rate": frame.rate}
             yield Item(f"{source.name}/{frame.number:06d}", frame.number, frame.read, facts)
 
 
-def read_picture(path: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Read a picture as `read_image` does, after a look at the size that its header names.
+def read_input_image(path: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Read an image as `read_image` does, if the size that its header names is not too large.
 
     Raises:
-        InputError: missing, empty, damaged, no picture, or more than `max_pixels`.
+        InputError: missing, empty, damaged, no image, or more than `max_pixels`.
     """
     with _pillows_limit_lifted():
         try:
@@ -201,7 +201,7 @@ def read_picture(path: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
             width = height = 0  # `read_image` says what is wrong with the file
         if width * height > max_pixels:
             raise InputError(
-                f"Picture {path} claims {height}x{width} pixels, more than {max_pixels} (it may be a decompression "
+                f"Image {path} claims {height}x{width} pixels, more than {max_pixels} (it may be a decompression "
                 f"bomb). If you trust it, give --max_pixels {width * height}."
             )
         return read_image(path)

@@ -1,8 +1,8 @@
-"""What an evaluation has counted so far, on disk, so that a killed one goes on where it was.
+"""What a run over many images has done so far, on disk, so that a killed run continues where it stopped.
 
-Each process has a file of its own, with one line per picture: the counts that are not zero, the checksum of the
-picture and its label, and the checksum of the line. A line is handed to the system before the next picture is begun:
-a kill loses the picture at hand and nothing else. A line cut short is not read.
+Prediction, evaluation and submission share this format. Each process appends to a file of its own, one line per image:
+a checksum of the line, and as JSON the image's key, the state of its content and its record. A line is flushed before
+the next image begins, so a kill loses the image at hand and nothing else. A line that was cut short is not read.
 """
 
 import hashlib
@@ -10,7 +10,7 @@ import json
 import logging
 import shutil
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -22,114 +22,124 @@ from hf_denseseg.files import write_atomic
 logger = logging.getLogger(__name__)
 
 KEY_FILE = "key.json"
+FORMAT = 2  # of the lines
+
+Key = int | str
 
 
-class Record(NamedTuple):
-    """One counted picture.
+class Entry(NamedTuple):
+    """One finished image.
 
     Args:
-        number: its place in the data set.
-        id: its name.
-        check: checksum of its content, see `content_check`.
-        places: where its counts are not zero.
-        amounts: the counts there.
+        key: its number in the dataset, or its name.
+        state: JSON value that identifies its content; an entry of another state is out of date.
+        record: what was found, as JSON values.
     """
 
-    number: int
-    id: str
-    check: int
-    places: list[int]
-    amounts: list[int]
-
-    @classmethod
-    def of(cls, number: int, name: str, check: int, counts: torch.Tensor) -> "Record":
-        """Record of what `count_picture` gave."""
-        places = counts.nonzero().flatten()
-        return cls(number, name, check, places.tolist(), counts[places].tolist())
-
-    def counts(self, length: int) -> torch.Tensor:
-        """The counts as a vector of so many places."""
-        vector = torch.zeros(length, dtype=torch.int64)
-        vector[self.places] = torch.tensor(self.amounts, dtype=torch.int64)
-        return vector
+    key: Key
+    state: Any
+    record: Any
 
 
 class Journal:
-    """A folder that every process writes a file of, and any process reads.
+    """A folder in which every process writes a file, and which any process reads.
 
     Args:
-        folder: its place, nothing else lies in it.
-        key: what the counts depend on besides the pictures, as JSON values; see `settle`.
+        folder: nothing else lies in it.
+        made_with: what the records depend on besides the images, as JSON values; see `prepare`.
         rank: number of the process, which names its file.
     """
 
-    def __init__(self, folder: Path, key: dict[str, Any], rank: int) -> None:
+    def __init__(self, folder: Path, made_with: Mapping[str, Any], rank: int) -> None:
         self.folder = folder
-        self.key = json.loads(json.dumps(key))
+        self.made_with = json.loads(json.dumps({"format": FORMAT, **made_with}))
         self._path = self.folder / f"process-{rank:05d}.jsonl"
         self._file: TextIO | None = None
 
-    def settle(self) -> bool:
-        """Keep a journal of the same key, or start anew and say why; for one process of a machine, before `read`.
+    def prepare(self) -> bool:
+        """Keep a journal that was made with the same, or start again and say why; one process per machine calls it.
 
         Returns:
             Whether it was kept.
         """
         note = self.folder / KEY_FILE
         if note.exists():
-            there = json.loads(note.read_text())
-            differing = [name for name in self.key if there.get(name) != self.key[name]]
+            before = json.loads(note.read_text())
+            differing = [name for name in self.made_with if before.get(name) != self.made_with[name]]
             if not differing:
                 return True
             logger.warning(
-                "%s was begun with another %s: it is deleted, and all pictures are looked at anew.",
+                "%s was made with another %s: it is deleted, and all images are run again.",
                 self.folder,
                 " and ".join(differing),
             )
         shutil.rmtree(self.folder, ignore_errors=True)
-        write_atomic(note, json.dumps(self.key, indent=1) + "\n")
+        write_atomic(note, json.dumps(self.made_with, indent=1) + "\n")
         return False
 
-    def read(self) -> list[Record]:
-        """Every picture that any process has counted."""
-        found: dict[int, Record] = {}
+    def read(self) -> list[Entry]:
+        """Every image that any process has finished; of several entries for one image the last counts."""
+        found: dict[Key, Entry] = {}
         for path in sorted(self.folder.glob("process-*.jsonl")):
-            for record in _records(path):
-                found[record.number] = record
+            for entry in _entries(path):
+                found[entry.key] = entry
         return list(found.values())
 
-    def add(self, record: Record) -> None:
-        """Write down a picture."""
+    def add(self, entry: Entry) -> None:
+        """Append an image."""
         if self._file is None:
             self._file = self._path.open("a", encoding="utf-8")
-            self._file.write("\n")  # what was cut short before stays a line of its own
-        text = json.dumps(record)
-        self._file.write(f"{zlib.crc32(text.encode()):08x} {text}\n")
+            self._file.write("\n")  # a line that was cut short stays a line of its own
+        self._file.write(_line(entry))
         self._file.flush()
 
     def close(self) -> None:
         """Close this process's file."""
         if self._file is not None:
             self._file.close()
+            self._file = None
+
+    def compact(self, entries: Sequence[Entry]) -> None:
+        """Put these entries, and those of other images, into one file: the same for any number of processes.
+
+        Entries without a state are left out; one process calls this when all have closed theirs.
+        """
+        kept = {entry.key: entry for entry in entries if entry.state is not None}
+        others = sorted((entry for entry in self.read() if entry.key not in kept), key=lambda entry: str(entry.key))
+        lines = [_line(entry) for entry in (*kept.values(), *others)]
+        paths = list(self.folder.glob("process-*.jsonl"))
+        write_atomic(self.folder / "process-00000.jsonl", "".join(lines))
+        for path in paths:
+            if path.name != "process-00000.jsonl":
+                path.unlink()
 
     def delete(self) -> None:
         """Remove the journal, once the results are written."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _records(path: Path) -> Iterator[Record]:
+def _line(entry: Entry) -> str:
+    text = json.dumps(entry)
+    return f"{zlib.crc32(text.encode()):08x} {text}\n"
+
+
+def _entries(path: Path) -> Iterator[Entry]:
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         check, _, text = line.partition(" ")
         if text and check == f"{zlib.crc32(text.encode()):08x}":
-            yield Record(*json.loads(text))
+            yield Entry(*json.loads(text))
 
 
-def content_check(sample: dict[str, Any]) -> int:
-    """Checksum of a sample of `EvalDataset`: its name, picture and label."""
-    check = zlib.crc32(sample["id"].encode())
-    for pixels in (sample["image"], sample["label"]):
-        array = pixels.contiguous().numpy()
-        check = zlib.crc32(array, zlib.crc32(str(array.shape).encode(), check))
+def content_check(sample: Mapping[str, Any]) -> int:
+    """CRC-32 of a sample of an evaluation dataset: the names, tensors and values in it."""
+    check = 0
+    for name, value in sorted(sample.items()):
+        check = zlib.crc32(name.encode(), check)
+        if isinstance(value, torch.Tensor):
+            array = value.contiguous().numpy()
+            check = zlib.crc32(array.data, zlib.crc32(f"{array.dtype} {array.shape}".encode(), check))
+        else:
+            check = zlib.crc32(repr(value).encode(), check)
     return check
 
 

@@ -1,4 +1,4 @@
-"""Classify pictures, or find objects in them: answers as JSON, objects drawn over the pictures."""
+"""Classify images, or find objects in them: predictions as JSON, objects drawn over the images."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -11,16 +11,17 @@ from PIL import Image
 from hf_denseseg.data.labels import color_wheel
 from hf_denseseg.data.sources.coco import encode_mask
 from hf_denseseg.errors import InputError
-from hf_denseseg.inference.predict.predictor import Labelled, checkpoint_state
+from hf_denseseg.inference.predict.predictor import Prediction, checkpoint_state
 from hf_denseseg.models.auto.pretrained import load_image_processor, load_trained_model
+from hf_denseseg.models.auto.tasks import IMAGE_CLASSIFICATION, INSTANCE_SEGMENTATION
 from hf_denseseg.visualization.detections import draw_objects
 
-NAMED_CLASSES = 5
+TOP_CLASSES = 5  # of a classifier
 
 
 @dataclass
-class Answerer:
-    """A checkpoint for classification, detection or instance segmentation, ready to look at pictures.
+class ObjectPredictor:
+    """A checkpoint for classification, detection or instance segmentation, ready to run on images.
 
     Args:
         checkpoint: folder or hub id.
@@ -37,12 +38,12 @@ class Answerer:
     threshold: float
 
     @classmethod
-    def load(cls, checkpoint: str, task: str, device: str | None = None, threshold: float = 0.5) -> "Answerer":
+    def load(cls, checkpoint: str, task: str, device: str | None = None, threshold: float = 0.5) -> "ObjectPredictor":
         """Load a checkpoint.
 
         Args:
             checkpoint: folder or hub id.
-            task: `"image-classification"`, `"object-detection"` or `"instance-segmentation"`.
+            task: a task of `TASKS` other than semantic segmentation.
             device: torch device; None takes CUDA if there is one.
             threshold: objects with a lower score are left out.
 
@@ -60,59 +61,61 @@ class Answerer:
             raise InputError(f"Device {device!r} cannot be used ({str(error).splitlines()[0]}). Try cpu.") from error
         return cls(checkpoint, task, model, load_image_processor(checkpoint), threshold)
 
-    def answer(self, image: Image.Image) -> tuple[list[dict[str, Any]], Image.Image | None]:
-        """Look at one RGB picture.
+    def find(self, image: Image.Image) -> tuple[list[dict[str, Any]], Image.Image | None]:
+        """Run on one RGB image.
 
         Returns:
-            Answers, best first: `label`, `score` and, of objects, `box` (left, top, right, bottom in pixels) and
-            perhaps `segmentation` (RLE); and the picture with the objects drawn, None for a classifier.
+            Predictions, best first: `label`, `score` and, of objects, `box` (left, top, right, bottom in pixels) and
+            perhaps `segmentation` (RLE); and the image with the objects drawn, None for a classifier.
         """
         inputs = self.processor(images=[image], return_tensors="pt")
         used = {key: inputs[key].to(self.model.device) for key in ("pixel_values", "pixel_mask") if key in inputs}
         names = self.model.config.id2label
-        if self.task == "image-classification":
+        if self.task == IMAGE_CLASSIFICATION:
             with torch.no_grad():
                 scores = self.model(pixel_values=used["pixel_values"]).logits[0].float().softmax(-1)
-            best = scores.topk(min(NAMED_CLASSES, len(scores)))
+            best = scores.topk(min(TOP_CLASSES, len(scores)))
             pairs = zip(best.values.tolist(), best.indices.tolist(), strict=True)
             return [{"label": names[index], "score": score} for score, index in pairs], None
         with torch.no_grad():
             outputs = self.model(**used)
-        with_masks = self.task == "instance-segmentation"
+        with_masks = self.task == INSTANCE_SEGMENTATION
         post_process = self.processor.post_process_object_detection
         if with_masks:
             post_process = self.processor.post_process_detections_with_masks
         found = post_process(outputs, threshold=self.threshold, target_sizes=[(image.height, image.width)])[0]
         classes, scores, boxes = (found[key].tolist() for key in ("labels", "scores", "boxes"))
         masks = [mask.cpu().numpy() for mask in found["masks"]] if with_masks else None
-        answers: list[dict[str, Any]] = [
+        predictions: list[dict[str, Any]] = [
             {"label": names[k], "score": score, "box": box}
             for k, score, box in zip(classes, scores, boxes, strict=True)
         ]
-        for answer, mask in zip(answers, masks or (), strict=False):
-            answer["segmentation"] = encode_mask(mask)
-        texts = [f"{answer['label']} {100 * answer['score']:.0f} %" for answer in answers]
+        for prediction, mask in zip(predictions, masks or (), strict=False):
+            prediction["segmentation"] = encode_mask(mask)
+        texts = [f"{each['label']} {100 * each['score']:.0f} %" for each in predictions]
         palette = color_wheel(len(names))
-        return answers, draw_objects(image, boxes, texts, [palette[k] for k in classes], masks)
+        return predictions, draw_objects(image, boxes, texts, [palette[k] for k in classes], masks)
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Kinds of the files that each picture gets."""
-        return () if self.task == "image-classification" else ("drawn",)
+        """Kinds of the files that each image gets."""
+        return () if self.task == IMAGE_CLASSIFICATION else ("drawn",)
 
-    def label(self, image: Image.Image, name: str) -> Labelled:
-        """Look at one RGB picture; `name` is not needed."""
-        answers, drawn = self.answer(image)
-        return Labelled({"predictions": answers}, {} if drawn is None else {"drawn": partial(drawn.save, quality=90)})
+    def predict(self, image: Image.Image, name: str) -> Prediction:
+        """Run on one RGB image; `name` is not needed."""
+        predictions, drawn = self.find(image)
+        return Prediction(
+            {"predictions": predictions}, {} if drawn is None else {"drawn": partial(drawn.save, quality=90)}
+        )
 
     def description(self) -> dict[str, Any]:
         """What `results.json` says of the model."""
         return {"checkpoint": self.checkpoint, "task": self.task}
 
     def fingerprint(self) -> dict[str, Any]:
-        """What the answers depend on besides the picture."""
+        """What the predictions depend on besides the image."""
         return {**checkpoint_state(self.checkpoint), "threshold": self.threshold}
 
     def finish(self, records: list[dict[str, Any]], output: Path) -> dict[str, Any]:
-        """Nothing belongs to all pictures together."""
+        """Nothing belongs to all images together."""
         return {}

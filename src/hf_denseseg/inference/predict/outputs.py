@@ -1,4 +1,4 @@
-"""What `denseseg predict` writes of labelled pictures: id maps, shares of classes, one table, videos."""
+"""What `denseseg predict` writes: label maps, fractions of classes, one table, videos."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ from hf_denseseg.errors import InputError
 from hf_denseseg.files import atomic_path
 from hf_denseseg.inference.predict.video import require_av, write_video
 
-# Word of --write -> kind of file of each picture.
+# Word of --write -> kind of file of each image.
 KINDS = {"masks": "mask", "overlays": "overlay", "probabilities": "probabilities", "confidence": "confidence"}
-NEEDS = {"parquet": "masks", "video": "overlays"}  # made of all pictures together, from their files
-BAND_PIXELS = 2**22
+NEEDS = {"parquet": "masks", "video": "overlays"}  # made of all images together, from their files
+TILE_ABOVE_PIXELS = 2**22
 _ROWS_HELD = 64  # of the table, with their masks
 
 
@@ -27,9 +27,10 @@ class OutputSettings:
 
     Args:
         write: words of `KINDS` and `NEEDS`.
-        raw_ids: id maps hold the ids of the data set instead of 0..num_labels-1.
-        band_pixels: a picture with more pixels is labelled band by band; its probabilities cannot be written then.
-        every: step between the frames that are labelled; videos of overlays are slowed down by it.
+        raw_ids: label maps hold the ids of the dataset instead of 0..num_labels-1.
+        tile_above_pixels: an image with more pixels is segmented in strips of rows; its probabilities cannot be
+            written then.
+        frame_stride: every N-th frame of a video is predicted; videos of overlays have as many frames a second less.
 
     Raises:
         InputError: a table without masks, a video without overlays, or what they need is not installed.
@@ -37,8 +38,8 @@ class OutputSettings:
 
     write: tuple[str, ...] = ("masks", "overlays")
     raw_ids: bool = False
-    band_pixels: int = BAND_PIXELS
-    every: int = 1
+    tile_above_pixels: int = TILE_ABOVE_PIXELS
+    frame_stride: int = 1
 
     def __post_init__(self) -> None:
         for word, needed in NEEDS.items():
@@ -65,7 +66,7 @@ class PixelTally:
         self.sums += np.bincount(flat, weights=confidence.ravel(), minlength=len(self.pixels))
 
     def rows(self, names: Mapping[int, str]) -> list[dict[str, Any]]:
-        """`{"class", "fraction", "score"}` of each class that is there: share of the pixels, mean probability."""
+        """`{"class", "fraction", "score"}` of each class present: fraction of the pixels, mean probability."""
         total = max(int(self.pixels.sum()), 1)
         return [
             {
@@ -78,27 +79,27 @@ class PixelTally:
 
 
 def id_map(ids: np.ndarray, palette: tuple[tuple[int, int, int], ...], raw: np.ndarray | None = None) -> Image.Image:
-    """Picture of ids: one byte with the colours as palette, or 16 bits without colours.
+    """Label map as an image: one byte per pixel with the colors as palette, or 16 bits without colors.
 
     Args:
         ids: `(H, W)` uint8 or uint16, as they are to be written.
-        palette: one colour per class.
-        raw: train id -> id in `ids`; None if they are train ids.
+        palette: one color per class.
+        raw: train id -> id in `ids`; None if these are train ids.
     """
-    picture = Image.fromarray(ids)
+    image = Image.fromarray(ids)
     if ids.dtype == np.uint8:
         colors = np.zeros((256, 3), np.uint8)
         colors[np.arange(len(palette)) if raw is None else raw[: len(palette)]] = palette
         last = len(palette) if raw is None else 256
-        picture.putpalette(colors[:last].ravel().tolist())
-    return picture
+        image.putpalette(colors[:last].ravel().tolist())
+    return image
 
 
 def write_table(records: list[dict[str, Any]], output: Path) -> str:
-    """Write `results.parquet`: one row a picture with its mask, for `datasets.Dataset.from_parquet`.
+    """Write `results.parquet`: one row per image with its mask, for `datasets.Dataset.from_parquet`.
 
     Args:
-        records: of the pictures, with the place of their masks.
+        records: of the images, with the paths of their masks.
         output: folder of the results.
 
     Returns:
@@ -137,8 +138,8 @@ def write_table(records: list[dict[str, Any]], output: Path) -> str:
     return name
 
 
-def write_overlay_videos(records: list[dict[str, Any]], output: Path, every: int) -> list[str]:
-    """Join the overlays of each video's frames, at its frame rate (divided by `every`).
+def write_overlay_videos(records: list[dict[str, Any]], output: Path, frame_stride: int) -> list[str]:
+    """Join the overlays of each video's frames, at its frame rate (divided by `frame_stride`).
 
     Returns:
         Places of the videos below the folder: `overlays/NAME.mp4`.
@@ -148,7 +149,7 @@ def write_overlay_videos(records: list[dict[str, Any]], output: Path, every: int
     for name, group in groupby(frames, key=lambda record: record["id"].rpartition("/")[0]):
         of_one = list(group)
         places.append(f"overlays/{name}.mp4")
-        rate = Fraction(of_one[0]["frame_rate"]) / every
+        rate = Fraction(of_one[0]["frame_rate"]) / frame_stride
         write_video((output / record["overlay"] for record in of_one), output / places[-1], rate)
     return places
 

@@ -1,4 +1,4 @@
-"""The processes that `accelerate launch` or `torchrun` started: who does what, and what they tell each other."""
+"""The processes that `accelerate launch` or `torchrun` started: which work falls to which, and exchange of results."""
 
 import os
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ import torch
 
 from hf_denseseg.errors import InputError
 
-LONGEST_WAIT = timedelta(days=30)  # a process that is done waits for the others
+LONGEST_WAIT = timedelta(days=30)  # a process that has finished waits for the others
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Processes:
         return cls(rank, count, local_rank)
 
     def device(self, wanted: str | None) -> str:
-        """The device asked for; without a wish the GPU with this process's number, or the CPU.
+        """The device asked for; by default the GPU with this process's number, or the CPU.
 
         Raises:
             InputError: several processes are to use one GPU.
@@ -62,8 +62,8 @@ class Processes:
     def deal(self, weights: Sequence[float]) -> list[int]:
         """Numbers of the tasks that fall to this process, in their order.
 
-        The heaviest are dealt out first, to and fro, so that every process has its share of heavy and light ones
-        whatever their order. All processes find the same, without talking.
+        The heaviest are dealt out first, back and forth, so that every process gets heavy and light ones whatever
+        their order. All processes compute the same without communication.
         """
         heaviest_first = sorted(range(len(weights)), key=lambda k: (-weights[k], k))
         mine = (self.rank, 2 * self.count - 1 - self.rank)
@@ -77,7 +77,7 @@ class Processes:
 
         from accelerate import PartialState
 
-        # The models work apart; only records travel, for which gloo is enough on every machine.
+        # Each process has its own model; only records are exchanged, for which gloo is enough on every machine.
         PartialState(cpu=True, timeout=LONGEST_WAIT)
         return gather_object([value])
 

@@ -1,4 +1,4 @@
-"""Label every pixel of pictures with a checkpoint: id maps, overlays, probabilities, the model's inside."""
+"""Segment images with a checkpoint: label maps, overlays, probabilities, and figures of the model's internals."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -36,7 +36,7 @@ from hf_denseseg.inference.predict.outputs import (
     write_overlay_videos,
     write_table,
 )
-from hf_denseseg.inference.predict.predictor import Labelled, checkpoint_state
+from hf_denseseg.inference.predict.predictor import Prediction, checkpoint_state
 from hf_denseseg.inference.preprocessing import Preprocessing
 from hf_denseseg.inference.segmentation import InferenceSettings, class_probabilities, segment_with_confidence
 from hf_denseseg.models.auto.pretrained import load_image_processor, load_trained_model
@@ -46,14 +46,14 @@ from hf_denseseg.visualization.refinement import refinement_sheet
 
 logger = logging.getLogger(__name__)
 
-FEATURE_SIDE = 200  # longest side of a painted feature map in pixels
+FEATURE_SIDE = 200  # longest edge of a drawn feature map in pixels
 LONGEST_JPEG = 65_500
 LARGEST_SCORES = 2**32  # bytes of the scores of all classes at full size, where all of them are asked for
 
 
 @dataclass
-class Predictor:
-    """A checkpoint with everything that decides its output."""
+class SegmentationPredictor:
+    """A segmentation checkpoint, and everything that decides its output."""
 
     checkpoint: str
     model: Any
@@ -63,7 +63,7 @@ class Predictor:
     palette: tuple[tuple[int, int, int], ...]
     spec: LabelSpec | None = None
     show: ShowSettings | None = None
-    bands_announced: bool = False
+    tiling_announced: bool = False
 
     @classmethod
     def load(
@@ -74,20 +74,20 @@ class Predictor:
         outputs: OutputSettings | None = None,
         label_spec: str | None = None,
         show: ShowSettings | None = None,
-    ) -> "Predictor":
+    ) -> "SegmentationPredictor":
         """Load a checkpoint for inference.
 
         Args:
             checkpoint: folder or hub id.
             settings: inference settings that replace those saved with the checkpoint.
             device: torch device; None takes CUDA if there is one.
-            outputs: what is written of each picture; None is an id map and an overlay.
-            label_spec: file with colours and raw ids; None takes the checkpoint's `labels.json`, or makes colours up.
-            show: pictures of the model's inside to make for each picture, if any.
+            outputs: what is written for each image; None is a label map and an overlay.
+            label_spec: file with colors and raw ids; None takes the checkpoint's `labels.json`, or assigns colors.
+            show: figures of the model's internals to make for each image, if any.
 
         Raises:
-            InputError: not a segmentation checkpoint, no image processor, no such device, colours that do not fit, raw
-                ids that are not known, or a model that cannot show what `show` asks for.
+            InputError: not a segmentation checkpoint, no image processor, no such device, another number of colors
+                than classes, raw ids that are not known, or a model that cannot show what `show` asks for.
             RunError: a hub id without a network.
         """
         outputs = outputs or OutputSettings()
@@ -115,7 +115,7 @@ class Predictor:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Kinds of the files that each picture gets."""
+        """Kinds of the files that each image gets."""
         shown = [kind for kind in self.show.kinds if kind != "positions"] if self.show else []
         return (*(kind for word, kind in KINDS.items() if word in self.outputs.write), *shown)
 
@@ -124,18 +124,18 @@ class Predictor:
         return {"checkpoint": self.checkpoint, "settings": self.settings.to_dict()}
 
     def fingerprint(self) -> dict[str, Any]:
-        """What the results depend on besides the picture."""
+        """What the results depend on besides the image."""
         return {
             **checkpoint_state(self.checkpoint),
             "settings": self.settings.to_dict(),
             "palette": [list(color) for color in self.palette],
             "raw_ids": self.spec.inverse_table.tolist() if self.spec and self.outputs.raw_ids else None,
-            "band_pixels": self.outputs.band_pixels,
+            "tile_above_pixels": self.outputs.tile_above_pixels,
             **({"show": self.show.to_dict()} if self.show else {}),
         }
 
-    def label(self, image: Image.Image, name: str) -> Labelled:
-        """Label a picture, and paint the overlay into it.
+    def predict(self, image: Image.Image, name: str) -> Prediction:
+        """Segment an image, and paint the overlay into it.
 
         Raises:
             InputError: too large for what is asked, or a picked point lies outside.
@@ -144,19 +144,19 @@ class Predictor:
         if "overlays" in self.outputs.write and max(image.size) > LONGEST_JPEG:
             raise InputError(
                 f"the overlay of {image.height}x{image.width} pixels is no JPEG any more (at most {LONGEST_JPEG} a "
-                "side). Take overlays out of --write, or cut the picture into tiles."
+                "side). Take overlays out of --write, or cut the image into tiles."
             )
         try:
-            shown = self.look_inside(image, name)
-            return self._label(image, shown)
+            shown = self.inspect(image, name)
+            return self._segment(image, shown)
         except torch.OutOfMemoryError as error:
             raise RunError(
                 f"{name} ({image.height}x{image.width}) does not fit into the memory of the device. "
-                "Give --crop_size, a smaller --base_size or --accumulation_device cpu, with --show a smaller "
-                "--show_size, and run again."
+                "Give --test_crop_size, a smaller --test_base_size or --accumulation_device cpu (with --show: a "
+                "smaller --show_size), and run again."
             ) from error
 
-    def _label(self, image: Image.Image, shown: dict[str, Image.Image]) -> Labelled:
+    def _segment(self, image: Image.Image, shown: dict[str, Image.Image]) -> Prediction:
         size, write = (image.height, image.width), self.outputs.write
         tally = PixelTally(self.model.config.num_labels)
         raw = self.spec.inverse_table if self.spec and self.outputs.raw_ids else None
@@ -164,13 +164,13 @@ class Predictor:
         written_ids = np.empty(size, np.uint16 if wide else np.uint8)
         certainty = np.empty(size if "confidence" in write else (0, 0), np.uint8)
         scores: list[np.ndarray] = []
-        for top, ids, confidence, scores in self._bands(image):  # noqa: B007
+        for top, ids, confidence, scores in self._strips(image):  # noqa: B007
             tally.add(ids, confidence)
             rows = slice(top, top + len(ids))
             written_ids[rows] = ids if raw is None else raw[ids]
             if certainty.size:
                 certainty[rows] = np.rint(confidence * 255)
-            if "overlays" in write:  # the model has looked at these rows for the last time
+            if "overlays" in write:  # the model does not need these rows any more
                 box = (0, top, image.width, rows.stop)
                 image.paste(overlay(image.crop(box), ids, self.palette), box)
         made: dict[str, Callable[[Path], object]] = {
@@ -178,13 +178,13 @@ class Predictor:
             "overlay": partial(image.save, quality=90),
             "confidence": lambda path: Image.fromarray(certainty).save(path),
             "probabilities": lambda path: np.savez_compressed(path, probabilities=scores[0]),
-            **{kind: picture.save for kind, picture in shown.items()},
+            **{kind: figure.save for kind, figure in shown.items()},
         }
         names = self.model.config.id2label
-        return Labelled({"classes": tally.rows(names)}, {kind: made[kind] for kind in self.kinds})
+        return Prediction({"classes": tally.rows(names)}, {kind: made[kind] for kind in self.kinds})
 
-    def _bands(self, image: Image.Image) -> Iterator[tuple[int, np.ndarray, np.ndarray, list[np.ndarray]]]:
-        """First row, class ids and probability of neighbouring rows, and in a list all probabilities if wanted."""
+    def _strips(self, image: Image.Image) -> Iterator[tuple[int, np.ndarray, np.ndarray, list[np.ndarray]]]:
+        """First row, class ids and probabilities of a strip of rows, and in a list all probabilities if wanted."""
         mean, std = self.preprocessing.mean, self.preprocessing.std
         pixels = image.height * image.width
         everything = "probabilities" in self.outputs.write
@@ -192,12 +192,12 @@ class Predictor:
             raise InputError(
                 f"all probabilities of {image.height}x{image.width} pixels would take "
                 f"{4 * pixels * self.model.config.num_labels / 2**30:.0f} GiB. Take probabilities out of --write, or "
-                "cut the picture into tiles."
+                "cut the image into tiles."
             )
-        if pixels > self.outputs.band_pixels and not everything:
-            if not self.bands_announced:
-                logger.info("Pictures above %d pixels are labelled a few rows at a time.", self.outputs.band_pixels)
-                self.bands_announced = True
+        if pixels > self.outputs.tile_above_pixels and not everything:
+            if not self.tiling_announced:
+                logger.info("Images above %d pixels are segmented in strips of rows.", self.outputs.tile_above_pixels)
+                self.tiling_announced = True
             for band in segment_in_bands(self.model, image, self.settings, mean, std):
                 yield band.top, band.ids.cpu().numpy(), band.confidence.cpu().numpy(), []
         elif everything:
@@ -209,7 +209,7 @@ class Predictor:
             yield 0, ids.cpu().numpy(), confidence.cpu().numpy(), []
 
     def finish(self, records: list[dict[str, Any]], output: Path) -> dict[str, Any]:
-        """Write the position embeddings, the table and the videos, as far as they are wanted."""
+        """Write the figure of the position embeddings, the table and the videos, as far as they are wanted."""
         said: dict[str, Any] = {}
         if self.show and "positions" in self.show.kinds:
             found = position_table(self.model)
@@ -219,14 +219,14 @@ class Predictor:
         if "parquet" in self.outputs.write:
             said["table"] = write_table(records, output)
         if "video" in self.outputs.write:
-            said["videos"] = write_overlay_videos(records, output, self.outputs.every)
+            said["videos"] = write_overlay_videos(records, output, self.outputs.frame_stride)
         return said
 
-    def look_inside(self, image: Image.Image, name: str) -> dict[str, Image.Image]:
-        """The pictures of the model's inside that belong to one picture, by kind; none without `show`.
+    def inspect(self, image: Image.Image, name: str) -> dict[str, Image.Image]:
+        """Figures of the model's internals for one image, by kind; none without `show`.
 
         Raises:
-            InputError: a picked point lies outside the picture, which messages call `name`.
+            InputError: a picked point lies outside the image, which messages call `name`.
         """
         kinds = [kind for kind in self.show.kinds if kind != "positions"] if self.show else []
         if self.show is None or not kinds:
@@ -235,13 +235,13 @@ class Predictor:
         mean, std = self.preprocessing.mean, self.preprocessing.std
         view = picture_view(pil_to_tensor(image), self.model, self.show.size, mean, std)
         found = inspect_model(self.model, view, points, kinds)
-        sheets = {}
+        figures = {}
         if "refinement" in kinds:
-            sheets["refinement"] = refinement_sheet(image, look_at_refinement(self.model, view), self.palette)
+            figures["refinement"] = refinement_sheet(image, look_at_refinement(self.model, view), self.palette)
         if "attention" in kinds:
             numbers = self.show.layers or spread_layers(len(found.attention))
             layers = {k: (found.attention[k - 1].heads, found.attention[k - 1].rollout) for k in numbers}
-            sheets["attention"] = attention_sheet(image, points, layers, found.attention[-1].rollout)
+            figures["attention"] = attention_sheet(image, points, layers, found.attention[-1].rollout)
         if "features" in kinds:
             numbers = self.show.layers or range(1, len(found.features) + 1)
             factor = FEATURE_SIDE / max(image.size)
@@ -252,5 +252,5 @@ class Predictor:
                 {label: Image.fromarray(feature_picture(each, size).permute(1, 2, 0).numpy()) for label, each in maps}
                 for maps in (encoder.items(), decoder.items())
             ]
-            sheets["features"] = feature_sheet(image, [group for group in groups if group])
-        return sheets
+            figures["features"] = feature_sheet(image, [group for group in groups if group])
+        return figures

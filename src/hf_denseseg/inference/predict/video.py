@@ -1,4 +1,4 @@
-"""Frames of video files and streams, and videos made of pictures, through PyAV (the extra `video`)."""
+"""Frames of video files and streams, and videos made of images, through PyAV (the extra `video`)."""
 
 import re
 import sys
@@ -25,7 +25,7 @@ class Frame:
         number: its place in the video, from 0.
         seconds: when it is shown; None if the video does not say.
         rate: frames a second of the video, as `"30000/1001"`.
-        read: gives it as an upright RGB picture.
+        read: gives it as an upright RGB image.
     """
 
     number: int
@@ -39,17 +39,17 @@ def is_address(text: str) -> bool:
     return text.partition("://")[0].lower() in SCHEMES and "://" in text
 
 
-def read_frames(origin: str, every: int, max_pixels: int) -> Iterator[Frame]:
+def read_frames(origin: str, frame_stride: int, max_pixels: int) -> Iterator[Frame]:
     """Decode a video from its beginning.
 
     Args:
         origin: file, address or `-` for standard input.
-        every: each `every`-th frame is handed on, from the first on.
+        frame_stride: every N-th frame is given, from the first on.
         max_pixels: larger frames are refused.
 
     Raises:
-        InputError: PyAV is missing, there is no video in it, its frames are too large, or it breaks off; whole frames
-            before that have been handed on.
+        InputError: PyAV is missing, there is no video in it, its frames are too large, or it breaks off; frames
+            before that have been given.
     """
     av = require_av()
     count, end, promised = 0, 0.0, 0.0
@@ -67,7 +67,7 @@ def read_frames(origin: str, every: int, max_pixels: int) -> Iterator[Frame]:
                         f"The frames of {origin} have {frame.height}x{frame.width} pixels, more than {max_pixels}. "
                         f"If you trust it, give --max_pixels {frame.width * frame.height}."
                     )
-                if count % every == 0:
+                if count % frame_stride == 0:
                     yield Frame(count, frame.time, str(rate), _reader(frame))
                 count += 1
                 end = max(end, float((count - 1) / rate if frame.time is None else frame.time) + float(1 / rate))
@@ -77,7 +77,7 @@ def read_frames(origin: str, every: int, max_pixels: int) -> Iterator[Frame]:
         ) from error
     if not count:
         raise InputError(f"{origin} holds no frame that can be read. Copy or record it again.")
-    # The last frame may be meant to stand, and players leave out what an edit list cuts: a second is no loss.
+    # The last frame may be shown longer, and players leave out what an edit list cuts: up to a second is no fault.
     if promised - end > 1:
         raise InputError(f"{origin} breaks off after {end:.1f} of {promised:.1f} seconds. Copy or record it again.")
 
@@ -92,20 +92,20 @@ def _promised_seconds(stream: Any) -> float:
 
 def _reader(frame: Any) -> Callable[[], Image.Image]:
     def read() -> Image.Image:
-        picture = frame.to_image()
-        # Phones write sideways and say how to turn; the angle is counterclockwise, as Pillow's.
-        return picture.rotate(frame.rotation, expand=True) if frame.rotation else picture
+        image = frame.to_image()
+        # Phones store frames sideways with an angle, which is counterclockwise like Pillow's.
+        return image.rotate(frame.rotation, expand=True) if frame.rotation else image
 
     return read
 
 
-def write_video(pictures: Iterable[Path], path: Path, rate: Fraction) -> None:
-    """Make an H.264 video (MP4, without sound) of picture files, all shown at the size of the first.
+def write_video(images: Iterable[Path], path: Path, rate: Fraction) -> None:
+    """Make an H.264 video (MP4, without sound) of image files, all shown at the size of the first.
 
     The same files give the same bytes on every machine.
 
     Args:
-        pictures: files in their order; one at least.
+        images: files in their order; one at least.
         path: video to write.
         rate: frames a second.
 
@@ -119,16 +119,16 @@ def write_video(pictures: Iterable[Path], path: Path, rate: Fraction) -> None:
     # The index comes first: a browser shows the video while it loads.
     with atomic_path(path) as aside, av.open(str(aside), "w", options={"movflags": "faststart"}) as container:
         stream = None
-        for file in pictures:
-            with Image.open(file) as picture:
+        for file in images:
+            with Image.open(file) as image:
                 if stream is None:
                     stream = container.add_stream(codec, rate=rate, options=options)
-                    # Colours are stored for 2x2 pixels, so an odd last row or column is left out.
-                    stream.width, stream.height = (max(side // 2 * 2, 2) for side in picture.size)
+                    # Colors are stored for 2x2 pixels, so an odd last row or column is left out.
+                    stream.width, stream.height = (max(side // 2 * 2, 2) for side in image.size)
                     stream.pix_fmt = "yuv420p"
                     box = (0, 0, stream.width, stream.height)
-                    size = picture.size
-                shown = picture if picture.size == size else picture.resize(size)
+                    size = image.size
+                shown = image if image.size == size else image.resize(size)
                 for packet in stream.encode(av.VideoFrame.from_image(shown.crop(box))):
                     container.mux(packet)
         assert stream is not None

@@ -1,4 +1,4 @@
-"""Image classification: one class per picture, top-1 and top-5 accuracy."""
+"""Image classification: one class per image, top-1 and top-5 accuracy."""
 
 from contextlib import nullcontext
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import nn
-from transformers import EvalPrediction, PreTrainedModel
+from transformers import PreTrainedModel
 
 from hf_denseseg.data.augmentation.classification import (
     MixedBatch,
@@ -24,12 +24,13 @@ from hf_denseseg.evaluation.classification_metrics import AccuracyMeter, true_cl
 from hf_denseseg.files import atomic_path
 from hf_denseseg.models.losses import classification_loss
 from hf_denseseg.training.arguments import DataArguments, TaskTrainingArguments
+from hf_denseseg.training.evaluation import processes_of
 from hf_denseseg.training.tasks.task import Inspection, Task, sizes_as_json, spread, table_of
 from hf_denseseg.training.trainer import TaskTrainer
 from hf_denseseg.visualization.layout import picture_sheet
 
 BICUBIC = 3  # PIL's number
-LOOKED_AT = 48
+DRAWN_CANDIDATES = 48
 
 
 class ClassificationTrainer(TaskTrainer):
@@ -41,17 +42,19 @@ class ClassificationTrainer(TaskTrainer):
     Args:
         model: with `logits` `(B, num_labels)`.
         args: see `TaskTrainingArguments`.
-        test_sizes: `(short side, (height, width) of the crop)` that the image processor brings pictures to.
+        test_sizes: `(short side, (height, width) of the crop)` that the image processor brings images to.
         options: see `TaskTrainer`.
     """
+
+    logged_scores = ("top1", "top5")
 
     def __init__(
         self, model: PreTrainedModel, args: TaskTrainingArguments, *, spec: Any, protocol: dict, **options: Any
     ) -> None:
         self._protocol = protocol
-        self._meter = AccuracyMeter(spec.num_labels)
+        self._ranks: list[list[int]] = []
         model.loss_function = classification_loss
-        super().__init__(model, args, spec=spec, eval_collator=collate_pictures, **options)
+        super().__init__(model, args, spec=spec, **options)
 
     @property
     def protocol(self) -> dict[str, Any]:
@@ -79,41 +82,38 @@ class ClassificationTrainer(TaskTrainer):
         """The weights whose scores count."""
         return nullcontext() if self.scores.get("weights") == "trained" else self.averaged_weights()
 
-    def prediction_step(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
-    ) -> tuple[None, torch.Tensor, torch.Tensor]:
-        """Rank of the true class and label of each picture, both `(B,)`."""
-        inputs = self._prepare_inputs(inputs)
+    def predict_samples(self, model: nn.Module, samples: list[dict[str, Any]]) -> list[list[int]]:
+        """Rank of the true class among the scores, and the true class, of each image."""
+        inputs = self._prepare_inputs(collate_pictures(samples))
         with torch.no_grad(), self.compute_loss_context_manager():
             logits = model(pixel_values=inputs["pixel_values"]).logits
-        return None, true_class_rank(logits.float(), inputs["labels"]), inputs["labels"]
-
-    def accumulate(self, prediction: EvalPrediction, compute_result: bool = False) -> dict[str, float]:
-        """Count one gathered batch; after the last one give the accuracies."""
-        self._meter.update(torch.as_tensor(prediction.predictions), torch.as_tensor(prediction.label_ids))
-        if not compute_result:
-            return {}
-        self.scores = self._meter.compute(self.spec.classes) | {"step": self.state.global_step}
-        self.reset_scores()
-        return {key: self.scores[key] for key in ("top1", "top5")}
+        ranks = true_class_rank(logits.float(), inputs["labels"])
+        return torch.stack([ranks, inputs["labels"]], 1).tolist()
 
     def reset_scores(self) -> None:
-        """Forget the counts."""
-        self._meter = AccuracyMeter(self.spec.num_labels)
+        """Forget the ranks."""
+        self._ranks = []
+
+    def add_record(self, number: int, record: list[int]) -> None:
+        """Keep rank and class of an image."""
+        self._ranks.append(record)
+
+    def compute_scores(self) -> dict[str, Any]:
+        """Count the ranks of all processes."""
+        meter = AccuracyMeter(self.spec.num_labels)
+        for ranks in processes_of(self).gather(self._ranks):
+            meter.update(*torch.tensor(ranks, dtype=torch.int64).view(-1, 2).unbind(1))
+        return meter.compute(self.spec.classes)
 
 
 class ImageClassification(Task):
-    """One class per picture."""
+    """One class per image."""
 
     name = "image-classification"
     source_options = ("spec", "root", "columns", "revision")
 
     def load(self, arguments: DataArguments, part: str) -> ClassificationData:
-        """Load pictures and their classes."""
+        """Load images and their classes."""
         training = part == "train"
         return load_classification(
             arguments.dataset,
@@ -129,15 +129,15 @@ class ImageClassification(Task):
     def load_split(
         self, name: str, split: str, limit: int | None, spec: str | None = None, **source: Any
     ) -> ClassificationData:
-        """Load pictures by the name of their data set."""
+        """Load images by the name of their dataset."""
         return load_classification(name, split, names=spec, limit=limit, **source)
 
     def check(self, data: ClassificationData, limit: int | None) -> list[Fault]:
-        """Read pictures; a stream is not looked at, since it would be read twice."""
+        """Read images; a stream is not looked at, since it would be read twice."""
         return check_pictures(data, limit) if hasattr(data.dataset, "__len__") else []
 
     def inspect(self, name: str, split: str, limit: int | None, **source: Any) -> Inspection:
-        """Read pictures and count classes and sizes."""
+        """Read images and count classes and sizes."""
         scan = scan_pictures(self.load_split(name, split, None, **source), limit, progress=True)
         rows = list(zip(scan.spec.classes, scan.pictures.tolist(), strict=True))
         statistics = {
@@ -149,7 +149,7 @@ class ImageClassification(Task):
         return Inspection(scan.faults, scan.notes, scan.images, table, statistics)
 
     def show(self, name: str, split: str, limit: int, **source: Any) -> Image.Image:
-        """Pictures with the names of their classes, spread over the whole."""
+        """Images with the names of their classes, spread over the whole."""
         data = self.load_split(name, split, limit, **source)
         cells = [(data.spec.classes[row["label"]], row["image"]) for row in data.dataset]
         return picture_sheet(cells)
@@ -209,11 +209,11 @@ class ImageClassification(Task):
         )
 
     def draw_results(self, trainer: ClassificationTrainer, path: Path) -> None:
-        """Some pictures with answer, confidence and truth; wrong answers first."""
+        """Some images with answer, confidence and truth; wrong answers first."""
         model = trainer.accelerator.unwrap_model(trainer.model).eval()
         dataset, names = trainer.eval_dataset, trainer.spec.classes
         found = []
-        for index in spread(len(dataset), LOOKED_AT):
+        for index in spread(len(dataset), DRAWN_CANDIDATES):
             pixels = dataset[index]["pixel_values"][None].to(trainer.args.device)
             with torch.no_grad():
                 confidence, answer = model(pixel_values=pixels).logits.float().softmax(-1)[0].max(0)
@@ -225,9 +225,9 @@ class ImageClassification(Task):
             picture_sheet([_answer(*each) for each in wrong[:6] + right[: 12 - len(wrong[:6])]]).save(aside)
 
 
-def _answer(picture: Image.Image, answer: str, confidence: float, truth: str) -> tuple[str, Image.Image]:
-    """Answer, its confidence, and the truth where it is another, above a picture."""
-    return f"{answer} {100 * confidence:.0f} %" + ("" if answer == truth else f" (is {truth})"), picture
+def _answer(image: Image.Image, answer: str, confidence: float, truth: str) -> tuple[str, Image.Image]:
+    """Answer, its confidence, and the truth where it is another, above an image."""
+    return f"{answer} {100 * confidence:.0f} %" + ("" if answer == truth else f" (is {truth})"), image
 
 
 def _protocol_of(processor: Any) -> dict[str, Any]:

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list
 from PIL import Image
 from torch import nn
-from transformers import EvalPrediction, PreTrainedModel
+from transformers import PreTrainedModel
 
 from hf_denseseg.data.augmentation.detection import (
     DetectionAugmentation,
@@ -27,6 +27,7 @@ from hf_denseseg.evaluation.detection_metrics import detection_metrics
 from hf_denseseg.files import atomic_path
 from hf_denseseg.reports.run_page import SHOWN_SCORE
 from hf_denseseg.training.arguments import DataArguments, TaskTrainingArguments
+from hf_denseseg.training.evaluation import processes_of
 from hf_denseseg.training.tasks.task import Inspection, Task, sizes_as_json, spread, table_of
 from hf_denseseg.training.trainer import TaskTrainer
 from hf_denseseg.visualization.detections import draw_objects
@@ -36,8 +37,8 @@ from hf_denseseg.visualization.layout import labelled_rows, picture_sheet
 class DetectionTrainer(TaskTrainer):
     """Trains and evaluates detectors that follow transformers' conventions (`labels` as a list of dicts).
 
-    In evaluation every process keeps the answers to its pictures; at the end the main one gets all of them, each
-    picture once, and counts.
+    In evaluation every process keeps the answers to its images; at the end the main one gets all of them, each
+    image once, and counts.
 
     Args:
         model: takes `pixel_values`, `pixel_mask` and `labels`.
@@ -51,11 +52,16 @@ class DetectionTrainer(TaskTrainer):
     ) -> None:
         self.masks = masks
         self._found: dict[int, list[dict[str, Any]]] = {}
-        super().__init__(model, args, train_collator=collate_detections, eval_collator=collate_tests, **options)
+        super().__init__(model, args, train_collator=collate_detections, **options)
+
+    @property
+    def logged_scores(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Average precision of boxes and, if they are learned, of masks."""
+        return ("box_ap", "box_ap_50", *(("mask_ap", "mask_ap_50") if self.masks else ()))
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """Sides that the image processor brings pictures to."""
+        """Sides that the image processor brings images to."""
         size = dict(self.processing_class.size)  # type: ignore[union-attr]
         return {key: size.get(key) for key in ("shortest_edge", "longest_edge")}
 
@@ -66,29 +72,41 @@ class DetectionTrainer(TaskTrainer):
         return self._sampler
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Normalise the pictures; what lies beyond them becomes 0."""
+        """Normalize the images; what lies beyond them becomes 0."""
         inputs = super()._prepare_inputs(inputs)
         if "labels" in inputs:
             inputs["pixel_values"] = inputs["pixel_values"] * inputs["pixel_mask"][:, None].to(torch.float32)
         return inputs
 
-    def prediction_step(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
-    ) -> tuple[None, torch.Tensor, torch.Tensor]:
-        """Keep the answers to one batch; only the pictures' numbers are gathered at once."""
-        for index, answers in zip(inputs["index"].tolist(), self.detect(model, inputs), strict=True):
-            self._found[index] = answers
-        return None, inputs["index"].to(self.args.device), inputs["index"].to(self.args.device)
+    def predict_samples(self, model: nn.Module, samples: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+        """The objects found in each image, see `detect`."""
+        return self.detect(model, collate_tests(samples))
+
+    def reset_scores(self) -> None:
+        """Forget the objects."""
+        self._found = {}
+
+    def add_record(self, number: int, record: list[dict[str, Any]]) -> None:
+        """Keep the objects of an image."""
+        self._found[number] = record
+
+    def compute_scores(self) -> dict[str, Any]:
+        """Bring the objects of all processes together; the main one counts them."""
+        found = {number: each for part in processes_of(self).gather(self._found) for number, each in part.items()}
+        self.reset_scores()
+        scores: list[Any] = [None]
+        if self.is_world_process_zero():
+            columns = ["height", "width", "objects"]
+            rows = self.eval_dataset.data.dataset.select_columns(columns)[:]
+            rows = [dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)]
+            scores = [detection_metrics(rows, found, self.spec.classes, self.masks)]
+        return broadcast_object_list(scores)[0]
 
     def detect(self, model: nn.Module, inputs: dict[str, Any], threshold: float = 0.0) -> list[list[dict[str, Any]]]:
         """Find objects in one batch of `collate_tests`.
 
         Returns:
-            Per picture its answers: `category`, `score`, `bbox` (x, y, width, height in pixels) and, with masks,
+            Per image its answers: `category`, `score`, `bbox` (x, y, width, height in pixels) and, with masks,
             `segmentation` (RLE).
         """
         plain = self.accelerator.unwrap_model(model) if not self.is_fsdp_enabled else model
@@ -100,32 +118,13 @@ class DetectionTrainer(TaskTrainer):
         if self.masks:
             post_process = processor.post_process_detections_with_masks
         return [
-            _as_answers(found) for found in post_process(outputs, threshold=threshold, target_sizes=inputs["sizes"])
+            _as_predictions(found)
+            for found in post_process(outputs, threshold=threshold, target_sizes=inputs["sizes"])
         ]
 
-    def accumulate(self, prediction: EvalPrediction, compute_result: bool = False) -> dict[str, float]:
-        """After the last batch bring all answers together and score them."""
-        if not compute_result:
-            return {}
-        found = dict(gather_object(list(self._found.items())))
-        self.reset_scores()
-        scores: list[Any] = [None]
-        if self.is_world_process_zero():
-            columns = ["height", "width", "objects"]
-            rows = self.eval_dataset.data.dataset.select_columns(columns)[:]
-            rows = [dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)]
-            scores = [detection_metrics(rows, found, self.spec.classes, self.masks)]
-        self.scores = broadcast_object_list(scores)[0] | {"step": self.state.global_step}
-        names = ("box_ap", "box_ap_50", *(("mask_ap", "mask_ap_50") if self.masks else ()))
-        return {key: self.scores[key] for key in names if self.scores[key] is not None}
 
-    def reset_scores(self) -> None:
-        """Forget the answers."""
-        self._found = {}
-
-
-def _as_answers(found: dict[str, torch.Tensor]) -> list[dict[str, Any]]:
-    """What an image processor gives for one picture, as COCO's result files hold it."""
+def _as_predictions(found: dict[str, torch.Tensor]) -> list[dict[str, Any]]:
+    """What an image processor gives for one image, as COCO's result files hold it."""
     boxes = found["boxes"].float().cpu().numpy().astype(np.float64)
     boxes[:, 2:] -= boxes[:, :2]
     answers: list[dict[str, Any]] = [
@@ -147,7 +146,7 @@ class ObjectDetection(Task):
     masks = False
 
     def load(self, arguments: DataArguments, part: str) -> DetectionData:
-        """Load pictures and their objects."""
+        """Load images and their objects."""
         training = part == "train"
         return load_detection(
             arguments.dataset,
@@ -159,21 +158,21 @@ class ObjectDetection(Task):
         )
 
     def load_split(self, name: str, split: str, limit: int | None, **source: Any) -> DetectionData:
-        """Load pictures and their objects by the name of their data set."""
+        """Load images and their objects by the name of their dataset."""
         return load_detection(name, split, masks=self.masks, limit=limit, **source)
 
     def check(self, data: DetectionData, limit: int | None) -> list[Fault]:
-        """Read pictures and compare them with their entries."""
+        """Read images and compare them with their entries."""
         return check_rows(data, limit)
 
     def inspect(self, name: str, split: str, limit: int | None, **source: Any) -> Inspection:
-        """Read entries and pictures and count objects and sizes."""
+        """Read entries and images and count objects and sizes."""
         scan = scan_detections(name, split, masks=self.masks, limit=limit, progress=True, **source)
         columns = (scan.objects.tolist(), scan.images_with.tolist(), scan.crowds.tolist())
         statistics = {
             "classes": list(scan.spec.classes),
-            **dict(zip(("objects", "pictures_with_class", "crowds"), columns, strict=True)),
-            "pictures_without_objects": scan.empty,
+            **dict(zip(("objects", "images_with_class", "crowds"), columns, strict=True)),
+            "images_without_objects": scan.empty,
             "sizes": sizes_as_json(scan.sizes),
         }
         rows = list(zip(scan.spec.classes, *columns, strict=True))
@@ -181,7 +180,7 @@ class ObjectDetection(Task):
         return Inspection(scan.faults, scan.notes, scan.images, table, statistics)
 
     def show(self, name: str, split: str, limit: int, **source: Any) -> Image.Image:
-        """Pictures with boxes (and masks) and names."""
+        """Images with boxes (and masks) and names."""
         data = self.load_split(name, split, limit, **source)
         return picture_sheet(
             [(row["id"], self._drawn(row, row["objects"], data.spec)) for row in data.dataset], 3, 400
@@ -203,7 +202,7 @@ class ObjectDetection(Task):
         eval_data: DetectionData,
         train_data: DetectionData | None = None,
     ) -> DetectionTrainer:
-        """Multi-scale pictures for training, the image processor for evaluation."""
+        """Multi-scale images for training, the image processor for evaluation."""
         train_dataset = None
         if train_data is not None:
             if train_data.spec.classes != eval_data.spec.classes:
@@ -224,7 +223,7 @@ class ObjectDetection(Task):
         )
 
     def draw_results(self, trainer: DetectionTrainer, path: Path) -> None:
-        """Pictures with the true objects, and with those found."""
+        """Images with the true objects, and with those found."""
         model = trainer.accelerator.unwrap_model(trainer.model).eval()
         lines = []
         for index in spread(len(trainer.eval_dataset)):

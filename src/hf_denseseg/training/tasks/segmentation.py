@@ -1,7 +1,5 @@
 """Semantic segmentation: one class per pixel, scored by one exact confusion matrix."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import fields
 from itertools import islice
 from pathlib import Path
@@ -30,7 +28,7 @@ from hf_denseseg.training.tasks.task import Inspection, Task, sizes_as_json, siz
 from hf_denseseg.visualization.evaluation import answer_strip
 from hf_denseseg.visualization.label_maps import picture_grid
 
-WORST_PICTURES, BEST_PICTURES = 6, 2  # shown on the page of an evaluation
+WORST_IMAGES, BEST_IMAGES = 6, 2  # shown on the page of an evaluation
 
 
 class SemanticSegmentation(Task):
@@ -45,7 +43,7 @@ class SemanticSegmentation(Task):
         inference_settings(data)
 
     def load(self, arguments: DataArguments, part: str) -> SegmentationData:
-        """Load pairs of pictures and label maps."""
+        """Load pairs of images and label maps."""
         training = part == "train"
         return load_segmentation(
             arguments.dataset,
@@ -59,7 +57,7 @@ class SemanticSegmentation(Task):
         )
 
     def load_split(self, name: str, split: str, limit: int | None, **source: Any) -> SegmentationData:
-        """Load pairs by the name of their data set."""
+        """Load pairs by the name of their dataset."""
         return load_segmentation(name, split, limit=limit, **source)
 
     def check(self, data: SegmentationData, limit: int | None) -> list[Fault]:
@@ -81,10 +79,10 @@ class SemanticSegmentation(Task):
         return Inspection(scan.faults, scan.notes, scan.images, _table(scan), _statistics(scan))
 
     def show(self, name: str, split: str, limit: int, **source: Any) -> Image.Image:
-        """Pictures beside their label maps in colour."""
+        """Images beside their label maps in color."""
         data = self.load_split(name, split, limit, **source)
         rows = [(row["image"], row["label"]) for row in islice(data.dataset, limit)]
-        return picture_grid(rows, data.spec, ("picture", "label"))
+        return picture_grid(rows, data.spec, ("image", "label"))
 
     def processor_options(self, arguments: DataArguments) -> dict[str, Any]:
         """Resize as the protocol does, or not at all."""
@@ -101,7 +99,7 @@ class SemanticSegmentation(Task):
         eval_data: SegmentationData,
         train_data: SegmentationData | None = None,
     ) -> SegmentationTrainer:
-        """Crops of augmented pictures for training, whole ones for evaluation."""
+        """Crops of augmented images for training, whole ones for evaluation."""
         train_dataset: Any = None
         if train_data is not None:
             augmentation = TrainAugmentation(
@@ -130,25 +128,21 @@ class SemanticSegmentation(Task):
         """Take the inference settings saved with the checkpoint."""
         trainer.settings = InferenceSettings.load(checkpoint)
 
-    @contextmanager
-    def evaluated(self, trainer: SegmentationTrainer) -> Iterator[None]:
-        """With a journal."""
-        with trainer.evaluated():
-            yield
-
     def write_evaluation(self, trainer: SegmentationTrainer, results: dict[str, Any], output: Path) -> None:
-        """Tables, and a page with the worst and best pictures."""
+        """Tables, and a page with the worst and best images."""
         evaluation = trainer.evaluation
 
         def drawn(number: int) -> Drawn:
             sample = trainer.eval_dataset[number]
-            strip = answer_strip(sample["image"], sample["label"], trainer.answer(sample), trainer.spec.palette)
-            return Drawn(trainer.names[number], evaluation.pictures[number], strip)
+            strip = answer_strip(
+                sample["image"], sample["label"], trainer.predict_labels(sample), trainer.spec.palette
+            )
+            return Drawn(trainer.names[number], evaluation.images[number], strip)
 
-        pictures = [(trainer.names[number], evaluation.pictures[number]) for number in sorted(evaluation.pictures)]
-        write_tables(output, results["scores"], pictures)
-        worst = evaluation.worst(WORST_PICTURES)
-        best = [number for number in evaluation.best(BEST_PICTURES) if number not in worst]
+        images = [(trainer.names[number], evaluation.images[number]) for number in sorted(evaluation.images)]
+        write_tables(output, results["scores"], images)
+        worst = evaluation.worst(WORST_IMAGES)
+        best = [number for number in evaluation.best(BEST_IMAGES) if number not in worst]
         write_page(
             output,
             results,
@@ -160,9 +154,9 @@ class SemanticSegmentation(Task):
         )
 
     def draw_results(self, trainer: SegmentationTrainer, path: Path) -> None:
-        """Pictures, their label maps and the answers."""
+        """Images, their label maps and the answers."""
         samples = [trainer.eval_dataset[number] for number in spread(len(trainer.eval_dataset))]
-        rows = [(sample["image"], sample["label"], trainer.answer(sample)) for sample in samples]
+        rows = [(sample["image"], sample["label"], trainer.predict_labels(sample)) for sample in samples]
         with atomic_path(path) as aside:
             picture_grid(rows, trainer.spec).save(aside)
 
@@ -170,7 +164,7 @@ class SemanticSegmentation(Task):
 def _table(scan: Scan) -> str:
     """Share of each class, void, and the sizes, as lines of text."""
     weights = scan.class_weights()
-    lines = [f"{'class':<20}{'share %':>10}{'pictures':>10}{'enet':>10}{'median':>10}"]
+    lines = [f"{'class':<20}{'share %':>10}{'images':>10}{'enet':>10}{'median':>10}"]
     for index, name in enumerate(scan.spec.classes):
         lines.append(
             f"{name:<20}{100 * scan.shares[index]:>10.3f}{scan.images_with[index]:>10}"
@@ -185,7 +179,7 @@ def _statistics(scan: Scan) -> dict[str, Any]:
         "classes": list(scan.spec.classes),
         "pixels": scan.pixels.tolist(),
         "shares": scan.shares.tolist(),
-        "pictures_with_class": scan.images_with.tolist(),
+        "images_with_class": scan.images_with.tolist(),
         "void_share": scan.void_share,
         "sizes": sizes_as_json(scan.sizes),
         "class_weights": scan.class_weights(),

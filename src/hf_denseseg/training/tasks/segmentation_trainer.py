@@ -1,49 +1,42 @@
-"""Train a segmentation model, and evaluate it picture by picture with a journal."""
+"""Train a segmentation model, and evaluate it image by image by its test protocol."""
 
 import functools
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import Subset
-from transformers import EvalPrediction, PreTrainedModel
+from transformers import PreTrainedModel
 
-from hf_denseseg.data.augmentation.segmentation import collate_eval, collate_train
+from hf_denseseg.data.augmentation.segmentation import collate_train
 from hf_denseseg.data.labels import VOID, LabelSpec
-from hf_denseseg.evaluation.segmentation_scores import Evaluation, count_picture
+from hf_denseseg.evaluation.segmentation_scores import Evaluation, count_image
 from hf_denseseg.evaluation.size_recall import check_installed
-from hf_denseseg.inference.predict.journal import Journal, Record, content_check, weights_digest
 from hf_denseseg.inference.segmentation import segment
 from hf_denseseg.inference.settings import InferenceSettings
 from hf_denseseg.models.losses import segmentation_loss
 from hf_denseseg.training.arguments import TaskTrainingArguments
+from hf_denseseg.training.evaluation import processes_of
 from hf_denseseg.training.optimization import load_class_weights
 from hf_denseseg.training.trainer import TaskTrainer
-
-logger = logging.getLogger(__name__)
-
-# Arguments of the Trainer that change the last bits of what a model says.
-COMPUTATION = ("bf16", "fp16", "bf16_full_eval", "fp16_full_eval", "tf32", "channels_last")
 
 
 class SegmentationTrainer(TaskTrainer):
     """Trains and evaluates any segmentation model of this package.
 
-    Evaluation runs the test protocol picture by picture at the label's own resolution and hands back the counts of
-    each, so that its memory stays flat, labels may differ in size, and several processes count every picture once.
+    Evaluation runs the test protocol image by image at the resolution of the label map, and keeps counts only: its
+    memory stays constant, and label maps may differ in size.
 
     Args:
         model: a model of this package.
         args: see `TaskTrainingArguments`.
         spec: label specification; its class names head the per-class table.
         settings: test protocol.
-        options: see `TaskTrainer`; `train_dataset` is a `data.transforms.TrainDataset` or its streaming form,
-            `eval_dataset` a `data.transforms.EvalDataset`.
+        options: see `TaskTrainer`; `train_dataset` is a `data.augmentation.segmentation.TrainDataset` or its
+            streaming form, `eval_dataset` an `EvalDataset`.
     """
+
+    logged_scores = ("mean_iou", "pixel_accuracy", "mean_accuracy")
 
     def __init__(
         self,
@@ -57,9 +50,7 @@ class SegmentationTrainer(TaskTrainer):
         check_installed()
         self.settings = settings
         self.evaluation = Evaluation(spec)
-        self._journal: Journal | None = None
-        self._counted: list[Record] = []  # before this process began
-        self.names: dict[int, str] = {}  # of the pictures in the journal
+        self.names: dict[int, str] = {}  # of the images that were evaluated
         of_the_model: str = getattr(model.config, "loss_normalization", "valid")
         self._normalization = args.loss_normalization or of_the_model
         self._class_weights = load_class_weights(args.class_weights, spec.num_labels)
@@ -70,7 +61,7 @@ class SegmentationTrainer(TaskTrainer):
             ohem_threshold=args.ohem_threshold,
             ohem_min_kept=args.ohem_min_kept,
         )
-        super().__init__(model, args, spec=spec, train_collator=collate_train, eval_collator=collate_eval, **options)
+        super().__init__(model, args, spec=spec, train_collator=collate_train, **options)
 
     @property
     def protocol(self) -> dict[str, Any]:
@@ -88,112 +79,43 @@ class SegmentationTrainer(TaskTrainer):
         weights = self._class_weights.to(labels.device)[torch.where(valid, labels, 0).long()]
         return torch.where(valid, weights, 0.0).sum()
 
-    def prediction_step(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
-    ) -> tuple[None, torch.Tensor, torch.Tensor]:
-        """Counts of one batch, a vector for each picture, and the pictures' numbers `(B,)`.
-
-        Only these are gathered: label maps of different widths cannot be, and would cost the network 1,000 times more.
-        """
-        plain = self.accelerator.unwrap_model(model) if not self.is_fsdp_enabled else model
-        device = self.args.device
-        vectors = []
-        for k, (image, label) in enumerate(zip(inputs["images"], inputs["labels"], strict=True)):
-            with torch.no_grad(), self.compute_loss_context_manager():
-                prediction = segment(
-                    plain, image.to(device), self.settings, self.mean, self.std, size=label.shape[-2:]
-                )
-            vectors.append(count_picture(prediction, label, self.spec.num_labels))
-            if self._journal is not None:
-                number, name = int(inputs["index"][k]), inputs["ids"][k]
-                self.names[number] = name
-                check = content_check({"id": name, "image": image.cpu(), "label": label.cpu()})
-                self._journal.add(Record.of(number, name, check, vectors[-1]))
-        return None, torch.stack(vectors).to(device), inputs["index"].to(device)
-
-    def accumulate(self, prediction: EvalPrediction, compute_result: bool = False) -> dict[str, float]:
-        """Add one gathered batch; the last one turns the sums into numbers."""
-        vectors, numbers = torch.as_tensor(prediction.predictions).cpu(), torch.as_tensor(prediction.label_ids)
-        for number, vector in zip(numbers.tolist(), vectors, strict=True):
-            self.evaluation.add(number, vector)
-        return self._scored() if compute_result else {}
-
-    def _scored(self) -> dict[str, float]:
-        self.scores = self.evaluation.scores()
-        self.scores["step"] = self.state.global_step
-        return {key: self.scores[key] for key in ("mean_iou", "pixel_accuracy", "mean_accuracy")}
+    def predict_samples(self, model: nn.Module, samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Name and counts of each image, the counts that are not zero by their place in the vector."""
+        records = []
+        for sample in samples:
+            counts = count_image(self._predict(model, sample), sample["label"], self.spec.num_labels)
+            places = counts.nonzero().flatten()
+            records.append({"id": sample["id"], "places": places.tolist(), "counts": counts[places].tolist()})
+        return records
 
     def reset_scores(self) -> None:
-        """Begin with what the journal holds, if there is one."""
-        self.evaluation = Evaluation(self.spec)
-        for record in self._counted:
-            self.evaluation.add(record.number, record.counts(self.evaluation.length))
+        """Forget the counts."""
+        self.evaluation, self.names = Evaluation(self.spec), {}
 
-    @contextmanager
-    def evaluated(self) -> Iterator[None]:
-        """Evaluate, going on from the journal in the output folder, if there is one; then run a block."""
-        from accelerate.utils import gather_object
+    def add_record(self, number: int, record: dict[str, Any]) -> None:
+        """Add the counts of an image; only their sum and the image's score are kept."""
+        counts = torch.zeros(self.evaluation.length, dtype=torch.int64)
+        counts[record["places"]] = torch.tensor(record["counts"], dtype=torch.int64)
+        self.evaluation.add(number, counts)
+        self.names[number] = record["id"]
 
-        self._journal = Journal(self.output / "evaluation_journal", self.journal_key(), self.args.process_index)
-        if self.accelerator.is_local_main_process:
-            self._journal.settle()
-        self._counted = self.counted_before(self._journal)
-        self.names = {record.number: record.id for record in self._counted}
-        there = {record.number for record in self._counted}
-        left = [number for number in range(len(self.eval_dataset)) if number not in there]
-        if left:
-            self.evaluate(Subset(self.eval_dataset, left))
-        else:
-            self.reset_scores()
-            self._scored()
-        self.names |= dict(gather_object(list(self.names.items())))
-        yield
-        # Only now are the results written.
-        self.accelerator.wait_for_everyone()
-        self._journal.close()
-        if self.accelerator.is_local_main_process:
-            self._journal.delete()
+    def compute_scores(self) -> dict[str, Any]:
+        """Sum the counts of all processes."""
+        joined = Evaluation(self.spec)
+        for evaluation, names in processes_of(self).gather((self.evaluation, self.names)):
+            joined.merge(evaluation)
+            self.names |= names
+        self.evaluation = joined
+        return joined.scores()
 
-    def journal_key(self) -> dict[str, Any]:
-        """What the answers depend on besides the pictures."""
-        return {
-            "checkpoint": weights_digest(self.model),
-            "labels": self.spec.to_dict(),
-            "protocol": self.protocol | {"mean": self.mean.tolist(), "std": self.std.tolist()},
-            "computation": {
-                "device": self.args.device.type,
-                "dtype": str(self.model.dtype),
-                "torch": torch.__version__,
-                **{name: getattr(self.args, name) for name in COMPUTATION},
-            },
-        }
+    def _predict(self, model: nn.Module, sample: dict[str, Any]) -> torch.Tensor:
+        image = sample["image"].to(self.args.device)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            return segment(model, image, self.settings, self.mean, self.std, size=sample["label"].shape[-2:])
 
-    def counted_before(self, journal: Journal) -> list[Record]:
-        """What the journals of all machines hold of pictures that are still the same."""
-        from accelerate.utils import gather_object
-
-        self.accelerator.wait_for_everyone()  # until what belongs to another evaluation is gone
-        lines = journal.read() if self.accelerator.is_local_main_process else []
-        records = {record.number: record for record in gather_object(lines)}
-        numbers = [number for number in sorted(records) if number < len(self.eval_dataset)]
-        # Each process looks at its share of the pictures.
-        share = numbers[self.args.process_index :: self.args.world_size]
-        same = gather_object([n for n in share if content_check(self.eval_dataset[n]) == records[n].check])
-        if records and self.is_world_process_zero():
-            changed = len(numbers) - len(same)
-            again = f" {changed} have changed since and are done again." if changed else ""
-            logger.info("Going on: %d of %d pictures are done.%s", len(same), len(self.eval_dataset), again)
-        return [records[number] for number in sorted(same)]
-
-    def answer(self, sample: dict[str, Any]) -> torch.Tensor:
-        """Predicted ids `(H, W)` of a sample of the evaluation data, at the label's own resolution, on the CPU."""
-        model, image = self.accelerator.unwrap_model(self.model), sample["image"].to(self.args.device)
-        with torch.no_grad():
-            return segment(model, image, self.settings, self.mean, self.std, sample["label"].shape[-2:]).cpu()
+    def predict_labels(self, sample: dict[str, Any]) -> torch.Tensor:
+        """Predicted ids `(H, W)` of a sample of the evaluation data, at the size of its label map, on the CPU."""
+        return self._predict(self.accelerator.unwrap_model(self.model), sample).cpu()
 
     def save_beside(self, folder: Path) -> None:
         """Write the test protocol."""

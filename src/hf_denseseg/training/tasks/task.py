@@ -2,8 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,16 +13,16 @@ from hf_denseseg.data.reading.images import Fault
 from hf_denseseg.training.arguments import DataArguments, TaskTrainingArguments
 from hf_denseseg.training.trainer import TaskTrainer
 
-SHOWN_PICTURES = 6
+SHOWN_IMAGES = 6
 
 
 class Inspection(NamedTuple):
-    """What a look at a data set found.
+    """What a look at a dataset found.
 
     Args:
         faults: what cannot be used.
         notes: what is unusual, but may be meant.
-        images: number of readable pictures.
+        images: number of readable images.
         table: counts as lines of text.
         statistics: the same as JSON values.
     """
@@ -36,7 +35,7 @@ class Inspection(NamedTuple):
 
 
 def table_of(heads: Sequence[str], rows: Iterable[Sequence[Any]], sizes: Counter) -> str:
-    """Names and numbers in columns, and the commonest (height, width) of the pictures below them."""
+    """Names and numbers in columns, and the most common (height, width) of the images below them."""
     cells = [[str(cell) for cell in row] for row in rows]
     widths = [max([len(head), *(len(row[k]) for row in cells)]) + 2 for k, head in enumerate(heads)]
     lines = [
@@ -47,18 +46,18 @@ def table_of(heads: Sequence[str], rows: Iterable[Sequence[Any]], sizes: Counter
 
 
 def sizes_of(sizes: Counter) -> str:
-    """The commonest (height, width) of pictures as a line of text."""
+    """The most common (height, width) of images as a line of text."""
     common = ", ".join(f"{height}x{width}: {count}" for (height, width), count in sizes.most_common(6))
-    return f"sizes (height x width: pictures): {common or 'none'}"
+    return f"sizes (height x width: images): {common or 'none'}"
 
 
 def sizes_as_json(sizes: Counter) -> dict[str, int]:
-    """(height, width) -> pictures with text as keys."""
+    """(height, width) -> images with text as keys."""
     return {f"{height}x{width}": count for (height, width), count in sizes.most_common()}
 
 
-def spread(count: int, shown: int = SHOWN_PICTURES) -> list[int]:
-    """Numbers of `shown` pictures, spread over all: neighbours are often frames of one video."""
+def spread(count: int, shown: int = SHOWN_IMAGES) -> list[int]:
+    """Numbers of `shown` images, spread over all: neighbors are often frames of one video."""
     shown = min(shown, count)
     return [place * count // shown for place in range(shown)]
 
@@ -85,7 +84,7 @@ class Task(ABC):
 
     @abstractmethod
     def load_split(self, name: str, split: str, limit: int | None, **source: Any) -> Any:
-        """Load a split of a data set by its name; arguments as for `inspect`, result as of `load`."""
+        """Load a split of a dataset by its name; arguments as for `inspect`, result as of `load`."""
 
     @abstractmethod
     def check(self, data: Any, limit: int | None) -> list[Fault]:
@@ -93,11 +92,11 @@ class Task(ABC):
 
     @abstractmethod
     def inspect(self, name: str, split: str, limit: int | None, **source: Any) -> Inspection:
-        """Read a data set, named as for `load`, and count what is in it; `source` holds `source_options`."""
+        """Read a dataset, named as for `load`, and count what is in it; `source` holds `source_options`."""
 
     @abstractmethod
     def show(self, name: str, split: str, limit: int, **source: Any) -> Image.Image:
-        """Draw the first pictures of a data set with their labels; arguments as for `inspect`."""
+        """Draw the first images of a dataset with their labels; arguments as for `inspect`."""
 
     @abstractmethod
     def processor_options(self, arguments: DataArguments) -> dict[str, Any]:
@@ -117,13 +116,7 @@ class Task(ABC):
 
     @abstractmethod
     def draw_results(self, trainer: Any, path: Path) -> None:
-        """Draw some pictures with truth and answer into a file."""
-
-    @contextmanager
-    def evaluated(self, trainer: Any) -> Iterator[None]:
-        """Evaluate, then run a block that writes the results; a task may go on from where it was interrupted."""
-        trainer.evaluate()
-        yield
+        """Draw some images with truth and answer into a file."""
 
     def write_evaluation(  # noqa: B027 (most tasks leave results.json alone)
         self, trainer: Any, results: dict[str, Any], output: Path

@@ -74,7 +74,7 @@ class SegmentationScores(evaluate.Metric):
         classes: Any = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """Count the given maps if any, return the figures of all counted so far, and start anew."""
+        """Count the given maps if any, return the figures of all counted so far, and start again."""
         if predictions is not None:
             self.add_batch(predictions=predictions, references=references, **kwargs)
         if self.meter is None:

@@ -11,14 +11,14 @@ from hf_denseseg.errors import InputError
 from hf_denseseg.evaluation.classification_metrics import AccuracyMeter, true_class_rank
 
 _DESCRIPTION = """
-Share of pictures whose true class has the highest score (of equal ones the smaller id counts), or one of the five
+Share of images whose true class has the highest score (of equal ones the smaller id counts), or one of the five
 highest. Only counts are kept.
 """
 
 _INPUTS = """
 Args:
-    predictions: scores (logits or probabilities) of shape (pictures, classes).
-    references: true ids of shape (pictures,).
+    predictions: scores (logits or probabilities) of shape (images, classes).
+    references: true ids of shape (images,).
     classes: names for the per-class table (default "0", "1", ...).
 """
 
@@ -42,7 +42,7 @@ class TopKAccuracy(evaluate.Metric):
         )
 
     def add_batch(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> None:
-        """Count several pictures."""
+        """Count several images."""
         scores, labels = torch.as_tensor(predictions), torch.as_tensor(references)
         self.meter = self.meter or AccuracyMeter(scores.shape[-1])
         self.meter.update(true_class_rank(scores, labels), labels)
@@ -50,7 +50,7 @@ class TopKAccuracy(evaluate.Metric):
     def compute(
         self, *, predictions: Any = None, references: Any = None, classes: Any = None, **kwargs: Any
     ) -> dict[str, Any]:
-        """Count the given scores if any, return the figures of all counted so far, and start anew."""
+        """Count the given scores if any, return the figures of all counted so far, and start again."""
         if predictions is not None:
             self.add_batch(predictions=predictions, references=references)
         if self.meter is None:

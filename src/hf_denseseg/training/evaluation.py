@@ -1,0 +1,186 @@
+"""Evaluation of a trainer on the one runner: shared between processes, resumable, one record per image.
+
+A task says what the record of an image is, how records add up, and what the scores are.
+"""
+
+import functools
+import logging
+from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, Trainer
+from transformers.trainer_utils import EvalLoopOutput
+
+from hf_denseseg.inference.predict.journal import Entry, Journal, Key, content_check, weights_digest
+from hf_denseseg.inference.predict.processes import Processes
+from hf_denseseg.inference.predict.runner import Work, run
+
+logger = logging.getLogger(__name__)
+
+# Arguments of the Trainer that change the last bits of what a model predicts.
+COMPUTATION = ("bf16", "fp16", "bf16_full_eval", "fp16_full_eval", "tf32", "channels_last")
+
+
+def processes_of(trainer: Any) -> Processes:
+    """The processes that train together."""
+    return Processes(trainer.args.process_index, trainer.args.world_size, trainer.args.local_process_index)
+
+
+def batches_of_process(trainer: Any, dataset: Any) -> DataLoader:
+    """Lists of samples of this process.
+
+    The batches are the same for any number of processes, and are dealt out in turn: what a model predicts for an
+    image does not depend on how many share the work.
+    """
+    args, count = trainer.args, len(dataset)
+    batches = [
+        range(first, min(first + args.eval_batch_size, count)) for first in range(0, count, args.eval_batch_size)
+    ]
+    workers = args.dataloader_num_workers
+    return DataLoader(
+        dataset,
+        batch_sampler=batches[args.process_index :: args.world_size],  # type: ignore[arg-type]
+        collate_fn=list,
+        num_workers=workers,
+        prefetch_factor=args.dataloader_prefetch_factor if workers else None,
+    )
+
+
+def work_of(batches: DataLoader, with_states: bool) -> Iterator[Work]:
+    """Batches as work for the runner; states are needed where a journal is kept only."""
+    for samples in batches:
+        states = [content_check(sample) if with_states else None for sample in samples]
+        yield Work([sample["index"] for sample in samples], states, samples)
+
+
+def open_journal(trainer: Any, name: str) -> tuple[Journal, dict[Key, Entry], bool]:
+    """The journal of this process in the output folder, what all processes entered before, and whether it was kept.
+
+    Each machine may have an output folder of its own: what is on any of them counts.
+    """
+    made_with = {
+        "checkpoint": weights_digest(trainer.model),
+        "labels": trainer.spec.to_dict(),
+        "protocol": trainer.protocol | {"mean": trainer.mean.tolist(), "std": trainer.std.tolist()},
+        "computation": {
+            "device": trainer.args.device.type,
+            "dtype": str(trainer.model.dtype),
+            "torch": torch.__version__,
+            **{name: getattr(trainer.args, name) for name in COMPUTATION},
+        },
+    }
+    journal = Journal(trainer.output / name, made_with, trainer.args.process_index)
+    first = trainer.accelerator.is_local_main_process
+    kept = journal.prepare() if first else True
+    trainer.accelerator.wait_for_everyone()  # until entries of another evaluation are gone
+    gathered = processes_of(trainer).gather(journal.read() if first else [])
+    known = {entry.key: entry for entries in gathered for entry in entries}
+    if known and trainer.is_world_process_zero():
+        logger.info("Continuing: %d of %d images were finished before.", len(known), len(trainer.eval_dataset))
+    return journal, known, kept
+
+
+def prepare_model(trainer: Any) -> nn.Module:
+    """The model that is evaluated, in eval mode, as transformers prepares it: device, precision, autocast."""
+    model = trainer.model
+    if not trainer.is_in_train:
+        if not trainer.accelerator._models:
+            model = trainer.accelerator.prepare_model(model, evaluation_mode=True)
+        dtype = (
+            torch.float16 if trainer.args.fp16_full_eval else torch.bfloat16 if trainer.args.bf16_full_eval else None
+        )
+        if dtype is not None:
+            model = model.to(dtype=dtype, device=trainer.args.device)
+    return trainer.accelerator.unwrap_model(model).eval()
+
+
+class EvaluatingTrainer(Trainer):
+    """transformers' Trainer with an evaluation in which every image gives one record, and records add up to scores.
+
+    Nothing but records is exchanged between processes: label maps of different sizes cannot be gathered as tensors,
+    and would be 1,000 times more.
+
+    Attributes:
+        logged_scores: keys of the scores that training logs.
+        scores: of the last evaluation.
+    """
+
+    logged_scores: tuple[str, ...]
+    eval_dataset: Any
+    model: PreTrainedModel
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.scores: dict[str, Any] = {}
+        self._journal: Journal | None = None
+        self._known: dict[Key, Entry] = {}
+        super().__init__(*args, **kwargs)
+
+    @property
+    @abstractmethod
+    def protocol(self) -> dict[str, Any]:
+        """How images are tested, as `results.json` tells it."""
+
+    @abstractmethod
+    def predict_samples(self, model: nn.Module, samples: list[dict[str, Any]]) -> list[Any]:
+        """Run the model on a batch of the evaluation data; one record per image, as JSON values."""
+
+    @abstractmethod
+    def reset_scores(self) -> None:
+        """Forget the records that were added."""
+
+    @abstractmethod
+    def add_record(self, number: int, record: Any) -> None:
+        """Add what `predict_samples` gave for an image of the evaluation data."""
+
+    @abstractmethod
+    def compute_scores(self) -> dict[str, Any]:
+        """Join the records that all processes have added, and score them."""
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """Lists of samples of this process, see `batches_of_process`."""
+        return batches_of_process(self, self.eval_dataset if eval_dataset is None else eval_dataset)
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Score the model image by image, in the runner that prediction uses too; sets `scores`."""
+        self.callback_handler.eval_dataloader = dataloader
+        self.reset_scores()
+        predict = functools.partial(self.predict_samples, prepare_model(self))
+        kept = 0
+        for entry, is_new in run(self._work(dataloader), predict, self._journal, self._known):
+            self.add_record(int(entry.key), entry.record)
+            kept += not is_new
+        changed = len(self._known) - sum(processes_of(self).gather(kept))
+        if changed and self.is_world_process_zero():
+            logger.info("%d images have changed since, and were run again.", changed)
+        self.scores = self.compute_scores() | {"step": self.state.global_step}
+        found = {name: self.scores[name] for name in self.logged_scores if self.scores[name] is not None}
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
+        return EvalLoopOutput(None, None, metrics, len(dataloader.dataset))  # type: ignore[arg-type]
+
+    def _work(self, dataloader: DataLoader) -> Iterator[Work]:
+        for work in work_of(dataloader, with_states=self._journal is not None):
+            yield work
+            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+
+    @contextmanager
+    def resumable_evaluation(self) -> Iterator[None]:
+        """Evaluate, continuing from the journal in the output folder; then run a block that writes the results."""
+        self._journal, self._known, _ = open_journal(self, "evaluation_journal")
+        self.evaluate()
+        yield
+        self.accelerator.wait_for_everyone()  # the journal goes only when the results are written
+        self._journal.close()
+        if self.accelerator.is_local_main_process:
+            self._journal.delete()
