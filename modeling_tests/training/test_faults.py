@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -18,7 +19,9 @@ from safetensors.torch import load_file
 
 import processes
 from hf_denseseg.cli import main
+from hf_denseseg.errors import RunError
 from hf_denseseg.training import checkpoints
+from hf_denseseg.training import trainer as training
 from hf_denseseg.training.checkpoints import fault_of, last_complete_checkpoint, mark_complete
 from reference import REPOSITORY
 from test_published_dsct import REDUCED
@@ -188,9 +191,7 @@ def kill_the_worker():
             if "resource_tracker" not in " ".join(child.cmdline()):
                 child.kill()
 
-    from hf_denseseg.training import trainer
-
-    trainer.mark_complete = mark_and_kill
+    training.mark_complete = mark_and_kill
 
 
 def test_a_loader_worker_that_dies_ends_the_run_with_one_sentence(undisturbed, tmp_path):
@@ -206,6 +207,29 @@ def test_a_loader_worker_that_dies_ends_the_run_with_one_sentence(undisturbed, t
     assert re.search("checkpoint-[24] is whole", line), line
     assert main([*WORDS, "--output_dir", str(tmp_path)]) == 0
     assert_same_weights(weights(tmp_path), weights(undisturbed))
+
+
+def test_a_worker_that_dies_while_it_hands_a_batch_over_is_explained_too(tmp_path, monkeypatch):
+    """The connection breaks before the signal comes; a connection that breaks without one is another matter."""
+    monkeypatch.setattr(training, "DEATH_IS_KNOWN_AFTER", 0.3)
+    trainer = SimpleNamespace(state=SimpleNamespace(global_step=3), output=tmp_path)
+
+    def died(*_):
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+
+    before = signal.signal(signal.SIGALRM, died)
+    try:
+        with (
+            pytest.raises(RunError, match="Stopped after step 3: A process that loads data died"),
+            training.TaskTrainer._explain_loader_faults(trainer),
+        ):
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+            raise ConnectionResetError(104, "Connection reset by peer")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    with pytest.raises(ConnectionResetError), training.TaskTrainer._explain_loader_faults(trainer):
+        raise ConnectionResetError(104, "Connection reset by peer")
 
 
 @pytest.mark.parametrize("workers", [pytest.param("0", marks=pytest.mark.slow), "1"])

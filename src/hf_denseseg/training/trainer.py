@@ -31,6 +31,7 @@ from hf_denseseg.training.optimization import cosine_schedule, parameter_groups,
 logger = logging.getLogger(__name__)
 
 EMA_FILE, FSDP_FILE = "ema.safetensors", "pytorch_model_fsdp.bin"
+DEATH_IS_KNOWN_AFTER = 3.0  # seconds, at most, from a broken connection to the signal that a loader worker died
 
 
 class TaskTrainer(EvaluatingTrainer):
@@ -170,7 +171,13 @@ class TaskTrainer(EvaluatingTrainer):
     @contextmanager
     def _explain_loader_faults(self) -> Iterator[None]:
         try:
-            yield
+            try:
+                yield
+            except (ConnectionError, EOFError):
+                # A worker that dies while it hands a batch over breaks the connection first; then comes the signal of
+                # its death, at which torch raises the RuntimeError that is told below.
+                time.sleep(DEATH_IS_KNOWN_AFTER)
+                raise
         except (InputError, RuntimeError) as error:
             if isinstance(error, InputError):
                 # From a worker it comes with the traceback of the worker; the last line says what is wrong.
