@@ -73,7 +73,7 @@ def test_two_processes_train_the_weights_of_one_with_twice_the_batch(large_batch
     words = ["--per_device_train_batch_size", "4", "--save_strategy", "no", "--output_dir", str(tmp_path)]
     processes.run_two([*WORDS, *words], free_port(), tmp_path)
     weights, losses = trained(tmp_path)
-    assert losses == pytest.approx(large_batch[1], abs=1e-5)
+    assert losses == pytest.approx(large_batch[1], rel=1e-5)
     assert furthest(weights, large_batch[0]) < 1e-4
 
 
@@ -103,8 +103,9 @@ def test_accumulated_batches_train_the_weights_of_a_large_one(tmp_path, words):
         trainer.train()
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         ends.append((dict(trainer.model.state_dict()), losses))
-    assert ends[1][1] == pytest.approx(ends[0][1], abs=1e-5)
-    assert furthest(ends[1][0], ends[0][0]) < 1e-6
+    assert ends[1][1] == pytest.approx(ends[0][1], rel=1e-5)
+    # Gradients of norm 70 times a rate of 0.1: rounding in their last bits moves weights by 1e-6.
+    assert furthest(ends[1][0], ends[0][0]) < 1e-5
 
 
 @pytest.mark.slow
@@ -142,7 +143,7 @@ def test_fsdp_trains_and_evaluates_as_one_process_does(large_batch, tmp_path):
     words = ["--per_device_train_batch_size", "4", "--save_strategy", "no", "--output_dir", str(tmp_path)]
     processes.run_two([*WORDS, *words, *IN_WINDOWS], free_port(), tmp_path, SHARDED, shard_on_cpus)
     weights, losses = trained(tmp_path)
-    assert losses == pytest.approx(large_batch[1], abs=1e-5)
+    assert losses == pytest.approx(large_batch[1], rel=1e-5)
     assert furthest(weights, large_batch[0]) < 1e-4
     data = ["--dataset", "synthetic@64x96", "--max_eval_samples", "3", "--use_cpu", "--output_dir"]
     assert main(["evaluate", str(tmp_path / "model"), *data, str(tmp_path / "alone")]) == 0
