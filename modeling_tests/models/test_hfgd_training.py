@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 import processes
 from hf_denseseg import HfgdConfig
 from hf_denseseg.cli import main
-from hf_denseseg.training.trainer import warn_of_stale_statistics
+from hf_denseseg.training.optimization import warn_of_stale_statistics
 from test_published_hfgd import REDUCED
 
 WORDS = [

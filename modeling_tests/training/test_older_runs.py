@@ -1,7 +1,7 @@
 """A run that was begun before modules and keys were renamed continues; old names are refused with the new ones.
 
-`fixtures/older_runs/before_the_move/` holds `run/`, the folder that the code of that time left when it was killed after
-step 2 of 4, the recipe in the words of today, and `finished.safetensors`, the weights that code reached in the end.
+`fixtures/older_runs/before_the_move/` holds `run/`, the folder that the code of that time left when it was killed
+after step 2 of 4, the recipe in the words of today, and `finished.safetensors`, the weights it reached in the end.
 """
 
 import json

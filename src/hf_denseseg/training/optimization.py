@@ -1,6 +1,7 @@
 """Parameter groups, their schedule, class weights: which weight learns how fast, which class counts how much."""
 
 import json
+import logging
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -12,6 +13,8 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from hf_denseseg.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 
 def parameter_groups(
@@ -212,3 +215,18 @@ def load_class_weights(source: str | list[float] | None, num_labels: int) -> tor
     if len(source) != num_labels:
         raise InputError(f"class_weights: {len(source)} weights for {num_labels} classes. Give one for each class.")
     return torch.tensor(source, dtype=torch.float32)
+
+
+def warn_of_stale_statistics(config: Any, steps: int) -> None:
+    """Warn if a run is too short for the `batch_norm_momentum` of a configuration.
+
+    In evaluation BatchNorm would still use much of its initial statistics.
+    """
+    kept = (1 - getattr(config, "batch_norm_momentum", 1.0)) ** steps
+    if kept > 0.2:
+        logger.warning(
+            "After %d steps BatchNorm still holds %.0f %% of its initial statistics: its momentum is for longer runs, and "
+            "predictions will be poor. Set `config_overrides: {batch_norm_momentum: 0.1}`.",
+            steps,
+            100 * kept,
+        )

@@ -26,7 +26,13 @@ from hf_denseseg.training.data_time import DataTimeCallback
 from hf_denseseg.training.distributed import prepare_fsdp, sync_batch_norms, unsharded_copy
 from hf_denseseg.training.ema import ExponentialMovingAverage
 from hf_denseseg.training.evaluation import EvaluatingTrainer
-from hf_denseseg.training.optimization import cosine_schedule, parameter_groups, polynomial_schedule, step_schedule
+from hf_denseseg.training.optimization import (
+    cosine_schedule,
+    parameter_groups,
+    polynomial_schedule,
+    step_schedule,
+    warn_of_stale_statistics,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -335,18 +341,3 @@ class _TrainingHooks(TrainerCallback):
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.trainer.ema is not None:
             self.trainer.ema.update(self.trainer.accelerator.unwrap_model(self.trainer.model))
-
-
-def warn_of_stale_statistics(config: Any, steps: int) -> None:
-    """Say so if a run is too short for a configuration's `batch_norm_momentum`.
-
-    At test BatchNorm would use much of the statistics it began with.
-    """
-    kept = (1 - getattr(config, "batch_norm_momentum", 1.0)) ** steps
-    if kept > 0.2:
-        logger.warning(
-            "After %d steps BatchNorm still holds %.0f %% of the statistics it begins with: its momentum is for "
-            "longer runs, and images will be answered badly. Set `config_overrides: {batch_norm_momentum: 0.1}`.",
-            steps,
-            100 * kept,
-        )
