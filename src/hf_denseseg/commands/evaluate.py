@@ -6,7 +6,8 @@ from typing import Any
 
 from hf_denseseg.errors import InputError
 from hf_denseseg.models.auto.tasks import SEMANTIC_SEGMENTATION
-from hf_denseseg.training.recipe import load_recipe
+from hf_denseseg.training.arguments import is_read_in_evaluation
+from hf_denseseg.training.recipe import load_recipe, parse_overrides, recipe_fields
 
 EPILOG = """examples:
   denseseg evaluate runs/demo/model --dataset synthetic
@@ -53,8 +54,22 @@ def main(args: argparse.Namespace) -> int:
     if not any(word.split("=")[0] == "--task" for word in words):
         words += ["--task", task_of_checkpoint(args.checkpoint) or SEMANTIC_SEGMENTATION]
     recipe = load_recipe(args.recipe, words)
+    _check_keys(args.overrides, recipe.task.name)
     if args.submission:
         submit(recipe, Path(args.submission))
     else:
         evaluate(recipe)
     return 0
+
+
+def _check_keys(words: list[str], task: str) -> None:
+    """Refuse keys on the command line that only training reads: they would be accepted and ignored.
+
+    Raises:
+        InputError: there is such a key; the test key of the same name is proposed.
+    """
+    for key in parse_overrides(words):
+        if not is_read_in_evaluation(key, task):
+            known = recipe_fields()
+            near = f" Did you mean --test_{key}?" if f"test_{key}" in known else " Leave it out."
+            raise InputError(f"--{key} changes nothing in an evaluation: only training reads it.{near}")

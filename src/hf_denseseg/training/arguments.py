@@ -25,6 +25,17 @@ RENAMED_KEYS = {
 SEGMENTATION, CLASSIFICATION, DETECTION = (SEMANTIC_SEGMENTATION,), (IMAGE_CLASSIFICATION,), DETECTION_TASKS
 
 
+# What an evaluation reads besides `test_*`: keys of the Trainer, and keys of the data.
+EVALUATION_ARGUMENTS = frozenset(
+    (
+        *("output_dir", "per_device_eval_batch_size", "channels_last", "bf16", "fp16", "bf16_full_eval"),
+        *("fp16_full_eval", "tf32", "use_cpu", "disable_tqdm", "report_to", "run_name", "log_level", "ddp_backend"),
+        *("ddp_timeout", "dataloader_num_workers", "dataloader_prefetch_factor"),
+    )
+)
+EVALUATION_DATA = ("dataset", "data_root", "label_spec", "dataset_columns", "dataset_revision", "eval_split")
+
+
 @dataclass
 class ModelArguments:
     """Which model is trained, and which weights it starts from."""
@@ -300,3 +311,10 @@ class TaskTrainingArguments(TrainingArguments):
         self.remove_unused_columns = False
         self.label_names = ["labels"]
         super().__post_init__()
+
+
+def is_read_in_evaluation(key: str, task: str) -> bool:
+    """Whether a key of a recipe has an effect on `denseseg evaluate`, so that it may be given on its command line."""
+    if key.startswith("test_") or key in ("task", "max_eval_samples", *EVALUATION_DATA) or key in EVALUATION_ARGUMENTS:
+        return True
+    return task == IMAGE_CLASSIFICATION and key in ("crop_size", "crop_pct")

@@ -225,8 +225,8 @@ def warn_of_stale_statistics(config: Any, steps: int) -> None:
     kept = (1 - getattr(config, "batch_norm_momentum", 1.0)) ** steps
     if kept > 0.2:
         logger.warning(
-            "After %d steps BatchNorm still holds %.0f %% of its initial statistics: its momentum is for longer runs, and "
-            "predictions will be poor. Set `config_overrides: {batch_norm_momentum: 0.1}`.",
+            "After %d steps BatchNorm still holds %.0f %% of its initial statistics: its momentum is for longer runs. "
+            "Predictions will be poor: set `config_overrides: {batch_norm_momentum: 0.1}`.",
             steps,
             100 * kept,
         )
