@@ -154,7 +154,7 @@ def test_family_folders_have_the_same_files():
     for folder in (ROOT / "models").iterdir():
         if not (folder / f"configuration_{folder.name}.py").exists():
             continue
-        parts = ("configuration", "modeling", "convert", "image_processing", "literal")
+        parts = ("configuration", "modeling", "convert", "image_processing", "reference")
         expected = {f"{part}_{folder.name}.py" for part in parts} | {"README.md"}
         assert expected <= {path.name for path in folder.iterdir()}
 

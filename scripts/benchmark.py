@@ -1,6 +1,6 @@
 """Measure one part of hf_denseseg against a named peer, in one run, and write the figures beside.
 
-    python scripts/benchmark.py --threads 1 literal dsct-base-sac
+    python scripts/benchmark.py --threads 1 reference dsct-base-sac
     python scripts/benchmark.py --list
 
 Each benchmark is a module of `scripts/benchmarks/` with `add_arguments(parser)` and `run(args) -> dict`, and with

@@ -16,7 +16,7 @@ from hf_denseseg import (
     DsctImageProcessorPil,
     DsctModel,
 )
-from hf_denseseg.models.dsct.literal_dsct import literal
+from hf_denseseg.models.auto.registration import reference_implementation
 from hf_denseseg.models.dsct.modeling_dsct import DsctConvBlock
 from model_tester import SegmentationModelTester
 from processor_tester import ImageProcessorTester
@@ -62,12 +62,12 @@ class TestDsctImageProcessor(ImageProcessorTester):
 @torch.no_grad()
 @pytest.mark.parametrize("head", ["sac", "sapp"])
 @pytest.mark.parametrize("size, align_corners", [((64, 96), False), ((97, 61), True)])
-def test_rewrites_equal_the_literal_formulation(head, size, align_corners):
+def test_rewrites_equal_the_reference_implementation(head, size, align_corners):
     torch.manual_seed(0)
     config = DsctConfig(**TINY, decode_head=head, align_corners=align_corners, num_labels=5)
     model = DsctForSemanticSegmentation(config).eval()
     pixel_values = torch.randn(2, 3, *size)
-    expected = literal(model)(pixel_values).logits
+    expected = reference_implementation(model)(pixel_values).logits
     torch.testing.assert_close(model(pixel_values).logits, expected, atol=1e-4 * float(expected.std()), rtol=0)
 
 

@@ -18,7 +18,7 @@ from hf_denseseg import (
     HfgdModel,
 )
 from hf_denseseg.errors import InputError
-from hf_denseseg.models.hfgd.literal_hfgd import literal
+from hf_denseseg.models.auto.registration import reference_implementation
 from hf_denseseg.models.hfgd.modeling_hfgd import HfgdAxialAttention, HfgdSelfAttention
 from model_tester import NUM_LABELS, SegmentationModelTester
 from processor_tester import ImageProcessorTester
@@ -121,10 +121,10 @@ def build(**fields):
     ],
     ids=str,
 )
-def test_rewritten_form_equals_the_literal_one(fields, training):
+def test_rewritten_form_equals_the_reference_implementation(fields, training):
     model = build(**fields).double().train(training)
     pixel_values = torch.randn(2, 3, 65, 97, dtype=torch.float64)
-    expected = literal(model)(pixel_values).logits
+    expected = reference_implementation(model)(pixel_values).logits
     torch.testing.assert_close(model(pixel_values).logits, expected, atol=1e-10, rtol=1e-10)
 
 

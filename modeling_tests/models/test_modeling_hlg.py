@@ -22,9 +22,9 @@ from hf_denseseg import (
     HlgImageProcessorPil,
     HlgModel,
 )
+from hf_denseseg.models.auto.registration import reference_implementation
 from hf_denseseg.models.hlg import modeling_hlg
 from hf_denseseg.models.hlg.configuration_hlg import VARIANTS
-from hf_denseseg.models.hlg.literal_hlg import literal
 from hf_denseseg.models.hlg.modeling_hlg import group_means
 from hf_denseseg.models.hlg.positions_hlg import HlgGrouping, HlgPlaces, HlgPositionBias, spread
 from model_tester import NUM_LABELS, Logits, SegmentationModelTester, gradients
@@ -141,10 +141,10 @@ def build(model_class=HlgForSemanticSegmentation, **fields):
 @pytest.mark.parametrize("mask_padding", [True, False])
 @pytest.mark.parametrize("global_bias", ["window", "flat", "tuple4"])
 @pytest.mark.parametrize("size", [(224, 224), (61, 100)])
-def test_savings_equal_the_literal_formulation(mask_padding, global_bias, size):
+def test_savings_equal_the_reference_implementation(mask_padding, global_bias, size):
     model = build(mask_padding=mask_padding, global_bias=global_bias)
     pixel_values = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(2))
-    expected = literal(model)(pixel_values).logits
+    expected = reference_implementation(model)(pixel_values).logits
     for _ in range(2):  # the second time from what was kept
         logits = F.interpolate(model(pixel_values).logits, size=size, mode="bilinear", align_corners=False)
         torch.testing.assert_close(logits, expected, atol=2e-5 * float(expected.std()), rtol=0)

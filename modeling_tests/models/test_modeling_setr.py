@@ -15,7 +15,7 @@ from hf_denseseg import (
     SetrImageProcessorPil,
     SetrModel,
 )
-from hf_denseseg.models.setr.literal_setr import literal
+from hf_denseseg.models.auto.registration import reference_implementation
 from hf_denseseg.models.setr.modeling_setr import resize_position_embeddings
 from model_tester import Logits, SegmentationModelTester
 from processor_tester import ImageProcessorTester
@@ -105,11 +105,11 @@ def build(**fields):
 @pytest.mark.parametrize("encoder", ["vit", "beit"])
 @pytest.mark.parametrize("head", ["naive", "pup", "mla"])
 @pytest.mark.parametrize("size", [(48, 48), (61, 100)])
-def test_savings_equal_the_literal_formulation(encoder, head, size):
+def test_savings_equal_the_reference_implementation(encoder, head, size):
     model = build(encoder=encoder, decode_head=head)
     pixel_values = torch.randn(2, 3, *size)
     logits = F.interpolate(model(pixel_values).logits, size=size, mode="bilinear", align_corners=False)
-    expected = literal(model)(pixel_values).logits
+    expected = reference_implementation(model)(pixel_values).logits
     torch.testing.assert_close(logits, expected, atol=2e-5 * float(expected.std()), rtol=0)
 
 

@@ -17,7 +17,7 @@ from hf_denseseg import (
     UneptImageProcessorPil,
     UneptModel,
 )
-from hf_denseseg.models.unept.literal_unept import literal
+from hf_denseseg.models.auto.registration import reference_implementation
 from hf_denseseg.models.unept.modeling_unept import (
     DIRECTIONS,
     boundary_offsets,
@@ -118,10 +118,10 @@ def build(**fields):
 @pytest.mark.parametrize("backbone_type", ["resnet", "deit"])
 @pytest.mark.parametrize("axis", ["pointwise", "batch", "spatial"])
 @pytest.mark.parametrize("size", [(48, 64), (37, 90)])
-def test_savings_equal_the_literal_formulation(backbone_type, axis, size):
+def test_savings_equal_the_reference_implementation(backbone_type, axis, size):
     model = build(backbone_type=backbone_type, decoder_self_attention=axis)
     pixel_values = torch.randn(2, 3, *size)
-    expected = literal(model)(pixel_values).logits
+    expected = reference_implementation(model)(pixel_values).logits
     torch.testing.assert_close(model(pixel_values).logits, expected, atol=2e-5 * float(expected.std()), rtol=0)
 
 

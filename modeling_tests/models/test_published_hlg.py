@@ -7,8 +7,9 @@ import pytest
 import torch
 
 import hf_denseseg
+from hf_denseseg.models.auto.registration import reference_implementation
 from hf_denseseg.models.flops import count_forward
-from hf_denseseg.models.hlg.literal_hlg import literal, published_multiply_adds
+from hf_denseseg.models.hlg.reference_hlg import published_multiply_adds
 from reference import reference_folder
 
 # Published result -> percent, in the order of the task's scores.
@@ -172,21 +173,21 @@ def test_a_name_builds_the_network_of_its_manifest(name):
     assert len(model.state_dict()) == len(official)
 
 
-def count_literal(name, side, **fields):
+def count_reference(name, side, **fields):
     with torch.device("meta"):
         model = hf_denseseg.create_model(name, **fields)
-    return count_forward(literal(model), (side, side))
+    return count_forward(reference_implementation(model), (side, side))
 
 
 @pytest.mark.parametrize("size", CLASSIFICATION_GIGA)
 def test_classification_costs_what_the_paper_says(size):
-    counts = count_literal(f"hlg-{size}", 224, num_labels=1000)
+    counts = count_reference(f"hlg-{size}", 224, num_labels=1000)
     assert published_multiply_adds(counts) / 1e9 == pytest.approx(CLASSIFICATION_GIGA[size], abs=0.006)
 
 
 @pytest.mark.parametrize("size", SEGMENTATION_GIGA)
 def test_segmentation_costs_what_the_specification_counts(size):
-    counts = count_literal(f"hlg-pup-{size}", 512, mask_padding=False, global_bias="tuple4", num_labels=150)
+    counts = count_reference(f"hlg-pup-{size}", 512, mask_padding=False, global_bias="tuple4", num_labels=150)
     layers = counts.layer_multiply_adds / 1e9
     assert (layers + counts.product_multiply_adds / 1e9, layers) == pytest.approx(SEGMENTATION_GIGA[size], abs=0.6)
 

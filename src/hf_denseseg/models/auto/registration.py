@@ -1,5 +1,6 @@
 """Find every family below `models/`, register it with the Auto classes, and build models by their published names."""
 
+import copy
 import fnmatch
 import importlib
 import pkgutil
@@ -225,16 +226,30 @@ def model_info(
         model = _task_class(config)(config)
     channels = getattr(config, "num_channels", 3)
     executed = count_forward(model, image_size, channels)
-    literal = family_module(config.model_type, "literal")
-    published = count_forward(literal.literal(model), image_size, channels)
+    published = count_forward(reference_implementation(model), image_size, channels)
     return ModelInfo(
         name=name_or_config if isinstance(name_or_config, str) else type(model).__name__,
         image_size=image_size,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        multiply_adds=literal.published_multiply_adds(published),
+        multiply_adds=family_module(config.model_type, "reference").published_multiply_adds(published),
         executed_multiply_adds=executed.layer_multiply_adds + executed.product_multiply_adds,
         activations=executed.activations,
     )
+
+
+def reference_implementation(model: PreTrainedModel) -> PreTrainedModel:
+    """Return a copy of a model that computes the same function as paper or released code write it.
+
+    Every module of a class in `REFERENCE_CLASSES` of `models/<family>/reference_<family>.py` becomes one of the class
+    given there; backbones of transformers keep their attention weights in memory too.
+    """
+    replacements = family_module(model.config.model_type, "reference").REFERENCE_CLASSES
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        module.__class__ = replacements.get(type(module), type(module))
+        if isinstance(module, PreTrainedModel):
+            module.config._attn_implementation = "eager"
+    return model
 
 
 def load_official(

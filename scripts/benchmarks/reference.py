@@ -1,7 +1,7 @@
-"""A published variant as written here against its literal formulation: forward and training step, time and memory.
+"""A published variant against its reference implementation: forward and training step, time and memory.
 
 The peer computes the same function with the same weights as paper or released code write it, see
-`models/<family>/literal_<family>.py` (for example softmax attention with all weights in memory). Both run in turn; a
+`models/<family>/reference_<family>.py` (for example softmax attention with all weights in memory). Both run in turn; a
 ratio is the median of the pairs, peer divided by ours, so above 1 means that we need less. Time is process time.
 Memory is the peak of resident memory during one step above that before it, each in a fresh process (Linux).
 """
@@ -19,10 +19,10 @@ from _timing import in_turn, median_ratio
 from torch import nn
 
 import hf_denseseg
-from hf_denseseg.models.auto.registration import family_module
+from hf_denseseg.models.auto.registration import reference_implementation
 from hf_denseseg.ops.kernel_benchmark import resident_peak
 
-EXAMPLE = "example: python scripts/benchmark.py --threads 1 literal setr-pup-deit-base --image_size 512 512"
+EXAMPLE = "example: python scripts/benchmark.py --threads 1 reference setr-pup-deit-base --image_size 512 512"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,11 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def result_name(args: argparse.Namespace) -> str:
-    return f"literal_{args.variant}"
-
-
-def literal(model: nn.Module) -> nn.Module:
-    return family_module(model.config.model_type, "literal").literal(model)
+    return f"reference_{args.variant}"
 
 
 def build(args: argparse.Namespace, peer: bool, training: bool) -> tuple[nn.Module, dict[str, torch.Tensor]]:
@@ -53,7 +49,7 @@ def build(args: argparse.Namespace, peer: bool, training: bool) -> tuple[nn.Modu
     elif training:
         regions = torch.randint(0, args.num_labels, (args.batch_size, 1, 6, 6)).float()  # as large as things are
         batch["labels"] = F.interpolate(regions, size=tuple(args.image_size))[:, 0].long()
-    return (literal(model) if peer else model), batch
+    return (reference_implementation(model) if peer else model), batch
 
 
 def step(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -75,7 +71,7 @@ def time_ratio(args: argparse.Namespace, training: bool) -> dict[str, float]:
     return {
         "time_ratio": median_ratio(seconds["peer"], seconds["ours"]),
         "ours_seconds": statistics.median(seconds["ours"]),
-        "literal_seconds": statistics.median(seconds["peer"]),
+        "reference_seconds": statistics.median(seconds["peer"]),
     }
 
 
@@ -90,7 +86,7 @@ def measure_memory(words: str) -> None:
     settings = argparse.Namespace(**json.loads(words))
     torch.set_num_threads(int(settings.threads))
     model, batch = build(settings, settings.peer, settings.training)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew at what is resident now
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is resident now
     before = resident_peak()
     step(model, batch)
     print(resident_peak() - before)
@@ -99,8 +95,8 @@ def measure_memory(words: str) -> None:
 def run(args: argparse.Namespace) -> dict[str, object]:
     torch.manual_seed(0)
     ours, batch = build(args, peer=False, training=False)
-    logits, peer_logits = step(ours, batch), step(literal(ours), batch)
-    if logits.shape != peer_logits.shape:  # some released code brings them to the size of the picture itself
+    logits, peer_logits = step(ours, batch), step(reference_implementation(ours), batch)
+    if logits.shape != peer_logits.shape:  # some released code resizes them to the image itself
         logits = F.interpolate(logits, size=peer_logits.shape[-2:], mode="bilinear", align_corners=False)
     family = ours.config.model_type
     figures: dict[str, object] = {
@@ -108,17 +104,17 @@ def run(args: argparse.Namespace) -> dict[str, object]:
         "image_size": list(args.image_size),
         "batch_size": args.batch_size,
         "repeats": args.repeats,
-        "peer": f"literal formulation (models/{family}/literal_{family}.py), same weights",
+        "peer": f"reference implementation (models/{family}/reference_{family}.py), same weights",
         "largest_difference_of_logits_in_std": float((logits - peer_logits).abs().max() / peer_logits.std()),
     }
     del ours
     for name, training in (("forward", False), ("training_step", True)):
-        memory = {who: peak_memory(args, who == "literal", training) for who in ("ours", "literal")}
+        memory = {who: peak_memory(args, who == "reference", training) for who in ("ours", "reference")}
         figures[name] = {
             **time_ratio(args, training),
-            "memory_ratio": memory["literal"] / memory["ours"],
+            "memory_ratio": memory["reference"] / memory["ours"],
             "ours_peak_mib": memory["ours"],
-            "literal_peak_mib": memory["literal"],
+            "reference_peak_mib": memory["reference"],
         }
     return figures
 
@@ -132,7 +128,7 @@ def readme_rows(result: dict) -> list[tuple[str, str, str]]:
         f"{figures[step]['memory_ratio']:.2f}x less peak memory"
         for step in ("forward", "training_step")
     )
-    return [(f"`{figures['variant']}`, {size}, {threads}", ours, "literal formulation")]
+    return [(f"`{figures['variant']}`, {size}, {threads}", ours, "reference implementation")]
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""UN-EPT as the released code writes it without its compiled operator: same weights, same outputs, more memory.
+"""The reference implementation of UN-EPT: the formulas as the released code writes them without its compiled operator.
 
-Sampled values of all levels and points in memory, attention weights of DeiT in memory, projections of the decoder's
-self-attention as functions. The peer of benchmark and tests, and what the FLOPs of the paper count.
+Same weights and outputs as `modeling_unept` in more memory: the sampled values of all levels and points, and the
+attention weights of DeiT, are kept; the projections of the decoder's self-attention are functions. Tests and benchmark
+compare the two, and the FLOPs of the paper count this one.
 """
 
-import copy
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from hf_denseseg.models.unept.modeling_unept import (
 )
 
 
-class LiteralUneptSampling(UneptSampling):
+class ReferenceUneptSampling(UneptSampling):
     """Locations and weights in memory, one `grid_sample` per level, all samples stacked (Deformable DETR)."""
 
     def forward(
@@ -46,7 +46,7 @@ class LiteralUneptSampling(UneptSampling):
         return weighted.sum(-1).view(batch, heads * channels, -1).transpose(1, 2).to(value.dtype)
 
 
-class LiteralUneptSelfAttention(UneptSelfAttention):
+class ReferenceUneptSelfAttention(UneptSelfAttention):
     """Packed projection and softmax over one axis, as `nn.MultiheadAttention` computes them."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -73,7 +73,7 @@ class LiteralUneptSelfAttention(UneptSelfAttention):
         return output.transpose(0, 1) if self.axis == "batch" else output.reshape(batch, length, channels)
 
 
-class LiteralUneptDeitAttention(UneptDeitAttention):
+class ReferenceUneptDeitAttention(UneptDeitAttention):
     """Attention with all N x N weights in memory (one matrix product, softmax, one matrix product)."""
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -85,19 +85,11 @@ class LiteralUneptDeitAttention(UneptDeitAttention):
         return self.o_proj((weights @ value).transpose(1, 2).flatten(2)), weights
 
 
-LITERAL = {
-    UneptSampling: LiteralUneptSampling,
-    UneptSelfAttention: LiteralUneptSelfAttention,
-    UneptDeitAttention: LiteralUneptDeitAttention,
+REFERENCE_CLASSES = {
+    UneptSampling: ReferenceUneptSampling,
+    UneptSelfAttention: ReferenceUneptSelfAttention,
+    UneptDeitAttention: ReferenceUneptDeitAttention,
 }
-
-
-def literal(model: nn.Module) -> nn.Module:
-    """Return a copy of a UN-EPT model that computes the same function the long way."""
-    model = copy.deepcopy(model)
-    for module in model.modules():
-        module.__class__ = LITERAL.get(type(module), type(module))
-    return model
 
 
 def published_multiply_adds(counts: OperationCounts) -> int:
@@ -109,4 +101,4 @@ def published_multiply_adds(counts: OperationCounts) -> int:
     return counts.layer_multiply_adds + 2 * counts.norm_outputs
 
 
-__all__ = ["literal", "published_multiply_adds"]
+__all__ = ["REFERENCE_CLASSES", "published_multiply_adds"]

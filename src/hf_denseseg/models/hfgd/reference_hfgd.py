@@ -1,11 +1,11 @@
-"""HFGD as the paper draws it, without the exact rewritings: same weights, same outputs, more work.
+"""The reference implementation of HFGD: the modules as the paper draws them.
 
-Attention with its softmax written out, on maps in the usual memory order; every branch of the pyramid resized by
-itself, the merging convolution behind the last resize; norms apart from their convolutions. The peer of benchmark and
-tests, and what the paper's GFLOPs count.
+Same weights and outputs as `modeling_hfgd`, without its exact rewrites, so at a higher cost: attention with its
+softmax written out, on contiguous (channels first) maps; every branch of the pyramid resized on its own, the merging
+convolution after the last resize; norms apart from their convolutions. Tests and benchmark compare the two, and the
+paper's GFLOPs count this one.
 """
 
-import copy
 from typing import cast
 
 import torch
@@ -18,14 +18,14 @@ from hf_denseseg.models.hfgd.modeling_hfgd import HfgdAttend, HfgdAxialAttention
 from hf_denseseg.models.hfgd.pyramid_hfgd import HfgdSemanticBranches
 
 
-class LiteralHfgdConvNormAct(HfgdConvNormAct):
+class ReferenceHfgdConvNormAct(HfgdConvNormAct):
     """Convolution, norm, ReLU, one after the other."""
 
     def linear(self, features: torch.Tensor) -> torch.Tensor:
         return self.norm(self.convolution(features))
 
 
-class LiteralHfgdAttend(HfgdAttend):
+class ReferenceHfgdAttend(HfgdAttend):
     """Attention with all weights in memory."""
 
     def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -34,7 +34,7 @@ class LiteralHfgdAttend(HfgdAttend):
         return (weights @ value).transpose(1, 2)
 
 
-class LiteralHfgdAxialAttention(HfgdAxialAttention):
+class ReferenceHfgdAxialAttention(HfgdAxialAttention):
     """1x1 convolutions of maps, whose columns and rows are gathered for each attention."""
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
@@ -51,7 +51,7 @@ class LiteralHfgdAxialAttention(HfgdAxialAttention):
         return F.conv2d(features, self.o_proj.weight[:, :, None, None], self.o_proj.bias)
 
 
-class LiteralHfgdSemanticBranches(HfgdSemanticBranches):
+class ReferenceHfgdSemanticBranches(HfgdSemanticBranches):
     """Every branch is resized by itself and merged at the size of the output (Figure 5)."""
 
     def forward(self, maps: list[torch.Tensor], image_size: tuple[int, int]) -> torch.Tensor:
@@ -69,7 +69,7 @@ class LiteralHfgdSemanticBranches(HfgdSemanticBranches):
         return self.merge(total)
 
 
-class LiteralHfgdModel(HfgdModel):
+class ReferenceHfgdModel(HfgdModel):
     """The student in the usual memory order."""
 
     def _student(
@@ -83,21 +83,13 @@ class LiteralHfgdModel(HfgdModel):
         return features if self.axial_attention is None else features + self.axial_attention(features)
 
 
-LITERAL = {
-    HfgdConvNormAct: LiteralHfgdConvNormAct,
-    HfgdAttend: LiteralHfgdAttend,
-    HfgdAxialAttention: LiteralHfgdAxialAttention,
-    HfgdSemanticBranches: LiteralHfgdSemanticBranches,
-    HfgdModel: LiteralHfgdModel,
+REFERENCE_CLASSES = {
+    HfgdConvNormAct: ReferenceHfgdConvNormAct,
+    HfgdAttend: ReferenceHfgdAttend,
+    HfgdAxialAttention: ReferenceHfgdAxialAttention,
+    HfgdSemanticBranches: ReferenceHfgdSemanticBranches,
+    HfgdModel: ReferenceHfgdModel,
 }
-
-
-def literal(model: nn.Module) -> nn.Module:
-    """Return a copy of an HFGD model that computes the same function the long way."""
-    model = copy.deepcopy(model)
-    for module in model.modules():
-        module.__class__ = LITERAL.get(type(module), type(module))
-    return model
 
 
 def published_multiply_adds(counts: OperationCounts) -> int:
@@ -105,4 +97,4 @@ def published_multiply_adds(counts: OperationCounts) -> int:
     return counts.layer_multiply_adds + counts.product_multiply_adds
 
 
-__all__ = ["literal", "published_multiply_adds"]
+__all__ = ["REFERENCE_CLASSES", "published_multiply_adds"]

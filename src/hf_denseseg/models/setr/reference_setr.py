@@ -1,17 +1,15 @@
-"""SETR as the released code writes it, without the savings of `modeling_setr`.
+"""The reference implementation of SETR: the formulas as the released code writes them.
 
-Same weights, same outputs, more work: softmax attention with all weights in memory, the output of every layer kept,
-logits brought to the size of the picture. The peer of benchmark and tests, and what the FLOPs of the paper count.
+Same weights and outputs as `modeling_setr`, without its savings, so at a higher cost: softmax attention with all
+weights in memory, the output of every layer kept, logits resized to the image. Tests and benchmark compare the two,
+and the FLOPs of the paper count this one.
 """
 
-import copy
 from collections.abc import Collection
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
-from transformers import PreTrainedModel
 
 from hf_denseseg.models.flops import OperationCounts
 from hf_denseseg.models.setr.modeling_setr import (
@@ -24,7 +22,7 @@ from hf_denseseg.models.setr.modeling_setr import (
 )
 
 
-class LiteralSetrAttention(SetrAttention):
+class ReferenceSetrAttention(SetrAttention):
     """Attention with all N x N weights in memory (one matrix product, softmax, one matrix product)."""
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -37,7 +35,7 @@ class LiteralSetrAttention(SetrAttention):
         return self.o_proj((weights @ value).transpose(1, 2).reshape(batch, length, channels)), weights
 
 
-class LiteralSetrEncoder(SetrEncoder):
+class ReferenceSetrEncoder(SetrEncoder):
     """Keeps what every layer gives."""
 
     def forward(
@@ -50,7 +48,7 @@ class LiteralSetrEncoder(SetrEncoder):
         return {stage: tokens_to_map(each, grid) for stage, each in enumerate(kept)}, kept[-1]
 
 
-class LiteralSetrForSemanticSegmentation(SetrForSemanticSegmentation):
+class ReferenceSetrForSemanticSegmentation(SetrForSemanticSegmentation):
     """Gives logits at the size of the picture."""
 
     def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: Any) -> Any:
@@ -61,21 +59,11 @@ class LiteralSetrForSemanticSegmentation(SetrForSemanticSegmentation):
         return outputs
 
 
-LITERAL = {
-    SetrAttention: LiteralSetrAttention,
-    SetrEncoder: LiteralSetrEncoder,
-    SetrForSemanticSegmentation: LiteralSetrForSemanticSegmentation,
+REFERENCE_CLASSES = {
+    SetrAttention: ReferenceSetrAttention,
+    SetrEncoder: ReferenceSetrEncoder,
+    SetrForSemanticSegmentation: ReferenceSetrForSemanticSegmentation,
 }
-
-
-def literal(model: nn.Module) -> nn.Module:
-    """Return a copy of a SETR model that computes the same function the long way."""
-    model = copy.deepcopy(model)
-    for module in model.modules():
-        module.__class__ = LITERAL.get(type(module), type(module))
-        if isinstance(module, PreTrainedModel):
-            module.config._attn_implementation = "eager"  # of BEiT
-    return model
 
 
 def published_multiply_adds(counts: OperationCounts) -> int:
@@ -83,4 +71,4 @@ def published_multiply_adds(counts: OperationCounts) -> int:
     return counts.layer_multiply_adds + counts.product_multiply_adds
 
 
-__all__ = ["literal", "published_multiply_adds"]
+__all__ = ["REFERENCE_CLASSES", "published_multiply_adds"]

@@ -1,14 +1,13 @@
-"""DSCT as the paper and the Conformer code write it, without the exact rewrites of `modeling_dsct`.
+"""The reference implementation of DSCT: the formulas as the paper and the Conformer code write them.
 
-Same weights, same outputs, more work: the peer of the benchmark and of the tests, and what the paper's FLOPs count.
+Same weights and outputs as `modeling_dsct`, without its exact rewrites, so at a higher cost. Tests and benchmark
+compare the two, and the paper's FLOPs count this one.
 """
 
-import copy
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from hf_denseseg.models.dsct.modeling_dsct import (
     DsctAttention,
@@ -19,7 +18,7 @@ from hf_denseseg.models.dsct.modeling_dsct import (
 from hf_denseseg.models.flops import OperationCounts
 
 
-class LiteralDsctAttention(DsctAttention):
+class ReferenceDsctAttention(DsctAttention):
     """Attention with all N x N weights in memory (one matrix product, softmax, one matrix product)."""
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -32,7 +31,7 @@ class LiteralDsctAttention(DsctAttention):
         return self.o_proj((weights @ value).transpose(1, 2).reshape(batch, length, channels)), weights
 
 
-class LiteralDsctSpatialToContext(DsctSpatialToContext):
+class ReferenceDsctSpatialToContext(DsctSpatialToContext):
     """1x1 convolution at full resolution, then pooling."""
 
     def forward(self, features: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
@@ -40,7 +39,7 @@ class LiteralDsctSpatialToContext(DsctSpatialToContext):
         return F.gelu(self.layernorm(crop_map(pooled, grid).flatten(2).transpose(1, 2)))
 
 
-class LiteralDsctSacHead(DsctSacHead):
+class ReferenceDsctSacHead(DsctSacHead):
     """Up-sample both maps, concatenate, then the 1x1 convolution on all channels at 1/4."""
 
     def forward(
@@ -51,19 +50,11 @@ class LiteralDsctSacHead(DsctSacHead):
         return self.classifier(self.dropout(F.relu(self.norm(self.fuse(joined)))))
 
 
-LITERAL = {
-    DsctAttention: LiteralDsctAttention,
-    DsctSpatialToContext: LiteralDsctSpatialToContext,
-    DsctSacHead: LiteralDsctSacHead,
+REFERENCE_CLASSES = {
+    DsctAttention: ReferenceDsctAttention,
+    DsctSpatialToContext: ReferenceDsctSpatialToContext,
+    DsctSacHead: ReferenceDsctSacHead,
 }
-
-
-def literal(model: nn.Module) -> nn.Module:
-    """Return a copy of a DSCT model that computes the same function the long way."""
-    model = copy.deepcopy(model)
-    for module in model.modules():
-        module.__class__ = LITERAL.get(type(module), type(module))
-    return model
 
 
 def published_multiply_adds(counts: OperationCounts) -> int:
@@ -74,4 +65,4 @@ def published_multiply_adds(counts: OperationCounts) -> int:
     return counts.layer_multiply_adds + counts.norm_outputs + 2 * counts.product_multiply_adds
 
 
-__all__ = ["literal", "published_multiply_adds"]
+__all__ = ["REFERENCE_CLASSES", "published_multiply_adds"]

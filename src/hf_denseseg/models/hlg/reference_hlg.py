@@ -1,12 +1,11 @@
-"""HLG as the released code writes it, without the savings of `modeling_hlg`.
+"""The reference implementation of HLG: the formulas as the released code writes them.
 
-Same weights, same outputs, more work: the bias network runs in every call and over the whole table of offsets, softmax
-attention has all weights and biases in memory, queries, keys and values are projected apart, BatchNorm is a pass of
-its own, and maps and tokens are copied into each other's order. The peer of benchmark and tests, and what the FLOPs of
-the paper count.
+Same weights and outputs as `modeling_hlg`, without its savings, so at a higher cost: the bias network runs in every
+call and over the whole table of offsets, softmax attention has all weights and biases in memory, queries, keys and
+values are projected apart, BatchNorm is a pass of its own, and maps and tokens are copied into each other's order.
+Tests and benchmark compare the two, and the FLOPs of the paper count this one.
 """
 
-import copy
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
@@ -29,14 +28,14 @@ from hf_denseseg.models.hlg.modeling_hlg import (
 from hf_denseseg.models.hlg.positions_hlg import HlgPlaces, HlgPositionBias
 
 
-class LiteralHlgConvNorm(HlgConvNorm):
+class ReferenceHlgConvNorm(HlgConvNorm):
     """Convolution, then BatchNorm, on maps with the channels first in memory."""
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         return self.norm(self.convolution(features.contiguous()))
 
 
-class LiteralHlgPositionBias(HlgPositionBias):
+class ReferenceHlgPositionBias(HlgPositionBias):
     """Runs the network over all (2H - 1) x (2W - 1) offsets, or more if keys lie outside the map, in every call."""
 
     def forward(self, places: HlgPlaces, dtype: torch.dtype) -> torch.Tensor:
@@ -73,7 +72,7 @@ class LiteralHlgPositionBias(HlgPositionBias):
         return y, x
 
 
-class LiteralAttention:
+class ReferenceAttention:
     """Softmax attention with all scores in memory; put before a class of `modeling_hlg`."""
 
     scaling: float
@@ -99,7 +98,7 @@ class LiteralAttention:
         return attended.reshape(shape), weights
 
 
-class LiteralLocalGlobalAttention(LiteralAttention, HlgLocalGlobalAttention):
+class ReferenceLocalGlobalAttention(ReferenceAttention, HlgLocalGlobalAttention):
     """One product per projection."""
 
     @staticmethod
@@ -107,15 +106,29 @@ class LiteralLocalGlobalAttention(LiteralAttention, HlgLocalGlobalAttention):
         return tuple(layer(tokens) for layer in layers)
 
 
-class LiteralSelfAttention(LiteralAttention, HlgSelfAttention):
+class ReferenceSelfAttention(ReferenceAttention, HlgSelfAttention):
     """Attention of the last stage."""
 
 
-class LiteralDecoderAttention(LiteralAttention, HlgDecoderAttention):
+class ReferenceDecoderAttention(ReferenceAttention, HlgDecoderAttention):
     """Attention of the decoder."""
 
 
-class LiteralHlgForSemanticSegmentation(HlgForSemanticSegmentation):
+class ReferenceHlgLayer(HlgLayer):
+    """Returns its map with the channels first in memory."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return super().forward(*args, **kwargs).contiguous()
+
+
+class ReferenceHlgDecoderLayer(HlgDecoderLayer):
+    """Returns its map with the channels first in memory."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return super().forward(*args, **kwargs).contiguous()
+
+
+class ReferenceHlgForSemanticSegmentation(HlgForSemanticSegmentation):
     """Gives logits at the size of the picture."""
 
     def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: Any) -> Any:
@@ -126,28 +139,16 @@ class LiteralHlgForSemanticSegmentation(HlgForSemanticSegmentation):
         return outputs
 
 
-LITERAL = {
-    HlgConvNorm: LiteralHlgConvNorm,
-    HlgPositionBias: LiteralHlgPositionBias,
-    HlgLocalGlobalAttention: LiteralLocalGlobalAttention,
-    HlgSelfAttention: LiteralSelfAttention,
-    HlgDecoderAttention: LiteralDecoderAttention,
-    HlgForSemanticSegmentation: LiteralHlgForSemanticSegmentation,
+REFERENCE_CLASSES = {
+    HlgConvNorm: ReferenceHlgConvNorm,
+    HlgPositionBias: ReferenceHlgPositionBias,
+    HlgLocalGlobalAttention: ReferenceLocalGlobalAttention,
+    HlgSelfAttention: ReferenceSelfAttention,
+    HlgDecoderAttention: ReferenceDecoderAttention,
+    HlgLayer: ReferenceHlgLayer,
+    HlgDecoderLayer: ReferenceHlgDecoderLayer,
+    HlgForSemanticSegmentation: ReferenceHlgForSemanticSegmentation,
 }
-
-
-def _channels_first(module: nn.Module, arguments: Any, output: torch.Tensor) -> torch.Tensor:
-    return output.contiguous()
-
-
-def literal(model: nn.Module) -> nn.Module:
-    """Return a copy of an HLG model that computes the same function the long way."""
-    model = copy.deepcopy(model)
-    for module in model.modules():
-        module.__class__ = LITERAL.get(type(module), type(module))
-        if isinstance(module, HlgLayer | HlgDecoderLayer):
-            module.register_forward_hook(_channels_first)
-    return model
 
 
 def published_multiply_adds(counts: OperationCounts) -> int:
@@ -158,4 +159,4 @@ def published_multiply_adds(counts: OperationCounts) -> int:
     return counts.layer_multiply_adds + counts.product_multiply_adds // 2
 
 
-__all__ = ["literal", "published_multiply_adds"]
+__all__ = ["REFERENCE_CLASSES", "published_multiply_adds"]
