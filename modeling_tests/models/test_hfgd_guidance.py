@@ -1,5 +1,7 @@
 """Who learns from which loss: the table of gradients of the specification (section 3), for every upsampler."""
 
+import json
+
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -44,8 +46,8 @@ PAPER = {
     "fapn": TINY | {"upsampler": "fapn", "extra_encoding": "identity"},
     "upernet": TINY | {"upsampler": "upernet", "extra_encoding": "ppm"},
     "deeplabv3plus": TINY | {"upsampler": "deeplabv3plus", "extra_encoding": "aspp"},
-    "UperNet of transformers": {"guided_config": UPERNET},
-    "SegFormer of transformers": {"guided_config": SEGFORMER},
+    "UperNet of transformers": {"wrapped_config": UPERNET},
+    "SegFormer of transformers": {"wrapped_config": SEGFORMER},
 }
 TEACHER = ("hfgd.backbone.", "hfgd.context_encoder.", "class_tokens.")
 STUDENT = ("hfgd.upsampler.", "hfgd.reduce.", "hfgd.axial_attention.")
@@ -188,21 +190,37 @@ def test_guided_model_trains_and_survives_saving(name, tmp_path):
         assert_same_outputs(loaded(pixel_values).logits, guided(pixel_values).logits)
 
 
-def test_class_counts_of_guide_and_guided_have_to_agree():
-    with pytest.raises(StrictDataclassError, match="tells 5 classes apart, its guide 3.*num_labels=5"):
-        HfgdConfig(guided_config=UPERNET, num_labels=3)
+@torch.no_grad()
+@pytest.mark.parametrize("fields", [{"wrapped_config": UPERNET}, TINY], ids=["wrapped", "own backbone"])
+def test_checkpoint_with_the_former_name_of_wrapped_config_loads(fields, tmp_path):
+    """`config.json` called the field `guided_config`; it stands there as null where no model is wrapped."""
+    model = build(fields).eval()
+    model.save_pretrained(tmp_path)
+    normal = AutoModelForSemanticSegmentation.from_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    saved["guided_config"] = saved.pop("wrapped_config")
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path)
+    assert loaded.config.to_dict() == normal.config.to_dict() and not hasattr(loaded.config, "guided_config")
+    pixel_values = batch()["pixel_values"]
+    assert_same_outputs(loaded(pixel_values).logits, model(pixel_values).logits)
+
+
+def test_class_counts_of_wrapper_and_wrapped_model_have_to_agree():
+    with pytest.raises(StrictDataclassError, match="wrapped model has 5 classes and HFGD 3.*num_labels=5"):
+        HfgdConfig(wrapped_config=UPERNET, num_labels=3)
 
 
 def test_model_that_cannot_be_guided_is_refused():
     with pytest.raises(InputError, match="type 'setr' cannot be guided. Guidable: segformer, upernet"):
-        HfgdForSemanticSegmentation(HfgdConfig(guided_config=SetrConfig(num_labels=2)))
+        HfgdForSemanticSegmentation(HfgdConfig(wrapped_config=SetrConfig(num_labels=2)))
 
 
 def test_two_backbones_are_refused():
-    with pytest.raises(StrictDataclassError, match="Give `backbone_config` or `guided_config`"):
-        HfgdConfig(guided_config=UPERNET, backbone_config=ResNetConfig(**TINY_RESNET), num_labels=CLASSES)
+    with pytest.raises(StrictDataclassError, match="Give `backbone_config` or `wrapped_config`"):
+        HfgdConfig(wrapped_config=UPERNET, backbone_config=ResNetConfig(**TINY_RESNET), num_labels=CLASSES)
 
 
-def test_fields_that_a_guided_model_has_no_use_for_are_refused():
+def test_fields_that_a_wrapped_model_has_no_use_for_are_refused():
     with pytest.raises(StrictDataclassError, match="leave out `upsampler`"):
-        HfgdConfig(guided_config=UPERNET, upsampler="fapn", num_labels=CLASSES)
+        HfgdConfig(wrapped_config=UPERNET, upsampler="fapn", num_labels=CLASSES)

@@ -24,7 +24,7 @@ class HfgdConfig(BackboneConfigMixin, PreTrainedConfig):
     Args:
         backbone_config: configuration of a backbone of transformers, or a `TimmBackboneConfig`, that gives four maps,
             the finest at stride 4; None is ResNet-50.
-        guided_config: configuration of a segmentation model of transformers (UperNet, SegFormer) whose encoder and
+        wrapped_config: configuration of a segmentation model of transformers (UperNet, SegFormer) whose encoder and
             head take the place of backbone, extra encoding and upsampler; see `HfgdForSemanticSegmentation.guide`.
         extra_encoding: what works on the coarsest map: `"cae"` (Sec. 3.2), `"sa_car"` (CAR's self-attention head),
             `"aspp"`, `"ppm"` or `"identity"` (one 1x1 convolution).
@@ -60,12 +60,12 @@ class HfgdConfig(BackboneConfigMixin, PreTrainedConfig):
     """
 
     model_type = "hfgd"
-    sub_configs = {"backbone_config": AutoConfig, "guided_config": AutoConfig}
+    sub_configs = {"backbone_config": AutoConfig, "wrapped_config": AutoConfig}
     attribute_map = {"hidden_size": "decoder_width", "num_attention_heads": "axial_heads"}
     keys_to_ignore_at_inference = ["loss_dict"]
 
     backbone_config: dict[str, Any] | PreTrainedConfig | None = None
-    guided_config: dict[str, Any] | PreTrainedConfig | None = None
+    wrapped_config: dict[str, Any] | PreTrainedConfig | None = None
     extra_encoding: Literal["cae", "sa_car", "aspp", "ppm", "identity"] = "cae"
     upsampler: Literal["u_sfpn", "sfpn", "fapn", "upernet", "deeplabv3plus", "none"] = "u_sfpn"
     output_stride: Literal[2, 4] = 4
@@ -97,9 +97,12 @@ class HfgdConfig(BackboneConfigMixin, PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Build the inner configurations, and name the maps that the backbone class can give."""
+        former = kwargs.pop("guided_config", None)  # the name of `wrapped_config` in older checkpoints
+        if self.wrapped_config is None:
+            self.wrapped_config = former
         reject_misspelled_fields(self, kwargs)
-        default = None if self.guided_config is not None else "resnet"
-        for name, kind in (("guided_config", None), ("backbone_config", default)):
+        default = None if self.wrapped_config is not None else "resnet"
+        for name, kind in (("wrapped_config", None), ("backbone_config", default)):
             inner, kwargs = consolidate_backbone_kwargs_to_config(
                 backbone_config=getattr(self, name),
                 default_config_type=kind,
@@ -121,7 +124,7 @@ class HfgdConfig(BackboneConfigMixin, PreTrainedConfig):
     def regularized(self) -> bool:
         """Whether there are losses of class-aware regularisation."""
         return (
-            self.guided_config is None
+            self.wrapped_config is None
             and self.extra_encoding in REGULARIZED
             and (self.car_intra_weight > 0 or self.car_inter_weight > 0)
         )
@@ -145,18 +148,18 @@ class HfgdConfig(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(
                 "Moving centres are those of batches: set `car_batch_center`, or `car_center_decay` to None."
             )
-        guided: Any = self.guided_config
-        if guided is None:
+        wrapped: Any = self.wrapped_config
+        if wrapped is None:
             return
         if self.backbone_config is not None:
-            raise ValueError("Give `backbone_config` or `guided_config`: a guided model brings its own backbone.")
+            raise ValueError("Give `backbone_config` or `wrapped_config`: a wrapped model brings its own backbone.")
         for name in ("extra_encoding", "upsampler", "output_stride"):
             if getattr(self, name) != getattr(type(self), name):
-                raise ValueError(f"A guided model brings its own encoding and head: leave out `{name}`.")
-        if guided.num_labels != self.num_labels:
+                raise ValueError(f"A wrapped model brings its own encoding and head: leave out `{name}`.")
+        if wrapped.num_labels != self.num_labels:
             raise ValueError(
-                f"The guided model tells {guided.num_labels} classes apart, its guide {self.num_labels}: they share "
-                f"their class tokens. Give both the same labels, for example `num_labels={guided.num_labels}`."
+                f"The wrapped model has {wrapped.num_labels} classes and HFGD {self.num_labels}, but they share their "
+                f"class tokens. Give both the same labels, for example `num_labels={wrapped.num_labels}`."
             )
 
 

@@ -109,7 +109,7 @@ def load_official(
     if not (isinstance(hyper_parameters, str) and hyper_parameters in VARIANTS):
         return load_layer(read_weights(weights), read_hyper_parameters(hyper_parameters))
     config = HfgdConfig(**{**VARIANTS[hyper_parameters], **overrides})
-    if config.guided_config is not None:
+    if config.wrapped_config is not None:
         raise InputError("A guided model brings its own weights: use `HfgdForSemanticSegmentation.guide(model)`.")
     official = fetch_weights(weights)
     model = HfgdForSemanticSegmentation(config)

@@ -26,11 +26,11 @@ from transformers.utils.generic import can_return_tuple
 from hf_denseseg.errors import InputError
 from hf_denseseg.models.hfgd.backbone_hfgd import build_backbone, check_levels, feature_maps
 from hf_denseseg.models.hfgd.configuration_hfgd import HfgdConfig
-from hf_denseseg.models.hfgd.guided_hfgd import GuidedParts, check_guidable, guided_parts
 from hf_denseseg.models.hfgd.layers_hfgd import HfgdConvNormAct, at_width
 from hf_denseseg.models.hfgd.pyramid_hfgd import HfgdSemanticFpn
 from hf_denseseg.models.hfgd.regularization_hfgd import HfgdClassAwareRegularization
 from hf_denseseg.models.hfgd.upsamplers_hfgd import ENCODERS, UPSAMPLERS, HfgdOffsets
+from hf_denseseg.models.hfgd.wrapped_hfgd import WrappedParts, check_guidable, wrapped_parts
 from hf_denseseg.models.losses import segmentation_loss
 
 SMALLEST_SIDE = 4
@@ -309,7 +309,7 @@ class HfgdModel(HfgdPreTrainedModel):
 
     def __init__(self, config: HfgdConfig) -> None:
         super().__init__(config)
-        parts = guided_parts(config) if config.guided_config is not None else self._own_parts(config)
+        parts = wrapped_parts(config) if config.wrapped_config is not None else self._own_parts(config)
         self.backbone, self.context_encoder, self.upsampler = parts
         width: int = parts.encoder.channels
         self.reduce = nn.Identity() if self.upsampler is None else at_width(parts.upsampler.channels, width)
@@ -323,15 +323,15 @@ class HfgdModel(HfgdPreTrainedModel):
         self.post_init()
 
     @staticmethod
-    def _own_parts(config: HfgdConfig) -> GuidedParts:
+    def _own_parts(config: HfgdConfig) -> WrappedParts:
         backbone = build_backbone(config)
         channels = check_levels(backbone)
         encoders = {"cae": HfgdContextEncoder, "sa_car": HfgdContextEncoder, **ENCODERS}
         encoder = encoders[config.extra_encoding](config, channels[-1])
         if config.upsampler == "none":
-            return GuidedParts(backbone, encoder, None)
+            return WrappedParts(backbone, encoder, None)
         upsamplers = {"u_sfpn": HfgdSemanticFpn, "sfpn": HfgdSemanticFpn, **UPSAMPLERS}
-        return GuidedParts(backbone, encoder, upsamplers[config.upsampler](config, channels[:-1], encoder.channels))
+        return WrappedParts(backbone, encoder, upsamplers[config.upsampler](config, channels[:-1], encoder.channels))
 
     @can_return_tuple
     def forward(
@@ -370,7 +370,7 @@ class HfgdModel(HfgdPreTrainedModel):
         self, low: list[torch.Tensor], context: torch.Tensor, top: torch.Tensor, image_size: tuple[int, int]
     ) -> torch.Tensor:
         """Everything behind the stops on C2 to C4 and on the high-level map (Figure 2)."""
-        if self.config.guided_config is not None:
+        if self.config.wrapped_config is not None:
             low = [*low, top]  # heads of transformers may read the backbone's coarsest map too
         if self.config.guidance and self.config.stop_gradient:
             low, context = [each.detach() for each in low], context.detach()
@@ -434,13 +434,13 @@ class HfgdForSemanticSegmentation(HfgdPreTrainedModel):
         """
         check_guidable(model.config)
         theirs = {"id2label": model.config.id2label, "label2id": model.config.label2id, "align_corners": False}
-        guided = cls(HfgdConfig(**{**theirs, **fields, "guided_config": model.config}))
-        parts: Any = (guided.hfgd.backbone, guided.hfgd.context_encoder, guided.hfgd.upsampler)
-        for own, given in zip(parts, guided_parts(guided.config, model), strict=True):
+        wrapper = cls(HfgdConfig(**{**theirs, **fields, "wrapped_config": model.config}))
+        parts: Any = (wrapper.hfgd.backbone, wrapper.hfgd.context_encoder, wrapper.hfgd.upsampler)
+        for own, given in zip(parts, wrapped_parts(wrapper.config, model), strict=True):
             own.load_state_dict(given.state_dict())
         classifier = cast(nn.Conv2d, model.get_submodule("decode_head.classifier"))
-        guided.class_tokens.load_state_dict(classifier.state_dict())
-        return guided
+        wrapper.class_tokens.load_state_dict(classifier.state_dict())
+        return wrapper
 
     @can_return_tuple
     def forward(

@@ -75,7 +75,7 @@ class ReferenceHfgdModel(HfgdModel):
     def _student(
         self, low: list[torch.Tensor], context: torch.Tensor, top: torch.Tensor, image_size: tuple[int, int]
     ) -> torch.Tensor:
-        low = [each.contiguous() for each in (low if self.config.guided_config is None else [*low, top])]
+        low = [each.contiguous() for each in (low if self.config.wrapped_config is None else [*low, top])]
         context = context.contiguous()
         if self.config.guidance and self.config.stop_gradient:
             low, context = [each.detach() for each in low], context.detach()

@@ -20,7 +20,7 @@ from hf_denseseg.models.hfgd.layers_hfgd import HfgdConvNormAct
 Size = tuple[int, int]
 
 
-class GuidedParts(NamedTuple):
+class WrappedParts(NamedTuple):
     """What guidance needs of a model.
 
     Args:
@@ -113,14 +113,14 @@ class SegformerMaps(nn.Module):
         )
 
 
-def _upernet(model: Any) -> GuidedParts:
+def _upernet(model: Any) -> WrappedParts:
     head = model.decode_head
-    return GuidedParts(model.backbone, UperNetTeacher(head), UperNetStudent(head))
+    return WrappedParts(model.backbone, UperNetTeacher(head), UperNetStudent(head))
 
 
-def _segformer(model: Any) -> GuidedParts:
+def _segformer(model: Any) -> WrappedParts:
     channels = model.config.decoder_hidden_size
-    return GuidedParts(
+    return WrappedParts(
         SegformerMaps(model.segformer), SegformerTeacher(model.config), SegformerStudent(model.decode_head, channels)
     )
 
@@ -142,13 +142,13 @@ def check_guidable(config: PreTrainedConfig) -> None:
         )
 
 
-def guided_parts(config: HfgdConfig, model: PreTrainedModel | None = None) -> GuidedParts:
-    """Take a new model of `config.guided_config` apart, or a copy of the given one."""
-    inner = config.guided_config
+def wrapped_parts(config: HfgdConfig, model: PreTrainedModel | None = None) -> WrappedParts:
+    """Take a new model of `config.wrapped_config` apart, or a copy of the given one."""
+    inner = config.wrapped_config
     assert isinstance(inner, PreTrainedConfig)
     check_guidable(inner)
     copied = AutoModelForSemanticSegmentation.from_config(inner) if model is None else copy.deepcopy(model)
     return GUIDABLE[inner.model_type](copied)
 
 
-__all__ = ["GUIDABLE", "GuidedParts", "check_guidable", "guided_parts"]
+__all__ = ["GUIDABLE", "WrappedParts", "check_guidable", "wrapped_parts"]
