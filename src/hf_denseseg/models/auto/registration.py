@@ -10,51 +10,14 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from transformers import (
-    AutoBackbone,
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModel,
-    AutoModelForImageClassification,
-    AutoModelForImageSegmentation,
-    AutoModelForInstanceSegmentation,
-    AutoModelForObjectDetection,
-    AutoModelForSemanticSegmentation,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+import transformers
+from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
-    MODEL_FOR_INSTANCE_SEGMENTATION_MAPPING_NAMES,
-    MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES,
-    MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES,
-)
+from transformers.models.auto import modeling_auto
 
 from hf_denseseg.errors import InputError, unknown_name
+from hf_denseseg.models.auto.tasks import TASKS
 from hf_denseseg.models.flops import ModelInfo, count_forward
-
-AUTO_CLASSES: dict[Any, tuple[str, ...]] = {
-    AutoModelForSemanticSegmentation: ("ForSemanticSegmentation",),
-    AutoModelForImageClassification: ("ForImageClassification",),
-    AutoModelForObjectDetection: ("ForObjectDetection", "ForInstanceSegmentation"),
-    AutoModelForInstanceSegmentation: ("ForInstanceSegmentation",),
-    AutoModelForImageSegmentation: (
-        "ForSemanticSegmentation",
-        "ForInstanceSegmentation",
-    ),  # the pipeline's first choice
-    AutoBackbone: ("Backbone",),
-    AutoModel: ("Model",),
-}
-"""Auto class -> endings, after the family's prefix, of the classes it loads; of several, the checkpoint names one."""
-
-PIPELINE_TABLES: dict[Any, dict[str, Any]] = {
-    AutoModelForSemanticSegmentation: MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES,
-    AutoModelForImageClassification: MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
-    AutoModelForObjectDetection: MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES,
-    AutoModelForInstanceSegmentation: MODEL_FOR_INSTANCE_SEGMENTATION_MAPPING_NAMES,
-}
-"""Auto class -> class names by model type; the pipelines compare with them and log an error for strangers."""
 
 
 def families() -> list[str]:
@@ -91,14 +54,15 @@ def family_classes(family: str) -> dict[str, type]:
     return {name: each for name, each in public.items() if isinstance(each, type)}
 
 
-def auto_models(classes: dict[str, type]) -> dict[Any, list[str]]:
-    """Tell which of a family's classes each Auto class loads, by name; Auto classes without one are left out."""
+def auto_models(classes: dict[str, type]) -> dict[str, list[str]]:
+    """Map the name of each Auto class to the family's classes that it loads; of several, the checkpoint names one."""
     prefix = next(name for name, each in classes.items() if issubclass(each, PreTrainedConfig)).removesuffix("Config")
-    found = {
-        auto_class: [prefix + suffix for suffix in suffixes if prefix + suffix in classes]
-        for auto_class, suffixes in AUTO_CLASSES.items()
-    }
-    return {auto_class: names for auto_class, names in found.items() if names}
+    pairs = [(auto_class, task.ending) for task in TASKS.values() for auto_class in task.auto_classes]
+    found: dict[str, list[str]] = {}
+    for auto_class, ending in [*pairs, ("AutoBackbone", "Backbone"), ("AutoModel", "Model")]:
+        if prefix + ending in classes:
+            found.setdefault(auto_class, []).append(prefix + ending)
+    return found
 
 
 def register() -> dict[str, type]:
@@ -115,11 +79,15 @@ def _register_family(classes: dict[str, type]) -> None:
     config_class = next(each for each in classes.values() if issubclass(each, PreTrainedConfig))
     prefix, model_type = config_class.__name__.removesuffix("Config"), config_class.model_type
     AutoConfig.register(model_type, config_class, exist_ok=True)
-    for auto_class, names in auto_models(classes).items():
+    models = auto_models(classes)
+    for auto_class, names in models.items():
         found = tuple(classes[name] for name in names)
-        auto_class.register(config_class, found if len(found) > 1 else found[0], exist_ok=True)
-        if auto_class in PIPELINE_TABLES:
-            PIPELINE_TABLES[auto_class][model_type] = tuple(names) if len(names) > 1 else names[0]
+        getattr(transformers, auto_class).register(config_class, found if len(found) > 1 else found[0], exist_ok=True)
+    for task, described in TASKS.items():
+        if names := models.get(described.auto_class):
+            # The pipelines look class names up here, and log an error for a class that is missing.
+            table = getattr(modeling_auto, f"MODEL_FOR_{task.upper().replace('-', '_')}_MAPPING_NAMES")
+            table[model_type] = tuple(names) if len(names) > 1 else names[0]
     processors = {"torchvision": f"{prefix}ImageProcessor", "pil": f"{prefix}ImageProcessorPil"}
     AutoImageProcessor.register(
         config_class,

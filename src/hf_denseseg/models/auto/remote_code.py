@@ -25,7 +25,7 @@ def write_shim(folder: str | Path) -> None:
     prefix = next(name for name in classes if name.endswith("Config")).removesuffix("Config")
     saved = config.get("architectures") or []
     models = {
-        auto_class.__name__: next((name for name in names if name in saved), names[0])
+        auto_class: next((name for name in names if name in saved), names[0])
         for auto_class, names in auto_models(classes).items()
     }
     names = {"AutoConfig": f"{prefix}Config", **models}

@@ -8,16 +8,24 @@ class TaskNames:
     """How one task is called.
 
     Args:
-        auto_class: class of transformers that opens a checkpoint.
-        ending: of the names of our classes with a head for the task, after the family's prefix.
+        auto_classes: classes of transformers that open a checkpoint, the task's own first.
         pipeline: name of the pipeline, and `pipeline_tag` of a model card.
         loader: function of `hf_denseseg` that loads data for it.
     """
 
-    auto_class: str
-    ending: str
+    auto_classes: tuple[str, ...]
     pipeline: str
     loader: str
+
+    @property
+    def auto_class(self) -> str:
+        """The Auto class of this task."""
+        return self.auto_classes[0]
+
+    @property
+    def ending(self) -> str:
+        """How our classes with a head for the task end, after the family's prefix (`ForObjectDetection`)."""
+        return self.auto_class.removeprefix("AutoModel")
 
 
 SEMANTIC_SEGMENTATION = "semantic-segmentation"
@@ -26,18 +34,21 @@ OBJECT_DETECTION = "object-detection"
 INSTANCE_SEGMENTATION = "instance-segmentation"
 DETECTION_TASKS = (OBJECT_DETECTION, INSTANCE_SEGMENTATION)
 
+# The image-segmentation pipeline tries AutoModelForImageSegmentation first; a model with masks also detects objects.
 TASKS = {
     SEMANTIC_SEGMENTATION: TaskNames(
-        "AutoModelForSemanticSegmentation", "ForSemanticSegmentation", "image-segmentation", "load_segmentation"
+        ("AutoModelForSemanticSegmentation", "AutoModelForImageSegmentation"),
+        "image-segmentation",
+        "load_segmentation",
     ),
     IMAGE_CLASSIFICATION: TaskNames(
-        "AutoModelForImageClassification", "ForImageClassification", "image-classification", "load_classification"
+        ("AutoModelForImageClassification",), "image-classification", "load_classification"
     ),
-    OBJECT_DETECTION: TaskNames(
-        "AutoModelForObjectDetection", "ForObjectDetection", "object-detection", "load_detection"
-    ),
+    OBJECT_DETECTION: TaskNames(("AutoModelForObjectDetection",), "object-detection", "load_detection"),
     INSTANCE_SEGMENTATION: TaskNames(
-        "AutoModelForInstanceSegmentation", "ForInstanceSegmentation", "image-segmentation", "load_detection"
+        ("AutoModelForInstanceSegmentation", "AutoModelForObjectDetection", "AutoModelForImageSegmentation"),
+        "image-segmentation",
+        "load_detection",
     ),
 }
 
