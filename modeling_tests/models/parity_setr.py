@@ -1,4 +1,4 @@
-"""How the tensors recorded from the official SETR are found in ours."""
+"""How to compute, with our SETR, the tensors recorded from the official one."""
 
 from pathlib import Path
 from typing import Any
@@ -30,16 +30,16 @@ def run_case(folder: Path, config: dict[str, Any], inputs: dict[str, torch.Tenso
     found |= {f"block_{index}": each for index, each in enumerate(outputs.hidden_states[1:])}
     found["loss_total"] = outputs.loss
     for index, logits in enumerate((outputs.logits, *outputs.auxiliary_logits)):
-        # The official heads give logits at the size of the picture.
-        whole = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
-        found["logits" if index == 0 else f"aux_logits_{index - 1}"] = whole
+        # The official heads return logits at the size of the image.
+        upsampled = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
+        found["logits" if index == 0 else f"aux_logits_{index - 1}"] = upsampled
         name, weight = ("loss_decode", 1) if index == 0 else (f"loss_aux_{index - 1}", config["aux_loss_weight"])
         found[name] = weight * model.loss_function(logits=logits, labels=labels)
     return found
 
 
 def resize_positions(config: dict[str, Any], table: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Case of the position table alone, as a checkpoint would hold it."""
+    """Run a case of the position table alone, wrapped as a checkpoint would hold it."""
     checkpoint = {"pos_embed": table}
     if config["extra_tokens_in_source"] == 2:
         checkpoint["dist_token"] = torch.zeros(1, 1, table.shape[-1])

@@ -1,4 +1,4 @@
-"""SETR: every key of the official checkpoints, encoders of timm and transformers, and weights that do not belong."""
+"""SETR: every key of the official checkpoints, encoders of timm and transformers, and weights that do not fit."""
 
 import json
 
@@ -38,7 +38,7 @@ def seed():
 
 
 def randomized(model):
-    """The model in eval mode without a zero weight, so that no part can be missed."""
+    """The model in eval mode without a zero weight, so that no part drops out of the comparison."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.2)
@@ -46,7 +46,7 @@ def randomized(model):
 
 
 def last_block(model, pixel_values):
-    """What timm's last block gives, before the norm."""
+    """Output of timm's last block, before the norm."""
     found = []
     model.blocks[-1].register_forward_hook(lambda module, inputs, output: found.append(output))
     model.forward_features(pixel_values)
@@ -195,7 +195,7 @@ def test_encoders_of_another_kind_are_refused():
 def test_weights_that_cannot_be_fetched_are_named(tmp_path):
     with pytest.raises(RunError, match="nobody/no-such-model"):
         hf_denseseg.load_official("setr", "nobody/no-such-model", SIZES)
-    with pytest.raises(RunError, match="nobody/no-such-model.v2"):  # a dot makes no file of it
+    with pytest.raises(RunError, match="nobody/no-such-model.v2"):  # a dot does not make it a file name
         hf_denseseg.load_official("setr", "nobody/no-such-model.v2", SIZES)
     with pytest.raises(InputError, match="nowhere.pth do not exist"):
         hf_denseseg.load_official("setr", "nowhere.pth", SIZES)

@@ -43,7 +43,7 @@ class SetrTester(SegmentationModelTester):
     own_outputs = ("auxiliary_logits",)
 
     def logits_size(self, height, width):
-        """Of the picture enlarged to whole patches."""
+        """Of the image resized to whole patches."""
         return -(-height // 16) * 16 // self.output_stride, -(-width // 16) * 16 // self.output_stride
 
 
@@ -52,12 +52,12 @@ class TestSetrPup(SetrTester):
 
 
 class TestSetrNaive:
-    """Only what another head can change."""
+    """Only the questions that another head can answer differently."""
 
     tiny, output_stride = {**TINY, "decode_head": "naive"}, 16
     test_sizes = SetrTester.test_any_size_gives_logits_of_the_stride
     test_gradients = SetrTester.test_every_parameter_learns
-    test_initialisation = SetrTester.test_missing_weights_are_initialised_exactly_as_by_the_constructor
+    test_initialization = SetrTester.test_missing_weights_are_initialised_exactly_as_by_the_constructor
     config_class, model_class, base_class = SetrTester.config_class, SetrTester.model_class, SetrTester.base_class
     smallest_side, logits_size = SetrTester.smallest_side, SetrTester.logits_size
     config, model, batch = SetrTester.config, SetrTester.model, SetrTester.batch
@@ -65,7 +65,7 @@ class TestSetrNaive:
 
 
 class TestSetrMla(TestSetrNaive):
-    """Also what the aggregation and the class token at rest can change."""
+    """Also the questions that the aggregation and the unused class token can answer differently."""
 
     tiny, output_stride = {**TINY, "decode_head": "mla"}, 4
     smallest_exported_side, pools = SetrTester.smallest_exported_side, False
@@ -82,7 +82,7 @@ class TestSetrBeit(SetrTester):
 
     @torch.no_grad()
     def test_exports_with_dynamic_batch_height_and_width(self, model):
-        """transformers' BEiT makes its relative positions in Python, for one size: here the batch alone is dynamic."""
+        """transformers' BEiT computes its relative positions in Python, for one size: only the batch is dynamic."""
         program = Logits(model)
         exported = torch.export.export(
             program, (torch.zeros(2, 3, 64, 96),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)
@@ -116,15 +116,15 @@ def test_savings_equal_the_reference_implementation(encoder, head, size):
 @pytest.mark.parametrize("head", ["naive", "pup", "mla"])
 @pytest.mark.parametrize("normalization", ["all", "valid"])
 def test_loss_is_main_plus_weighted_auxiliary_means(head, normalization):
-    """Section 4: the mean divides by all pixels, void included; the switch divides by the valid ones."""
+    """Section 4: the mean divides by all pixels, ignored ones included; the switch divides by the valid ones."""
     model = build(decode_head=head, loss_normalization=normalization, auxiliary_loss_weight=0.3)
     labels = torch.randint(0, 5, (2, 48, 48))
     labels[0, :20] = 255
     outputs = model(torch.randn(2, 3, 48, 48), labels=labels)
     means = []
     for logits in (outputs.logits, *outputs.auxiliary_logits):
-        whole = F.interpolate(logits, size=(48, 48), mode="bilinear", align_corners=False)
-        log_probabilities = whole.log_softmax(1)
+        upsampled = F.interpolate(logits, size=(48, 48), mode="bilinear", align_corners=False)
+        log_probabilities = upsampled.log_softmax(1)
         valid = [(b, y, x) for b, y, x in torch.nonzero(labels != 255).tolist()]
         total = -sum(log_probabilities[b, labels[b, y, x], y, x] for b, y, x in valid)
         means.append(total / (labels.numel() if normalization == "all" else len(valid)))
@@ -143,7 +143,7 @@ def test_auxiliary_heads_cost_nothing_without_labels():
 
 
 @torch.no_grad()
-def test_only_the_layers_asked_for_are_kept():
+def test_only_the_requested_layers_are_kept():
     model = SetrModel(SetrConfig(**TINY)).eval()
     pixel_values = torch.randn(1, 3, 48, 64)
     outputs = model(pixel_values, layers=[0, 2], output_hidden_states=True)
@@ -157,14 +157,14 @@ def test_only_the_layers_asked_for_are_kept():
 
 @torch.no_grad()
 def test_class_token_takes_no_part_in_mla():
-    """Section 2, step 5: it is removed right after the positions are added; elsewhere it is seen by all patches."""
+    """Section 2, step 5: it is removed right after the positions are added; elsewhere all patches attend to it."""
     for head, changes in (("mla", False), ("pup", True)):
         model, pixel_values = build(decode_head=head), torch.randn(1, 3, 48, 48)
         for name, parameter in model.setr.named_parameters():
-            if "_proj." in name or "mlp." in name:  # at their start the patches hardly look at each other
+            if "_proj." in name or "mlp." in name:  # freshly initialized, patches hardly attend to each other
                 parameter.normal_(std=0.3)
         before = model(pixel_values).logits
-        # Not a constant, which the first LayerNorm would take away.
+        # Not a constant, which the first LayerNorm would remove.
         model.setr.encoder.embeddings.cls_token.normal_()
         model.setr.encoder.embeddings.position_embeddings[:, 0].normal_()
         after = model(pixel_values).logits
@@ -175,7 +175,7 @@ def test_class_token_takes_no_part_in_mla():
 
 
 @torch.no_grad()
-def test_positions_are_untouched_at_the_training_size_and_bilinear_elsewhere():
+def test_positions_are_unchanged_at_the_training_size_and_bilinear_elsewhere():
     table = torch.randn(1, 1 + 12, 8)
     assert torch.equal(resize_position_embeddings(table, (3, 4), (3, 4)), table)
     found = resize_position_embeddings(table, (3, 4), (5, 7))
@@ -216,7 +216,7 @@ def test_beit_encoder_is_that_of_transformers():
 
 
 @torch.no_grad()
-def test_pup_in_two_steps_is_two_convolutions_and_fourfold_upsampling():
+def test_pup_in_two_steps_is_two_convolutions_and_4x_upsampling():
     model = build(pup_upsampling=4)
     head, features = model.decode_head, torch.randn(1, 16, 3, 4)
     assert len(head.convolutions) == 2
@@ -242,13 +242,13 @@ def test_pup_in_two_steps_is_two_convolutions_and_fourfold_upsampling():
         ({"drop_path_rate": 1.5}, "probability"),
     ],
 )
-def test_sizes_that_do_not_fit_are_refused_with_the_remedy(fields, message):
+def test_sizes_that_do_not_fit_are_refused_with_the_fix(fields, message):
     with pytest.raises(StrictDataclassError, match=message):
         SetrConfig(**{**TINY, **fields})
 
 
 def test_weights_start_as_the_specification_says():
-    """Section 2 and 3: linear layers, class token and positions 0.02; convolutions as the framework; no zero heads."""
+    """Section 2 and 3: linear layers, class token and positions 0.02; convolutions as in torch; no zero heads."""
     torch.manual_seed(0)
     model = SetrForSemanticSegmentation(SetrConfig(**{**TINY, "hidden_size": 256, "num_labels": 19}))
     embeddings, layer = model.setr.encoder.embeddings, model.setr.encoder.layers[0]

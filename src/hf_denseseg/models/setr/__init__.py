@@ -6,7 +6,7 @@ PAPER = {
     "title": "Vision Transformers: From Semantic Segmentation to Dense Prediction",
     "venue": "IJCV 2024; SETR first at CVPR 2021",
     "official_code": "Official code: fudan-zvg/SETR (MIT); outputs recorded from it are reproduced to rounding.",
-    "differences": "Pictures of any size go in, square or not; logits come at the resolution of the last convolution; "
+    "differences": "Images may have any size, square or not; logits come at the resolution of the last convolution; "
     "the BEiT encoder is transformers' own, since no code of it was released. `models/setr/README.md` lists every "
     "point where code and paper differ and which one is followed.",
     "bibtex": """@article{zhang2024vision,

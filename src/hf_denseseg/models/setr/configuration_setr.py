@@ -14,9 +14,9 @@ class SetrConfig(BackboneConfigMixin, PreTrainedConfig):
     """Configuration of SETR; the defaults are SETR-PUP on ViT-Large.
 
     Args:
-        num_channels: channels of the input picture.
-        image_size: training crop in pixels, one number or (height, width); its grid of patches is the one that the
-            position table is stored at. Pictures of other sizes get an interpolated table.
+        num_channels: channels of the input image.
+        image_size: training crop in pixels, one number or (height, width); the position table is stored for its grid
+            of patches. Images of other sizes get an interpolated table.
         patch_size: side of a patch in pixels; a multiple of 8.
         encoder: `"vit"` (plain ViT, as DeiT is too) or `"beit"` (transformers' BEiT: relative positions, layer scale).
         hidden_size: channels of the tokens.
@@ -26,19 +26,19 @@ class SetrConfig(BackboneConfigMixin, PreTrainedConfig):
         layer_norm_eps: of every LayerNorm, in the encoder and in the heads.
         drop_path_rate: stochastic depth of the last layer, rising linearly from 0 at the first; 0 in every release.
         layer_scale_init_value: BEiT's initial layer scale; `"vit"` has none.
-        initializer_range: standard deviation of the truncated normal that initialises linear layers, class token and
+        initializer_range: standard deviation of the truncated normal that initializes linear layers, class token and
             positions.
         decode_head: `"naive"`, `"pup"` (Progressive UPsampling) or `"mla"` (Multi-Level feature Aggregation).
         decoder_hidden_size: channels of the decoder's convolutions.
-        pup_upsampling: factor of each up-sampling step of PUP: 2 (four convolutions) or 4 (two, "PUP-2step").
+        pup_upsampling: factor of each upsampling step of PUP: 2 (four convolutions) or 4 (two, "PUP-2step").
         mla_layers: layers that MLA aggregates, counted from 0, shallowest first.
         mla_hidden_size: channels of each of MLA's four streams before they are joined.
-        use_auxiliary_head: whether there are auxiliary heads, used with labels only.
+        use_auxiliary_head: whether there are auxiliary heads, which run with labels only.
         auxiliary_layers: layers that carry an auxiliary head, counted from 0; MLA puts them on its four maps instead.
         auxiliary_loss_weight: weight of each auxiliary loss.
-        loss_normalization: `"all"` divides the loss by all pixels, void included (official code), `"valid"` by the
-            valid ones.
-        semantic_loss_ignore_index: train id that the loss leaves out.
+        loss_normalization: `"all"` divides the loss by all pixels, ignored ones included (official code), `"valid"` by
+            the valid ones.
+        semantic_loss_ignore_index: train id that the loss ignores.
     """
 
     model_type = "setr"
@@ -69,7 +69,7 @@ class SetrConfig(BackboneConfigMixin, PreTrainedConfig):
     _out_indices: list[int] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Name the maps that the backbone can give: the embeddings, and the tokens after each layer."""
+        """Name the maps that the backbone can return: the embeddings, and the tokens after each layer."""
         reject_misspelled_fields(self, kwargs)
         self.stage_names = ["stem", *(f"stage{layer + 1}" for layer in range(self.num_hidden_layers))]
         out_features, out_indices = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
@@ -95,7 +95,7 @@ class SetrConfig(BackboneConfigMixin, PreTrainedConfig):
                 f"(height, width), multiples of {self.patch_size}."
             )
         if self.patch_size % 8:
-            raise ValueError(f"`patch_size` is {self.patch_size}; the decoders up-sample by 8: use a multiple of 8.")
+            raise ValueError(f"`patch_size` is {self.patch_size}; the decoders upsample by 8: use a multiple of 8.")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"{self.num_attention_heads} heads do not divide hidden size {self.hidden_size}. "
@@ -120,7 +120,7 @@ _ENCODERS: dict[str, dict[str, Any]] = {
     "deit-base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
     "beit-large": {"encoder": "beit", "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16},
 }
-# Section "Auxiliary heads" of the released configurations: number of layers -> layers, counted from 0.
+# `auxiliary_head` of the released configurations: number of Transformer layers -> layers read, counted from 0.
 _HEADS: dict[str, dict[int, dict[str, Any]]] = {
     "naive": {24: {"auxiliary_layers": [9, 14, 19]}, 12: {"auxiliary_layers": [2, 5, 8]}},
     "pup": {24: {"auxiliary_layers": [9, 14, 19, 23]}, 12: {"auxiliary_layers": [4, 7, 9, 11]}},

@@ -1,4 +1,8 @@
-"""Weights of others -> SETR: official SETR checkpoints, and encoders of timm, transformers or the original files."""
+"""Foreign weights -> SETR: official SETR checkpoints, and encoders of timm, transformers or the original releases.
+
+The tables of (pattern, replacement) rename keys; they are applied in order, so a later pattern sees the result of an
+earlier one. `conversion.KeyTable` fails if a key of either side is left over.
+"""
 
 import logging
 import math
@@ -31,7 +35,7 @@ TIMM_VIT: Renames = (
     (r"^(backbone\.)?blocks\.", "setr.encoder.layers."),
     *LAYER_RENAMES,
 )
-"""Name of ViT and DeiT in timm and the original files (and below `backbone.` in SETR) -> ours, applied in order."""
+"""ViT and DeiT as timm and the original releases name them (in SETR below `backbone.`) -> ours."""
 
 TIMM_BEIT: Renames = (
     (r"^cls_token$", "setr.encoder.beit.embeddings.cls_token"),
@@ -48,6 +52,7 @@ TRANSFORMERS_VIT: Renames = (
 )
 TRANSFORMERS_BEIT: Renames = ((r"^(embeddings|layers)\.", r"setr.encoder.beit.\1."),)
 
+# One fused matrix (3C, C) with the rows of query, key and value in this order.
 SPLITS = {".attn.qkv.": (".attention.q_proj.", ".attention.k_proj.", ".attention.v_proj.")}
 
 # The official classes number MLA's levels 2 to 5, as a feature pyramid does; ours count from 0.
@@ -67,12 +72,12 @@ MLA_HEAD: Renames = (
 )
 
 UNUSED_IN_HEADS = r"\.conv_seg\.(weight|bias)$"
-"""A classifier of the official base class that no ViT head calls."""
+"""A classifier that the ViT heads inherit from their official base class and never call."""
 
 UNUSED_IN_ENCODERS = (
     r"^(norm|fc_norm|head|head_dist|pre_logits|layernorm|pooler|lm_head)\.|(^|\.)(dist|distillation|mask)_token$"
 )
-"""Last norm, pooler, classifiers, distillation token, parts of masked-image pre-training."""
+"""Last norm, pooler, classifiers, distillation token, and the mask token and head of masked-image pretraining."""
 
 POSITIONS, DISTILLATION = r"(^|\.)(pos_embed|position_embeddings)$", r"(^|\.)(dist|distillation)_token$"
 BIAS_TABLE = r"relative_position_bias_table$"
@@ -84,14 +89,15 @@ def load_official(
     hyper_parameters: str | Path | Mapping[str, Any],
     **overrides: Any,
 ) -> SetrForSemanticSegmentation:
-    """Load an official SETR checkpoint, or a pre-trained encoder under a new decoder.
+    """Load an official SETR checkpoint, or a pretrained encoder under a new decoder.
 
     Args:
         weights: SETR checkpoint, or ViT, DeiT or BEiT in the names of timm and the original releases (file or state
             dict); `timm:NAME`, which timm fetches; or the folder or hub id of a ViT, DeiT or BEiT of transformers.
         hyper_parameters: a published name, or the official sizes (JSON file or dict).
         overrides: configuration fields, for example `num_labels=19`. A SETR checkpoint given with a published name
-            sets `num_labels` and `image_size` itself. Position tables of another grid are interpolated, with a note.
+            sets `num_labels` and `image_size` itself. Position tables of another grid are interpolated, which is
+            logged.
 
     Raises:
         InputError: see `hf_denseseg.load_official`; also a checkpoint of another decoder or encoder, and a position
@@ -104,18 +110,19 @@ def load_official(
     else:
         fields = read_config(read_hyper_parameters(hyper_parameters))
     config = SetrConfig(**{**fields, **overrides})
-    whole = any(key.startswith("decode_head.") for key in official)
-    table = _whole_table(official, config) if whole else _encoder_table(official, config)
+    complete = any(key.startswith("decode_head.") for key in official)
+    table = _complete_table(official, config) if complete else _encoder_table(official, config)
     official = fit_bias_tables(fit_positions(official, config.grid), config)
     model = SetrForSemanticSegmentation(config)
-    may_miss = r"(?!)" if whole else r"^(decode_head|auxiliary_head|aggregation)\."
+    # Keys of ours that the weights may lack: none, or those of the decoder. `(?!)` matches nothing.
+    may_miss = r"(?!)" if complete else r"^(decode_head|auxiliary_head|aggregation)\."
     dropped = load_converted(model, official, table, may_miss)
     logger.warning(
         "Loaded %d tensors of the %s; dropped those without use: %s.%s",
         len(official) - len(dropped),
-        "checkpoint" if whole else "encoder",
+        "checkpoint" if complete else "encoder",
         ", ".join(dropped) or "none",
-        "" if whole else " The decoder has random weights, train it.",
+        "" if complete else " The decoder has random weights, train it.",
     )
     return model.eval()
 
@@ -127,7 +134,7 @@ def decoder_of(official: Mapping[str, torch.Tensor]) -> str:
     return "pup" if "decode_head.conv_2.weight" in official else "naive"
 
 
-def _whole_table(official: Mapping[str, torch.Tensor], config: SetrConfig) -> KeyTable:
+def _complete_table(official: Mapping[str, torch.Tensor], config: SetrConfig) -> KeyTable:
     found, head = decoder_of(official), config.decode_head
     if found != head:
         raise InputError(
@@ -135,6 +142,7 @@ def _whole_table(official: Mapping[str, torch.Tensor], config: SetrConfig) -> Ke
             "give the weights of an encoder alone to start a new decoder."
         )
     renames = list(MLA_HEAD) if head == "mla" else []
+    # The up-head numbers its layers conv_0, conv_1, ...; the last of them is the classifier.
     count = 1 if head == "naive" else {2: 4, 4: 2}[config.pup_upsampling]
     for prefix, convolutions in (("decode_head", count), (r"auxiliary_head\.\d", 1)) if head != "mla" else ():
         for index in range(convolutions):
@@ -146,6 +154,7 @@ def _whole_table(official: Mapping[str, torch.Tensor], config: SetrConfig) -> Ke
 
 
 def _encoder_table(official: Mapping[str, torch.Tensor], config: SetrConfig) -> KeyTable:
+    # Only BEiT has layer scale or relative positions.
     beit = any(re.search(rf"\.(gamma|lambda)_1$|{BIAS_TABLE}", key) for key in official)
     if beit != (config.encoder == "beit"):
         raise InputError(
@@ -160,7 +169,7 @@ def _encoder_table(official: Mapping[str, torch.Tensor], config: SetrConfig) -> 
 
 
 def fit_positions(official: Mapping[str, torch.Tensor], target: tuple[int, int]) -> dict[str, torch.Tensor]:
-    """Bring the position table of a checkpoint to the grid `target`, without the entry of a distillation token.
+    """Interpolate the position table of a checkpoint to the grid `target`, dropping the entry of a distillation token.
 
     Raises:
         InputError: the entries are not a square grid, one for the class token, and one for the distillation token if
@@ -175,7 +184,7 @@ def fit_positions(official: Mapping[str, torch.Tensor], target: tuple[int, int])
             tokens = "class and distillation token" if extra == 2 else "class token (there is no distillation token)"
             raise InputError(
                 f"{key} has {table.shape[1]} entries, which is no square grid plus the {tokens}. A distilled "
-                "checkpoint needs its `dist_token`: give the whole checkpoint."
+                "checkpoint needs its `dist_token`: give the complete checkpoint."
             )
         if (side, side) != target:
             logger.warning("Interpolated %s from %dx%d to %dx%d patches.", key, side, side, *target)
@@ -184,13 +193,13 @@ def fit_positions(official: Mapping[str, torch.Tensor], target: tuple[int, int])
 
 
 def fit_bias_tables(official: Mapping[str, torch.Tensor], config: SetrConfig) -> dict[str, torch.Tensor]:
-    """Bring BEiT's relative position tables to the model's grid, and give each layer its copy of a shared one.
+    """Interpolate BEiT's relative position tables to the model's grid, and copy a shared one into every layer.
 
     The rule is transformers': bilinear on the `(2h - 1) x (2w - 1)` offsets, the three rows of the class token kept.
-    BEiT is pre-trained with one table for all layers and fine-tuned with one for each.
+    BEiT is pretrained with one table for all layers and fine-tuned with one for each.
 
     Raises:
-        InputError: a table that belongs to no square grid.
+        InputError: the table is not that of a square grid.
     """
     fitted = {}
     for key, value in official.items():
@@ -214,7 +223,7 @@ def fit_bias_tables(official: Mapping[str, torch.Tensor], config: SetrConfig) ->
 
 
 def _sizes_in(official: Mapping[str, torch.Tensor], patch_size: int) -> dict[str, int]:
-    """Number of classes and side of the training crop that a whole official checkpoint shows."""
+    """Number of classes and side of the training crop, as the shapes of a complete official checkpoint show them."""
     if not any(key.startswith("decode_head.") for key in official):
         return {}
     classifier, table = official.get("decode_head.conv_seg.weight"), official.get("backbone.pos_embed")

@@ -1,4 +1,4 @@
-"""Image processors of SETR: the shared ones under the names that the Auto classes look for."""
+"""Image processors of SETR: the shared ones under the names that the Auto classes resolve."""
 
 from hf_denseseg.models.image_processing import SegmentationImageProcessor, SegmentationImageProcessorPil
 

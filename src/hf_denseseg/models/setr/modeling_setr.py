@@ -1,9 +1,13 @@
-"""SETR: a plain Transformer encodes the picture as a sequence of patches, a light decoder makes a label map of it.
+"""SETR: a plain Transformer encodes the image as a sequence of patches, a light decoder turns it into a label map.
 
 "Vision Transformers: From Semantic Segmentation to Dense Prediction", IJCV 2024 (SETR: CVPR 2021). Figure 1: the
-encoder keeps the resolution of 16 x 16 patches through all layers (a); the decoders are Naive (one step), PUP
-(Progressive UPsampling, b) and MLA (Multi-Level feature Aggregation, c). Where released code and text differ, the code
-is followed.
+encoder keeps the resolution of one token per 16 x 16 patch through all layers (a); the decoders are Naive (one step),
+PUP (Progressive UPsampling, b) and MLA (Multi-Level feature Aggregation, c). Where the released code and the paper's
+text differ, the code is followed.
+
+Layers are numbered in two ways. Configurations and `SetrModel` count Transformer layers from 0, as the released
+configurations do (`auxiliary_layers`, `mla_layers`). Encoders and `SetrBackbone` count stages, as backbones of
+transformers do: stage 0 (`stem`) is the embeddings, stage k (`stageK`) the output of layer k - 1.
 """
 
 import functools
@@ -32,12 +36,12 @@ from hf_denseseg.models.setr.configuration_setr import SetrConfig
 
 @dataclass
 class SetrModelOutput(ModelOutput):
-    """What the encoder gives.
+    """Output of the encoder.
 
     Args:
         last_hidden_state: `(B, 1 + h*w, hidden_size)` tokens after the last layer, class token first; no LayerNorm
             follows (each head has its own). With MLA on a plain ViT `(B, h*w, hidden_size)`, without a class token.
-        feature_maps: `(B, hidden_size, h, w)` for each layer asked for, h = ceil(H / patch_size).
+        feature_maps: `(B, hidden_size, h, w)` for each requested layer, h = ceil(H / patch_size).
         hidden_states: tokens before the first and after each layer, on request.
         attentions: `(B, heads, tokens, tokens)` per layer, on request (eager attention only).
     """
@@ -50,21 +54,22 @@ class SetrModelOutput(ModelOutput):
 
 @dataclass
 class SetrSegmenterOutput(SemanticSegmenterOutput):
-    """Segmentation output; `auxiliary_logits`, shallowest layer first, come with labels only."""
+    """Segmentation output; `auxiliary_logits`, shallowest layer first, are computed only with labels."""
 
     auxiliary_logits: tuple[torch.Tensor, ...] | None = None
 
 
 def resize_position_embeddings(table: torch.Tensor, grid: tuple[int, int], target: tuple[int, int]) -> torch.Tensor:
-    """Fit a position table to another grid of patches (Sec. 4.1: "2D interpolation"; exact identity on its own grid).
+    """Interpolate a position table to another grid of patches (Sec. 4.1, "2D interpolation"; a no-op on its own grid).
 
     Args:
-        table: `(1, extra + h*w, C)`; the first entry belongs to the class token, further extra ones are left out.
+        table: `(1, extra + h*w, C)`; the first entry belongs to the class token; any further extra entry (the
+            distillation token of DeiT) is left out.
         grid: (h, w) of the table.
-        target: (h, w) wanted.
+        target: (h, w) to interpolate to.
 
     Returns:
-        `(1, 1 + h*w, C)`, bilinear without aligned corners and without antialiasing, as the official code.
+        `(1, 1 + h*w, C)`; bilinear without aligned corners and without antialiasing, as in the official code.
     """
     patches = table[:, -grid[0] * grid[1] :].transpose(1, 2).unflatten(2, grid)  # (1, h*w, C) -> (1, C, h, w)
     patches = F.interpolate(patches, size=target, mode="bilinear", align_corners=False)
@@ -72,15 +77,16 @@ def resize_position_embeddings(table: torch.Tensor, grid: tuple[int, int], targe
 
 
 def fit_to_patches(pixel_values: torch.Tensor, patch_size: int) -> torch.Tensor:
-    """Enlarge a picture to whole patches, so that every token covers the same share of it; whole ones stay as is.
+    """Resize images up to the next multiple of the patch size; sizes that are multiples stay unchanged.
 
-    The released code takes one size only. Enlarging keeps logits and picture aligned without cutting either.
+    The released code accepts its training size only. Resizing, unlike padding, keeps logits and image aligned without
+    cropping either.
     """
     height, width = pixel_values.shape[-2:]
     if not torch.compiler.is_compiling() and min(height, width) < patch_size:
         raise InputError(
-            f"Pictures of {height}x{width} pixels are too small: a token covers {patch_size} pixels, so both sides "
-            f"need at least {patch_size}. Enlarge or pad the picture."
+            f"Images of {height}x{width} pixels are too small: a token covers {patch_size} pixels, so both sides "
+            f"need at least {patch_size}. Enlarge or pad the image."
         )
     size = tuple((side + patch_size - 1) // patch_size * patch_size for side in (height, width))
     return F.interpolate(pixel_values, size=size, mode="bilinear", align_corners=False)
@@ -89,7 +95,8 @@ def fit_to_patches(pixel_values: torch.Tensor, patch_size: int) -> torch.Tensor:
 class SetrEmbeddings(nn.Module):
     """Project patches linearly, prepend the class token and add the positions: `(B, 3, H, W)` -> `(B, 1 + h*w, C)`.
 
-    MLA drops the class token right after the positions are added: it takes no part in attention (official `VIT_MLA`).
+    MLA drops the class token right after the positions are added, so that it takes no part in attention (official
+    `VIT_MLA`); Naive and PUP keep it through all layers and drop it in front of the decoder.
     """
 
     def __init__(self, config: SetrConfig) -> None:
@@ -99,19 +106,20 @@ class SetrEmbeddings(nn.Module):
             config.num_channels, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size
         )
         self.with_class_token = config.decode_head != "mla"
-        # Kept where it is unused too, as in the official checkpoints; DDP must not wait for its gradient.
+        # MLA's official checkpoints hold the unused token too, so it stays a parameter; without `requires_grad`, DDP
+        # does not wait for a gradient that never comes.
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size), requires_grad=self.with_class_token)
         length = 1 + self.grid[0] * self.grid[1]
         self.position_embeddings = nn.Parameter(torch.zeros(1, length, config.hidden_size))
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
-        patches = self.projection(pixel_values.to(self.projection.weight.dtype))
+        patches = self.projection(pixel_values.to(self.projection.weight.dtype))  # (B, C, h, w)
         grid = (patches.shape[-2], patches.shape[-1])
         positions = resize_position_embeddings(self.position_embeddings, self.grid, grid)
         tokens = patches.flatten(2).transpose(1, 2) + positions[:, 1:]  # (B, C, h, w) -> (B, h*w, C)
         if self.with_class_token:
             token = (self.cls_token + positions[:, :1]).expand(tokens.shape[0], -1, -1)
-            tokens = torch.cat((token, tokens), dim=1)
+            tokens = torch.cat((token, tokens), dim=1)  # (B, 1 + h*w, C)
         return tokens, grid
 
 
@@ -160,6 +168,7 @@ class SetrAttention(nn.Module):
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
+        # Eq. 2 per head, (B, N, heads, d); then the heads side by side through W_O.
         attended, weights = attend(self, query, key, value, None, scaling=self.scaling, dropout=0.0, **kwargs)
         return self.o_proj(attended.reshape(batch, length, -1)), weights
 
@@ -211,16 +220,16 @@ class SetrLayer(GradientCheckpointingLayer):
 
 
 def tokens_to_map(tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    """Lay patch tokens out row by row, without the class token: `(B, [1 +] h*w, C)` -> `(B, C, h, w)`.
+    """Arrange patch tokens as a map, without the class token: `(B, [1 +] h*w, C)` -> `(B, C, h, w)`.
 
-    The released code keeps the class token if the number of tokens is a multiple of 48, and then fails; here it always
-    goes.
+    The released code drops the class token only if the number of tokens is no multiple of 48, and fails on the grids
+    where it is one; here it is always dropped.
     """
     return tokens[:, tokens.shape[1] - grid[0] * grid[1] :].transpose(1, 2).unflatten(2, grid)
 
 
 class SetrEncoder(nn.Module):
-    """Plain ViT (Figure 1a, Sec. 3.2): patches, positions, layers; the residual stream comes out without a norm."""
+    """Plain ViT (Figure 1a, Sec. 3.2): patches, positions, layers; no LayerNorm follows, as each head has its own."""
 
     def __init__(self, config: SetrConfig) -> None:
         super().__init__()
@@ -234,7 +243,15 @@ class SetrEncoder(nn.Module):
     def forward(
         self, pixel_values: torch.Tensor, stages: Collection[int], **kwargs: Unpack[TransformersKwargs]
     ) -> tuple[dict[int, torch.Tensor], torch.Tensor]:
-        """Give the maps after `stages` (0 = embeddings, 1 = first layer, ...), and the tokens of the last layer."""
+        """Encode images, keeping the maps of the requested stages only.
+
+        Args:
+            pixel_values: `(B, 3, H, W)`.
+            stages: 0 for the embeddings, k for the output of layer k - 1.
+
+        Returns:
+            Stage -> `(B, C, h, w)` map, and the tokens after the last layer `(B, [1 +] h*w, C)`.
+        """
         tokens, grid = self.embeddings(fit_to_patches(pixel_values, self.patch_size))
         maps = {0: tokens_to_map(tokens, grid)} if 0 in stages else {}
         for stage, layer in enumerate(self.layers, start=1):
@@ -262,7 +279,7 @@ class SetrBeitEncoder(nn.Module):
             layer_scale_init_value=config.layer_scale_init_value,
             drop_path_rate=config.drop_path_rate,
             initializer_range=config.initializer_range,
-            use_mean_pooling=True,  # it leaves out the last LayerNorm, which nothing here reads
+            use_mean_pooling=True,  # builds the model without its last LayerNorm, which nothing here reads
         )
         beit._attn_implementation = config._attn_implementation
         self.patch_size = config.patch_size
@@ -271,7 +288,7 @@ class SetrBeitEncoder(nn.Module):
     def forward(
         self, pixel_values: torch.Tensor, stages: Collection[int], **kwargs: Unpack[TransformersKwargs]
     ) -> tuple[dict[int, torch.Tensor], torch.Tensor]:
-        """As `SetrEncoder.forward`. `BeitModel.forward` would keep the output of every layer."""
+        """As `SetrEncoder.forward`; `BeitModel.forward` would keep the output of every layer in memory."""
         weight = self.beit.embeddings.patch_embeddings.projection.weight
         pixel_values = fit_to_patches(pixel_values, self.patch_size).to(weight.dtype)
         resolution = (pixel_values.shape[-2], pixel_values.shape[-1])
@@ -286,7 +303,7 @@ class SetrBeitEncoder(nn.Module):
 
 
 class SetrPreTrainedModel(PreTrainedModel):
-    """Initialisation and capabilities common to all SETR classes."""
+    """Initialization and capabilities common to all SETR classes."""
 
     config: SetrConfig
     base_model_prefix = "setr"
@@ -300,21 +317,23 @@ class SetrPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": SetrLayer, "attentions": SetrAttention}
     _no_weight_decay = ("cls_token", "position_embeddings", "relative_position_bias_table")
-    _encoder_rate_modules = ("aggregation",)  # a part of the backbone in the official code: no tenfold learning rate
+    # A part of the backbone in the official code, hence not trained with the heads' tenfold learning rate.
+    _encoder_rate_modules = ("aggregation",)
 
     def get_input_embeddings(self) -> nn.Module:
-        """Return the first layer, the projection of the patches."""
+        """Return the first layer, the patch projection."""
         return next(each for name, each in self.named_modules() if name.endswith("projection"))
 
     def parameter_depth(self, name: str) -> tuple[int, int]:
-        """Give the layer an encoder parameter belongs to (0 = embeddings), and the number behind the last."""
+        """Return the depth of an encoder parameter (0 = embeddings, k = layer k - 1), and the depth after the last."""
         parts = name.split(".")
         layer = int(parts[parts.index("layers") + 1]) + 1 if "layers" in parts else 0
         return layer, self.config.num_hidden_layers + 1
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Initialise as the official code does: linear layers and tables normal, convolutions as the framework."""
+        """Initialize as the official code does: linear layers and tables normal, convolutions by
+        torch's default."""
         if isinstance(module, nn.Conv2d):
             init.kaiming_uniform_(module.weight, a=5**0.5)
             if module.bias is not None:
@@ -323,7 +342,7 @@ class SetrPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.Linear):
             init.trunc_normal_(module.weight, std=self.config.initializer_range)
             init.zeros_(module.bias)
-        elif isinstance(module, nn.LayerNorm):  # transformers knows it by name, and `SetrMapNorm` is another
+        elif isinstance(module, nn.LayerNorm):  # transformers matches the class name, which `SetrMapNorm` has not
             init.ones_(module.weight)
             init.zeros_(module.bias)
         else:
@@ -334,7 +353,7 @@ class SetrPreTrainedModel(PreTrainedModel):
 
 
 def build_encoder(config: SetrConfig) -> SetrEncoder | SetrBeitEncoder:
-    """The plain ViT, or BEiT."""
+    """Build the encoder that the configuration names: plain ViT or BEiT."""
     return SetrEncoder(config) if config.encoder == "vit" else SetrBeitEncoder(config)
 
 
@@ -354,9 +373,11 @@ class SetrModel(SetrPreTrainedModel):
         layers: Collection[int] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> SetrModelOutput:
-        """Encode `(B, 3, H, W)` pictures of any size from one patch up; give the maps of `layers` (default: the last).
+        """Encode `(B, 3, H, W)` images of any size from one patch up.
 
-        Layers are counted from 0. No other layer's output is kept.
+        Args:
+            pixel_values: images, normalized.
+            layers: layers whose maps are returned, counted from 0 (default: the last); no other output is kept.
         """
         stages = [layer + 1 for layer in layers] if layers else [self.config.num_hidden_layers]
         maps, tokens = self.encoder(pixel_values, stages, **kwargs)
@@ -375,14 +396,14 @@ class SetrBackbone(BackboneMixin, SetrPreTrainedModel):
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:
-        """Give the maps named in `config.out_features`, each `(B, hidden_size, h, w)`."""
+        """Return the maps named in `config.out_features`, each `(B, hidden_size, h, w)`."""
         stages = [self.stage_names.index(name) for name in self.out_features]
         maps, _ = self.encoder(pixel_values, stages, **kwargs)
         return BackboneOutput(feature_maps=tuple(maps[stage] for stage in stages))
 
 
 def upsample(features: torch.Tensor, factor: int, align_corners: bool = False) -> torch.Tensor:
-    """Bilinear up-sampling by a whole factor."""
+    """Bilinear upsampling by an integer factor: `(B, C, h, w)` -> `(B, C, factor * h, factor * w)`."""
     height, width = features.shape[-2:]
     size = (height * factor, width * factor)
     return F.interpolate(features, size=size, mode="bilinear", align_corners=align_corners)
@@ -411,9 +432,9 @@ class SetrConvNormRelu(nn.Module):
 
 
 class SetrNaiveHead(nn.Module):
-    """Naive decoder and its auxiliary head (Sec. 3.4 (1)): two 1x1 convolutions, up-sampling in one step.
+    """Naive decoder, also used as its auxiliary head (Sec. 3.4 (1)): two 1x1 convolutions, upsampling in one step.
 
-    That step, to the picture, is left to the loss and to post-processing.
+    That step, from 1/16 to the image's size, is left to the loss and to post-processing.
     """
 
     def __init__(self, config: SetrConfig) -> None:
@@ -427,17 +448,18 @@ class SetrNaiveHead(nn.Module):
 
 
 class SetrPupHead(nn.Module):
-    """Progressive UPsampling (Sec. 3.4 (2), Figure 1b), and its auxiliary head with one convolution and factor 4.
+    """Progressive UPsampling (Sec. 3.4 (2), Figure 1b); its auxiliary head is one convolution with factor 4.
 
-    3x3 convolution and up-sampling take turns. The last up-sampling, to the picture, is left to the loss and to
-    post-processing. The released code classifies before it, the FLOPs of the paper count the classifier after it: the
-    same function, since bilinear weights sum to one.
+    3x3 convolutions and upsampling alternate. The last upsampling, to the image's size, is left to the loss and to
+    post-processing. The released code classifies before it, the paper's FLOPs count the classifier after it; both are
+    the same function, since bilinear weights sum to one.
     """
 
     def __init__(self, config: SetrConfig, num_convolutions: int, factor: int) -> None:
         super().__init__()
         self.factor = factor
-        self.steps = {2: 3, 4: 1}[factor]  # up-samplings before the last one, which ends at 16 times the tokens' grid
+        # Upsampling steps before the last one: 1/16 -> 1/8 -> 1/4 -> 1/2 with factor 2, 1/16 -> 1/4 with factor 4.
+        self.steps = {2: 3, 4: 1}[factor]
         width = config.decoder_hidden_size
         self.norm = SetrMapNorm(config)
         self.convolutions = nn.ModuleList(
@@ -458,7 +480,8 @@ class SetrPupHead(nn.Module):
 class SetrAggregation(nn.Module):
     """Top-down aggregation of four layers (Sec. 3.4 (3), Figure 1c): LayerNorm, 1x1, sums, 3x3, all at 1/16.
 
-    The text has a 1x1 and two 3x3 convolutions per stream; the released code has this and two more 3x3 in the head.
+    The text has a 1x1 and two 3x3 convolutions per stream; the released code has a 1x1 and a 3x3 here and two more
+    3x3 in the head.
     """
 
     def __init__(self, config: SetrConfig) -> None:
@@ -475,15 +498,15 @@ class SetrAggregation(nn.Module):
         maps = [
             lateral(norm(each)) for lateral, norm, each in zip(self.lateral, self.norms, feature_maps, strict=True)
         ]
-        for level in reversed(range(len(maps) - 1)):
+        for level in reversed(range(len(maps) - 1)):  # from the deepest layer down to the shallowest
             maps[level] = maps[level] + maps[level + 1]
         return [output(each) for output, each in zip(self.output, maps, strict=True)]
 
 
 class SetrMlaHead(nn.Module):
-    """The four streams of MLA (Figure 1c): two 3x3 convolutions and four-fold up-sampling each, then one classifier.
+    """The four streams of MLA (Figure 1c): two 3x3 convolutions and 4x upsampling each, then one classifier at 1/4.
 
-    Corners are aligned in the streams, and only there, as in the released code.
+    As in the released code, this is the only upsampling with aligned corners.
     """
 
     def __init__(self, config: SetrConfig) -> None:
@@ -503,7 +526,7 @@ class SetrMlaHead(nn.Module):
             upsample(stream(each), 4, align_corners=True)
             for stream, each in zip(self.streams, feature_maps, strict=True)
         ]
-        return self.classifier(torch.cat(maps, dim=1))
+        return self.classifier(torch.cat(maps, dim=1))  # (B, 4 * mla_hidden_size, 4h, 4w) -> (B, num_labels, 4h, 4w)
 
 
 class SetrMlaAuxiliaryHead(nn.Conv2d):
@@ -514,7 +537,7 @@ class SetrMlaAuxiliaryHead(nn.Conv2d):
 
 
 def build_heads(config: SetrConfig) -> tuple[nn.Module, list[nn.Module]]:
-    """The decoder of a configuration and its auxiliary heads, shallowest layer first."""
+    """Build the decoder of a configuration and its auxiliary heads, shallowest layer first."""
     if config.decode_head == "mla":
         return SetrMlaHead(config), [SetrMlaAuxiliaryHead(config) for _ in config.mla_layers]
     if config.decode_head == "pup":
@@ -539,18 +562,19 @@ class SetrForSemanticSegmentation(SetrPreTrainedModel):
     def forward(
         self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
     ) -> SetrSegmenterOutput:
-        """Segment pictures.
+        """Segment images.
 
         Args:
-            pixel_values: `(B, 3, H, W)`, normalised; any size from one patch up.
-            labels: `(B, H, W)` train ids of any integer dtype; 255 and -100 are void.
+            pixel_values: `(B, 3, H, W)`, normalized; any size from one patch up.
+            labels: `(B, H, W)` train ids of any integer dtype; 255 and -100 are ignored.
 
         Returns:
-            `logits` `(B, num_labels, h, w)` at 1/16 (Naive), 1/2 (PUP) or 1/4 (MLA) of the picture enlarged to whole
+            `logits` `(B, num_labels, h, w)` at 1/16 (Naive), 1/2 (PUP) or 1/4 (MLA) of the image resized to whole
             patches; with labels also `loss` and `auxiliary_logits`.
         """
         auxiliary_layers = list(self.config.auxiliary_layers) if self.auxiliary_head and labels is not None else []
         last = self.config.num_hidden_layers - 1
+        # MLA's auxiliary heads read the same four maps as its decoder; the others read layers of their own.
         layers = list(self.config.mla_layers) if self.aggregation else [*auxiliary_layers, last]
         outputs = self.setr(pixel_values, layers=layers, **kwargs)
         if self.aggregation:
