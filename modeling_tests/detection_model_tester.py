@@ -1,4 +1,4 @@
-"""The same questions for both detectors of HLG: subclass `DetectionModelTester` and name the class."""
+"""The tests that both detectors of HLG must pass: subclass `DetectionModelTester` and name the class."""
 
 import copy
 from abc import ABC, abstractmethod
@@ -21,7 +21,7 @@ TINY = {"hidden_sizes": [16, 16, 32, 32], "depths": [1, 1, 1, 1], "num_attention
 
 
 def labels_of(boxes: list, classes: list, size: tuple[int, int]) -> dict[str, torch.Tensor]:
-    """Labels whose masks fill the boxes, which are normalised (centre x, centre y, width, height)."""
+    """Labels whose masks fill the boxes, which are normalized (center x, center y, width, height)."""
     masks = torch.zeros(len(boxes), *size, dtype=torch.bool)
     for mask, (x, y, width, height) in zip(masks, boxes, strict=True):
         rows = slice(round((y - height / 2) * size[0]), round((y + height / 2) * size[0]))
@@ -34,24 +34,26 @@ def labels_of(boxes: list, classes: list, size: tuple[int, int]) -> dict[str, to
 
 
 EMPTY = labels_of([], [], (96, 128))
-# No anchor overlaps one of these exactly as much as another does: which of them is best would be a matter of rounding.
+# No two anchors overlap one of these exactly alike, or rounding would decide which of them is the best match.
 TWO = labels_of([[0.513, 0.487, 0.31, 0.43], [0.211, 0.317, 0.19, 0.27]], [1, 4], (96, 128))
 
 
 def few_regions(patch: pytest.MonkeyPatch) -> None:
-    """Let Mask R-CNN look at fewer regions than the published numbers, which take seconds a picture."""
+    """Let Mask R-CNN process fewer regions than the published numbers, which take seconds per image."""
     sampler = detection.BalancedPositiveNegativeSampler
-    patch.setattr(detection, "BalancedPositiveNegativeSampler", lambda count, share: sampler(min(count, 48), share))
+    patch.setattr(
+        detection, "BalancedPositiveNegativeSampler", lambda count, fraction: sampler(min(count, 48), fraction)
+    )
     for name in ("pre_nms_top_n", "post_nms_top_n"):
         patch.setattr(detection.HlgRegionProposals, name, lambda self: 100 if self.training else 24)
 
 
 class DetectionModelTester(ABC):
-    """Contract of a detector; a subclass sets the class and adds what is special to it."""
+    """Contract of a detector; a subclass names the class and adds its own tests."""
 
     model_class: type[PreTrainedModel]
     predictions: tuple[str, ...]
-    steps = 120  # in which it learns four objects
+    steps = 120  # of training, after which it finds four objects
 
     @pytest.fixture
     def config(self) -> HlgConfig:
@@ -66,7 +68,7 @@ class DetectionModelTester(ABC):
 
     @abstractmethod
     def make_decided(self, model: PreTrainedModel) -> None:
-        """Give scores and boxes a spread that a fresh model has not."""
+        """Spread scores and boxes, which are nearly equal in a fresh model."""
 
     @pytest.fixture
     def batch(self) -> dict[str, Any]:
@@ -86,7 +88,7 @@ class DetectionModelTester(ABC):
         for name in self.predictions:
             assert_same_outputs(found[name], expected[name], name)
 
-    def test_backbone_of_a_classifier_loads_and_the_rest_starts_anew(self, config, tmp_path):
+    def test_backbone_of_a_classifier_loads_and_the_rest_starts_fresh(self, config, tmp_path):
         classifier = HlgForImageClassification(HlgConfig(**TINY, num_labels=7, normalize_stages=False))
         classifier.save_pretrained(tmp_path)
         model, report = self.model_class.from_pretrained(
@@ -99,7 +101,7 @@ class DetectionModelTester(ABC):
         new = {name for name in report["missing_keys"] if name.startswith("hlg.")}
         assert all(".layernorms." in name for name in new)
 
-    def test_missing_weights_are_initialised_exactly_as_by_the_constructor(self, config, monkeypatch):
+    def test_missing_weights_are_initialized_exactly_as_by_the_constructor(self, config, monkeypatch):
         for name in ("normal_", "uniform_"):
             draw = getattr(torch.Tensor, name)
 
@@ -121,14 +123,14 @@ class DetectionModelTester(ABC):
 
     @torch.no_grad()
     def test_padding_in_a_batch_changes_nothing(self, model):
-        """HLG looks at the whole map, so this is not for free."""
+        """HLG attends across the complete map, so this does not come by itself."""
         large, small = torch.randn(3, 96, 128), torch.randn(3, 50, 60)
         batch, mask = torch.zeros(2, 3, 96, 128), torch.zeros(2, 96, 128, dtype=torch.int64)
         batch[0], mask[0] = large, 1
         batch[1, :, :50, :60], mask[1, :50, :60] = small, 1
         together = model(batch, pixel_mask=mask)
-        for index, picture in enumerate((large, small)):
-            alone = model(picture[None])
+        for index, image in enumerate((large, small)):
+            alone = model(image[None])
             for name in self.predictions:
                 length = alone[name].shape[1]
                 found = together[name][index : index + 1, :length]
@@ -154,7 +156,7 @@ class DetectionModelTester(ABC):
 
     @pytest.mark.parametrize("labels", [[TWO, EMPTY], [EMPTY, EMPTY]], ids=["one empty", "both empty"])
     def test_every_parameter_gets_a_finite_gradient_also_without_objects(self, model, batch, labels):
-        """Else distributed training waits for ever."""
+        """Otherwise distributed training would hang."""
         outputs = model.train()(batch["pixel_values"], labels=labels)
         outputs.loss.backward()
         torch.testing.assert_close(outputs.loss, sum(outputs.loss_dict.values()))
@@ -228,18 +230,18 @@ class DetectionModelTester(ABC):
         [
             (
                 {"class_labels": torch.tensor([1, NUM_LABELS])},
-                rf"Picture 1.*class {NUM_LABELS}; .*0 to {NUM_LABELS - 1}",
+                rf"Image 1.*class {NUM_LABELS}; .*0 to {NUM_LABELS - 1}",
             ),
-            ({"class_labels": torch.tensor([-1, 0])}, "Picture 1.*class -1"),
-            ({"class_labels": torch.tensor([1])}, r"picture 1 do not belong together.*\(1,\)"),
-            ({"boxes": torch.tensor([[0.5, 0.5, 0.3, 0.4], [0.2, 0.3, 0.0, 0.2]])}, "Picture 1 has the box"),
-            ({"boxes": torch.tensor([[0.5, 0.5, 0.3, torch.nan], [0.2, 0.3, 0.1, 0.2]])}, "Picture 1.*nan"),
-            ({"boxes": torch.tensor([[0.9, 0.5, 0.3, 0.4], [0.2, 0.3, 0.1, 0.2]])}, "Cut boxes at the border"),
-            ({"boxes": torch.tensor([[1.0004, 0.5, 0.0004, 0.4], [0.2, 0.3, 0.1, 0.2]])}, "Picture 1 has the box"),
-            ({"boxes": torch.tensor([[30.0, 20.0, 50.0, 60.0], [0.2, 0.3, 0.1, 0.2]])}, "in parts of its width"),
+            ({"class_labels": torch.tensor([-1, 0])}, "Image 1.*class -1"),
+            ({"class_labels": torch.tensor([1])}, r"image 1 do not belong together.*\(1,\)"),
+            ({"boxes": torch.tensor([[0.5, 0.5, 0.3, 0.4], [0.2, 0.3, 0.0, 0.2]])}, "Image 1 has the box"),
+            ({"boxes": torch.tensor([[0.5, 0.5, 0.3, torch.nan], [0.2, 0.3, 0.1, 0.2]])}, "Image 1.*nan"),
+            ({"boxes": torch.tensor([[0.9, 0.5, 0.3, 0.4], [0.2, 0.3, 0.1, 0.2]])}, "Clip boxes at the border"),
+            ({"boxes": torch.tensor([[1.0004, 0.5, 0.0004, 0.4], [0.2, 0.3, 0.1, 0.2]])}, "Image 1 has the box"),
+            ({"boxes": torch.tensor([[30.0, 20.0, 50.0, 60.0], [0.2, 0.3, 0.1, 0.2]])}, "as fractions of its width"),
         ],
     )
-    def test_labels_that_cannot_be_are_refused_with_picture_and_remedy(self, model, batch, change, message):
+    def test_impossible_labels_are_refused_with_image_and_fix(self, model, batch, change, message):
         with pytest.raises(InputError, match=message):
             model(batch["pixel_values"], labels=[EMPTY, {**TWO, **change}])
 
@@ -247,38 +249,38 @@ class DetectionModelTester(ABC):
         pixel_values = batch["pixel_values"]
         with pytest.raises(InputError, match="1 labels were given for 2"):
             model(pixel_values, labels=[EMPTY])
-        with pytest.raises(InputError, match="picture 0 lack 'boxes'"):
+        with pytest.raises(InputError, match="image 0 lack 'boxes'"):
             model(pixel_values, labels=[{name: EMPTY[name] for name in ("class_labels", "masks")}] * 2)
         with pytest.raises(InputError, match=r"\(2, 8, 8\).*\(2, 96, 128\)"):
             model(pixel_values, pixel_mask=torch.ones(2, 8, 8))
         mask = torch.ones(2, 96, 128)
         mask[1, :10] = 0  # padding at the top
-        with pytest.raises(InputError, match="picture 1 is no rectangle"):
+        with pytest.raises(InputError, match="image 1 is no rectangle"):
             model(pixel_values, pixel_mask=mask)
 
     @pytest.mark.slow
-    def test_learns_drawn_pictures_by_heart(self, config):
-        """Four rectangles of four colours on two pictures: found at the right place with the right class."""
+    def test_overfits_synthetic_images(self, config):
+        """Four rectangles of four colors on two images: found at the right place with the right class."""
         torch.manual_seed(0)
-        colours = torch.tensor([[2.0, -2, -2], [-2, 2, -2], [-2, -2, 2], [2, 2, -2]])
+        colors = torch.tensor([[2.0, -2, -2], [-2, 2, -2], [-2, -2, 2], [2, 2, -2]])
         boxes = [[[0.25, 0.3, 0.3, 0.35], [0.7, 0.65, 0.4, 0.3]], [[0.6, 0.3, 0.35, 0.4], [0.25, 0.7, 0.3, 0.3]]]
-        pictures, labels = torch.zeros(2, 3, 96, 128), []
-        for picture, (own, classes) in zip(pictures, zip(boxes, ([0, 1], [2, 3]), strict=True), strict=True):
+        images, labels = torch.zeros(2, 3, 96, 128), []
+        for image, (own, classes) in zip(images, zip(boxes, ([0, 1], [2, 3]), strict=True), strict=True):
             labels.append(labels_of(own, classes, (96, 128)))
             for mask, name in zip(labels[-1]["masks"], classes, strict=True):
-                picture[:, mask] = colours[name][:, None]
+                image[:, mask] = colors[name][:, None]
         model = self.model_class(config).train()
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=self.steps)
         for _ in range(self.steps):
             optimizer.zero_grad()
-            model(pictures, labels=labels).loss.backward()
+            model(images, labels=labels).loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 5.0)
             optimizer.step()
             schedule.step()
         freeze_batch_norm(model)
-        self.check_learned(model.eval(), pictures, labels)
+        self.check_learned(model.eval(), images, labels)
 
     @abstractmethod
-    def check_learned(self, model: PreTrainedModel, pictures: torch.Tensor, labels: list) -> None:
+    def check_learned(self, model: PreTrainedModel, images: torch.Tensor, labels: list) -> None:
         """Fail unless the model, in eval mode, finds the objects of the labels."""

@@ -1,4 +1,4 @@
-"""Detection in plain loops, written from the formulas: what the tests of both detectors compare with."""
+"""Detection in plain loops, written from the formulas: the reference for the tests of both detectors."""
 
 import math
 
@@ -6,7 +6,7 @@ import torch
 
 
 def iou(a, b):
-    """Overlap of two boxes (left, top, right, bottom)."""
+    """Intersection over union of two boxes (left, top, right, bottom)."""
     width = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
     height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
     both = width * height
@@ -45,7 +45,7 @@ def match(objects, boxes, high, low, smallest):
 
 
 def encode(box, anchor, weights=(1, 1, 1, 1)):
-    """Offsets that bring an anchor to a box."""
+    """Offsets that map an anchor to a box."""
     width, height = anchor[2] - anchor[0], anchor[3] - anchor[1]
     x, y = anchor[0] + width / 2, anchor[1] + height / 2
     own = (box[2] - box[0], box[3] - box[1])
@@ -59,7 +59,7 @@ def encode(box, anchor, weights=(1, 1, 1, 1)):
 
 
 def decode(offsets, anchor, weights=(1, 1, 1, 1)):
-    """The box that offsets bring an anchor to; a side changes by a factor of 62.5 at most."""
+    """Apply offsets to an anchor; a side grows or shrinks by a factor of 62.5 at most."""
     dx, dy, dw, dh = (value / weight for value, weight in zip(offsets, weights, strict=True))
     bound = math.log(1000 / 16)
     dw, dh = max(-bound, min(bound, dw)), max(-bound, min(bound, dh))
@@ -70,7 +70,7 @@ def decode(offsets, anchor, weights=(1, 1, 1, 1)):
 
 
 def clip(box, size):
-    """Cut a box at the border of a picture of (height, width)."""
+    """Clip a box to an image of (height, width)."""
     return [min(max(value, 0.0), float(size[1 - index % 2])) for index, value in enumerate(box)]
 
 
@@ -92,7 +92,7 @@ def suppress(candidates, threshold, limit):
 
 
 def corners(box, size):
-    """Normalised (centre x, centre y, width, height) -> corners in pixels."""
+    """Normalized (center x, center y, width, height) -> corners in pixels."""
     x, y, width, height = (float(value) for value in box)
     rows, columns = size
     left, right = (x - width / 2) * columns, (x + width / 2) * columns

@@ -1,4 +1,4 @@
-"""How the tensors recorded from the repaired official HLG are found in ours."""
+"""How to compute, with our HLG, the tensors recorded from the repaired official one."""
 
 from pathlib import Path
 from typing import Any

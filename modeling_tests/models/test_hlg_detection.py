@@ -1,4 +1,4 @@
-"""RetinaNet on HLG: published counts, anchors, matches, losses and detections against plain loops, the contract."""
+"""RetinaNet on HLG: published counts; anchors, matches, losses, detections against plain loops; common tests."""
 
 import json
 import math
@@ -86,7 +86,7 @@ def test_anchors_of_retinanet_have_the_areas_of_the_paper_and_are_not_rounded():
 def test_anchors_on_the_padding_of_a_batch_are_known():
     anchors = detection.HlgAnchors((8, 16), (4.0,))
     levels = [torch.zeros(1, 1, 12, 16), torch.zeros(1, 1, 6, 8)]
-    inside = anchors.inside(levels, (50, 60))  # of its own it would be padded to 64 x 64
+    inside = anchors.inside(levels, (50, 60))  # alone it would be padded to 64 x 64
     expected = [
         row * stride < 64 and column * stride < 64
         for stride, (rows, columns) in ((8, (12, 16)), (16, (6, 8)))
@@ -132,16 +132,16 @@ def test_focal_loss_is_that_of_torchvision_in_value_and_gradient():
     judged, positive = torch.rand(50, generator=generator) < 0.9, torch.arange(50) % 9 == 0
     judged |= positive
     labels = torch.randint(0, 7, (int(positive.sum()),), generator=generator)
-    truth = torch.zeros(50, 7)
-    truth[positive, labels] = 1
-    expected = sigmoid_focal_loss(logits[judged], truth[judged], alpha=0.25, gamma=2, reduction="sum")
+    targets = torch.zeros(50, 7)
+    targets[positive, labels] = 1
+    expected = sigmoid_focal_loss(logits[judged], targets[judged], alpha=0.25, gamma=2, reduction="sum")
     found = detection.focal_loss(logits, judged, positive, labels)
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(torch.autograd.grad(found, logits), torch.autograd.grad(expected, logits))
 
 
 def test_low_quality_match_takes_a_box_from_an_object_it_overlaps_more():
-    """torchvision leaves such a box with the other object."""
+    """torchvision keeps the match of such a box with the other object."""
     overlap = torch.tensor([[0.6, 0.9], [0.45, 0.1]])
     assert detection.HlgMatcher(0.5, 0.4, smallest=0.0)(overlap).tolist() == [1, 0]
     assert detection.HlgMatcher(0.5, 0.4, smallest=0.5)(overlap).tolist() == [0, 0]
@@ -182,7 +182,7 @@ def test_parts_start_as_mmdetection_starts_them():
 
 
 class Pyramid(nn.Module):
-    """Four maps of a padded picture, by one convolution each."""
+    """Stand-in for the backbone: four maps of the padded images, by one convolution each."""
 
     def __init__(self, widths):
         super().__init__()
@@ -208,16 +208,16 @@ class TestRetinaNet(DetectionModelTester):
         nn.init.normal_(head.regression_head.bbox_reg.weight, std=0.005)
         head.classification_head.cls_logits.bias.data.fill_(-3.0)
 
-    def test_outputs_tell_the_anchors_of_each_level(self, model, batch):
+    def test_outputs_count_the_anchors_of_each_level(self, model, batch):
         outputs = model(batch["pixel_values"])
         expected = [9 * math.ceil(96 / stride) * math.ceil(128 / stride) for stride in (8, 16, 32, 64, 128)]
         assert outputs.anchors_per_level.tolist() == [expected] * 2
         assert outputs.logits.shape == (2, sum(expected), NUM_LABELS)
 
     @torch.no_grad()
-    def test_boxes_are_decoded_anchors_in_parts_of_the_picture(self, model, batch):
+    def test_boxes_are_decoded_anchors_as_fractions_of_the_image(self, model, batch):
         mask = torch.ones(2, 96, 128)
-        mask[:, 90:] = 0  # within the picture's own padding to 96
+        mask[:, 90:] = 0  # within the image's own padding to 96
         offsets = {}
         hook = model.detection_head.register_forward_hook(lambda _, __, output: offsets.update(output))
         boxes = model(batch["pixel_values"], pixel_mask=mask).pred_boxes
@@ -284,7 +284,7 @@ class TestRetinaNet(DetectionModelTester):
         return [(math.ceil(size[0] / stride), math.ceil(size[1] / stride)) for stride in detection.RETINANET_STRIDES]
 
     def test_positives_are_averaged_over_processes(self, model, batch, monkeypatch):
-        """Then the mean of the processes' gradients is that of one batch of all pictures."""
+        """Then the mean of the processes' gradients is that of one batch of all images."""
         alone = model.train()(**batch).loss_dict
         monkeypatch.setattr(dist, "is_initialized", lambda: True)
         monkeypatch.setattr(dist, "get_world_size", lambda: 2)
@@ -320,16 +320,17 @@ class TestRetinaNet(DetectionModelTester):
         plain.assert_detections({"scores": scores, "labels": labels, "boxes": found}, expected, 1e-5)
 
     def test_a_level_gives_its_thousand_best_pairs_of_anchor_and_class(self):
-        logits = torch.linspace(5, -2, 3000).view(1500, 2)  # pair by pair worse: the best 1000 are of 500 anchors
+        # Each pair scores lower than the one before, so that the best 1000 belong to 500 anchors.
+        logits = torch.linspace(5, -2, 3000).view(1500, 2)
         boxes = torch.zeros(1500, 4)
         boxes[:, 0] = torch.arange(1500) / 1500
         boxes[:, 1], boxes[:, 2:] = 0.5, 1 / 4000  # none overlaps another
         boxes[500:] = torch.tensor([0.5, 0.5, 1.0, 1.0])
-        # With more pairs the box of the whole picture would be among them: above 0.05, and overlapped by none.
+        # With more pairs the box that covers the image would be among them: above 0.05, and suppressed by none.
         found = retinanet_detections(logits.flip(0).flip(1), boxes.flip(0), [1500])
         assert len(found[0]) == 100
-        whole = retinanet_detections(logits - 2, boxes, [1500])[2]
-        assert not (whole[:, 2] - whole[:, 0] > 0.9).any()
+        corners = retinanet_detections(logits - 2, boxes, [1500])[2]
+        assert not (corners[:, 2] - corners[:, 0] > 0.9).any()
 
     def test_padding_behind_the_anchors_is_no_candidate(self):
         logits, boxes = torch.full((10, 2), 4.0), torch.tensor([[0.5, 0.5, 0.2, 0.2]] * 10)
@@ -337,9 +338,9 @@ class TestRetinaNet(DetectionModelTester):
         _, _, found = retinanet_detections(logits, boxes, [4, 2])
         torch.testing.assert_close(found, torch.tensor([[0.4, 0.4, 0.6, 0.6]] * 2))
 
-    # --- where users meet it
+    # --- pipelines, compilation, export
 
-    def test_pipeline_gives_boxes_in_pixels_of_the_picture(self, model, tmp_path, caplog):
+    def test_pipeline_gives_boxes_in_pixels_of_the_image(self, model, tmp_path, caplog):
         processor = HlgImageProcessor(task="object-detection", size={"shortest_edge": 64, "longest_edge": 128})
         model.save_pretrained(tmp_path)
         processor.save_pretrained(tmp_path)
@@ -353,12 +354,12 @@ class TestRetinaNet(DetectionModelTester):
         assert [each["label"] for each in found] == [f"LABEL_{name}" for name in expected["labels"].tolist()]
         boxes = np.array([list(each["box"].values()) for each in found])
         assert len(boxes) > 5
-        np.testing.assert_allclose(boxes + 0.5, expected["boxes"], atol=0.501, rtol=0)  # whole pixels, cut off
+        np.testing.assert_allclose(boxes + 0.5, expected["boxes"], atol=0.501, rtol=0)  # integer pixels, truncated
         assert "not supported" not in caplog.text
 
     @torch.no_grad()
     def test_all_behind_the_backbone_compiles_as_one_graph(self, model, batch):
-        """The backbone's own tests ask the same of it."""
+        """The backbone has the same test of its own."""
         model.hlg = Pyramid(model.config.hidden_sizes)
         torch._dynamo.reset()
         compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
@@ -371,7 +372,7 @@ class TestRetinaNet(DetectionModelTester):
     @pytest.mark.slow
     @torch.no_grad()
     def test_all_behind_the_backbone_exports_with_dynamic_batch_height_and_width(self, model):
-        """The backbone's own tests ask the same of it. From 129 pixels on: a level of one row is another program."""
+        """The backbone has the same test of its own. From 129 pixels on: a level of one row is another program."""
         model.hlg = Pyramid(model.config.hidden_sizes)
         dynamic = ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},)
         others = [torch.randn(1, 3, 129, 193), torch.randn(3, 3, 257, 180)]
@@ -393,9 +394,9 @@ class TestRetinaNet(DetectionModelTester):
             for found, expected in zip(exported(pixel_values), program(pixel_values), strict=True):
                 torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-4)
 
-    def check_learned(self, model, pictures, labels):
+    def check_learned(self, model, images, labels):
         with torch.no_grad():
-            outputs = model(pictures)
+            outputs = model(images)
         found = HlgImageProcessor(task="object-detection").post_process_object_detection(outputs, 0.5, [(96, 128)] * 2)
         for each, label in zip(found, labels, strict=True):
             order = each["labels"].argsort()

@@ -1,4 +1,4 @@
-"""Image processors of HLG: a task each, annotations, padding, and detections, masks and maps of objects."""
+"""Image processors of HLG: their tasks, annotations, padding, and detections, masks and maps of objects."""
 
 import json
 
@@ -57,14 +57,14 @@ def test_unknown_task_proposes_the_nearest():
 
 
 @BOTH
-def test_classifier_sees_the_middle_of_the_picture(backend):
-    """Shorter side to 256, bicubic, then 224 x 224 from the middle: Swin's loader, whose settings are released."""
+def test_classifier_sees_the_center_of_the_image(backend):
+    """Shorter side to 256, bicubic, then 224 x 224 from the center: Swin's loader, whose settings are released."""
     processor = backend(task="image-classification")
     image = picture(size=(400, 300))
-    whole = processor(image, do_center_crop=False, return_tensors="pt")["pixel_values"]
-    assert whole.shape == (1, 3, 256, 341)
+    uncropped = processor(image, do_center_crop=False, return_tensors="pt")["pixel_values"]
+    assert uncropped.shape == (1, 3, 256, 341)
     found = processor(image, return_tensors="pt")["pixel_values"]
-    torch.testing.assert_close(found, whole[:, :, 16:240, 58:282])
+    torch.testing.assert_close(found, uncropped[:, :, 16:240, 58:282])
     other = backend(task="image-classification", size={"shortest_edge": 40}, crop_size={"height": 32, "width": 24})
     assert other(image, return_tensors="pt")["pixel_values"].shape == (1, 3, 32, 24)
 
@@ -79,7 +79,7 @@ def test_detection_resizes_to_800_by_1333_at_most(backend, size, expected):
 
 
 @BOTH
-def test_pictures_of_a_batch_are_padded_to_a_common_multiple_of_32(backend):
+def test_images_of_a_batch_are_padded_to_a_common_multiple_of_32(backend):
     processor = backend(task="object-detection", size=SMALL)
     images = [picture(size=(90, 60)), picture(size=(50, 70))]
     batch = processor(images, return_tensors="pt")
@@ -100,7 +100,7 @@ def test_pictures_of_a_batch_are_padded_to_a_common_multiple_of_32(backend):
 
 
 @BOTH
-def test_annotations_become_normalised_boxes_and_masks_of_the_resized_picture(backend):
+def test_annotations_become_normalized_boxes_and_masks_of_the_resized_image(backend):
     mask = np.zeros((60, 90), dtype=bool)
     mask[15:45, 30:60] = True
     annotation = {"image_id": 7, "annotations": [thing([30, 15, 30, 30], 3, segmentation=mask)]}
@@ -120,7 +120,7 @@ def test_annotations_become_normalised_boxes_and_masks_of_the_resized_picture(ba
     assert "masks" not in without["labels"][0]
 
 
-def test_crowds_and_boxes_without_extent_are_left_out_and_others_cut_at_the_border():
+def test_crowds_and_boxes_without_extent_are_dropped_and_others_clipped():
     things = [
         thing([-10, 10, 30, 20]),
         thing([80, 50, 40, 40], 2),
@@ -135,7 +135,7 @@ def test_crowds_and_boxes_without_extent_are_left_out_and_others_cut_at_the_bord
     assert label["class_labels"].tolist() == [1, 2]
 
 
-def test_picture_without_objects_has_empty_labels():
+def test_image_without_objects_has_empty_labels():
     for task in ("object-detection", "instance-segmentation"):
         processor = HlgImageProcessor(task=task, size=SMALL)
         label = processor(picture(size=(90, 60)), annotations={"image_id": 0, "annotations": []})["labels"][0]
@@ -149,11 +149,11 @@ def test_picture_without_objects_has_empty_labels():
     [
         ({"image_id": 1}, "`image_id` and `annotations`"),
         ([{"image_id": 1, "annotations": []}] * 2, "2 annotations were given for 1"),
-        ({"image_id": 1, "annotations": [{"bbox": [1, 2, 3, 4]}]}, "Picture 1, object 0 lacks 'category_id'"),
-        ({"image_id": 5, "annotations": [thing([1, 2, 3, 4]), thing([1, 2, float("nan"), 4])]}, "Picture 5, object 1"),
+        ({"image_id": 1, "annotations": [{"bbox": [1, 2, 3, 4]}]}, "Image 1, object 0 lacks 'category_id'"),
+        ({"image_id": 5, "annotations": [thing([1, 2, 3, 4]), thing([1, 2, float("nan"), 4])]}, "Image 5, object 1"),
     ],
 )
-def test_annotations_that_cannot_be_read_are_refused_with_picture_and_object(annotations, message):
+def test_annotations_that_cannot_be_read_are_refused_with_image_and_object(annotations, message):
     with pytest.raises(InputError, match=message):
         HlgImageProcessor(task="object-detection", size=SMALL)(picture(), annotations=annotations)
 
@@ -166,8 +166,8 @@ def test_labels_of_another_task_are_refused():
         HlgImageProcessor(task="object-detection")(picture(), segmentation_maps=np.zeros((30, 40)))
 
 
-def test_masks_are_drawn_from_everything_that_coco_has():
-    coco_mask = pytest.importorskip("pycocotools.mask", reason="pycocotools draws polygons")
+def test_masks_are_decoded_from_every_format_of_coco():
+    coco_mask = pytest.importorskip("pycocotools.mask", reason="pycocotools decodes polygons")
     polygon = [[10.0, 5.0, 30.0, 5.0, 30.0, 20.0, 10.0, 20.0], [2.0, 2.0, 6.0, 2.0, 4.0, 9.0]]
     runs = coco_mask.merge(coco_mask.frPyObjects(polygon, 30, 40))
     expected = coco_mask.decode(runs).astype(bool)
@@ -194,22 +194,22 @@ def test_masks_are_drawn_from_everything_that_coco_has():
         (None, "NoneType"),
     ],
 )
-def test_masks_that_do_not_fit_the_picture_are_refused(segmentation, message):
+def test_masks_that_do_not_fit_the_image_are_refused(segmentation, message):
     with pytest.raises(InputError, match=f"object 3.*{message}|{message}"):
-        to_mask(segmentation, (30, 40), "Picture 1, object 3")
+        to_mask(segmentation, (30, 40), "Image 1, object 3")
 
 
 def test_polygons_without_pycocotools_say_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pycocotools", None)
     with pytest.raises(InputError, match="pip install pycocotools"):
-        annotations_hlg.to_mask([[1.0, 1, 5, 1, 5, 5]], (30, 40), "Picture 1, object 0")
+        annotations_hlg.to_mask([[1.0, 1, 5, 1, 5, 5]], (30, 40), "Image 1, object 0")
 
 
 # --- detections
 
 
 def instances(boxes, scores, labels, logits):
-    """Output of Mask R-CNN for one picture, filled up to 5 detections."""
+    """Output of Mask R-CNN for one image, padded to 5 detections."""
     count, rest = len(boxes), 5 - len(boxes)
     pad = torch.nn.functional.pad
     masks = torch.stack([torch.full((28, 28), value) if np.isscalar(value) else value for value in logits])
@@ -223,7 +223,7 @@ def instances(boxes, scores, labels, logits):
 
 
 @BOTH
-def test_boxes_come_in_pixels_of_the_target_or_in_parts_of_it(backend):
+def test_boxes_come_in_pixels_of_the_target_or_as_fractions_of_it(backend):
     outputs = instances([[0.5, 0.5, 0.2, 0.4], [0.95, 0.5, 0.3, 0.2]], [0.9, 0.6], [3, 1], [1.0, 1.0])
     processor = backend(task="instance-segmentation")
     found = processor.post_process_object_detection(outputs, threshold=0.5, target_sizes=[(50, 100)])[0]
@@ -248,7 +248,7 @@ def test_missing_or_wrong_sizes_and_outputs_are_refused():
         processor.post_process_object_detection(ModelOutput(loss=torch.zeros(())))
 
 
-def test_pasted_masks_are_bilinear_samples_at_pixel_centres():
+def test_pasted_masks_are_bilinear_samples_at_pixel_centers():
     generator = torch.Generator().manual_seed(0)
     masks = torch.rand(2, 4, 4, generator=generator)
     boxes = torch.tensor([[2.3, 1.5, 9.8, 8.1], [-3.0, -2.0, 4.0, 30.0]])
@@ -265,15 +265,15 @@ def test_pasted_masks_are_bilinear_samples_at_pixel_centres():
                 assert bool(pasted[row, column]) == (value >= 0.5) or abs(value - 0.5) < 1e-5
 
 
-def test_masks_are_pasted_in_parts_and_boxes_without_extent_are_empty(monkeypatch):
+def test_masks_are_pasted_in_chunks_and_boxes_without_extent_are_empty(monkeypatch):
     boxes = torch.tensor([[1.0, 1, 8, 8], [3.0, 3, 3, 3], [0.0, 0, 5, 12]])
-    whole = paste_masks(torch.ones(3, 28, 28), boxes, (10, 12), 0.5)
+    pasted = paste_masks(torch.ones(3, 28, 28), boxes, (10, 12), 0.5)
     monkeypatch.setattr("hf_denseseg.models.hlg.detections_hlg.PASTED_ELEMENTS", 130)
-    assert torch.equal(paste_masks(torch.ones(3, 28, 28), boxes, (10, 12), 0.5), whole)
-    assert whole[0].sum() == 49 and not whole[1].any() and whole[2].sum() == 50
+    assert torch.equal(paste_masks(torch.ones(3, 28, 28), boxes, (10, 12), 0.5), pasted)
+    assert pasted[0].sum() == 49 and not pasted[1].any() and pasted[2].sum() == 50
 
 
-def test_each_pixel_goes_to_the_best_object_and_hidden_ones_are_left_out():
+def test_each_pixel_goes_to_the_best_object_and_hidden_ones_are_dropped():
     left = [0.3, 0.5, 0.6, 1.0]  # columns 0 to 60 of 100
     boxes = [left, [0.7, 0.5, 0.6, 1.0], [0.25, 0.5, 0.3, 0.4], [0.9, 0.5, 0.1, 0.5]]
     outputs = instances(boxes, [0.95, 0.9, 0.8, 0.3], [2, 0, 1, 1], [9.0, 9.0, 9.0, 9.0])

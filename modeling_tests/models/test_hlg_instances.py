@@ -1,4 +1,4 @@
-"""Mask R-CNN on HLG: proposals, regions, losses, detections and masks against plain loops, the contract, pipelines."""
+"""Mask R-CNN on HLG: proposals, regions, losses, detections, masks against plain loops; common tests; pipelines."""
 
 import math
 
@@ -85,7 +85,7 @@ def test_proposals_are_those_of_plain_loops(rpn, pyramid):
     torch.testing.assert_close(found[0][:50], expected[:50], atol=1e-2, rtol=1e-4)
 
 
-def test_more_proposals_are_looked_at_in_training(rpn):
+def test_training_considers_more_proposals(rpn):
     assert (rpn.pre_nms_top_n(), rpn.post_nms_top_n(), rpn.nms_thresh) == (1000, 1000, 0.7)
     rpn.train()
     assert (rpn.pre_nms_top_n(), rpn.post_nms_top_n()) == (2000, 1000)
@@ -144,7 +144,7 @@ def test_regions_are_read_from_the_level_of_their_size_aligned_and_adaptively(py
     assert detection.HlgRoiAlign(7)(maps, [each[:0] for each in boxes]).shape == (0, 256, 7, 7)
 
 
-def test_true_boxes_are_among_the_samples_and_background_is_the_rest(heads):
+def test_ground_truth_boxes_are_among_the_samples_and_background_is_the_rest(heads):
     proposals = torch.tensor([[0.0, 0, 20, 20], [44, 24, 86, 68], [100, 60, 120, 90]])
     target = targets_of(TWO)[0]
     regions, matched = heads._sample(proposals, target)
@@ -179,10 +179,10 @@ def test_losses_of_the_second_stage_are_those_of_plain_loops(heads, pyramid):
             boxes += sum(abs(a - b) for a, b in zip(codes[row, 4 * name : 4 * name + 4].tolist(), wanted, strict=True))
             region = [each[row : row + 1] for each in given]
             mask = heads.masks(maps, region, torch.tensor([name]))[0]
-            whole = target["masks"][match].float()[None, None]
-            place = torch.tensor([[0.0, *regions[row]]])
-            truth = (roi_align(whole, place, 28, 1.0, sampling_ratio=-1, aligned=True)[0, 0] >= 0.5).float()
-            masks += float(F.binary_cross_entropy_with_logits(mask, truth))
+            full_mask = target["masks"][match].float()[None, None]
+            roi = torch.tensor([[0.0, *regions[row]]])
+            cropped = (roi_align(full_mask, roi, 28, 1.0, sampling_ratio=-1, aligned=True)[0, 0] >= 0.5).float()
+            masks += float(F.binary_cross_entropy_with_logits(mask, cropped))
             positives += 1
     assert positives >= 3 and count > positives
     assert float(losses["classification"]) == pytest.approx(classification / count, rel=1e-4)
@@ -194,7 +194,7 @@ def test_mask_target_is_the_object_within_the_region(heads, pyramid, monkeypatch
     """A mask that fills its box is all ones there, and its left half in a region that ends in its middle."""
     seen = []
     monkeypatch.setattr(
-        F, "binary_cross_entropy_with_logits", lambda logits, truth, **_: seen.append(truth) or truth.sum()
+        F, "binary_cross_entropy_with_logits", lambda logits, masks, **_: seen.append(masks) or masks.sum()
     )
     target = targets_of(EMPTY)[0]
     target = {"boxes": torch.tensor([[32.0, 16, 96, 80]]), "labels": torch.tensor([2]), "masks": target["masks"]}
@@ -254,7 +254,7 @@ class TestMaskRcnn(DetectionModelTester):
 
     @pytest.fixture(autouse=True)
     def regions(self, monkeypatch):
-        """Other tests ask for the published numbers of regions."""
+        """Other tests check the published numbers of regions."""
         few_regions(monkeypatch)
 
     def make_decided(self, model):
@@ -273,7 +273,7 @@ class TestMaskRcnn(DetectionModelTester):
         with pytest.raises(InputError, match="without `labels`"):
             model(batch["pixel_values"])
 
-    def test_masks_may_be_as_large_as_the_picture_or_as_the_batch(self, model, batch):
+    def test_masks_may_be_as_large_as_the_image_or_as_the_batch(self, model, batch):
         mask = torch.ones(2, *SIZE)
         mask[0, 90:] = 0
         losses = []
@@ -285,17 +285,17 @@ class TestMaskRcnn(DetectionModelTester):
 
     def test_labels_without_masks_are_refused(self, model, batch):
         label = {name: TWO[name] for name in ("class_labels", "boxes")}
-        with pytest.raises(InputError, match="picture 0 lack 'masks'"):
+        with pytest.raises(InputError, match="image 0 lack 'masks'"):
             model(batch["pixel_values"], labels=[label, EMPTY])
 
-    def test_costs_are_counted_with_as_many_regions_as_there_can_be(self):
-        """1000 proposals and 100 masks, as is usual; without weights nothing is known about their number."""
+    def test_costs_are_counted_with_the_largest_number_of_regions(self):
+        """1000 proposals and 100 masks, as is usual; without weights their real number is unknown."""
         info = hf_denseseg.model_info("hlg-maskrcnn-tiny", (128, 160), num_labels=80)
         boxes = 1000 * (256 * 49 * 1024 + 1024 * 1024 + 1024 * (81 + 320))
         masks = 100 * (196 * 4 * 256 * 2304 + 784 * 256 * (256 + 80))
         assert info.executed_multiply_adds > boxes + masks
 
-    # --- where users meet it
+    # --- pipelines and Auto classes
 
     @pytest.fixture
     def folder(self, model, tmp_path):
@@ -305,7 +305,7 @@ class TestMaskRcnn(DetectionModelTester):
         return tmp_path
 
     @pytest.mark.parametrize("subtask", [None, "instance"])
-    def test_segmentation_pipeline_gives_a_mask_of_the_size_of_the_picture_for_each_object(
+    def test_segmentation_pipeline_gives_a_mask_of_the_size_of_the_image_for_each_object(
         self, folder, model, subtask, caplog
     ):
         segment = pipeline("image-segmentation", model=str(folder))
@@ -322,7 +322,7 @@ class TestMaskRcnn(DetectionModelTester):
         with pytest.raises(ValueError, match="semantic is not supported"):
             segment(picture(size=(90, 60)), subtask="semantic")
 
-    def test_detection_pipeline_takes_it_for_the_detector_it_is(self, folder, caplog):
+    def test_detection_pipeline_loads_it_as_a_detector(self, folder, caplog):
         detect = pipeline("object-detection", model=str(folder))
         assert type(detect.model) is HlgForInstanceSegmentation
         found = detect(picture(size=(90, 60)), threshold=0.1)
@@ -335,9 +335,9 @@ class TestMaskRcnn(DetectionModelTester):
         assert type(model).__name__ == "HlgForSemanticSegmentation"  # a backbone to start from, its head is missing
         assert any(name.startswith("decode_head.") for name in report["missing_keys"])
 
-    def check_learned(self, model, pictures, labels):
+    def check_learned(self, model, images, labels):
         with torch.no_grad():
-            outputs = model(pictures)
+            outputs = model(images)
         processor = HlgImageProcessor(task="instance-segmentation")
         found = processor.post_process_detections_with_masks(outputs, 0.5, target_sizes=[SIZE] * 2)
         for each, label in zip(found, labels, strict=True):

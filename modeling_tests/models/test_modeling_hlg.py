@@ -60,7 +60,7 @@ class TestHlgPup(SegmentationModelTester):
             HlgConfig(hidden_sizes="wide")
 
     def test_hidden_states_and_attentions_come_on_request(self, config, batch):
-        """Maps of a pyramid; the weights are those of every position to the windows, or to all positions (stage 4)."""
+        """Maps of a pyramid; weights of every position over the windows, or over all positions (stage 4)."""
         config._attn_implementation = "eager"
         model = self.model_class(config).eval()
         plain = model(batch["pixel_values"])
@@ -78,7 +78,7 @@ class TestHlgPup(SegmentationModelTester):
 
     @torch.no_grad()
     def test_exports_with_dynamic_batch_height_and_width(self, traced_model):
-        """Whether maps are filled up depends on the size, and the exporter asks: here the batch alone is dynamic."""
+        """Whether maps are padded depends on the size, so the exporter fixes it: only the batch is dynamic."""
         program = Logits(traced_model)
         dynamic = ({0: Dim.DYNAMIC},)
         exported = torch.export.export(program, (torch.zeros(2, 3, 64, 96),), dynamic_shapes=dynamic).module()
@@ -86,7 +86,7 @@ class TestHlgPup(SegmentationModelTester):
         torch.testing.assert_close(exported(pixel_values), program(pixel_values), atol=1e-5, rtol=1e-4)
 
     def test_every_parameter_learns(self, model, batch):
-        """At 48 x 64 pixels the last stages have a single window; larger pictures reach every weight."""
+        """At 48 x 64 pixels the last stages have a single window; larger images reach every weight."""
         pixel_values = batch["pixel_values"].repeat(1, 1, 4, 4)
         model.train()(pixel_values, labels=batch["labels"].repeat(1, 4, 4)).loss.backward()
         missing = [name for name, each in model.named_parameters() if each.grad is None]
@@ -101,7 +101,7 @@ class TestHlgPup(SegmentationModelTester):
 
 
 class TestHlgUpernet:
-    """Only what another head can change."""
+    """Only the questions that another head can answer differently."""
 
     tiny, output_stride, smallest_side = {**TINY, "decode_head": "upernet"}, 4, 4
     config_class, model_class, base_class = HlgConfig, HlgForSemanticSegmentation, HlgModel
@@ -109,7 +109,7 @@ class TestHlgUpernet:
     config, model, batch = SegmentationModelTester.config, SegmentationModelTester.model, TestHlgPup.batch
     test_sizes = SegmentationModelTester.test_any_size_gives_logits_of_the_stride
     test_gradients = SegmentationModelTester.test_every_parameter_learns
-    test_initialisation = SegmentationModelTester.test_missing_weights_are_initialised_exactly_as_by_the_constructor
+    test_initialization = SegmentationModelTester.test_missing_weights_are_initialised_exactly_as_by_the_constructor
     test_saving = SegmentationModelTester.test_saved_model_gives_the_same_logits_through_the_auto_class
     test_base_weights = SegmentationModelTester.test_base_weights_load_into_the_task_model_and_back
 
@@ -119,8 +119,8 @@ class TestHlgImageProcessor(ImageProcessorTester):
     config_class, model_class, tiny = HlgConfig, HlgForSemanticSegmentation, TINY
 
 
-def enliven(model):
-    """Weights at which every part shows in the output, and BatchNorm statistics of some pictures."""
+def randomize(model):
+    """Give every part an effect on the output: random weights, and BatchNorm statistics of random images."""
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         scale = parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.5
@@ -131,10 +131,10 @@ def enliven(model):
 
 
 def build(model_class=HlgForSemanticSegmentation, **fields):
-    return enliven(model_class(HlgConfig(**{**TINY, "num_labels": NUM_LABELS, **fields})))
+    return randomize(model_class(HlgConfig(**{**TINY, "num_labels": NUM_LABELS, **fields})))
 
 
-# --- the whole, against the long way
+# --- the complete model against the reference formulation
 
 
 @torch.no_grad()
@@ -145,14 +145,14 @@ def test_savings_equal_the_reference_implementation(mask_padding, global_bias, s
     model = build(mask_padding=mask_padding, global_bias=global_bias)
     pixel_values = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(2))
     expected = reference_implementation(model)(pixel_values).logits
-    for _ in range(2):  # the second time from what was kept
+    for _ in range(2):  # the second time from the cache
         logits = F.interpolate(model(pixel_values).logits, size=size, mode="bilinear", align_corners=False)
         torch.testing.assert_close(logits, expected, atol=2e-5 * float(expected.std()), rtol=0)
 
 
 @pytest.mark.parametrize("grad", [True, False])
 def test_attention_in_chunks_is_the_same_attention(grad, monkeypatch):
-    """Above `CHUNK_ELEMENTS` the queries go through in pieces, in training each is computed again."""
+    """Above `CHUNK_ELEMENTS` the queries are processed in chunks; training recomputes each one."""
     model = build()
     pixel_values = torch.randn(2, 3, 96, 160)
     results = []
@@ -171,8 +171,8 @@ def test_attention_in_chunks_is_the_same_attention(grad, monkeypatch):
 
 
 @torch.no_grad()
-def test_what_fills_up_windows_does_not_matter_if_it_is_masked():
-    """With `mask_padding` a map of 8 x 8 tokens gives the same as the attention written token by token."""
+def test_padding_of_windows_does_not_matter_if_it_is_masked():
+    """With `mask_padding` a map of 9 x 10 tokens gives the same as the attention written token by token."""
     layer = build().hlg.encoder.stages[0][0].attention
     features = torch.randn(1, 16, 9, 10)
     output, _ = layer(features, (9, 10))
@@ -196,11 +196,11 @@ def test_what_fills_up_windows_does_not_matter_if_it_is_masked():
     embedding = layer.layernorm_embedding(means)
     query = query + layer.query_convolution(layer.layernorm_query(local).permute(2, 0, 1)).permute(1, 2, 0)
     key, value = layer.k_proj(embedding), layer.v_proj(embedding)
-    centres = [(3, 3), (3, 10), (10, 3), (10, 10)]
+    centers = [(3, 3), (3, 10), (10, 3), (10, 10)]
     attended = torch.zeros(9, 10, 16)
     for y in range(9):
         for x in range(10):
-            bias = layer.global_bias.table(torch.tensor([[float(y - v), float(x - u)] for v, u in centres]))
+            bias = layer.global_bias.table(torch.tensor([[float(y - v), float(x - u)] for v, u in centers]))
             for head in range(heads):
                 part = slice(head * dim, (head + 1) * dim)
                 weights = (key[:, part] @ query[y, x, part] * dim**-0.5 + bias[head]).softmax(0)
@@ -235,7 +235,7 @@ def test_phases_of_the_decoder_have_a_fixed_rate():
     assert groups[0, 2, 5, :, :, 0].tolist() == [[y * 32 + x for x in (5, 13, 21, 29)] for y in (2, 10, 18)]
 
 
-def test_means_leave_the_filling_out_on_request():
+def test_means_leave_the_padding_out_on_request():
     grouping = HlgGrouping.windows((9, 7), 7, dilated=False)
     tokens = torch.randn(1, 9, 7, 4)
     filled = F.pad(tokens, (0, 0, 0, 0, 0, 5))
@@ -287,7 +287,7 @@ def test_position_bias_is_that_of_the_definition(rule, grouping):
     torch.testing.assert_close(spread(table, query, key), found)
 
 
-def test_position_bias_is_kept_until_weights_size_or_mode_change(monkeypatch):
+def test_position_bias_is_cached_until_weights_size_or_mode_change(monkeypatch):
     bias, runs = HlgPositionBias(32, 2).eval(), []
     table = bias.table
     monkeypatch.setattr(bias, "table", lambda offsets: runs.append(len(offsets)) or table(offsets))
@@ -302,10 +302,10 @@ def test_position_bias_is_kept_until_weights_size_or_mode_change(monkeypatch):
     assert runs == [9 * 11]  # each offset once
     run(HlgPlaces((6, 5), (6, 5)))
     run()
-    assert len(runs) == 3  # one size is kept
+    assert len(runs) == 3  # one size is cached
     bias.projection.weight.data.add_(1)
     assert run() is not first
-    assert len(runs) == 3  # `.data` hides its changes, from autograd too
+    assert len(runs) == 3  # changes through `.data` are hidden, from autograd too
     with torch.no_grad():
         bias.projection.weight.add_(1)
     assert not torch.equal(run(), first) and len(runs) == 4
@@ -506,7 +506,7 @@ def test_released_names_differ_as_the_specification_says():
 
 
 @pytest.mark.slow
-def test_classifier_learns_eight_pictures_by_heart():
+def test_classifier_overfits_eight_images():
     torch.manual_seed(0)
     model = HlgForImageClassification(HlgConfig(**TINY, num_labels=8, normalize_stages=False, drop_path_rate=0.0))
     pixel_values, labels = torch.randn(8, 3, 64, 64), torch.arange(8)

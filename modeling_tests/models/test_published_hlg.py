@@ -46,7 +46,7 @@ RECIPE_ROWS: dict[tuple[Any, ...], tuple[Any, ...]] = {
     },
 }
 
-# Recipes whose two steps take half a minute and differ from another recipe's in the size of the encoder alone.
+# Recipes whose two steps take half a minute and which differ from another recipe only in the size of the encoder.
 LONG_RUNS = "hlg_maskrcnn_[sml]*"
 
 # Section 8 of the specification, Sec. 4.2 of the paper: recipes whose names match -> their values.
@@ -111,12 +111,12 @@ REDUCED = {
     "auxiliary_hidden_size": 8,
 }
 
-# Table 7, and what the specification counts: multiply-adds at 224 x 224 in G, of the two attention products one.
+# Table 7, and the specification's count: multiply-adds at 224 x 224 in G, with one of the two attention products.
 CLASSIFICATION_GIGA = {"mobile": 0.86, "tiny": 2.14, "small": 4.71, "medium": 9.01, "large": 15.88}
 # The specification's count of SETR-PUP-HLG at 512 x 512 and 150 classes with the rules of the release, in G: with
 # attention products, and without.
 SEGMENTATION_GIGA = {"small": (282, 267), "medium": (306, 290), "large": (381, 363)}
-# Published name, its fields for this manifest -> manifest.
+# Manifest -> published name, and fields for this manifest.
 MANIFESTS: dict[str, tuple[str, dict[str, Any]]] = {
     **{f"classification_{size}_stem31": (f"hlg-{size}", {}) for size in CLASSIFICATION_GIGA},
     **{f"classification_{size}_stem33": (f"hlg-{size}", {}) for size in CLASSIFICATION_GIGA},

@@ -10,8 +10,8 @@ PAPER = {
     "repaired copy are reproduced to rounding.",
     "differences": "No released copy of HLG runs; `models/hlg/README.md` lists each defect and what is done instead. "
     "The position bias of the global attention is a field, `global_bias`: `window` (ours, the default) for training "
-    "from scratch, `flat` and `tuple4` for the two rules of the release. Padded tokens are masked (`mask_padding`), "
-    "which the release prepares and does not do.",
+    "from scratch, `flat` and `tuple4` for the two rules of the release. Padded tokens are masked (`mask_padding`); "
+    "the release builds the mask and never applies it.",
     "bibtex": """@article{zhang2024vision,
   title = {Vision Transformers: From Semantic Segmentation to Dense Prediction},
   author = {Zhang, Li and Lu, Jiachen and Zheng, Sixiao and Zhao, Xinxuan and Zhu, Xiatian and Fu, Yanwei and

@@ -1,4 +1,4 @@
-"""COCO annotations -> labels of a detector: boxes cut at the border, masks of polygons, run lengths or arrays."""
+"""COCO annotations -> labels of a detector: clipped boxes, and masks from polygons, run lengths or arrays."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,25 +15,25 @@ from hf_denseseg.models.hlg.detections_hlg import SMALLEST_EXTENT, to_normalized
 def to_labels(
     annotation: Mapping[str, Any], original: tuple[int, int], size: tuple[int, int], masks: bool
 ) -> dict[str, torch.Tensor]:
-    """Turn the annotation of one picture into labels.
+    """Turn the annotation of one image into labels.
 
-    Crowds (`iscrowd`) are left out, as in the released training; boxes are cut at the border of the picture, and those
-    without extent are left out.
+    Crowds (`iscrowd`) are dropped, as in the released training; boxes are clipped to the image, and those without
+    extent are dropped.
 
     Args:
         annotation: `image_id`, and `annotations` with one COCO object each: `bbox` (x, y, width, height) in pixels,
-            `category_id`, on request `segmentation`, and `area` and `iscrowd` if known.
-        original: (height, width) of the picture that the annotation belongs to.
-        size: (height, width) that the picture is resized to.
+            `category_id`, with `masks` also `segmentation`, and `area` and `iscrowd` if known.
+        original: (height, width) of the image that the annotation belongs to.
+        size: (height, width) that the image is resized to.
         masks: whether `segmentation` becomes masks of that size.
 
     Returns:
-        `class_labels` `(N,)`, `boxes` `(N, 4)` normalised (centre x, centre y, width, height), `area` `(N,)` in
+        `class_labels` `(N,)`, `boxes` `(N, 4)` normalized (center x, center y, width, height), `area` `(N,)` in
         resized pixels, `iscrowd` `(N,)`, `image_id`, `orig_size` and `size` (height, width), and `masks`
         `(N, height, width)` bool.
 
     Raises:
-        InputError: something is missing or no number, with the picture and the object.
+        InputError: a value is missing or no number, with the image and the object.
     """
     if not isinstance(annotation, Mapping) or not {"image_id", "annotations"} <= annotation.keys():
         raise InputError(
@@ -43,13 +43,13 @@ def to_labels(
     image_id = annotation["image_id"]
     chosen = [(index, each) for index, each in enumerate(annotation["annotations"]) if not each.get("iscrowd", 0)]
     for index, each in chosen:
-        _check(each, f"Picture {image_id}, object {index}", masks)
+        _check(each, f"Image {image_id}, object {index}", masks)
     corners = torch.tensor([each["bbox"] for _, each in chosen], dtype=torch.float32).reshape(-1, 4)
-    corners[:, 2:] += corners[:, :2]
+    corners[:, 2:] += corners[:, :2]  # (x, y, width, height) -> (left, top, right, bottom)
     limits = torch.tensor([original[1], original[0]] * 2)
     corners = corners.clamp(min=torch.zeros(4), max=limits)
     boxes = to_normalized(corners, original)
-    kept = (boxes[:, 2:] > SMALLEST_EXTENT).all(1)
+    kept = (boxes[:, 2:] > SMALLEST_EXTENT).all(1)  # (N,), objects with an extent after clipping
     areas = [each.get("area", each["bbox"][2] * each["bbox"][3]) for _, each in chosen]
     scale = size[0] / original[0] * size[1] / original[1]
     labels = {
@@ -63,7 +63,7 @@ def to_labels(
     }
     if masks:
         drawn = [
-            torch.from_numpy(to_mask(each["segmentation"], original, f"Picture {image_id}, object {index}"))
+            torch.from_numpy(to_mask(each["segmentation"], original, f"Image {image_id}, object {index}"))
             for (index, each), inside in zip(chosen, kept.tolist(), strict=True)
             if inside
         ]
@@ -73,7 +73,7 @@ def to_labels(
 
 
 def resize_masks(masks: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Resize `(N, H, W)` bool masks to (height, width): each pixel takes the value at its centre."""
+    """Resize `(N, H, W)` bool masks to (height, width): each pixel takes the value at its center."""
     if len(masks) == 0:
         return masks.new_zeros(0, *size)
     return F.interpolate(masks[None].to(torch.uint8), size=size, mode="nearest-exact")[0].bool()
@@ -95,18 +95,19 @@ def to_mask(segmentation: Any, size: tuple[int, int], where: str) -> np.ndarray:
     Args:
         segmentation: `(height, width)` array, COCO run lengths (`{"size", "counts"}`, as numbers or compressed), or
             polygons, lists of x, y, x, y, ... in pixels.
-        size: (height, width) of the picture.
-        where: picture and object, for the message.
+        size: (height, width) of the image.
+        where: image and object, for the message.
 
     Raises:
         InputError: it is none of these, has another size, or needs a library that is not installed.
     """
+    # COCO's three forms: run lengths (plain or compressed), polygons, and an array.
     if isinstance(segmentation, Mapping):
         if tuple(segmentation["size"]) != tuple(size):
-            raise InputError(f"{where}: run lengths of size {segmentation['size']} for a picture of {list(size)}.")
+            raise InputError(f"{where}: run lengths of size {segmentation['size']} for an image of {list(size)}.")
         counts = segmentation["counts"]
         if not isinstance(counts, str | bytes):
-            values = np.arange(len(counts)) % 2 == 1  # runs of zeros and ones take turns, down the columns
+            values = np.arange(len(counts)) % 2 == 1  # runs of zeros and ones alternate, column by column
             flat = np.repeat(values, counts)
             if flat.size != size[0] * size[1]:
                 raise InputError(f"{where}: the run lengths sum up to {flat.size}, not {size[0] * size[1]} pixels.")
@@ -130,7 +131,7 @@ def _coco_masks(where: str) -> Any:
         from pycocotools import mask
     except ImportError as error:
         raise InputError(
-            f"{where} has polygons or compressed run lengths, which are drawn by pycocotools: `pip install "
+            f"{where} has polygons or compressed run lengths, which pycocotools decodes: `pip install "
             "pycocotools`, or give an array or plain run lengths."
         ) from error
     return mask

@@ -14,33 +14,33 @@ class HlgConfig(BackboneConfigMixin, PreTrainedConfig):
     """Configuration of HLG, for all of its tasks; the defaults are HLG-Tiny for dense prediction.
 
     Args:
-        num_channels: channels of the input picture.
+        num_channels: channels of the input image.
         hidden_sizes: channels of the four stages; each a multiple of the one before.
         depths: layers of the four stages.
         num_attention_heads: attention heads of the four stages.
         stem_kernel_sizes: kernels of the stem's two convolutions: (3, 1) in Table 1, (3, 3) in the released code.
         window_size: side of a local window in tokens.
         window_embedding: how a window becomes one token (Table 12): `"mean"`, `"max"` or `"convolution"` (depthwise).
-        global_bias: where the keys of the global attention are taken to lie: `"window"` (centre of each window; ours),
+        global_bias: where the keys of the global attention are taken to lie: `"window"` (center of each window; ours),
             `"flat"` (released classification code) or `"tuple4"` (released dense code). See the family's README.
-        mask_padding: whether tokens that fill the map up to whole windows are left out of attention, means and
-            smoothing; the released code lets them take part.
-        mlp_ratio: hidden width of the MLPs as a multiple of the width that comes in.
+        mask_padding: whether tokens that pad the map to complete windows are masked in attention and means and left
+            out of smoothing; the released code lets them take part.
+        mlp_ratio: hidden width of the MLPs as a multiple of their input width.
         layer_norm_eps: of every LayerNorm of the layers.
         drop_path_rate: stochastic depth of the last layer, rising linearly from 0 at the first.
-        initializer_range: standard deviation of the truncated normal that initialises linear layers.
-        normalize_stages: whether a LayerNorm follows stages 1 to 3, and feeds the next one: dense prediction has it,
-            classification has not.
+        initializer_range: standard deviation of the truncated normal that initializes linear layers.
+        normalize_stages: whether a LayerNorm follows each of stages 1 to 3 (its output is what the next stage reads):
+            True for dense prediction, False for classification.
         decode_head: of semantic segmentation: `"pup"` (SETR-PUP with a local-global pair) or `"upernet"`.
         decoder_hidden_size: channels of the decoder.
-        decoder_interval: rate of the decoder's dilated layer.
-        decoder_dropout: drop-out of whole channels before the classifiers of both heads.
-        use_auxiliary_head: whether there is an auxiliary head on stage 3, used with labels only.
+        decoder_interval: dilation rate of the decoder's dilated layer.
+        decoder_dropout: channel-wise dropout (`Dropout2d`) before the classifiers of both heads.
+        use_auxiliary_head: whether there is an auxiliary head on stage 3, which runs with labels only.
         auxiliary_hidden_size: its channels.
         auxiliary_loss_weight: weight of its loss.
-        loss_normalization: `"all"` divides the loss by all pixels, void included (released code), `"valid"` by the
-            valid ones.
-        semantic_loss_ignore_index: train id that the loss leaves out.
+        loss_normalization: `"all"` divides the loss by all pixels, ignored ones included (released code), `"valid"` by
+            the valid ones.
+        semantic_loss_ignore_index: train id that the loss ignores.
     """
 
     model_type = "hlg"
@@ -73,7 +73,7 @@ class HlgConfig(BackboneConfigMixin, PreTrainedConfig):
     _out_indices: list[int] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Name the maps that the backbone can give: the stem's, and those of the four stages."""
+        """Name the maps that the backbone can return: the stem's, and those of the four stages."""
         reject_misspelled_fields(self, kwargs)
         self.stage_names = ["stem", "stage1", "stage2", "stage3", "stage4"]
         out_features, out_indices = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
@@ -129,14 +129,14 @@ _SIZES: dict[str, dict[str, Any]] = {
     "medium": {"hidden_sizes": [96, 192, 384, 768], "depths": [2, 2, 18, 2], "num_attention_heads": [3, 6, 12, 24]},
     "large": {"hidden_sizes": [128, 256, 512, 1024], "depths": [2, 2, 18, 2], "num_attention_heads": [4, 8, 16, 32]},
 }
-# What the released classification code builds under these names: Table 1 has 14 layers in stage 3, the paper's own
-# parameter counts have 18; text and code differ in the widths of Mobile.
+# The networks of the released classification code: 14 layers in stage 3 of Medium and Large, as in Table 1 (the
+# paper's parameter counts need 18), and other widths of Mobile than Table 1.
 _RELEASED: dict[str, dict[str, Any]] = {
     "mobile": {"hidden_sizes": [32, 64, 192, 384], "num_attention_heads": [2, 4, 6, 12]},
     "medium": {"depths": [2, 2, 14, 2]},
     "large": {"depths": [2, 2, 14, 2]},
 }
-_DENSE_DROP_PATH = {"tiny": 0.1, "small": 0.1, "medium": 0.3, "large": 0.3}  # detection text and configurations
+_DENSE_DROP_PATH = {"tiny": 0.1, "small": 0.1, "medium": 0.3, "large": 0.3}  # Sec. 4.2 and the configurations
 
 
 def _classifier(name: str, **differences: Any) -> dict[str, Any]:

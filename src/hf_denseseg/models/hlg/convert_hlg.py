@@ -1,4 +1,8 @@
-"""Official HLG checkpoints -> ours: classification, dense backbone, SETR-PUP-HLG and both detectors."""
+"""Official HLG checkpoints -> ours: classification, dense backbone, SETR-PUP-HLG and both detectors.
+
+Tables of (pattern, replacement) rename keys; they are applied in order, so a later pattern sees the result of an
+earlier one.
+"""
 
 import logging
 import re
@@ -24,6 +28,7 @@ POSITION_BIAS: Renames = (
     (r"\.pos([123])\.0\.", lambda found: f".norms.{int(found[1]) - 1}."),
     (r"\.pos([123])\.2\.", lambda found: f".layers.{int(found[1]) - 1}."),
 )
+# spatial_smooth.0 is a sequence (convolution, norm, GELU) x 3 in the release: indices 0, 1, 3, 4, 6, 7 have weights.
 SMOOTHING: Renames = tuple(
     (rf"\.spatial_smooth\.0\.{3 * index + kind}\.", f".smoothing.{part}.{('convolution', 'norm')[kind]}.")
     for index, part in enumerate(("reduce", "convolution", "expand"))
@@ -31,12 +36,15 @@ SMOOTHING: Renames = tuple(
 )
 ENCODER: Renames = (
     (r"^backbone\.", ""),
+    # Stem: convolution and norm at 0 and 1 of each block; in ours a GELU stands between the blocks.
     (r"^s0_conv\.([01])\.0\.", lambda found: f"hlg.encoder.stem.{2 * int(found[1])}.convolution."),
     (r"^s0_conv\.([01])\.1\.", lambda found: f"hlg.encoder.stem.{2 * int(found[1])}.norm."),
     (r"^block(\d)\.", lambda found: f"hlg.encoder.stages.{int(found[1]) - 1}."),
     (r"^norm_out_(\d)\.", r"hlg.encoder.layernorms.\1."),
     (r"^norm\.", "hlg.encoder.layernorms.3."),
+    # Before the rule for `norm1` of stages 1 to 3 below: in stage 4 it follows the attention.
     (r"^(hlg\.encoder\.stages\.3\.\d+)\.norm1\.", r"\1.attention.layernorm."),
+    # DWMLP, with its strided shortcut in the first layer of a stage.
     (r"\.down_proj\.proj\.0\.", ".mlp.shortcut.convolution."),
     (r"\.down_proj\.proj\.1\.", ".mlp.shortcut.norm."),
     (r"\.mlp\.fc1\.", ".mlp.expand.convolution."),
@@ -45,6 +53,7 @@ ENCODER: Renames = (
     (r"\.mlp\.norm2\.", ".mlp.depthwise.norm."),
     (r"\.mlp\.fc3\.", ".mlp.reduce."),
     (r"^(hlg\.encoder\.stages\.\d\.\d+)\.norm2\.", r"\1.mlp.layernorm."),
+    # Attention; `norm0` and `h0_norm` precede it, `aux_q` is the DWConv of Eq. 9.
     (r"^(hlg\.encoder\.stages\.\d\.\d+)\.norm1\.", r"\1.attention.layernorm_query."),
     (r"^(hlg\.encoder\.stages\.\d\.\d+)\.norm0\.", r"\1.attention.layernorm_local."),
     (r"\.h0_norm\.", ".attention.layernorm_embedding."),
@@ -57,7 +66,7 @@ ENCODER: Renames = (
     *SMOOTHING,
     *POSITION_BIAS,
 )
-"""Names of the released backbone (also below `backbone.`) -> ours, applied in order."""
+"""Names of the released backbone (with or without the prefix `backbone.`) -> ours."""
 
 HEADS: Renames = (
     (r"^head\.", "classifier."),
@@ -76,13 +85,14 @@ HEADS: Renames = (
     (r"\.attn\.kv\.", ".attention.kv_proj."),
     (r"^(decode_head\.layers\.\d)\.mlp\.", r"\1."),
 )
+# One fused matrix (2C, C): rows of the keys, then of the values.
 SPLITS = {".kv_proj.": (".k_proj.", ".v_proj.")}
 
 OWN_ENCODER = "encoder.stem.0.convolution.weight"
-"""A key of our own encoder, as a run of this package saves it."""
+"""A key that marks an encoder saved by this package."""
 
 UNUSED_CLASSIFIER = r"^head\."
-"""ImageNet classifier, where another head takes its place."""
+"""ImageNet classifier, dropped where another head takes its place."""
 
 
 def load_official(
@@ -92,48 +102,50 @@ def load_official(
 ) -> PreTrainedModel:
     """Load an official HLG checkpoint, or an ImageNet encoder under a new head.
 
-    Widths, depths and stem are read from the weights. The rules of the release are set with them: padded tokens take
-    part (`mask_padding=False`), and the global position bias is that of its copy of the code (`global_bias` `"flat"`
-    for classification weights, `"tuple4"` for dense ones), unless `overrides` say otherwise.
+    Widths, depths and stem are read from the weights. Official weights also set the rules of the release: padded
+    tokens take part (`mask_padding=False`), and the global position bias is that of the copy of the code they come
+    from (`global_bias` `"flat"` for classification weights, `"tuple4"` for dense ones), unless `overrides` say
+    otherwise.
 
     Args:
         weights: classification, segmentation or detection checkpoint, or the dense backbone alone (file or state
             dict; also wrapped in `model`, `model_ema` or `state_dict`); or the folder or hub id of an HLG of this
-            package, whose encoder is taken, with the rules of `hyper_parameters`.
+            package, whose encoder is used with the rules of `hyper_parameters`.
         hyper_parameters: a published name, or the official sizes (JSON file or dict).
         overrides: configuration fields, for example `num_labels=19`.
 
     Returns:
-        The task class of the published name, or the class of the recorded case.
+        A model of the published name's task class, or of the class that the hyper-parameters describe.
 
     Raises:
         InputError: see `hf_denseseg.load_official`; also a checkpoint of another task.
         RunError: weights that cannot be fetched.
     """
     official = fetch_weights(weights)
-    whole = False
+    complete = False
     if isinstance(hyper_parameters, str) and hyper_parameters in VARIANTS and OWN_ENCODER in official:
         fields: dict[str, Any] = dict(VARIANTS[hyper_parameters])
     elif isinstance(hyper_parameters, str) and hyper_parameters in VARIANTS:
         fields = dict(VARIANTS[hyper_parameters])
-        whole = _holds_head(official, fields["architectures"][0])
+        complete = _holds_head(official, fields["architectures"][0])
+        # Only the dense backbone has norms after stages 1 to 3.
         rule = "tuple4" if any("norm_out_0." in key for key in official) else "flat"
         fields |= read_sizes(official) | {"global_bias": rule, "mask_padding": False}
-        if whole:
+        if complete:
             fields |= _labels_in(official, fields["architectures"][0])
     else:
-        fields, whole = read_config(read_hyper_parameters(hyper_parameters)), True
+        fields, complete = read_config(read_hyper_parameters(hyper_parameters)), True
     config = HlgConfig(**{**fields, **overrides})
     model = _model_class(config)(config)
-    dropped = load_converted(model, official, _table(config, whole), may_miss=_may_miss(config, official, whole))
+    dropped = load_converted(model, official, _table(config, complete), may_miss=_may_miss(official, complete))
     logger.warning(
         "Loaded %d tensors of the %s (global_bias=%r, mask_padding=%s); dropped those without use: %s.%s",
         len(official) - len(dropped),
-        "checkpoint" if whole else "encoder",
+        "checkpoint" if complete else "encoder",
         config.global_bias,
         config.mask_padding,
         ", ".join(dropped) or "none",
-        "" if whole else " The head has random weights, train it.",
+        "" if complete else " The head has random weights, train it.",
     )
     return model.eval()
 
@@ -156,6 +168,7 @@ def read_sizes(official: Mapping[str, torch.Tensor]) -> dict[str, Any]:
             f"The weights hold no HLG encoder: {error} is missing. Give a checkpoint of the official code (keys such "
             "as block1.0.q.weight, also below `backbone.`)."
         ) from error
+    # Layers of stage k are the distinct i of the keys block{k}.{i}.*.
     depths = [len({key.split(".")[1] for key in names if key.startswith(f"block{stage}.")}) for stage in range(1, 5)]
     convolution = "block1.0.h0_conv.weight" in names
     return {**stages, "depths": depths, **({"window_embedding": "convolution"} if convolution else {})}
@@ -205,7 +218,7 @@ def _model_class(config: HlgConfig) -> type[PreTrainedModel]:
 
 
 def _holds_head(official: Mapping[str, torch.Tensor], task: str) -> bool:
-    """Whether the checkpoint is one of this task and not an encoder alone.
+    """Whether the checkpoint has the head of this task; an encoder alone has not.
 
     Raises:
         InputError: it has the head of another dense task.
@@ -223,7 +236,7 @@ def _holds_head(official: Mapping[str, torch.Tensor], task: str) -> bool:
 
 
 def _labels_in(official: Mapping[str, torch.Tensor], task: str) -> dict[str, int]:
-    """Number of classes that a whole checkpoint shows."""
+    """Number of classes of a complete checkpoint, from the shape of its classifier."""
     rows = {
         "HlgForImageClassification": ("head.weight", 1),
         "HlgForSemanticSegmentation": ("decode_head.conv_seg.weight", 1),
@@ -233,18 +246,21 @@ def _labels_in(official: Mapping[str, torch.Tensor], task: str) -> dict[str, int
     return {"num_labels": len(official[key]) // per_class} if key in official else {}
 
 
-def _table(config: HlgConfig, whole: bool) -> KeyTable:
+def _table(config: HlgConfig, complete: bool) -> KeyTable:
     task = (config.architectures or [""])[0]
-    own = (r"^encoder\.", "hlg.encoder.")
+    own = (r"^encoder\.", "hlg.encoder.")  # an encoder saved by this package
     renames: Renames = (own, *DETECTION_RENAMES.get(task, ()), *HEADS, *ENCODER)
     if task == "HlgModel":
         renames = (*renames, (r"^hlg\.", ""))
-    return KeyTable(renames, SPLITS, dropped=r"(?!)" if whole else UNUSED_CLASSIFIER)
+    return KeyTable(renames, SPLITS, dropped=r"(?!)" if complete else UNUSED_CLASSIFIER)
 
 
-def _may_miss(config: HlgConfig, official: Mapping[str, torch.Tensor], whole: bool) -> str:
-    """Our weights that start anew: the head over an encoder, and the stages' norms, which classification has not."""
-    if whole:
+def _may_miss(official: Mapping[str, torch.Tensor], complete: bool) -> str:
+    """Pattern of our weights that may be missing, and start fresh: the head of an encoder, and norms of stages 1 to 3.
+
+    Classification checkpoints lack those norms. `(?!)` matches nothing.
+    """
+    if complete:
         return r"(?!)"
     without_norms = not any(re.search(r"norm_out_0\.|^encoder\.layernorms\.0\.", key) for key in official)
     return r"^(?!hlg\.)" + (r"|^hlg\.encoder\.layernorms\.[012]\." if without_norms else "")

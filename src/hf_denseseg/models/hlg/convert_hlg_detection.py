@@ -1,6 +1,6 @@
 """Key names of official detection checkpoints (mmdetection's RetinaNet and Mask R-CNN over HLG) -> ours.
 
-The predictors are our own, with the official order of classes and the background last: no row is moved or invented.
+Our predictors have the official order of classes with background last, so no row is permuted or added.
 """
 
 from typing import Any
@@ -33,12 +33,12 @@ MASK_RCNN: Renames = (
     (r"^roi_head\.mask_head\.conv_logits\.", "roi_heads.mask_predictor.mask_fcn_logits."),
 )
 DETECTION_RENAMES = {"HlgForObjectDetection": RETINANET, "HlgForInstanceSegmentation": MASK_RCNN}
-"""Task class -> renames of everything but the backbone, to be applied before the backbone's."""
+"""Task class -> renames of all keys outside the backbone, applied before those of the backbone."""
 
 LABEL_ROWS = {
     "HlgForObjectDetection": ("bbox_head.retina_cls.bias", 9),
     "HlgForInstanceSegmentation": ("roi_head.mask_head.conv_logits.bias", 1),
 }
-"""Task class -> (official key, rows for each class): how many classes a checkpoint knows."""
+"""Task class -> (official key, rows per class), from which the number of classes of a checkpoint is read."""
 
 __all__ = ["DETECTION_RENAMES", "LABEL_ROWS"]

@@ -1,7 +1,7 @@
-"""From scored boxes to detections: box formats, thresholds, non-maximum suppression, masks pasted into the picture.
+"""From scored boxes to detections: box formats, thresholds, non-maximum suppression, masks pasted into the image.
 
-The test settings of the released detection configurations (mmdetection): 1000 candidates of each pyramid level, scores
-above 0.05, suppression within a class at IoU 0.5, the best 100, masks at 0.5.
+The test settings of the released detection configurations (mmdetection): at most 1000 candidates per pyramid level,
+scores above 0.05, suppression within a class at IoU 0.5, the best 100, masks at 0.5.
 """
 
 from collections.abc import Sequence
@@ -14,21 +14,21 @@ CANDIDATES_PER_LEVEL = 1000
 SCORE_THRESHOLD = 0.05
 NMS_THRESHOLD = 0.5
 MAX_DETECTIONS = 100
-ALIGNMENT = 32  # pixels: pictures of a batch are padded to a common multiple of it
-SMALLEST_EXTENT = 1e-6  # of a box to learn from, in parts of the picture; below it pixels in float32 make it empty
+ALIGNMENT = 32  # pixels: images of a batch are padded to a common multiple of it
+SMALLEST_EXTENT = 1e-6  # of a training box, as a fraction of the image; smaller ones are empty in float32 pixels
 
 PASTED_ELEMENTS = 2**25
-"""Mask values that are pasted at once: 128 MiB in float32, as in mmdetection a bound on memory, not on pictures."""
+"""Mask values pasted at once: 128 MiB in float32; as in mmdetection this bounds memory, not the number of masks."""
 
 
 def to_corners(boxes: torch.Tensor, size: Sequence[int] = (1, 1)) -> torch.Tensor:
-    """Turn normalised (centre x, centre y, width, height) `(..., 4)` into corners in pixels of (height, width)."""
+    """Turn normalized (center x, center y, width, height) `(..., 4)` into corners in pixels of (height, width)."""
     left, top, right, bottom = box_convert(boxes, "cxcywh", "xyxy").unbind(-1)
     return torch.stack((left * size[1], top * size[0], right * size[1], bottom * size[0]), dim=-1)
 
 
 def to_normalized(boxes: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """Turn corners `(..., 4)` in pixels into (centre x, centre y, width, height) in parts of (height, width)."""
+    """Turn corners `(..., 4)` in pixels into (center x, center y, width, height) as fractions of the image."""
     left, top, right, bottom = boxes.unbind(-1)
     sides = torch.stack((left / size[1], top / size[0], right / size[1], bottom / size[0]), dim=-1)
     return box_convert(sides, "xyxy", "cxcywh")
@@ -37,28 +37,28 @@ def to_normalized(boxes: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
 def suppress(
     boxes: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor, limit: int = MAX_DETECTIONS
 ) -> torch.Tensor:
-    """Give the indices of the detections that stay, best first: `(N, 4)` corners, `(N,)` float32 scores and labels."""
+    """Return the indices of the detections to keep, best first, from `(N, 4)` corners, `(N,)` scores and labels."""
     return batched_nms(boxes, scores, labels, NMS_THRESHOLD)[:limit]
 
 
 def retinanet_detections(
     logits: torch.Tensor, boxes: torch.Tensor, per_level: Sequence[int], threshold: float = 0.0
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Choose the detections of one picture.
+    """Select the detections of one image.
 
     Args:
         logits: `(A, num_labels)` of all anchors, level by level.
-        boxes: `(A, 4)` normalised (centre x, centre y, width, height).
-        per_level: anchors of each level; what lies behind their sum is padding.
-        threshold: smallest score; below 0.05 it is 0.05.
+        boxes: `(A, 4)` normalized (center x, center y, width, height).
+        per_level: number of anchors of each level; anchors beyond their sum are padding.
+        threshold: smallest score; values below 0.05 count as 0.05.
 
     Returns:
-        Scores `(N,)`, labels `(N,)` and normalised corners `(N, 4)` inside the picture, best first, N <= 100.
+        Scores `(N,)`, labels `(N,)` and normalized corners `(N, 4)` inside the image, best first, N <= 100.
     """
     num_labels, start = logits.shape[-1], 0
     scores, labels, corners = [], [], []
     for count in per_level:
-        # A pair of anchor and class is a candidate, so that one anchor may give several.
+        # A candidate is a pair (anchor, class), flattened to anchor * num_labels + class; an anchor may have several.
         level = logits[start : start + count].flatten().float().sigmoid()
         pairs = (level > max(threshold, SCORE_THRESHOLD)).nonzero().squeeze(1)
         best, order = level[pairs].topk(min(CANDIDATES_PER_LEVEL, len(pairs)))
@@ -73,13 +73,13 @@ def retinanet_detections(
 
 
 def paste_masks(masks: torch.Tensor, boxes: torch.Tensor, size: Sequence[int], threshold: float) -> torch.Tensor:
-    """Paste masks into their boxes, as mmdetection does: sampled at pixel centres, bilinear, zero outside.
+    """Paste masks into their boxes, as mmdetection does: sampled at pixel centers, bilinear, zero outside.
 
     Args:
         masks: `(N, m, m)` probabilities within each box.
         boxes: `(N, 4)` corners in pixels.
-        size: (height, width) of the picture.
-        threshold: probability at and above which a pixel belongs to the object.
+        size: (height, width) of the image.
+        threshold: probability from which on a pixel belongs to the object.
 
     Returns:
         `(N, height, width)` bool.
@@ -93,7 +93,7 @@ def paste_masks(masks: torch.Tensor, boxes: torch.Tensor, size: Sequence[int], t
         left, top, right, bottom = boxes[start : start + step].float().unbind(1)
         y = (rows - top[:, None]) / (bottom - top)[:, None] * 2 - 1  # (n, height), -1 and 1 at the edges of the box
         x = (columns - left[:, None]) / (right - left)[:, None] * 2 - 1
-        # A box without extent gives no finite place; 2 lies outside every mask.
+        # A box without extent has no finite coordinates; 2 lies outside every mask.
         y, x = y.nan_to_num(2, 2, 2), x.nan_to_num(2, 2, 2)
         grid = torch.stack((x[:, None].expand(-1, height, -1), y[:, :, None].expand(-1, -1, width)), dim=3)
         values = F.grid_sample(masks[start : start + step, None].float(), grid, align_corners=False)

@@ -1,7 +1,7 @@
-"""Image processors of HLG, for all of its tasks: one pair of classes, and the option `task` in the saved settings.
+"""Image processors of HLG for all of its tasks: one pair of classes (torchvision, PIL) with the saved option `task`.
 
-The Auto classes find a processor by the name of its class, so a checkpoint says by `task` what it is for: how pictures
-are resized, cropped and padded, and which post-processing there is.
+The Auto classes resolve a processor by its class name, which is one for all tasks. The option `task` of a checkpoint
+therefore decides how images are resized, cropped and padded, and which post-processing there is.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +14,14 @@ from transformers.image_utils import ImageInput, PILImageResampling, SizeDict
 from transformers.processing_utils import Unpack
 
 from hf_denseseg.errors import InputError, unknown_name
+from hf_denseseg.models.auto.tasks import (
+    DETECTION_TASKS,
+    IMAGE_CLASSIFICATION,
+    INSTANCE_SEGMENTATION,
+    OBJECT_DETECTION,
+    SEMANTIC_SEGMENTATION,
+    task_of_class,
+)
 from hf_denseseg.models.hlg.annotations_hlg import to_labels
 from hf_denseseg.models.hlg.detections_hlg import ALIGNMENT, paste_masks, retinanet_detections, to_corners
 from hf_denseseg.models.image_processing import (
@@ -22,29 +30,20 @@ from hf_denseseg.models.image_processing import (
     SegmentationImageProcessorPil,
 )
 
-SEMANTIC, CLASSIFICATION = "semantic-segmentation", "image-classification"
-DETECTION, INSTANCES = "object-detection", "instance-segmentation"
-
-_COCO = {"size": {"shortest_edge": 800, "longest_edge": 1333}, "do_pad": True}  # Sec. 4.3 and the configurations
-TASKS: dict[str, dict[str, Any]] = {
-    SEMANTIC: {},
+_COCO = {"size": {"shortest_edge": 800, "longest_edge": 1333}, "do_pad": True}  # Sec. 4.2 and the configurations
+TASK_SETTINGS: dict[str, dict[str, Any]] = {
+    SEMANTIC_SEGMENTATION: {},
     # The released settings are those of Swin (TEST.CROP = True), whose loader resizes to 256/224 of the crop.
-    CLASSIFICATION: {
+    IMAGE_CLASSIFICATION: {
         "size": {"shortest_edge": 256},
         "do_center_crop": True,
         "crop_size": {"height": 224, "width": 224},
         "resample": PILImageResampling.BICUBIC,
     },
-    DETECTION: _COCO,
-    INSTANCES: _COCO,
+    OBJECT_DETECTION: _COCO,
+    INSTANCE_SEGMENTATION: _COCO,
 }
-"""Task -> settings that differ from those of segmentation."""
-
-_TASK_OF = {
-    "ForImageClassification": CLASSIFICATION,
-    "ForObjectDetection": DETECTION,
-    "ForInstanceSegmentation": INSTANCES,
-}
+"""Task -> settings that differ from those of semantic segmentation."""
 
 
 class HlgImageProcessorKwargs(SegmentationImageProcessorKwargs, total=False):
@@ -58,31 +57,30 @@ class HlgImageProcessorKwargs(SegmentationImageProcessorKwargs, total=False):
 
 
 class _Objects(NamedTuple):
-    """What goes through to the labels of a detector in place of segmentation maps."""
+    """Annotations of a batch, passed in place of segmentation maps through the steps that the backends share."""
 
     annotations: list[Mapping[str, Any]] | None
     masks: bool
 
 
 class _HlgMixin:
-    """What both backends do alike."""
+    """Common to both backends."""
 
     valid_kwargs = HlgImageProcessorKwargs
-    task = SEMANTIC
+    task = SEMANTIC_SEGMENTATION
     do_center_crop = False
     do_pad = False
 
     def __init__(self, **kwargs: Any) -> None:
-        task = kwargs.get("task") or SEMANTIC
-        if task not in TASKS:
-            raise InputError(unknown_name("task", task, TASKS))
-        super().__init__(**{**TASKS[task], **kwargs})
+        task = kwargs.get("task") or SEMANTIC_SEGMENTATION
+        if task not in TASK_SETTINGS:
+            raise InputError(unknown_name("task", task, TASK_SETTINGS))
+        super().__init__(**{**TASK_SETTINGS[task], **kwargs})
 
     @staticmethod
     def task_of(config: PreTrainedConfig) -> str:
-        """Name the task of the class that a configuration is for."""
-        name = (config.architectures or [""])[0]
-        return next((task for ending, task in _TASK_OF.items() if name.endswith(ending)), SEMANTIC)
+        """Task of the model class that a configuration names; semantic segmentation for a backbone."""
+        return task_of_class((config.architectures or [""])[0]) or SEMANTIC_SEGMENTATION
 
     def preprocess(
         self,
@@ -92,34 +90,35 @@ class _HlgMixin:
         return_segmentation_masks: bool | None = None,
         **kwargs: Unpack[HlgImageProcessorKwargs],
     ) -> BatchFeature:
-        """Prepare pictures, and what is known about them, for the model.
+        """Prepare images and their labels for the model.
 
         Args:
-            images: one picture or a list; PIL of any mode, arrays or tensors.
+            images: one image or a list; PIL of any mode, arrays or tensors.
             segmentation_maps: one `(H, W)` map of class ids or a list (semantic segmentation).
             annotations: one dictionary in COCO's form or a list (detection): `image_id` and `annotations`, each of
-                them with `bbox` (x, y, width, height) in pixels of the upright picture, `category_id` from 0 to
-                `num_labels` - 1, and for masks `segmentation` (polygons, run lengths, or an array). Crowds are left
-                out.
-            return_segmentation_masks: whether labels have masks; None: in instance segmentation.
+                them with `bbox` (x, y, width, height) in pixels of the upright image, `category_id` from 0 to
+                `num_labels` - 1, and for masks `segmentation` (polygons, run lengths, or an array). Crowds are
+                dropped.
+            return_segmentation_masks: whether labels have masks; None: only for instance segmentation.
 
         Returns:
             `pixel_values` `(B, 3, h, w)`; with maps `labels` `(B, h, w)`; in detection also `pixel_mask` `(B, h, w)`,
-            1 for the picture and 0 for padding at its right and bottom, and with annotations `labels`, one dictionary
-            for each picture (see `annotations_hlg.to_labels`), of tensors.
+            1 for the image and 0 for padding at its right and bottom, and with annotations `labels`, one dictionary of
+            tensors for each image (see `annotations_hlg.to_labels`).
 
         Raises:
-            InputError: annotations that do not fit the task or the pictures, or pictures that cannot be stacked.
+            InputError: annotations that do not fit the task or the images, or images that cannot be stacked.
         """
         task = kwargs.get("task") or self.task
-        if task not in (DETECTION, INSTANCES):
+        if task not in DETECTION_TASKS:
             if annotations is not None:
                 raise InputError(f"`annotations` are for detection, but the task of this processor is {task!r}.")
             return super().preprocess(images, segmentation_maps, **kwargs)  # type: ignore[misc]
         if segmentation_maps is not None:
             raise InputError(f"`segmentation_maps` are no labels of {task}. Give `annotations` in COCO's form.")
         listed = [annotations] if isinstance(annotations, Mapping) else annotations
-        masks = task == INSTANCES if return_segmentation_masks is None else return_segmentation_masks
+        masks = task == INSTANCE_SEGMENTATION if return_segmentation_masks is None else return_segmentation_masks
+        # The backends know no annotations: these travel in place of the maps, to `_preprocess_image_like_inputs`.
         objects = _Objects(None if listed is None else list(listed), masks)
         return super().preprocess(images, objects, **kwargs)  # type: ignore[misc]
 
@@ -134,31 +133,31 @@ class _HlgMixin:
         options = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
         prepared = self._prepare_image_like_inputs(images=images, **options)  # type: ignore[attr-defined]
         settings = {name: value for name, value in kwargs.items() if name not in names}
-        pictures = self._preprocess(prepared, **{**settings, "do_reduce_labels": False})
+        processed = self._preprocess(prepared, **{**settings, "do_reduce_labels": False})
         original, resized = (
-            [(int(each.shape[-2]), int(each.shape[-1])) for each in every] for every in (prepared, pictures)
+            [(int(each.shape[-2]), int(each.shape[-1])) for each in every] for every in (prepared, processed)
         )
-        data: dict[str, Any] = {"pixel_values": pictures}
+        data: dict[str, Any] = {"pixel_values": processed}
         if kwargs["do_pad"]:
-            data["pixel_values"], data["pixel_mask"] = self._pad_to_common_size(pictures, resized, kwargs["pad_size"])
+            data["pixel_values"], data["pixel_mask"] = self._pad_to_common_size(processed, resized, kwargs["pad_size"])
         if return_tensors is not None and len({tuple(each.shape) for each in data["pixel_values"]}) > 1:
-            raise InputError(f"Pictures of sizes {sorted(set(resized))} cannot be stacked. Leave `do_pad` on.")
+            raise InputError(f"Images of sizes {sorted(set(resized))} cannot be stacked. Leave `do_pad` on.")
         batch = BatchFeature(data=data, tensor_type=return_tensors)
         if segmentation_maps.annotations is not None:
             batch["labels"] = self._labels(segmentation_maps, original, resized)
         return batch
 
-    def _pad_to_common_size(self, pictures: list, sizes: list[tuple[int, int]], pad_size: SizeDict | None) -> tuple:
+    def _pad_to_common_size(self, images: list, sizes: list[tuple[int, int]], pad_size: SizeDict | None) -> tuple:
         if pad_size is None:
             height, width = (max(sides) for sides in zip(*sizes, strict=True))
             pad_size = SizeDict(height=-(-height // ALIGNMENT) * ALIGNMENT, width=-(-width // ALIGNMENT) * ALIGNMENT)
-        return self.pad(pictures, pad_size=pad_size, return_mask=True)  # type: ignore[attr-defined]
+        return self.pad(images, pad_size=pad_size, return_mask=True)  # type: ignore[attr-defined]
 
     @staticmethod
     def _labels(objects: _Objects, original: list, resized: list) -> list[dict[str, torch.Tensor]]:
         annotations = objects.annotations or []
         if len(annotations) != len(original):
-            raise InputError(f"{len(annotations)} annotations were given for {len(original)} pictures. Give one each.")
+            raise InputError(f"{len(annotations)} annotations were given for {len(original)} images. Give one each.")
         return [to_labels(*each, objects.masks) for each in zip(annotations, original, resized, strict=True)]
 
     def _preprocess(self, images: list, do_center_crop: bool, crop_size: SizeDict | None, **kwargs: Any) -> list:
@@ -169,20 +168,21 @@ class _HlgMixin:
 
     @property
     def post_process_semantic_segmentation(self) -> Callable[..., list]:
-        """See `SegmentationImageProcessor`; of processors for semantic segmentation only."""
-        self._need(SEMANTIC)
+        """See `SegmentationImageProcessor`; present with the task semantic segmentation only."""
+        self._need(SEMANTIC_SEGMENTATION)
         return super().post_process_semantic_segmentation  # type: ignore[misc]
 
     @property
     def post_process_instance_segmentation(self) -> Callable[..., list[dict[str, Any]]]:
-        """Make one map of objects for each picture; of processors for instance segmentation only.
+        """Turn the output into one map of objects per image; present with the task instance segmentation only.
 
-        The image-segmentation pipeline makes instances of whatever model has a processor with a method of this name.
+        transformers' image-segmentation pipeline predicts instances wherever the processor has a method of this name.
         """
-        self._need(INSTANCES)
+        self._need(INSTANCE_SEGMENTATION)
         return self._instance_maps
 
     def _need(self, task: str) -> None:
+        # An AttributeError, so that `hasattr`, by which pipelines choose, says no.
         if self.task != task:
             raise AttributeError(f"This image processor is for {self.task}, not for {task}; see its option `task`.")
 
@@ -191,20 +191,20 @@ class _HlgMixin:
     ) -> list[dict[str, torch.Tensor]]:
         """Turn the output of either detector into detections.
 
-        Of RetinaNet the 1000 best pairs of anchor and class of each level, above a score of 0.05, go through
-        non-maximum suppression within their class (IoU 0.5), and the best 100 stay; Mask R-CNN has done so itself.
+        For RetinaNet the 1000 best pairs (anchor, class) of each level, with scores above 0.05, go through non-maximum
+        suppression within their class (IoU 0.5), and the best 100 are kept. Mask R-CNN has done this in its `forward`.
 
         Args:
             outputs: output of `HlgForObjectDetection` or `HlgForInstanceSegmentation` in eval mode.
-            threshold: detections with lower scores are left out; 0 for evaluation.
-            target_sizes: (height, width) of each picture in pixels; None leaves boxes in parts of the picture.
+            threshold: detections with lower scores are dropped; 0 for evaluation.
+            target_sizes: (height, width) of each image in pixels; None returns boxes as fractions of the image.
 
         Returns:
-            For each picture `scores` `(N,)`, `labels` `(N,)` and `boxes` `(N, 4)` (left, top, right, bottom), best
+            For each image `scores` `(N,)`, `labels` `(N,)` and `boxes` `(N, 4)` (left, top, right, bottom), best
             first.
 
         Raises:
-            InputError: not one target size for each picture, or an output without predictions.
+            InputError: not one target size for each image, or an output without predictions.
         """
         found = self._detections(outputs, threshold, target_sizes)
         return [{name: each[name] for name in ("scores", "labels", "boxes")} for each in found]
@@ -220,18 +220,18 @@ class _HlgMixin:
 
         Args:
             outputs: output of `HlgForInstanceSegmentation` in eval mode.
-            threshold: detections with lower scores are left out; 0 for evaluation.
+            threshold: detections with lower scores are dropped; 0 for evaluation.
             mask_threshold: probability from which on a pixel belongs to an object.
-            target_sizes: (height, width) of each picture in pixels.
+            target_sizes: (height, width) of each image in pixels.
 
         Returns:
             As `post_process_object_detection`, and `masks` `(N, height, width)` bool; they may overlap.
 
         Raises:
-            InputError: no target sizes, not one for each picture, or an output without masks.
+            InputError: no target sizes, not one for each image, or an output without masks.
         """
         if target_sizes is None:
-            raise InputError("Masks are drawn in the picture: give its (height, width) in `target_sizes`.")
+            raise InputError("Masks are pasted into the image: give its (height, width) in `target_sizes`.")
         if getattr(outputs, "pred_masks", None) is None:
             raise InputError("The output has no masks. Give that of HlgForInstanceSegmentation in eval mode.")
         found = self._detections(outputs, threshold, target_sizes)
@@ -240,18 +240,20 @@ class _HlgMixin:
         return found
 
     @staticmethod
-    def _detections(outputs: Any, threshold: float, target_sizes: Any) -> list[dict[str, torch.Tensor]]:
+    def _detections(
+        outputs: Any, threshold: float, target_sizes: Sequence[Any] | torch.Tensor | None
+    ) -> list[dict[str, torch.Tensor]]:
         scored = getattr(outputs, "pred_scores", None)
         batch = getattr(outputs, "pred_boxes", None)
         if batch is None:
             raise InputError("The output has no predictions: a model in training mode gives losses only.")
         sizes = [(1, 1)] * len(batch) if target_sizes is None else _sizes(target_sizes)
         if len(sizes) != len(batch):
-            raise InputError(f"{len(sizes)} target sizes were given for {len(batch)} pictures. Give one each.")
+            raise InputError(f"{len(sizes)} target sizes were given for {len(batch)} images. Give one each.")
         found = []
         for index, size in enumerate(sizes):
-            scale = torch.tensor([size[1], size[0], size[1], size[0]], device=batch.device)
-            if scored is None:
+            scale = torch.tensor([size[1], size[0], size[1], size[0]], device=batch.device)  # fractions -> pixels
+            if scored is None:  # RetinaNet: anchors, not detections
                 counts = outputs.anchors_per_level[index].tolist()
                 scores, labels, corners = retinanet_detections(outputs.logits[index], batch[index], counts, threshold)
                 kept = scores > threshold
@@ -276,17 +278,17 @@ class _HlgMixin:
         overlap_mask_area_threshold: float = 0.8,
         target_sizes: Sequence[Any] | torch.Tensor | None = None,
     ) -> list[dict[str, Any]]:
-        """Give each pixel to the best-scored object that covers it.
+        """Assign each pixel to the object with the best score that covers it.
 
         Args:
             outputs: output of `HlgForInstanceSegmentation` in eval mode.
-            threshold: detections with lower scores are left out.
+            threshold: detections with lower scores are dropped.
             mask_threshold: probability from which on a pixel belongs to an object.
-            overlap_mask_area_threshold: objects of which no larger part than this stays visible are left out.
-            target_sizes: (height, width) of each picture in pixels.
+            overlap_mask_area_threshold: objects are dropped unless more than this fraction of their mask is visible.
+            target_sizes: (height, width) of each image in pixels.
 
         Returns:
-            For each picture `segmentation`, `(height, width)` int32 with the ids of the objects and 0 for none, and
+            For each image `segmentation`, `(height, width)` int32 with the ids of the objects and 0 for none, and
             `segments_info`, a list of `id`, `label_id`, `was_fused` (never) and `score`.
         """
         results = []
@@ -296,7 +298,9 @@ class _HlgMixin:
             segments: list[dict[str, Any]] = []
             if count:
                 covered = masks.any(0)
-                owner = torch.where(covered, masks.to(torch.uint8).argmax(0), count)  # the first, as they are sorted
+                # The first object that covers a pixel is the best one, since they are sorted; `count` where none does.
+                owner = torch.where(covered, masks.to(torch.uint8).argmax(0), count)
+                # Objects that others hide too much are dropped; the rest is numbered from 1, best first.
                 visible = owner.flatten().bincount(minlength=count + 1)[:count]
                 kept = visible > overlap_mask_area_threshold * masks.flatten(1).sum(1)
                 ids = torch.where(kept, kept.cumsum(0), 0).to(torch.int32)

@@ -1,9 +1,12 @@
 """HLG: a pyramid whose layers attend locally in windows, then globally to one token per window.
 
 "Vision Transformers: From Semantic Segmentation to Dense Prediction", IJCV 2024, Sec. 3.3 (Figures 2 and 3). A layer
-is a depthwise-convolution MLP (DWMLP), local attention in plain or dilated windows, and global attention of every
-position to all window embeddings; the projections are shared by the two attentions. Where released code and text
-differ, the code is followed, except where it cannot run; the family's README lists every point.
+is an MLP with a depthwise convolution (DWMLP), local attention in plain or dilated windows, and global attention of
+every position to all window embeddings; both attentions use the same projections. Where the released code and the
+paper's text differ, the code is followed, except where it cannot run; the family's README lists every point.
+
+Shapes: maps are `(B, C, H, W)` with the channels last in memory, tokens the same data as `(B, H, W, C)`; N = H * W
+positions attend, M keys (windows) are attended to, d channels per head.
 """
 
 import functools
@@ -34,25 +37,26 @@ from hf_denseseg.models.hlg.positions_hlg import HlgGrouping, HlgPlaces, HlgPosi
 from hf_denseseg.models.losses import classification_loss, segmentation_loss
 
 STRIDE = 32
-"""Input pixels per token of the last stage; pictures are padded to a multiple."""
+"""Input pixels per token of the last stage; images are padded to a multiple of it."""
 
 SMALLEST_SIDE = 4
-"""Pixels that a token of the first stage covers."""
+"""Input pixels per token of the first stage."""
 
 CHUNK_ELEMENTS = 2**24
-"""Attention scores, and elements of their position bias, that the global attention has in memory at once."""
+"""Largest number of attention scores (and of elements of their bias) that global attention keeps in memory at once."""
 
 
 @dataclass
 class HlgModelOutput(ModelOutput):
-    """What the encoder gives.
+    """Output of the encoder.
 
     Args:
         last_hidden_state: `(B, C4, H/32, W/32)`, after the last LayerNorm.
-        feature_maps: of the four stages (1/4, 1/8, 1/16, 1/32) of the padded picture; the last is
+        feature_maps: of the four stages, at 1/4, 1/8, 1/16 and 1/32 of the padded image; the last one is
             `last_hidden_state`.
         hidden_states: maps before the first and after each layer, on request.
-        attentions: `(B, heads, H*W, windows)` of the global attention of each layer, on request (eager only).
+        attentions: `(B, heads, H*W, windows)` of the global attention of each layer, on request (eager attention
+            only).
     """
 
     last_hidden_state: torch.Tensor | None = None
@@ -63,7 +67,7 @@ class HlgModelOutput(ModelOutput):
 
 @dataclass
 class HlgSegmenterOutput(SemanticSegmenterOutput):
-    """Segmentation output; `auxiliary_logits` come with labels only."""
+    """Segmentation output; `auxiliary_logits` are computed only with labels."""
 
     auxiliary_logits: torch.Tensor | None = None
 
@@ -108,14 +112,14 @@ class HlgDropPath(nn.Module):
 def convolve(
     features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, convolution: nn.Conv2d
 ) -> torch.Tensor:
-    """Apply a convolution with other weights; with a 1x1 kernel as the product that it is, which is faster on CPUs."""
+    """Apply a convolution with other weights; a 1x1 kernel as a matrix product, which is faster on CPUs."""
     if convolution.kernel_size == (1, 1):
         return F.linear(features.permute(0, 2, 3, 1), weight[:, :, 0, 0], bias).permute(0, 3, 1, 2)
     return F.conv2d(features, weight, bias, convolution.stride, convolution.padding, groups=convolution.groups)
 
 
 class HlgConvNorm(nn.Module):
-    """Convolution that keeps or halves the size, and BatchNorm; in eval mode folded into one convolution."""
+    """Convolution that keeps or halves the size, and BatchNorm; in eval mode both are folded into one convolution."""
 
     def __init__(
         self,
@@ -136,6 +140,7 @@ class HlgConvNorm(nn.Module):
         convolution, norm = self.convolution, self.norm
         if norm.training:
             return norm(convolve(features, convolution.weight, convolution.bias, convolution))
+        # norm(W x + b) = (scale * W) x + (beta - (mean - b) * scale), with scale = gamma / sqrt(variance + eps)
         mean, variance = cast(torch.Tensor, norm.running_mean), cast(torch.Tensor, norm.running_var)
         scale = norm.weight * (variance + norm.eps).rsqrt()
         if convolution.bias is not None:
@@ -153,9 +158,10 @@ class HlgMapNorm(nn.LayerNorm):
 
 
 class HlgMlp(nn.Module):
-    """DWMLP (Sec. 3.3): 1x1, depthwise 3x3, 1x1, and a shortcut; the first of a stage halves the map.
+    """DWMLP (Sec. 3.3): 1x1, depthwise 3x3, 1x1, and a shortcut; the first one of a stage halves the map.
 
-    The hidden width is a multiple of the width that comes in. LayerNorm follows the MLP; there is none before it.
+    The hidden width is `mlp_ratio` times the input width, also where the output is wider. LayerNorm follows the MLP;
+    there is none before it. The text names squeeze-and-excitation, which neither code nor counts have.
     """
 
     def __init__(
@@ -181,7 +187,7 @@ class HlgMlp(nn.Module):
 
 
 class HlgSmoothing(nn.Module):
-    """Convolutional bottleneck before the windows (released code, not in the text): x becomes GELU(x + conv(x))."""
+    """Convolutional bottleneck before the windows (in the released code, not in the text): x -> GELU(x + conv(x))."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -194,7 +200,7 @@ class HlgSmoothing(nn.Module):
 
 
 class HlgAttention(GradientCheckpointingLayer):
-    """What all attentions share: heads, the choice of implementation, and global attention with its position bias."""
+    """Common to all attentions: heads, choice of the implementation, attention in groups and global attention."""
 
     def __init__(self, config: HlgConfig, channels: int, num_heads: int) -> None:
         super().__init__()
@@ -204,20 +210,25 @@ class HlgAttention(GradientCheckpointingLayer):
         self.is_causal = False
 
     def attend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor, **kwargs: Any
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        bias: torch.Tensor,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """`(B, heads, N, d)` and a bias `(1 or B, heads, N, M)` -> `(B, N, heads, d)`, and the weights if eager."""
+        """Attend, `(B, heads, N, d)` and bias `(1 or B, heads, N, M)` -> `(B, N, heads, d)`, and weights if eager."""
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
         return attend(self, query, key, value, bias, scaling=self.scaling, dropout=0.0, **kwargs)
 
     def masked_size(self, size: tuple[int, int], grouping: HlgGrouping) -> tuple[int, int] | None:
-        """`size` if there is filling to be left out, else None."""
+        """Return `size` if there is padding that must be masked, else None."""
         return size if self.config.mask_padding and grouping.size != size else None
 
     def split_heads(self, *maps: torch.Tensor) -> Iterator[torch.Tensor]:
-        """`(B, H, W, C)` or `(B, M, C)` -> `(B, heads, N, d)`, each."""
+        """Split each `(B, H, W, C)` or `(B, M, C)` into heads: `(B, heads, N, d)`."""
         for each in maps:
             heads = each.shape[-1] // self.head_dim
             yield each.reshape(each.shape[0], math.prod(each.shape[1:-1]), heads, self.head_dim).transpose(1, 2)
@@ -229,12 +240,12 @@ class HlgAttention(GradientCheckpointingLayer):
         value: torch.Tensor,
         position_bias: HlgPositionBias,
         places: HlgPlaces,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Every position attends to every key: `(B, H, W, C)`, twice `(B, M, C)` -> `(B, H, W, C)`.
+        """Let every position attend to every key: query `(B, H, W, C)`, key and value `(B, M, C)` -> `(B, H, W, C)`.
 
-        On large maps the N x M bias is the largest tensor of the model by far (stage 1 at 768 pixels: 116 MB per head
-        and layer): there the queries go through in chunks, and training computes each chunk again for the gradient.
+        On large maps the N x M bias is by far the largest tensor of the model (stage 1 at 768 pixels: 116 MB per head
+        and layer). There the queries are processed in chunks, and training recomputes each chunk in the backward pass.
         """
         shape = query.shape
         query, key, value = self.split_heads(query, key, value)
@@ -243,6 +254,7 @@ class HlgAttention(GradientCheckpointingLayer):
             attended, weights = self.attend(query, key, value, position_bias(places, query.dtype), **kwargs)
             return attended.reshape(shape), weights
 
+        # bias[head, n, m] = table[head, query_index[n] + key_index[m]]: a chunk of queries gathers its own rows only.
         table, query_index, key_index = position_bias.look_up(places, query.dtype)
 
         def attend_chunk(
@@ -267,52 +279,57 @@ class HlgAttention(GradientCheckpointingLayer):
         maps: tuple[torch.Tensor, ...],
         position_bias: HlgPositionBias,
         size: tuple[int, int] | None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
-        """Tokens attend within their group: query, key and value `(B, H, W, C)` -> `(B, H, W, C)`.
+        """Let tokens attend within their group (Eq. 5): query, key and value `(B, H, W, C)` -> `(B, H, W, C)`.
 
         Args:
-            grouping: of the map, which must be filled up to whole groups.
-            maps: query, key and value; or two, and the query is the key too.
-            position_bias: of the places in a group, the same for all groups.
-            size: (height, width) before it was filled up, to leave the filling out as keys; None lets it take part.
+            grouping: of the map, which must be padded to complete groups.
+            maps: query, key and value; or query and value, where the query serves as the key too.
+            position_bias: of the positions in a group, the same for all groups.
+            size: (height, width) before padding, to mask the padding as keys; None lets it take part.
         """
         batch, channels = maps[0].shape[0], maps[0].shape[3]
         (down, across), (height, width) = grouping.groups, grouping.tokens
         heads, count = channels // self.head_dim, down * across
+        # Query, key and value are brought into groups together, in one copy of the data. Axes after `unfold`:
+        # 0 image, 1-2 group (down, across), 3-4 token of the group (row, column), 5 which map, 6 head, 7 channel of
+        # the head; wanted: (map, image * group, head, token, channel), groups being the batch of the attention.
         groups = grouping.unfold(torch.cat(maps, dim=3), len(maps), heads, self.head_dim)
         groups = groups.permute(5, 0, 1, 2, 6, 3, 4, 7)
         groups = groups.reshape(len(maps), batch * count, heads, height * width, self.head_dim)
         query, value, key = groups[0], groups[-1], groups[-2]
         bias = position_bias(HlgPlaces(grouping.tokens, grouping.tokens), query.dtype)
         if size is not None:
-            filling = (0, grouping.size[1] - size[1], 0, grouping.size[0] - size[0])
-            mask = F.pad(query.new_zeros(size), filling, value=-torch.inf)
+            padding = (0, grouping.size[1] - size[1], 0, grouping.size[0] - size[0])
+            mask = F.pad(query.new_zeros(size), padding, value=-torch.inf)  # (H, W), minus infinity on the padding
             mask = grouping.unfold(mask[None, :, :, None]).reshape(count, 1, 1, height * width)
-            bias = (bias + mask).repeat(batch, 1, 1, 1)
-        attended, _ = self.attend(query, key, value, bias, **kwargs)  # (B*groups, tokens, heads, d)
+            bias = (bias + mask).repeat(batch, 1, 1, 1)  # (1, heads, t, t) + (groups, 1, 1, t), for each image
+        attended, _ = self.attend(query, key, value, bias, **kwargs)  # (B * groups, t, heads, d)
         return grouping.fold(attended.reshape(batch, down, across, height, width, channels))
 
 
 def fill_up(tokens: torch.Tensor, grouping: HlgGrouping) -> torch.Tensor:
-    """Add zero tokens at the right and bottom, up to whole groups: `(B, H, W, C)` -> `(B, H', W', C)`."""
+    """Pad with zero tokens at the right and bottom, up to complete groups: `(B, H, W, C)` -> `(B, H', W', C)`."""
     height, width = grouping.size
     return F.pad(tokens, (0, 0, 0, width - tokens.shape[2], 0, height - tokens.shape[1]))
 
 
 def group_means(tokens: torch.Tensor, grouping: HlgGrouping, size: tuple[int, int] | None) -> torch.Tensor:
-    """Mean of each group, `(B, H, W, C)` -> `(B, groups, C)`, row by row; with `size` over its tokens alone."""
+    """Mean of each group, `(B, H, W, C)` -> `(B, groups, C)`, row by row; with `size` the padding is left out."""
     means = grouping.unfold(tokens).mean(dim=(3, 4)).flatten(1, 2)
     if size is None:
         return means
-    there = fill_up(tokens.new_ones(1, *size, 1), grouping)
-    return means / grouping.unfold(there).mean(dim=(3, 4)).flatten(1, 2)
+    # The padding is zero, so that dividing by the fraction of real tokens turns the mean over all into theirs.
+    real = fill_up(tokens.new_ones(1, *size, 1), grouping)
+    return means / grouping.unfold(real).mean(dim=(3, 4)).flatten(1, 2)
 
 
 class HlgLocalGlobalAttention(HlgAttention):
     """Local attention in windows, then global attention to the window embeddings (Eq. 4 to 9; stages 1 to 3).
 
-    Both use the same projections. In the windows the queries serve as keys too (released code; Eq. 4 has W_K).
+    Both use the same projections W_Q, W_K and W_V (Eq. 8). In the windows the queries serve as keys too (released
+    code; Eq. 4 has W_K).
     """
 
     def __init__(self, config: HlgConfig, channels: int, num_heads: int, dilated: bool, drop_path_rate: float) -> None:
@@ -339,30 +356,35 @@ class HlgLocalGlobalAttention(HlgAttention):
     def forward(
         self, features: torch.Tensor, size: tuple[int, int], **kwargs: Unpack[TransformersKwargs]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Attend in a smoothed map.
+        """Attend within the windows of a smoothed map, then to the embeddings of all windows.
 
         Args:
-            features: `(B, C, H', W')`; with masking of the filling H' x W' = `size`, else filled up to whole windows.
-            size: (height, width) of the map.
+            features: `(B, C, H', W')`; where padding is masked H' x W' is `size`, else it is padded to complete
+                windows.
+            size: (height, width) of the map without padding.
 
         Returns:
-            `(B, C, *size)`, and the weights of the global attention if it is eager.
+            `(B, C, *size)`, and with eager attention the weights of the global one.
         """
         height, width = size
         grouping = HlgGrouping.windows(size, self.config.window_size, self.dilated)
         masked = self.masked_size(size, grouping)
-        tokens = features.permute(0, 2, 3, 1)
+        tokens = features.permute(0, 2, 3, 1)  # (B, C, H', W') -> (B, H', W', C)
+        # Eq. 4 and 5: attention within each window, without an output projection.
         query, value = self._project(self.layernorm_local(tokens), self.q_proj, self.v_proj)
         maps = (query, value) if masked is None else (fill_up(query, grouping), fill_up(value, grouping))
         local = self.attend_in_groups(grouping, maps, self.local_bias, masked, **kwargs)
         if masked is not None:
             local = local[:, :height, :width]
         tokens = tokens + local
+        # Z_G: one embedding per window, (B, M, C).
         embedding = self.layernorm_embedding(self._embed(tokens, grouping, masked))
         tokens, query, local = (each[:, :height, :width] for each in (tokens, query, local))
+        # Eq. 9: queries plus DWConv, here of the normalized local attention (released code; Eq. 9 has it on V).
         normed = self.layernorm_query(local).permute(0, 3, 1, 2)
         query = query + self.query_convolution(normed).permute(0, 2, 3, 1)
         key, value = self._project(embedding, self.k_proj, self.v_proj)
+        # Eq. 6 and 7: every position attends to the M window embeddings; the weights are those of Eq. 4 (Eq. 8).
         places = HlgPlaces.of(self.config.global_bias, size, grouping)
         attended, weights = self.attend_globally(query, key, value, self.global_bias, places, **kwargs)
         tokens = tokens + self.drop_path(self.o_proj(attended))
@@ -370,7 +392,7 @@ class HlgLocalGlobalAttention(HlgAttention):
 
     @staticmethod
     def _project(tokens: torch.Tensor, *layers: nn.Linear) -> tuple[torch.Tensor, ...]:
-        """Several linear layers in one product."""
+        """Apply several linear layers to the same tokens in one matrix product."""
         weight = torch.cat([layer.weight for layer in layers])
         return F.linear(tokens, weight, torch.cat([layer.bias for layer in layers])).chunk(len(layers), dim=-1)
 
@@ -379,7 +401,7 @@ class HlgLocalGlobalAttention(HlgAttention):
         if self.config.window_embedding == "mean":
             return group_means(fill_up(tokens, grouping), grouping, masked)
         if self.embedding_convolution is not None:
-            windows = grouping.unfold(fill_up(tokens, grouping))
+            windows = grouping.unfold(fill_up(tokens, grouping))  # (B, down, across, 7, 7, C)
             weight, bias = self.embedding_convolution.parameters()
             weight = weight[:, 0].permute(1, 2, 0)  # (C, 1, 7, 7) -> (7, 7, C)
             return ((windows * weight).sum(dim=(3, 4)) + bias).flatten(1, 2)
@@ -390,7 +412,7 @@ class HlgLocalGlobalAttention(HlgAttention):
 
 
 class HlgSelfAttention(HlgAttention):
-    """Attention of all positions to all (stage 4); LayerNorm follows it."""
+    """Self-attention over the complete map (stage 4, whose map is small); LayerNorm follows it, none precedes it."""
 
     def __init__(self, config: HlgConfig, channels: int, num_heads: int, drop_path_rate: float) -> None:
         super().__init__(config, channels, num_heads)
@@ -412,12 +434,12 @@ class HlgSelfAttention(HlgAttention):
 
 
 class HlgLayer(nn.Module):
-    """One layer (Figure 3): DWMLP, and attention; even layers of a stage have plain windows, odd ones dilated."""
+    """One layer (Figure 3): DWMLP, then attention; even layers of a stage have plain windows, odd ones dilated."""
 
     def __init__(self, config: HlgConfig, stage: int, index: int, drop_path_rate: float) -> None:
         super().__init__()
         width, heads = config.hidden_sizes[stage], config.num_attention_heads[stage]
-        before = width if index else config.hidden_sizes[max(stage - 1, 0)]
+        before = width if index else config.hidden_sizes[max(stage - 1, 0)]  # the stem is as wide as stage 1
         self.config = config
         self.mlp = HlgMlp(config, before, width, downsample=index == 0, drop_path_rate=drop_path_rate)
         self.smoothing = None if stage == 3 else HlgSmoothing(width)
@@ -473,10 +495,10 @@ class HlgEncoder(nn.Module):
         )
 
     def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> tuple[torch.Tensor, ...]:
-        """Maps of the stem and of the four stages, of the picture padded to a multiple of 32."""
+        """Return the maps of the stem (1/2) and of the four stages, of images padded to a multiple of 32."""
         pixel_values = pixel_values.to(next(self.stem.parameters()).dtype)
-        # Attention reads tokens, convolutions maps: with the channels last in memory both see theirs without a copy.
-        features = self.stem(pad_picture(pixel_values).contiguous(memory_format=torch.channels_last))
+        # Attention reads tokens, convolutions read maps; with the channels last in memory neither needs a copy.
+        features = self.stem(pad_image(pixel_values).contiguous(memory_format=torch.channels_last))
         maps = [features]
         for layers, layernorm in zip(self.stages, self.layernorms, strict=True):
             for layer in layers:
@@ -486,13 +508,13 @@ class HlgEncoder(nn.Module):
         return tuple(maps)
 
 
-def pad_picture(pixel_values: torch.Tensor) -> torch.Tensor:
-    """Pad a normalised picture with zeros at the right and bottom to a multiple of 32, which four halvings need."""
+def pad_image(pixel_values: torch.Tensor) -> torch.Tensor:
+    """Pad normalized images with zeros at the right and bottom to a multiple of 32, which the five halvings need."""
     height, width = pixel_values.shape[-2:]
     if not torch.compiler.is_compiling() and min(height, width) < SMALLEST_SIDE:
         raise InputError(
-            f"Pictures of {height}x{width} pixels are too small: a token covers {SMALLEST_SIDE} pixels, so both sides "
-            f"need at least {SMALLEST_SIDE}. Enlarge or pad the picture."
+            f"Images of {height}x{width} pixels are too small: a token covers {SMALLEST_SIDE} pixels, so both sides "
+            f"need at least {SMALLEST_SIDE}. Enlarge or pad the image."
         )
     return F.pad(pixel_values, (0, -width % STRIDE, 0, -height % STRIDE))
 
@@ -501,7 +523,7 @@ def pad_picture(pixel_values: torch.Tensor) -> torch.Tensor:
 
 
 class HlgPreTrainedModel(PreTrainedModel):
-    """Initialisation and capabilities common to all HLG classes."""
+    """Initialization and capabilities common to all HLG classes."""
 
     config: HlgConfig
     base_model_prefix = "hlg"
@@ -520,7 +542,7 @@ class HlgPreTrainedModel(PreTrainedModel):
         return next(each for each in self.modules() if isinstance(each, nn.Conv2d))
 
     def parameter_depth(self, name: str) -> tuple[int, int]:
-        """Give the layer an encoder parameter belongs to (0 = stem), and the number behind the last."""
+        """Return the depth of an encoder parameter (0 = stem, k = k-th layer), and the depth after the last."""
         parts = name.partition("encoder.")[2].split(".")
         if parts[0] == "stem":
             return 0, self.config.num_hidden_layers + 1
@@ -530,7 +552,7 @@ class HlgPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Initialise as the released code does: linear layers normal, convolutions as the framework."""
+        """Initialize as the released code does: linear layers normal, convolutions by torch's default."""
         if isinstance(module, nn.Conv2d):
             init.kaiming_uniform_(module.weight, a=5**0.5)
             if module.bias is not None:
@@ -540,7 +562,7 @@ class HlgPreTrainedModel(PreTrainedModel):
             init.trunc_normal_(module.weight, std=self.config.initializer_range)
             if module.bias is not None:
                 init.zeros_(module.bias)
-        elif isinstance(module, nn.LayerNorm):  # transformers knows it by name, and `HlgMapNorm` is another
+        elif isinstance(module, nn.LayerNorm):  # transformers matches the class name, which `HlgMapNorm` has not
             init.ones_(module.weight)
             init.zeros_(module.bias)
         else:
@@ -558,13 +580,13 @@ class HlgModel(HlgPreTrainedModel):
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> HlgModelOutput:
-        """Encode `(B, 3, H, W)` pictures of any size from 4 pixels up."""
+        """Encode `(B, 3, H, W)` images of any size from 4 pixels up."""
         maps = self.encoder(pixel_values, **kwargs)
         return HlgModelOutput(last_hidden_state=maps[-1], feature_maps=maps[1:])
 
 
 class HlgBackbone(BackboneMixin, HlgPreTrainedModel):
-    """The encoder as a backbone: maps `stem` (1/2) and `stage1` (1/4) to `stage4` (1/32) of the padded picture."""
+    """The encoder as a backbone: maps `stem` (1/2) and `stage1` (1/4) to `stage4` (1/32) of the padded image."""
 
     def __init__(self, config: HlgConfig) -> None:
         super().__init__(config)
@@ -575,7 +597,7 @@ class HlgBackbone(BackboneMixin, HlgPreTrainedModel):
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:
-        """Give the maps named in `config.out_features`."""
+        """Return the maps named in `config.out_features`."""
         maps = dict(zip(self.stage_names, self.encoder(pixel_values, **kwargs), strict=True))
         return BackboneOutput(feature_maps=tuple(maps[name] for name in self.out_features))
 
@@ -594,11 +616,11 @@ class HlgForImageClassification(HlgPreTrainedModel):
     def forward(
         self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
     ) -> ImageClassifierOutput:
-        """Classify pictures.
+        """Classify images.
 
         Args:
-            pixel_values: `(B, 3, H, W)`, normalised.
-            labels: `(B,)` classes, or `(B, num_labels)` their probabilities, as mixing pictures gives them.
+            pixel_values: `(B, 3, H, W)`, normalized.
+            labels: `(B,)` class ids, or `(B, num_labels)` class probabilities, as mixup and cutmix produce them.
         """
         outputs = self.hlg(pixel_values, **kwargs)
         logits = self.classifier(outputs.last_hidden_state.mean(dim=(2, 3)))
@@ -612,7 +634,10 @@ class HlgForImageClassification(HlgPreTrainedModel):
 
 
 class HlgDecoderAttention(HlgAttention):
-    """Attention of the decoder: in groups, then of every position to the groups' means; one module serves both."""
+    """Attention of the decoder: within groups, then of every position to the groups' means, with shared weights.
+
+    One set of projections and one position bias serve both.
+    """
 
     def __init__(self, config: HlgConfig, dilated: bool) -> None:
         width = config.decoder_hidden_size
@@ -628,7 +653,7 @@ class HlgDecoderAttention(HlgAttention):
         self.position_bias = HlgPositionBias(width, width // 32)
 
     def grouping(self, size: tuple[int, int]) -> HlgGrouping:
-        """Windows, or the phases of a fixed rate: there the groups grow with the map."""
+        """Windows of fixed size, or dilated groups of a fixed rate, which grow with the map."""
         if self.dilated:
             return HlgGrouping.phases(size, self.config.decoder_interval)
         return HlgGrouping.windows(size, self.config.window_size, dilated=False)
@@ -641,10 +666,12 @@ class HlgDecoderAttention(HlgAttention):
         grouping = self.grouping(size)
         masked = self.masked_size(size, grouping)
         tokens = features.permute(0, 2, 3, 1)
+        # Within the groups; unlike the backbone with keys of its own and an output projection.
         normed = self.layernorm_local(tokens)
         maps = tuple(fill_up(layer(normed), grouping) for layer in (self.q_proj, self.k_proj, self.v_proj))
         local = self.o_proj(self.attend_in_groups(grouping, maps, self.position_bias, masked, **kwargs))
         tokens = tokens + (local if masked is None else local[:, :height, :width])
+        # Every position to the means of all groups, (B, M, C).
         embedding = self.layernorm_embedding(group_means(fill_up(tokens, grouping), grouping, masked))
         tokens = tokens[:, :height, :width]
         query = self.q_proj(self.layernorm_query(tokens))
@@ -656,7 +683,7 @@ class HlgDecoderAttention(HlgAttention):
 
 
 class HlgDecoderLayer(nn.Module):
-    """Layer of the decoder (Sec. 3.4): smoothing, attention in groups and to the groups, MLP."""
+    """Layer of the decoder (Sec. 3.4): smoothing, attention within the groups and to their means, MLP."""
 
     def __init__(self, config: HlgConfig, dilated: bool) -> None:
         super().__init__()
@@ -682,8 +709,8 @@ class HlgDecoderLayer(nn.Module):
 class HlgPupHead(nn.Module):
     """SETR-PUP decoder for HLG (Sec. 3.4): all stages at 1/4, 3x3 convolution, plain and dilated layer, classifier.
 
-    The four-fold up-sampling to the picture is left to the loss and to post-processing. The text has the maps at 1/16
-    and progressive up-sampling; the paper's FLOPs fit the released code, which is followed.
+    The 4x upsampling to the image's size is left to the loss and to post-processing. The text has the maps at 1/16 and
+    progressive upsampling; the paper's FLOPs fit the released code, which is followed.
     """
 
     def __init__(self, config: HlgConfig) -> None:
@@ -704,7 +731,7 @@ class HlgPupHead(nn.Module):
 
 
 class HlgDropoutClassifier(nn.Conv2d):
-    """Classifier of a head of transformers' UperNet, with the drop-out before it that mmsegmentation has."""
+    """Classifier for a head of transformers' UperNet, preceded by the dropout that mmsegmentation has there."""
 
     def __init__(self, channels: int, config: HlgConfig) -> None:
         super().__init__(channels, int(config.num_labels or 0), kernel_size=1)
@@ -715,10 +742,10 @@ class HlgDropoutClassifier(nn.Conv2d):
 
 
 def build_heads(config: HlgConfig) -> tuple[nn.Module, nn.Module | None]:
-    """Decode head, and auxiliary head on stage 3 (a 3x3 convolution and a classifier) if the configuration has one.
+    """Build the decode head and, if the configuration has one, the auxiliary head on stage 3 (3x3 convolution).
 
-    UperNet, and the auxiliary head of both, are transformers' own: `UperNetForSemanticSegmentation` on `HlgBackbone`
-    computes the same from the same weights.
+    UperNet, and the auxiliary head of both decoders, are transformers' own: `UperNetForSemanticSegmentation` on
+    `HlgBackbone` computes the same from the same weights.
     """
     upernet = UperNetConfig(hidden_size=config.decoder_hidden_size, auxiliary_channels=config.auxiliary_hidden_size)
     upernet.num_labels = int(config.num_labels or 0)
@@ -749,11 +776,11 @@ class HlgForSemanticSegmentation(HlgPreTrainedModel):
     def forward(
         self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
     ) -> HlgSegmenterOutput:
-        """Segment pictures.
+        """Segment images.
 
         Args:
-            pixel_values: `(B, 3, H, W)`, normalised; any size from 4 pixels up.
-            labels: `(B, H, W)` train ids of any integer dtype; 255 and -100 are void.
+            pixel_values: `(B, 3, H, W)`, normalized; any size from 4 pixels up.
+            labels: `(B, H, W)` train ids of any integer dtype; 255 and -100 are ignored.
 
         Returns:
             `logits` `(B, num_labels, ceil(H/4), ceil(W/4))`; with labels also `loss` and `auxiliary_logits` (1/16).
@@ -762,7 +789,7 @@ class HlgForSemanticSegmentation(HlgPreTrainedModel):
         outputs = self.hlg(pixel_values, **kwargs)
         maps = outputs.feature_maps
         logits = self.decode_head(maps, **(kwargs if isinstance(self.decode_head, HlgPupHead) else {}))
-        logits = logits[:, :, : (height + 3) // 4, : (width + 3) // 4]
+        logits = logits[:, :, : (height + 3) // 4, : (width + 3) // 4]  # without the padding to a multiple of 32
         loss, auxiliary_logits = None, None
         if labels is not None:
             loss = self._loss(logits, labels)

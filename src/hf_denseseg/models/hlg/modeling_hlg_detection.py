@@ -1,20 +1,23 @@
 """HLG as the backbone of RetinaNet (objects) and Mask R-CNN (objects and their masks); Tables 10 and 11 of the paper.
 
-Built from torchvision's detection parts. Where their defaults differ from the released configurations (mmdetection:
-anchors that are not rounded, L1 losses, the rule of low-quality matches, aligned and adaptive RoIAlign, background as
-the last class, and so on) the configurations are followed. Coordinates inside are corners in pixels of the padded
-picture; labels and outputs are normalised (centre x, centre y, width, height) of the picture without its padding.
+Built from torchvision's detection modules. Where their defaults differ from the released mmdetection configurations
+(anchors that are not rounded, L1 losses, the rule for low-quality matches, aligned RoIAlign with adaptive sampling,
+background as the last class, and more), the configurations are followed. Internally boxes are corners (left, top,
+right, bottom) in pixels of the padded image; labels and outputs are normalized (center x, center y, width, height) of
+the image without its padding.
 
-What can be exported and compiled: RetinaNet without labels, and so all of its network (with open sizes: for pictures
-from 129 pixels on, so that no level has a single row). Mask R-CNN cannot: the number of boxes that non-maximum
-suppression leaves depends on the picture.
+Order of the file: outputs; padding and labels; anchors, box coding and matching; pyramid, proposals and RoI heads; the
+two models. Shapes: A anchors of all levels, K classes, N objects or regions.
+
+RetinaNet without labels can be exported and compiled (with dynamic sizes: for images of at least 129 pixels a side, so
+that no level has a single row). Mask R-CNN cannot: the number of boxes that non-maximum suppression leaves depends on
+the image.
 """
 
 import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -51,23 +54,23 @@ RATIOS = (0.5, 1.0, 2.0)  # height over width of the anchors
 RETINANET_STRIDES, RETINANET_SCALES = (8, 16, 32, 64, 128), (4.0, 4.0 * 2 ** (1 / 3), 4.0 * 2 ** (2 / 3))
 PROPOSAL_STRIDES, PROPOSAL_SCALES = (4, 8, 16, 32, 64), (8.0,)
 ROI_STRIDES = (4, 8, 16, 32)
-FINEST_SCALE = 56  # pixels: smaller regions are read from the map at 1/4, each next map takes twice the side
-BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # one over the deviations 0.1, 0.1, 0.2, 0.2 of the second stage
-BORDER = 1e-3  # how far a box may reach beyond the picture, in parts of its side, by rounding
+FINEST_SCALE = 56  # pixels: regions below twice this side are read from the map at 1/4, each coarser map doubles it
+BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # 1 / std of the second stage's box offsets: 0.1, 0.1, 0.2, 0.2
+BORDER = 1e-3  # how far rounding may place a box beyond the image, as a fraction of its side
 
 
 @dataclass
 class HlgObjectDetectionOutput(ModelOutput):
-    """What RetinaNet gives.
+    """Output of RetinaNet.
 
     Args:
         loss: sum of the losses, with labels only.
         loss_dict: `classification` (focal) and `boxes` (L1), with labels only.
         logits: `(B, A, num_labels)`, one independent logit per anchor and class.
-        pred_boxes: `(B, A, 4)` normalised (centre x, centre y, width, height), of the picture without its padding;
+        pred_boxes: `(B, A, 4)` normalized (center x, center y, width, height), of the image without its padding;
             they may reach beyond it.
-        anchors_per_level: `(B, 5)` how many of the anchors belong to each level, finest first; if they do not sum up
-            to A, the rest is padding of a batch.
+        anchors_per_level: `(B, 5)` number of anchors of each level, finest first; if they sum up to less than A, the
+            rest is padding of the batch.
         hidden_states: of the backbone, on request.
         attentions: of the backbone, on request.
     """
@@ -83,14 +86,14 @@ class HlgObjectDetectionOutput(ModelOutput):
 
 @dataclass
 class HlgInstanceSegmentationOutput(ModelOutput):
-    """What Mask R-CNN gives; predictions in eval mode only, best first.
+    """Output of Mask R-CNN; predictions, best first, in eval mode only.
 
     Args:
         loss: sum of the losses, with labels only.
         loss_dict: `rpn_classification`, `rpn_boxes`, `classification`, `boxes`, `masks`, with labels only.
         pred_scores: `(B, 100)` probabilities, 0 where there are fewer detections.
         pred_labels: `(B, 100)` class ids, -1 where there are fewer detections.
-        pred_boxes: `(B, 100, 4)` normalised (centre x, centre y, width, height), of the picture without its padding.
+        pred_boxes: `(B, 100, 4)` normalized (center x, center y, width, height), of the image without its padding.
         pred_masks: `(B, 100, 28, 28)` logits of the mask within the box.
         hidden_states: of the backbone, on request.
         attentions: of the backbone, on request.
@@ -107,39 +110,43 @@ class HlgInstanceSegmentationOutput(ModelOutput):
 
 
 Targets = list[dict[str, torch.Tensor]]
+"""For each image `boxes` `(N, 4)` in corners, `labels` `(N,)` and, for Mask R-CNN, `masks` `(N, h, w)`."""
+
 Size = tuple[int, int]
+"""(height, width) in pixels."""
 
 
-# --- pictures and labels
+# --- images and labels
 
 
 def aligned(side: int) -> int:
-    """The side of a picture with its own padding, in pixels."""
+    """Round the side of an image up to a multiple of 32, in pixels."""
     return -(-side // ALIGNMENT) * ALIGNMENT
 
 
-def picture_sizes(pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None) -> list[Size] | None:
-    """Give the (height, width) of each picture of a batch without its padding, or None if there is no padding.
+def image_sizes(pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None) -> list[Size] | None:
+    """Return the (height, width) of each image of a batch without its padding, or None if there is no mask.
 
     Raises:
-        InputError: the mask has another size, or marks no rectangle that starts in the upper left corner.
+        InputError: the mask has another size, or does not mark a rectangle in the upper left corner.
     """
     batch, _, height, width = pixel_values.shape
     if pixel_mask is None:
-        return None  # and no list for each picture, so that the exporter leaves their number open
+        return None  # a list of sizes would fix the batch size of an exported program
     if pixel_mask.shape != (batch, height, width):
         raise InputError(
-            f"`pixel_mask` is {tuple(pixel_mask.shape)}, but the pictures need {(batch, height, width)}. Give 1 for "
-            "each pixel of a picture and 0 for padding, as the image processor does."
+            f"`pixel_mask` is {tuple(pixel_mask.shape)}, but the images need {(batch, height, width)}. Give 1 for "
+            "each pixel of an image and 0 for padding, as the image processor does."
         )
     mask = pixel_mask.bool()
     heights, widths, areas = mask.any(2).sum(1), mask.any(1).sum(1), mask.sum((1, 2))
-    whole = (areas == heights * widths) & mask[:, 0, 0]
-    found = torch.stack((heights, widths, whole.long()), dim=1).tolist()
-    for index, (_, _, good) in enumerate(found):
-        if not good:
+    rectangle = (areas == heights * widths) & mask[:, 0, 0]
+    # One transfer for the batch: on a GPU each one waits for all work before it.
+    found = torch.stack((heights, widths, rectangle.long()), dim=1).tolist()
+    for index, (_, _, is_rectangle) in enumerate(found):
+        if not is_rectangle:
             raise InputError(
-                f"`pixel_mask` of picture {index} is no rectangle of ones in the upper left corner. Pad pictures at "
+                f"`pixel_mask` of image {index} is no rectangle of ones in the upper left corner. Pad images at "
                 "the right and at the bottom only."
             )
     return [(rows, columns) for rows, columns, _ in found]
@@ -148,50 +155,50 @@ def picture_sizes(pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None) -
 def split_by_size(
     pixel_values: torch.Tensor, sizes: list[Size] | None, keep: bool
 ) -> list[tuple[torch.Tensor, list[Size] | None]]:
-    """Cut a batch into parts within which no picture is padded further than to its own multiple of 32.
+    """Split a batch into parts in which no image is padded beyond its own multiple of 32.
 
-    HLG looks at the whole map (its dilated windows span it), so further padding would change what is found. With
-    `keep` (training, as in the released code), or where nothing is to be cut, the batch is one part.
+    HLG's dilated windows and global attention span the complete map, so that more padding would change the result.
+    With `keep` (training, as in the released code), or where no image has more padding, the batch stays one part.
     """
-    whole = [aligned(side) for side in pixel_values.shape[-2:]]
-    if keep or sizes is None or all([aligned(height), aligned(width)] == whole for height, width in sizes):
+    largest = [aligned(side) for side in pixel_values.shape[-2:]]
+    if keep or sizes is None or all([aligned(height), aligned(width)] == largest for height, width in sizes):
         return [(pixel_values, sizes)]
     return [
-        (picture[None, :, : aligned(size[0]), : aligned(size[1])], [size])
-        for picture, size in zip(pixel_values, sizes, strict=True)
+        (image[None, :, : aligned(size[0]), : aligned(size[1])], [size])
+        for image, size in zip(pixel_values, sizes, strict=True)
     ]
 
 
 def sizes_of(pixel_values: torch.Tensor, sizes: list[Size] | None) -> list[Size]:
-    """Give one (height, width) for each picture, also where none is padded."""
+    """Return one (height, width) for each image, also where none is padded."""
     height, width = pixel_values.shape[-2:]
     return [(height, width)] * len(pixel_values) if sizes is None else sizes
 
 
 def check_labels(labels: Sequence[Mapping[str, torch.Tensor]], batch: int, num_labels: int, masks: bool) -> None:
-    """Refuse labels that cannot be learned from.
+    """Refuse labels that the model cannot be trained on.
 
     Raises:
-        InputError: with the number of the picture, what was given and what to do.
+        InputError: with the index of the image, what was given and what to do.
     """
     if len(labels) != batch:
-        raise InputError(f"{len(labels)} labels were given for {batch} pictures. Give one dictionary for each.")
+        raise InputError(f"{len(labels)} labels were given for {batch} images. Give one dictionary for each.")
     for index, label in enumerate(labels):
         missing = [name for name in ("class_labels", "boxes", *(("masks",) if masks else ())) if name not in label]
         if missing:
-            raise InputError(f"Labels of picture {index} lack {', '.join(map(repr, missing))}; found {sorted(label)}.")
+            raise InputError(f"Labels of image {index} lack {', '.join(map(repr, missing))}; found {sorted(label)}.")
         boxes, classes = label["boxes"], label["class_labels"]
         if boxes.shape != (len(classes), 4) or (masks and len(label["masks"]) != len(classes)):
             shapes = {name: tuple(value.shape) for name, value in label.items() if hasattr(value, "shape")}
             raise InputError(
-                f"Labels of picture {index} do not belong together: {shapes}. N objects need `class_labels` (N,), "
+                f"Labels of image {index} do not belong together: {shapes}. N objects need `class_labels` (N,), "
                 "`boxes` (N, 4)" + (" and `masks` (N, H, W)." if masks else ".")
             )
-    # One question for the whole batch: on a GPU each answer is a wait.
+    # All boxes of the batch are checked at once: on a GPU each check that Python reads is a synchronization.
     boxes = torch.cat([label["boxes"].detach().float() for label in labels])
     classes = torch.cat([label["class_labels"] for label in labels])
     corners = to_corners(boxes)
-    visible = corners.clamp(0, 1)
+    visible = corners.clamp(0, 1)  # the part of the box inside the image must have an extent
     bad_box = ~(boxes.isfinite().all(1) & (visible[:, 2:] - visible[:, :2] > SMALLEST_EXTENT).all(1))
     bad_box |= ((corners < -BORDER) | (corners > 1 + BORDER)).any(1)
     bad_class = (classes < 0) | (classes >= num_labels)
@@ -199,21 +206,21 @@ def check_labels(labels: Sequence[Mapping[str, torch.Tensor]], batch: int, num_l
         return
     first = int((bad_box | bad_class).nonzero()[0])
     counts = torch.tensor([len(label["boxes"]) for label in labels]).cumsum(0)
-    picture = int((counts <= first).sum())
+    index = int((counts <= first).sum())  # image of the first bad object
     if bad_class[first]:
         raise InputError(
-            f"Picture {picture} has an object of class {int(classes[first])}; the model knows 0 to {num_labels - 1}. "
+            f"Image {index} has an object of class {int(classes[first])}; the model knows 0 to {num_labels - 1}. "
             "Number the classes without gaps, or set `num_labels`."
         )
     raise InputError(
-        f"Picture {picture} has the box {boxes[first].tolist()}; (centre x, centre y, width, height) with a positive "
-        "extent inside the picture are needed, in parts of its width and height. Cut boxes at the border and drop "
+        f"Image {index} has the box {boxes[first].tolist()}; (center x, center y, width, height) with a positive "
+        "extent inside the image are needed, as fractions of its width and height. Clip boxes at the border and drop "
         "empty ones, as the image processor does."
     )
 
 
 def to_targets(labels: Sequence[Mapping[str, torch.Tensor]], sizes: list[Size], device: torch.device) -> Targets:
-    """Bring labels to corners in pixels, float32, on the device of the model."""
+    """Convert labels to corners in pixels, float32, on the device of the model."""
     return [
         {
             "boxes": clip_boxes_to_image(to_corners(label["boxes"].to(device).float(), size), size),
@@ -225,7 +232,7 @@ def to_targets(labels: Sequence[Mapping[str, torch.Tensor]], sizes: list[Size], 
 
 
 def pad_masks(targets: Targets, size: Sequence[int]) -> Targets:
-    """Bring masks of objects to the size of the batch: nothing at the right and at the bottom."""
+    """Pad masks of objects with zeros at the right and bottom to (height, width) of the batch."""
     padded = []
     for target in targets:
         height, width = target["masks"].shape[-2:]
@@ -238,13 +245,13 @@ def pad_masks(targets: Targets, size: Sequence[int]) -> Targets:
 
 
 class HlgAnchors(nn.Module):
-    """Anchors in float32, not rounded, at fixed strides; corner (0, 0) of the grid is the centre of the first ones.
+    """Anchors in float32, not rounded, at fixed strides; the first ones of a level are centered at pixel (0, 0).
 
-    torchvision's generator rounds them, and takes the size of the picture over that of the map for the stride, which
-    is not 64 and 128 on the two coarsest levels. Nothing is stored, so that it works on any device.
+    torchvision's generator rounds them, and takes image size over map size for the stride, which is not exactly 64 and
+    128 on the two coarsest levels. Nothing is stored, so that it works on any device.
 
     Args:
-        strides: pixels between neighbouring anchors of each level.
+        strides: pixels between neighboring anchors of each level.
         scales: square roots of the anchors' areas, in strides.
     """
 
@@ -253,18 +260,18 @@ class HlgAnchors(nn.Module):
         self.strides, self.scales = tuple(strides), tuple(scales)
 
     def num_anchors_per_location(self) -> list[int]:
-        """Anchors of one place, for each level."""
+        """Anchors per location of each level."""
         return [len(self.scales) * len(RATIOS)] * len(self.strides)
 
     def forward(self, images: ImageList, features: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Give all anchors `(A, 4)` for each picture, as the region proposal network asks for them."""
+        """Return all anchors `(A, 4)` for each image, in the form that the region proposal network expects."""
         return [torch.cat(self.of_levels(features))] * len(images.image_sizes)
 
     def of_levels(self, features: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Give the anchors `(h * w * 9, 4)` of each level: row by row, at one place ratio by ratio."""
+        """Return the anchors of each level, `(h * w * ratios * scales, 4)`: row by row; per location by ratio."""
         anchors = []
         for stride, level in zip(self.strides, features, strict=True):
-            half = [
+            half = [  # half width and half height
                 (stride * scale / ratio**0.5 / 2, stride * scale * ratio**0.5 / 2)
                 for ratio in RATIOS
                 for scale in self.scales
@@ -273,38 +280,38 @@ class HlgAnchors(nn.Module):
             y = torch.arange(level.shape[-2], device=level.device, dtype=torch.float32) * stride
             x = torch.arange(level.shape[-1], device=level.device, dtype=torch.float32) * stride
             y, x = torch.meshgrid(y, x, indexing="ij")
-            centre = torch.stack((x, y, x, y), dim=-1)  # (h, w, 4)
-            anchors.append((centre[:, :, None] + cell).reshape(-1, 4))
+            center = torch.stack((x, y, x, y), dim=-1)  # (h, w, 4)
+            anchors.append((center[:, :, None] + cell).reshape(-1, 4))  # (h, w, ratios * scales, 4), flattened
         return anchors
 
     def inside(self, features: Sequence[torch.Tensor], size: Size | None) -> torch.Tensor:
-        """Tell which anchors `(A,)` stand on a picture of (height, width) with its own padding to multiples of 32.
+        """Tell which anchors `(A,)` are centered on an image of (height, width) and its own padding to 32.
 
-        None stands for a picture as large as the maps.
+        The others lie on the further padding of a batch. None stands for an image as large as the maps.
         """
         flags = []
         for stride, level in zip(self.strides, features, strict=True):
             height, width = level.shape[-2:] if size is None else (-(-aligned(side) // stride) for side in size)
             rows, columns = (torch.arange(side, device=level.device) for side in level.shape[-2:])
-            here = (rows < height)[:, None] & (columns < width)
-            flags.append(here[:, :, None].expand(-1, -1, len(self.scales) * len(RATIOS)).flatten())
+            on_image = (rows < height)[:, None] & (columns < width)
+            flags.append(on_image[:, :, None].expand(-1, -1, len(self.scales) * len(RATIOS)).flatten())
         return torch.cat(flags)
 
 
 class HlgBoxCoder(BoxCoder):
-    """Boxes as offsets; growing and shrinking both stop at a factor of 62.5 (torchvision bounds growing only)."""
+    """Boxes as offsets from anchors; sides grow or shrink by at most 62.5 (torchvision bounds growing only)."""
 
     def decode_single(self, rel_codes: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
-        places, sides = rel_codes.unflatten(-1, (-1, 4)).split(2, dim=-1)
+        centers, sides = rel_codes.unflatten(-1, (-1, 4)).split(2, dim=-1)  # (N, 4 * classes) -> (N, classes, 2) twice
         smallest = sides.new_tensor(self.weights[2:]) * -self.bbox_xform_clip
-        return super().decode_single(torch.cat((places, sides.clamp(min=smallest)), dim=-1).flatten(-2), boxes)
+        return super().decode_single(torch.cat((centers, sides.clamp(min=smallest)), dim=-1).flatten(-2), boxes)
 
 
 class HlgMatcher(Matcher):
-    """Assign boxes to objects by overlap, and to each object the boxes that overlap it best (mmdetection's rule).
+    """Match boxes to objects by IoU, and every object to the boxes that overlap it best (mmdetection's rule).
 
-    Such a low-quality match goes to that object even if the box overlaps another one more (torchvision then takes the
-    other), to the later one if it is the best of two, and only from an overlap of `smallest` on.
+    Such a low-quality match replaces a better match of the box with another object (torchvision keeps the better one),
+    goes to the later object if the box is the best of two, and needs an IoU of at least `smallest`.
     """
 
     def __init__(self, high_threshold: float, low_threshold: float, smallest: float) -> None:
@@ -312,15 +319,16 @@ class HlgMatcher(Matcher):
         self.smallest = smallest
 
     def __call__(self, match_quality_matrix: torch.Tensor) -> torch.Tensor:
-        """`(objects, boxes)` IoU -> `(boxes,)` index of the object, -1 for background, -2 for neither."""
+        """Match: `(objects, boxes)` IoU -> `(boxes,)` index of the object, -1 for background, -2 for neither."""
         if len(match_quality_matrix) == 0 or match_quality_matrix.shape[1] == 0:
-            shape = match_quality_matrix.shape[1]
-            return torch.full((shape,), self.BELOW_LOW_THRESHOLD, device=match_quality_matrix.device)
+            boxes = match_quality_matrix.shape[1]
+            return torch.full((boxes,), self.BELOW_LOW_THRESHOLD, device=match_quality_matrix.device)
         overlap, found = match_quality_matrix.max(dim=0)
         found[overlap < self.high_threshold] = self.BETWEEN_THRESHOLDS
         found[overlap < self.low_threshold] = self.BELOW_LOW_THRESHOLD
         best = match_quality_matrix.max(dim=1, keepdim=True).values
         is_best = (match_quality_matrix == best) & (best >= self.smallest)
+        # The largest index of an object that the box is the best one for, or -1.
         objects = torch.arange(len(match_quality_matrix), device=found.device)[:, None]
         last = torch.where(is_best, objects, -1).max(dim=0).values
         return torch.where(last >= 0, last, found)
@@ -329,7 +337,7 @@ class HlgMatcher(Matcher):
 def match_anchors(
     matcher: HlgMatcher, objects: torch.Tensor, anchors: torch.Tensor, inside: torch.Tensor
 ) -> torch.Tensor:
-    """Match anchors `(A, 4)` to objects `(N, 4)`; anchors on the padding of a batch are left out: -2."""
+    """Match anchors `(A, 4)` to objects `(N, 4)`; anchors on the padding of a batch are ignored: -2."""
     overlap = box_iou(objects, anchors).masked_fill(~inside, -1)
     return matcher(overlap).masked_fill(~inside, matcher.BETWEEN_THRESHOLDS)
 
@@ -339,16 +347,17 @@ def focal_loss(
 ) -> torch.Tensor:
     """Sum of the focal loss (gamma 2, alpha 0.25) over anchors and classes, float32.
 
-    Nearly all of it is background, so that every logit is taken for it and those of the objects are put right; the
-    same numbers as torchvision's at less than half the time and memory, since no target `(A, num_labels)` is made.
+    Nearly all targets are background: the loss treats every logit as background, then corrects those of the objects.
+    Results are torchvision's at less than half the time and memory, since no target `(A, num_labels)` is built.
 
     Args:
         logits: `(A, num_labels)`.
-        judged: `(A,)` which anchors count, objects and background.
-        positive: `(A,)` which of them are objects.
+        judged: `(A,)` bool, anchors that count: objects and background, not those between the IoU thresholds.
+        positive: `(A,)` bool, those of them that are objects.
         labels: `(P,)` classes of the positive anchors.
     """
     logits = logits.float()
+    # Background: -(1 - alpha) * p^2 * log(1 - p); object: -alpha * (1 - p)^2 * log(p), with p = sigmoid(logit).
     background = 0.75 * logits.sigmoid().square() * F.softplus(logits)
     found = logits[positive, labels]
     objects = 0.25 * (1 - found.sigmoid()).square() * F.softplus(-found)
@@ -356,7 +365,7 @@ def focal_loss(
 
 
 def mean_over_processes(count: torch.Tensor) -> torch.Tensor:
-    """Average a count over all processes: averaged gradients then equal those of one batch of all pictures."""
+    """Average a count over all processes, so that averaged gradients equal those of one batch of all images."""
     if dist.is_available() and dist.is_initialized():
         count = count.clone()
         dist.all_reduce(count)
@@ -368,9 +377,9 @@ def mean_over_processes(count: torch.Tensor) -> torch.Tensor:
 
 
 def start_as(part: nn.Module, rule: str | float, bias: float = 0.0) -> None:
-    """Note the rule that the layers of a part are initialised by: `"xavier"`, `"kaiming"` or a standard deviation.
+    """Set how the layers of a part are initialized: `"xavier"`, `"kaiming"` or a standard deviation.
 
-    It is noted in the layers, because transformers asks for the initialisation of nothing else.
+    The rule is stored in each layer, since `_init_weights` sees single modules only.
     """
     for layer in part.modules():
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
@@ -378,7 +387,7 @@ def start_as(part: nn.Module, rule: str | float, bias: float = 0.0) -> None:
 
 
 class HlgLastLevels(ExtraFPNBlock):
-    """Two more levels: a 3x3 convolution of stride 2 on stage 4 of the backbone, and one on that, without ReLU."""
+    """Levels P6 and P7: 3x3 convolutions of stride 2 on the backbone's stage 4 and on P6, without a ReLU between."""
 
     def __init__(self, in_channels: int) -> None:
         super().__init__()
@@ -393,7 +402,7 @@ class HlgLastLevels(ExtraFPNBlock):
 
 
 class HlgRegionProposals(RegionProposalNetwork):
-    """Region proposal network with the settings of the released configuration; losses whenever there are targets."""
+    """Region proposal network with the released settings; it computes losses whenever there are targets."""
 
     def __init__(self) -> None:
         anchors = HlgAnchors(PROPOSAL_STRIDES, PROPOSAL_SCALES)
@@ -411,12 +420,12 @@ class HlgRegionProposals(RegionProposalNetwork):
         self.box_coder = HlgBoxCoder(weights=(1.0, 1.0, 1.0, 1.0))
         self.proposal_matcher = HlgMatcher(0.7, 0.3, smallest=0.3)
         start_as(self.head, 0.01)
-        self.min_size = torch.finfo(torch.float32).tiny  # only boxes without extent are dropped
+        self.min_size = torch.finfo(torch.float32).tiny  # drops only boxes without extent
 
     def forward(
         self, images: ImageList, features: dict[str, torch.Tensor], targets: Targets | None = None
     ) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
-        """Propose regions `(<= 1000, 4)` for each picture; with targets also give the two losses."""
+        """Propose regions `(<= 1000, 4)` for each image; with targets also return the two losses."""
         levels = list(features.values())
         objectness, offsets = self.head(levels)
         per_level = [level[0].numel() for level in objectness]
@@ -424,7 +433,7 @@ class HlgRegionProposals(RegionProposalNetwork):
         scores, codes = scores.float(), codes.float()
         anchors = self.anchor_generator(images, levels)
         proposals = self.box_coder.decode(codes.detach(), anchors).view(len(anchors), -1, 4)
-        if proposals.is_meta:  # counting, where nothing is known about the scores: as many as there can be
+        if proposals.is_meta:  # FLOPs are counted without values: assume the largest number of proposals
             boxes = [proposals[index, : min(1000, proposals.shape[1])] for index in range(len(anchors))]
         else:
             boxes, _ = self.filter_proposals(proposals, scores, images.image_sizes, per_level)
@@ -442,49 +451,50 @@ class HlgRegionProposals(RegionProposalNetwork):
         targets: Targets,
     ) -> dict[str, torch.Tensor]:
         kinds, wanted = [], []
-        for boxes, here, target in zip(anchors, inside, targets, strict=True):
-            matched = match_anchors(self.proposal_matcher, target["boxes"], boxes, here)
-            # The sampler knows 1 for objects, 0 for background, -1 for neither.
+        for boxes, on_image, target in zip(anchors, inside, targets, strict=True):
+            matched = match_anchors(self.proposal_matcher, target["boxes"], boxes, on_image)
+            # The sampler reads 1 as object, 0 as background, -1 as neither.
             kinds.append(torch.where(matched >= 0, 1, torch.where(matched == -1, 0, -1)))
-            objects = target["boxes"] if len(target["boxes"]) else boxes[:1]
+            objects = target["boxes"] if len(target["boxes"]) else boxes[:1]  # any box: it is never read
             wanted.append(self.box_coder.encode_single(objects[matched.clamp(min=0)], boxes))
         positive, negative = (torch.cat(each).bool() for each in self.fg_bg_sampler(kinds))
         sampled = positive | negative
         count = sampled.sum().clamp(min=1)
-        truth = positive[sampled].float()
+        is_object = positive[sampled].float()
+        classification = F.binary_cross_entropy_with_logits(scores[sampled], is_object, reduction="sum")
         return {
-            "rpn_classification": F.binary_cross_entropy_with_logits(scores[sampled], truth, reduction="sum") / count,
+            "rpn_classification": classification / count,
             "rpn_boxes": F.l1_loss(codes[positive], torch.cat(wanted)[positive], reduction="sum") / count,
         }
 
 
 class HlgRoiAlign(nn.Module):
-    """Aligned RoIAlign with as many samples as a region needs, from the level that fits its size (eq. 1 of FPN)."""
+    """Aligned RoIAlign with adaptive sampling, from the pyramid level that fits a region's size (Eq. 1 of FPN)."""
 
     def __init__(self, output_size: int) -> None:
         super().__init__()
         self.output_size = output_size
 
     def forward(self, maps: Sequence[torch.Tensor], boxes: list[torch.Tensor]) -> torch.Tensor:
-        """Maps at 1/4 to 1/32 and corners `(N_i, 4)` for each picture -> `(sum of N_i, C, size, size)`."""
-        pictures = torch.cat([torch.full_like(each[:, :1], index) for index, each in enumerate(boxes)])
-        regions = torch.cat((pictures, torch.cat(boxes)), dim=1)
-        sides = (regions[:, 3] - regions[:, 1]) * (regions[:, 4] - regions[:, 2])
-        levels = torch.floor(torch.log2(sides.sqrt() / FINEST_SCALE + 1e-6)).clamp(0, len(ROI_STRIDES) - 1)
+        """Pool maps at 1/4 to 1/32 in the boxes `(N_i, 4)` of each image: `(sum of N_i, C, size, size)`."""
+        owner = torch.cat([torch.full_like(each[:, :1], index) for index, each in enumerate(boxes)])
+        regions = torch.cat((owner, torch.cat(boxes)), dim=1)  # (image, left, top, right, bottom)
+        areas = (regions[:, 3] - regions[:, 1]) * (regions[:, 4] - regions[:, 2])
+        levels = torch.floor(torch.log2(areas.sqrt() / FINEST_SCALE + 1e-6)).clamp(0, len(ROI_STRIDES) - 1)
         size = (len(regions), maps[0].shape[1], self.output_size, self.output_size)
         pooled = torch.zeros(size, device=maps[0].device)
-        if pooled.is_meta:  # counting: which region goes where does not matter
+        if pooled.is_meta:  # FLOPs are counted without values: levels do not matter
             return pooled.to(maps[0].dtype)
         for level, stride in enumerate(ROI_STRIDES):
             chosen = (levels == level).nonzero().squeeze(1)
-            # Also without a region, so that every map gets a gradient. The operator knows no bfloat16 on the CPU.
+            # Also where no region is chosen, so that every map gets a gradient. Float32: the CPU has no bfloat16.
             cut = roi_align(maps[level].float(), regions[chosen], self.output_size, 1 / stride, aligned=True)
             pooled = pooled.index_copy(0, chosen, cut.float())
         return pooled.to(maps[0].dtype)
 
 
 class HlgBoxPredictor(nn.Module):
-    """Classes with background as the last one, and one box for each class but background."""
+    """Class logits with background last, and one box per class other than background."""
 
     def __init__(self, in_channels: int, num_labels: int) -> None:
         super().__init__()
@@ -496,7 +506,7 @@ class HlgBoxPredictor(nn.Module):
 
 
 class HlgRoiHeads(nn.Module):
-    """Second stage of Mask R-CNN: class, box and mask of each proposed region."""
+    """Second stage of Mask R-CNN: class, box and mask of each proposal."""
 
     def __init__(self, num_labels: int) -> None:
         super().__init__()
@@ -516,19 +526,19 @@ class HlgRoiHeads(nn.Module):
         self.sampler = BalancedPositiveNegativeSampler(512, 0.25)
 
     def classify(self, maps: Sequence[torch.Tensor], regions: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Give class logits `(N, num_labels + 1)` and box offsets `(N, num_labels * 4)` of all regions, float32."""
+        """Return class logits `(N, num_labels + 1)` and box offsets `(N, num_labels * 4)` of all regions, float32."""
         logits, codes = self.box_predictor(self.box_head(self.box_pool(maps, regions)))
         return logits.float(), codes.float()
 
     def masks(self, maps: Sequence[torch.Tensor], regions: list[torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
-        """Give the mask logits `(N, 28, 28)` of all regions for their classes, float32."""
+        """Return the mask logits `(N, 28, 28)` of all regions for their classes, float32."""
         logits = self.mask_predictor(self.mask_head(self.mask_pool(maps, regions)))
         return logits[torch.arange(len(labels), device=labels.device), labels].float()
 
     def losses(
         self, maps: Sequence[torch.Tensor], proposals: list[torch.Tensor], targets: Targets
     ) -> dict[str, torch.Tensor]:
-        """Sample 512 regions of each picture and give the losses of classes, boxes and masks."""
+        """Sample 512 regions of each image and return the losses of classes, boxes and masks."""
         samples = [self._sample(*each) for each in zip(proposals, targets, strict=True)]
         logits, codes = self.classify(maps, [regions for regions, _ in samples])
         regions, matched = (torch.cat(each) for each in zip(*samples, strict=True))
@@ -536,21 +546,21 @@ class HlgRoiHeads(nn.Module):
         for (_, found), target in zip(samples, targets, strict=True):
             background = target["labels"].new_tensor([self.num_labels])
             nothing = target["boxes"].new_zeros(1, 4)
-            labels.append(torch.cat((target["labels"], background))[found])  # -1 is background, the last
+            labels.append(torch.cat((target["labels"], background))[found])  # index -1 reads the background class
             wanted.append(torch.cat((target["boxes"], nothing))[found])
-        truth, positive = torch.cat(labels), matched >= 0
-        count = max(len(truth), 1)
-        codes = codes.unflatten(1, (-1, 4))[positive, truth[positive]]
+        classes, positive = torch.cat(labels), matched >= 0
+        count = max(len(classes), 1)
+        codes = codes.unflatten(1, (-1, 4))[positive, classes[positive]]  # (positives, 4), of the true class
         offsets = self.box_coder.encode_single(torch.cat(wanted)[positive], regions[positive])
         objects = [(regions[found >= 0], found[found >= 0]) for regions, found in samples]
         return {
-            "classification": F.cross_entropy(logits, truth, reduction="sum") / count,
+            "classification": F.cross_entropy(logits, classes, reduction="sum") / count,
             "boxes": F.l1_loss(codes, offsets, reduction="sum") / count,
-            "masks": self._mask_loss(maps, objects, truth[positive], targets),
+            "masks": self._mask_loss(maps, objects, classes[positive], targets),
         }
 
     def _sample(self, proposals: torch.Tensor, target: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Give regions and the index of the object of each, -1 for background; true boxes are among the proposals."""
+        """Sample among proposals and true boxes; return regions and the index of their object (-1: background)."""
         matched = self.matcher(box_iou(target["boxes"], proposals))
         own = torch.arange(len(target["boxes"]), device=matched.device)
         matched, regions = torch.cat((own, matched)), torch.cat((target["boxes"], proposals.detach()))
@@ -568,19 +578,19 @@ class HlgRoiHeads(nn.Module):
         logits = self.masks(maps, [regions for regions, _ in objects], labels)
         wanted = []
         for (regions, found), target in zip(objects, targets, strict=True):
-            # One map per object of which one region is cut: `found` numbers the maps.
-            places = torch.cat((found[:, None].to(regions), regions), dim=1)
+            # RoIAlign on the objects' masks, one "image" per object; `found` names the one that a region reads.
+            rois = torch.cat((found[:, None].to(regions), regions), dim=1)
             masks = target["masks"][:, None].float()
             if len(masks):
-                cut = roi_align(masks, places, logits.shape[-1], 1.0, aligned=True)
+                cut = roi_align(masks, rois, logits.shape[-1], 1.0, aligned=True)
                 wanted.append((cut[:, 0] >= 0.5).float())
-        truth = torch.cat(wanted) if wanted else torch.zeros_like(logits)
-        return F.binary_cross_entropy_with_logits(logits, truth, reduction="sum") / max(logits.numel(), 1)
+        target_masks = torch.cat(wanted) if wanted else torch.zeros_like(logits)
+        return F.binary_cross_entropy_with_logits(logits, target_masks, reduction="sum") / max(logits.numel(), 1)
 
     def detect(
         self, maps: Sequence[torch.Tensor], proposals: list[torch.Tensor], sizes: list[Size]
     ) -> tuple[torch.Tensor, ...]:
-        """Give scores `(B, 100)`, labels, normalised boxes and mask logits, padded with 0, -1, 0 and 0."""
+        """Return scores `(B, 100)`, labels, normalized boxes and mask logits, padded with 0, -1, 0 and 0."""
         logits, codes = self.classify(maps, proposals)
         boxes = self.box_coder.decode(codes, proposals)  # (N, num_labels, 4)
         counts = [len(each) for each in proposals]
@@ -601,7 +611,7 @@ class HlgRoiHeads(nn.Module):
     def _choose(
         self, scores: torch.Tensor, boxes: torch.Tensor, size: Size
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        if scores.is_meta:  # counting: as many detections as there can be
+        if scores.is_meta:  # FLOPs are counted without values: assume the largest number of detections
             flat = scores.flatten()[:MAX_DETECTIONS]
             return flat, torch.zeros_like(flat, dtype=torch.long), boxes.flatten(0, 1)[:MAX_DETECTIONS]
         boxes = clip_boxes_to_image(boxes, size)
@@ -615,10 +625,11 @@ class HlgRoiHeads(nn.Module):
 
 
 @dataclass
-class HlgAnchorView:
-    """What RetinaNet computes for pictures of one size: logits `(b, A, K)`, offsets and boxes `(b, A, 4)`.
+class HlgAnchorResults:
+    """RetinaNet's results for images of one size: logits `(b, A, K)`, box offsets `codes` and boxes `(b, A, 4)`.
 
-    `anchors` and the maps that they stand on come level by level; `sizes` are those of the pictures if any is padded.
+    `anchors` and `levels`, the maps they lie on, are lists over pyramid levels; `sizes` are the images' own sizes
+    (None without padding).
     """
 
     logits: torch.Tensor
@@ -631,8 +642,8 @@ class HlgAnchorView:
 
 
 @dataclass
-class HlgRegionView:
-    """What Mask R-CNN computes for pictures of one size: losses with targets, detections in eval mode."""
+class HlgRegionResults:
+    """Mask R-CNN's results for images of one size: losses if there are targets, detections in eval mode."""
 
     losses: dict[str, torch.Tensor]
     detections: tuple[torch.Tensor, ...]
@@ -640,11 +651,11 @@ class HlgRegionView:
 
 
 class HlgDetectorPreTrainedModel(HlgPreTrainedModel):
-    """What both detectors share: their parts start as in mmdetection, and their labels are checked."""
+    """Common to both detectors: initialization as in mmdetection, and checked labels."""
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Initialise a layer by the rule of its part, else as the backbone's."""
+        """Initialize a layer by the rule that `start_as` set, or as the backbone's layers."""
         rule = getattr(module, "initial_weight", None)
         if not isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear) or rule is None:
             super()._init_weights(module)
@@ -673,7 +684,7 @@ class HlgDetectorPreTrainedModel(HlgPreTrainedModel):
 
 
 def join(parts: list[torch.Tensor], value: float) -> torch.Tensor:
-    """Put `(b, A, C)` tensors of different A in one batch; fill with `value`."""
+    """Concatenate `(b, A, C)` tensors of different A along the batch, padding with `value`."""
     if len(parts) == 1:
         return parts[0]
     most = max(each.shape[1] for each in parts)
@@ -689,11 +700,11 @@ class HlgForObjectDetection(HlgDetectorPreTrainedModel):
         channels = list(config.hidden_sizes[1:])
         self.feature_pyramid = FeaturePyramidNetwork(channels, PYRAMID_WIDTH, HlgLastLevels(channels[-1]))
         self.anchors = HlgAnchors(RETINANET_STRIDES, RETINANET_SCALES)
-        per_place = self.anchors.num_anchors_per_location()[0]
-        self.detection_head = RetinaNetHead(PYRAMID_WIDTH, per_place, int(config.num_labels or 0))
-        start_as(self.feature_pyramid, "xavier")  # Sec. 4.3
+        per_location = self.anchors.num_anchors_per_location()[0]
+        self.detection_head = RetinaNetHead(PYRAMID_WIDTH, per_location, int(config.num_labels or 0))
+        start_as(self.feature_pyramid, "xavier")  # Sec. 4.2
         start_as(self.detection_head, 0.01)
-        # Every class starts with a probability of 0.01, else background would outweigh all else at first.
+        # Every class starts with probability 0.01, else the loss of background would dominate the first steps.
         start_as(self.detection_head.classification_head.cls_logits, 0.01, bias=-math.log(99))
         self.box_coder = HlgBoxCoder(weights=(1.0, 1.0, 1.0, 1.0))
         self.matcher = HlgMatcher(0.5, 0.4, smallest=0.0)
@@ -710,43 +721,46 @@ class HlgForObjectDetection(HlgDetectorPreTrainedModel):
         """Score the classes and refine the boxes of all anchors.
 
         Args:
-            pixel_values: `(B, 3, H, W)`, normalised; any size.
-            pixel_mask: `(B, H, W)`, 1 for the picture and 0 for padding at its right and bottom; None if there is
-                none. In eval mode pictures that were padded differently are looked at one by one, so that padding
-                changes nothing.
-            labels: for each picture `class_labels` `(N,)` and `boxes` `(N, 4)`, normalised (centre x, centre y,
-                width, height) of the picture without its padding. N may be 0.
+            pixel_values: `(B, 3, H, W)`, normalized; any size.
+            pixel_mask: `(B, H, W)`, 1 for the image and 0 for padding at its right and bottom; None without padding.
+                In eval mode images that were padded differently are processed one by one, so that padding does not
+                change results.
+            labels: for each image `class_labels` `(N,)` and `boxes` `(N, 4)`, normalized (center x, center y, width,
+                height) of the image without its padding. N may be 0.
 
         Returns:
-            Logits and boxes of all anchors; the image processor makes detections of them. With labels also `loss`.
+            Logits and boxes of all anchors, which the image processor turns into detections. With labels also `loss`.
 
         Raises:
-            InputError: boxes or classes that cannot be, or a mask that is no rectangle.
+            InputError: impossible boxes or classes, or a mask that is no rectangle.
         """
-        sizes = picture_sizes(pixel_values, pixel_mask)
+        sizes = image_sizes(pixel_values, pixel_mask)
         targets = self._targets(labels, pixel_values, sizes, masks=False)
         parts = split_by_size(pixel_values, sizes, keep=self.training)
-        views = [self._look(part, own, **kwargs) for part, own in parts]
-        losses = None if targets is None else self._losses(views, targets)
-        counts = [  # no `len`, which would fix the size in an exported program
-            torch.stack([torch.full((), each.shape[0]) for each in view.anchors]).expand(view.logits.shape[0], -1)
-            for view in views
+        results = [self._run_part(part, own, **kwargs) for part, own in parts]
+        losses = None if targets is None else self._losses(results, targets)
+        counts = [  # tensors, since Python numbers would become constants of an exported program
+            torch.stack([torch.full((), each.shape[0]) for each in part.anchors]).expand(part.logits.shape[0], -1)
+            for part in results
         ]
-        backbone = views[0].backbone if len(views) == 1 else HlgModelOutput()
+        backbone = results[0].backbone if len(results) == 1 else HlgModelOutput()
         return HlgObjectDetectionOutput(
             loss=None if losses is None else torch.stack(list(losses.values())).sum(),
             loss_dict=losses,
-            logits=join([view.logits for view in views], torch.finfo(views[0].logits.dtype).min),
-            pred_boxes=join([view.boxes for view in views], 0),
+            logits=join([part.logits for part in results], torch.finfo(results[0].logits.dtype).min),
+            pred_boxes=join([part.boxes for part in results], 0),
             anchors_per_level=torch.cat(counts).to(pixel_values.device),
             hidden_states=backbone.hidden_states,
             attentions=backbone.attentions,
         )
 
-    def _look(self, pixel_values: torch.Tensor, sizes: list[Size] | None, **kwargs: Any) -> HlgAnchorView:
+    def _run_part(
+        self, pixel_values: torch.Tensor, sizes: list[Size] | None, **kwargs: Unpack[TransformersKwargs]
+    ) -> HlgAnchorResults:
+        """Run the network on images of one size."""
         backbone = self.hlg(pixel_values, **kwargs)
-        pyramid = self.feature_pyramid(OrderedDict(enumerate(backbone.feature_maps[1:])))
-        levels = list(pyramid.values())
+        pyramid = self.feature_pyramid(OrderedDict(enumerate(backbone.feature_maps[1:])))  # stages 2 to 4
+        levels = list(pyramid.values())  # P3 to P7
         outputs = self.detection_head(levels)
         anchors, codes = self.anchors.of_levels(levels), outputs["bbox_regression"].float()
         corners = self.box_coder.decode_single(codes.flatten(0, 1), torch.cat(anchors).repeat(codes.shape[0], 1))
@@ -755,7 +769,7 @@ class HlgForObjectDetection(HlgDetectorPreTrainedModel):
             boxes = to_normalized(corners, pixel_values.shape[-2:])
         else:
             boxes = torch.stack([to_normalized(each, size) for each, size in zip(corners, sizes, strict=True)])
-        return HlgAnchorView(
+        return HlgAnchorResults(
             logits=outputs["cls_logits"],
             codes=codes,
             boxes=boxes,
@@ -765,17 +779,17 @@ class HlgForObjectDetection(HlgDetectorPreTrainedModel):
             backbone=backbone,
         )
 
-    def _losses(self, views: list[HlgAnchorView], targets: Targets) -> dict[str, torch.Tensor]:
-        """Focal loss and L1 loss over all pictures, divided by the positive anchors of all pictures of all processes.
+    def _losses(self, results: list[HlgAnchorResults], targets: Targets) -> dict[str, torch.Tensor]:
+        """Focal loss and L1 loss over all images, divided by the positive anchors of all images of all processes.
 
-        A picture without objects counts as one positive, as in mmdetection.
+        An image without objects counts as one positive, as in mmdetection.
         """
         classification, boxes, positives = [], [], []
         rest = iter(targets)
-        for view in views:
-            anchors = torch.cat(view.anchors)
-            for index, (logits, codes, target) in enumerate(zip(view.logits, view.codes, rest, strict=False)):
-                inside = self.anchors.inside(view.levels, None if view.sizes is None else view.sizes[index])
+        for part in results:
+            anchors = torch.cat(part.anchors)
+            for index, (logits, codes, target) in enumerate(zip(part.logits, part.codes, rest, strict=False)):
+                inside = self.anchors.inside(part.levels, None if part.sizes is None else part.sizes[index])
                 matched = match_anchors(self.matcher, target["boxes"], anchors, inside)
                 positive, judged = matched >= 0, matched != self.matcher.BETWEEN_THRESHOLDS
                 objects = matched[positive]
@@ -784,7 +798,7 @@ class HlgForObjectDetection(HlgDetectorPreTrainedModel):
                 boxes.append(F.l1_loss(codes[positive], offsets, reduction="sum"))
                 positives.append(positive.sum().clamp(min=1))
         count = torch.stack(positives).sum()
-        if self.training:  # evaluation may end at different times in different processes
+        if self.training:  # not in evaluation, where processes may have different numbers of batches
             count = mean_over_processes(count)
         return {
             "classification": torch.stack(classification).sum() / count,
@@ -799,7 +813,7 @@ class HlgForInstanceSegmentation(HlgDetectorPreTrainedModel):
         super().__init__(config)
         self.hlg = HlgModel(config)
         self.feature_pyramid = FeaturePyramidNetwork(list(config.hidden_sizes), PYRAMID_WIDTH, LastLevelMaxPool())
-        start_as(self.feature_pyramid, "xavier")  # Sec. 4.3
+        start_as(self.feature_pyramid, "xavier")  # Sec. 4.2
         self.rpn = HlgRegionProposals()
         self.roi_heads = HlgRoiHeads(int(config.num_labels or 0))
         self.post_init()
@@ -815,40 +829,42 @@ class HlgForInstanceSegmentation(HlgDetectorPreTrainedModel):
         """Find objects and their masks.
 
         Args:
-            pixel_values: `(B, 3, H, W)`, normalised; any size.
-            pixel_mask: `(B, H, W)`, 1 for the picture and 0 for padding at its right and bottom; None if there is
-                none. In eval mode pictures that were padded differently are looked at one by one, so that padding
-                changes nothing.
-            labels: for each picture `class_labels` `(N,)`, `boxes` `(N, 4)`, normalised (centre x, centre y, width,
-                height) of the picture without its padding, and `masks` `(N, h, w)`, bool or 0 and 1, as large as the
-                picture with or without padding. N may be 0.
+            pixel_values: `(B, 3, H, W)`, normalized; any size.
+            pixel_mask: `(B, H, W)`, 1 for the image and 0 for padding at its right and bottom; None without padding.
+                In eval mode images that were padded differently are processed one by one, so that padding does not
+                change results.
+            labels: for each image `class_labels` `(N,)`, `boxes` `(N, 4)`, normalized (center x, center y, width,
+                height) of the image without its padding, and `masks` `(N, h, w)`, bool or 0 and 1, as large as the
+                image with or without padding. N may be 0.
 
         Returns:
-            In training mode, or with labels, `loss`; in eval mode at most 100 detections of each picture.
+            In training mode, or with labels, `loss`; in eval mode at most 100 detections of each image.
 
         Raises:
-            InputError: boxes or classes that cannot be, a mask that is no rectangle, or training without labels.
+            InputError: impossible boxes or classes, a mask that is no rectangle, or training without labels.
         """
-        sizes = picture_sizes(pixel_values, pixel_mask)
+        sizes = image_sizes(pixel_values, pixel_mask)
         if self.training and labels is None:
             raise InputError("Mask R-CNN was called in training mode without `labels`. Give them, or call `.eval()`.")
         targets = self._targets(labels, pixel_values, sizes, masks=True)
         parts = split_by_size(pixel_values, sizes, keep=self.training)
-        views, start = [], 0
+        results, start = [], 0
         for part, own in parts:
-            here = None if targets is None else pad_masks(targets[start : start + len(part)], part.shape[-2:])
-            views.append(self._look(part, sizes_of(part, own), here, **kwargs))
+            part_targets = None if targets is None else pad_masks(targets[start : start + len(part)], part.shape[-2:])
+            results.append(self._run_part(part, sizes_of(part, own), part_targets, **kwargs))
             start += len(part)
         losses = None
         if targets is not None:
-            share = [len(part) / len(pixel_values) for part, _ in parts]
+            # Each part's losses are means over its samples; weighted by its fraction of the images.
+            weights = [len(part) / len(pixel_values) for part, _ in parts]
+            weighted = list(zip(results, weights, strict=True))
             losses = {
-                name: torch.stack([view.losses[name] * part for view, part in zip(views, share, strict=True)]).sum()
-                for name in views[0].losses
+                name: torch.stack([part.losses[name] * weight for part, weight in weighted]).sum()
+                for name in results[0].losses
             }
         names = ("pred_scores", "pred_labels", "pred_boxes", "pred_masks")
-        found = zip(*(view.detections for view in views), strict=True)
-        backbone = views[0].backbone if len(views) == 1 else HlgModelOutput()
+        found = zip(*(part.detections for part in results), strict=True)
+        backbone = results[0].backbone if len(results) == 1 else HlgModelOutput()
         return HlgInstanceSegmentationOutput(
             loss=None if losses is None else torch.stack(list(losses.values())).sum(),
             loss_dict=losses,
@@ -857,17 +873,22 @@ class HlgForInstanceSegmentation(HlgDetectorPreTrainedModel):
             attentions=backbone.attentions,
         )
 
-    def _look(
-        self, pixel_values: torch.Tensor, sizes: list[Size], targets: Targets | None, **kwargs: Any
-    ) -> HlgRegionView:
+    def _run_part(
+        self,
+        pixel_values: torch.Tensor,
+        sizes: list[Size],
+        targets: Targets | None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> HlgRegionResults:
+        """Run both stages on images of one size."""
         backbone = self.hlg(pixel_values, **kwargs)
-        pyramid = self.feature_pyramid(OrderedDict(enumerate(backbone.feature_maps)))
-        maps = list(pyramid.values())[: len(ROI_STRIDES)]
+        pyramid = self.feature_pyramid(OrderedDict(enumerate(backbone.feature_maps)))  # P2 to P6
+        maps = list(pyramid.values())[: len(ROI_STRIDES)]  # P6 serves the proposals only
         proposals, losses = self.rpn(ImageList(pixel_values, sizes), pyramid, targets)
         if targets is not None:
             losses |= self.roi_heads.losses(maps, proposals, targets)
         detections = () if self.training else self.roi_heads.detect(maps, proposals, sizes)
-        return HlgRegionView(losses=losses, detections=detections, backbone=backbone)
+        return HlgRegionResults(losses=losses, detections=detections, backbone=backbone)
 
 
 __all__ = ["HlgForInstanceSegmentation", "HlgForObjectDetection"]

@@ -1,7 +1,8 @@
-"""How HLG cuts maps into groups of tokens, where these lie, and the bias that attention gives to their distance.
+"""How HLG divides maps into groups of tokens, where the groups lie, and the attention's relative position bias.
 
-"Vision Transformers: From Semantic Segmentation to Dense Prediction", IJCV 2024, Sec. 3.3: windows and dilated groups,
-and the dynamic position bias.
+"Vision Transformers: From Semantic Segmentation to Dense Prediction", IJCV 2024, Sec. 3.3: plain and dilated windows
+(Figure 4), and the position terms B_W of Eq. 5 and B_G of Eq. 7. The text does not say how these are computed; the
+released code does, by a dynamic position bias.
 """
 
 from collections.abc import Callable
@@ -14,14 +15,14 @@ from transformers.utils.generic import maybe_autocast
 
 
 class HlgGrouping(NamedTuple):
-    """How a map is cut into groups that attend within themselves; a group becomes one key of the global attention.
+    """How a map is divided into groups that attend within themselves; each group becomes a key of global attention.
 
-    Plain groups are windows. Dilated ones take every `groups`-th row and column: their rate is the number of groups,
-    and each spans the map.
+    Plain groups are windows: group (i, j) holds rows i * t to i * t + t - 1, t being `tokens[0]`. Dilated groups span
+    the map: group (i, j) holds rows i, i + g, i + 2g, ..., so that the dilation rate g is `groups[0]`. Columns alike.
 
     Args:
-        groups: (down, across), number of groups.
-        tokens: (down, across) of each group.
+        groups: number of groups (down, across).
+        tokens: tokens of each group (down, across).
         dilated: whether groups are dilated.
     """
 
@@ -31,45 +32,50 @@ class HlgGrouping(NamedTuple):
 
     @classmethod
     def windows(cls, size: tuple[int, int], side: int, dilated: bool) -> "HlgGrouping":
-        """Groups of `side` x `side` tokens that cover a map: the backbone's, and the decoder's plain ones."""
+        """Divide a map into groups of `side` x `side` tokens: the backbone's, and the decoder's plain ones."""
         return cls(((size[0] + side - 1) // side, (size[1] + side - 1) // side), (side, side), dilated)
 
     @classmethod
     def phases(cls, size: tuple[int, int], rate: int) -> "HlgGrouping":
-        """Dilated groups of a fixed rate: the decoder's."""
+        """Divide a map into dilated groups of a fixed rate: the decoder's."""
         return cls((rate, rate), ((size[0] + rate - 1) // rate, (size[1] + rate - 1) // rate), True)
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width) of the map filled up to whole groups."""
+        """(height, width) of the map padded to complete groups."""
         return self.groups[0] * self.tokens[0], self.groups[1] * self.tokens[1]
 
     def unfold(self, tokens: torch.Tensor, *last: int) -> torch.Tensor:
-        """`(B, H, W, C)` -> `(B, groups down, across, tokens down, across, C)`; a view. C may be cut into `last`."""
+        """Regroup a map, as a view where possible; C may be split into `last`.
+
+        `(B, H, W, C)` -> `(B, groups down, across, tokens down, across, C)`.
+        """
         (g, v), (t, u) = self.groups, self.tokens
+        # A row is (token, group) if dilated, so that neighbors lie in different groups, else (group, token).
         shape = (t, g, u, v) if self.dilated else (g, t, v, u)
         order = (0, 2, 4, 1, 3) if self.dilated else (0, 1, 3, 2, 4)
         tokens = tokens.reshape(tokens.shape[0], *shape, *(last or tokens.shape[3:]))
         return tokens.permute(*order, *range(5, tokens.ndim))
 
     def fold(self, groups: torch.Tensor) -> torch.Tensor:
-        """Undo `unfold`: `(B, groups down, across, tokens down, across, C)` -> `(B, H, W, C)`."""
+        """Invert `unfold`: `(B, groups down, across, tokens down, across, C)` -> `(B, H, W, C)`."""
         order = (0, 3, 1, 4, 2, 5) if self.dilated else (0, 1, 3, 2, 4, 5)
         return groups.permute(order).reshape(groups.shape[0], *self.size, -1)
 
     def key_lines(self, axis: int) -> tuple[int, int]:
         """Mean positions of the groups along an axis, as (first, step)."""
+        # Plain: the middle of each window. Dilated: group i has the mean of i, i + g, ..., i + (t - 1) * g.
         groups, tokens = self.groups[axis], self.tokens[axis]
         return (groups * (tokens - 1) // 2, 1) if self.dilated else ((tokens - 1) // 2, tokens)
 
 
 class HlgOffsets(NamedTuple):
-    """Offsets between queries and keys, each computed once: bias[n, m] = table[query[n] + key[m]].
+    """The distinct offsets between queries and keys; the pair (n, m) has `offsets[query[n] + key[m]]`.
 
     Args:
-        offsets: `(R, 2)` (dy, dx).
-        query: `(N,)` int64.
-        key: `(M,)` int64.
+        offsets: `(R, 2)` (dy, dx), float32.
+        query: `(N,)` int64, the query's part of the index into `offsets`.
+        key: `(M,)` int64, the key's part.
     """
 
     offsets: torch.Tensor
@@ -78,15 +84,15 @@ class HlgOffsets(NamedTuple):
 
 
 class HlgPlaces(NamedTuple):
-    """Where the keys of an attention lie for the position bias.
+    """Where the position bias takes the keys of an attention to lie, in tokens of the queries' map.
 
     Args:
         size: (height, width) of the queries' map.
-        keys: (down, across), number of keys.
+        keys: number of keys (down, across).
         first: position of the first key, (y, x).
-        step: distance of neighbouring keys, (y, x).
-        row: 0 for keys on a grid; else the keys are numbered through rows of this length (rule `"flat"`).
-        scrambled: whether the row lengths of keys and table are mixed up (rule `"tuple4"`).
+        step: distance of neighboring keys, (y, x).
+        row: 0 for keys on a grid; else key m lies at (m div row, m mod row) (rule `"flat"`).
+        scrambled: whether keys and table are indexed with different row lengths (rule `"tuple4"`).
     """
 
     size: tuple[int, int]
@@ -98,7 +104,7 @@ class HlgPlaces(NamedTuple):
 
     @classmethod
     def of(cls, rule: str, size: tuple[int, int], grouping: HlgGrouping) -> "HlgPlaces":
-        """Places of a grouping's window embeddings, by the rule `global_bias` of the configuration."""
+        """Positions of the window embeddings of a grouping, by the configuration's `global_bias`."""
         if rule == "flat":
             return cls(size, grouping.groups, row=size[1])
         if rule == "tuple4":
@@ -107,16 +113,20 @@ class HlgPlaces(NamedTuple):
         return cls(size, grouping.groups, (y, x), (step_y, step_x))
 
     def offsets(self, device: torch.device) -> HlgOffsets:
-        """All offsets that occur, and how queries and keys find theirs."""
+        """Compute all offsets that occur, and the indices by which queries and keys find theirs."""
         (height, width), (down, across) = self.size, self.keys
         if self.scrambled:
-            # The released rule: keys at (m div w, m mod w), rows of 2w - 1 entries in a table with rows of 2W - 1.
+            # The released rule, with h x w keys for H x W queries: key m lies at (m div w, m mod w), and the index
+            # (y_n - y_m + h - 1) * (2w - 1) + x_n - x_m + w - 1 reads a table whose rows have 2W - 1 entries. Only
+            # the entries that this can reach are computed.
             stride, length = 2 * across - 1, 2 * width - 1
             query = _grid(height, width, stride, device) + (down - 1) * stride + across - 1
             key = -_grid(down, across, stride, device)
             entry = torch.arange((height + down - 2) * stride + width + across - 1, device=device)
             table = torch.stack((entry // length - (height - 1), entry % length - (width - 1)), dim=1)
             return HlgOffsets(table.float(), query, key)
+        # Offsets (y_n - y_m, x_n - x_m), row by row: y_n * stride + x_n for queries, the same negated for keys, and
+        # the keys' constant that makes the smallest offset entry 0.
         if self.row:
             lowest, highest = (0, 0), ((down * across - 1) // self.row, self.row - 1)
         else:
@@ -137,16 +147,16 @@ class HlgPlaces(NamedTuple):
 
 
 def _grid(height: int, width: int, stride: int, device: torch.device) -> torch.Tensor:
-    """y * stride + x for each position of a map, row by row."""
+    """Return y * stride + x for each position of a map, row by row: `(height * width,)`."""
     lines = torch.arange(height, device=device)[:, None] * stride + torch.arange(width, device=device)
     return lines.flatten()
 
 
 class HlgPositionBias(nn.Module):
-    """Dynamic position bias (Sec. 3.3): a small network turns an offset into one number per head.
+    """Dynamic position bias: a small network maps an offset (dy, dx) to one number per head (B_W, B_G in Sec. 3.3).
 
-    It runs once per offset and, without gradients in eval mode, once per size: the last result is kept until weights,
-    size or mode change.
+    It runs once per distinct offset. In eval mode without gradients the last result is cached until weights, size or
+    mode change.
     """
 
     def __init__(self, channels: int, num_heads: int) -> None:
@@ -156,15 +166,15 @@ class HlgPositionBias(nn.Module):
         self.projection = nn.Linear(2, width)
         self.norms: Any = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
         self.layers: Any = nn.ModuleList(nn.Linear(width, out) for out in (width, width, num_heads))
-        self._kept: tuple[Any, Any] | None = None
+        self._cache: tuple[Any, Any] | None = None
 
     def train(self, mode: bool = True) -> "HlgPositionBias":
-        """As in torch; what was kept is dropped."""
-        self._kept = None
+        """As `nn.Module.train`; also drops the cached result."""
+        self._cache = None
         return super().train(mode)
 
     def table(self, offsets: torch.Tensor) -> torch.Tensor:
-        """Bias of each offset, `(R, 2)` -> `(heads, R)`, in float32 at least: 16 bits do not hold large offsets."""
+        """Bias of each offset, `(R, 2)` -> `(heads, R)`; at least in float32, as 16 bits cannot hold large offsets."""
         dtype = torch.promote_types(self.projection.weight.dtype, torch.float32)
         with maybe_autocast(offsets.device.type, enabled=False):
             hidden = F.linear(offsets.to(dtype), self.projection.weight.to(dtype), self.projection.bias.to(dtype))
@@ -175,38 +185,39 @@ class HlgPositionBias(nn.Module):
         return hidden.T
 
     def look_up(self, places: HlgPlaces, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Table `(heads, R)` of all offsets, and the indices `(N,)` and `(M,)` whose sums point into it."""
+        """Return the table `(heads, R)` of all offsets, and the indices `(N,)` and `(M,)` whose sums point into it."""
         device = self.projection.weight.device
 
         def make() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
             found = places.offsets(device)
             return self.table(found.offsets).to(dtype).contiguous(), found.query, found.key
 
-        return self._keep(("table", places, dtype), make)
+        return self._cached(("table", places, dtype), make)
 
     def forward(self, places: HlgPlaces, dtype: torch.dtype) -> torch.Tensor:
-        """Whole bias `(1, heads, N, M)`."""
+        """Return the bias of all pairs, `(1, heads, N, M)`."""
 
         def make() -> torch.Tensor:
             found = places.offsets(self.projection.weight.device)
             return spread(self.table(found.offsets).to(dtype).contiguous(), found.query, found.key)
 
-        return self._keep(("whole", places, dtype), make)
+        return self._cached(("bias", places, dtype), make)
 
-    def _keep(self, key: Any, make: Callable[[], Any]) -> Any:
+    def _cached(self, key: tuple[str, HlgPlaces, torch.dtype], make: Callable[[], Any]) -> Any:
+        """Return the cached result for this key and the present weights, or make it."""
         if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return make()
-        # In-place changes raise the version, new tensors have other addresses.
+        # In-place changes raise a tensor's version (inference tensors have none), new tensors have other addresses.
         weights = tuple((each.data_ptr(), each._version) for each in self.parameters() if not each.is_inference())
         if not weights:
             return make()
-        if self._kept is None or self._kept[0] != (key, weights):
-            self._kept = ((key, weights), make())
-        return self._kept[1]
+        if self._cache is None or self._cache[0] != (key, weights):
+            self._cache = ((key, weights), make())
+        return self._cache[1]
 
 
 def spread(table: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-    """Give every pair of query and key its bias: `(heads, R)` -> `(1, heads, N, M)`."""
+    """Gather the bias of every pair of query and key: `(heads, R)` -> `(1, heads, N, M)`."""
     index = (query[:, None] + key).flatten()
     return table.index_select(1, index).view(1, table.shape[0], query.shape[0], key.shape[0])
 
