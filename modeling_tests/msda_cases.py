@@ -1,4 +1,4 @@
-"""Deformable attention in plain loops, and random calls of it: what the tests of definition and kernels share."""
+"""Deformable attention in plain loops, and random calls of it, for the tests of the definition and of the kernels."""
 
 import math
 
@@ -29,15 +29,15 @@ def random_call(
     columns: int = 2,
     seed: int = 0,
 ) -> list[Tensor]:
-    """value, offsets, logits, reference points; no point is within 0.01 of a whole pixel, where gradients jump."""
+    """value, offsets, logits, reference points; no point is within 0.01 of a pixel center, where gradients jump."""
     random = torch.Generator().manual_seed(seed)
     levels, tokens = len(shapes), sum(height * width for height, width in shapes)
     value = torch.randn(batch, tokens, heads, channels, generator=random, dtype=torch.float64)
     references = torch.rand(1 if shared_references else batch, queries, levels, columns, generator=random).double()
     size = torch.tensor([shape[::-1] for shape in shapes], dtype=torch.float64)
     fraction = 0.01 + 0.98 * torch.rand(batch, queries, heads, levels, points, 2, generator=random).double()
-    whole = torch.floor((torch.rand(fraction.shape, generator=random).double() * 1.6 - 0.3) * size[:, None])
-    offsets = whole + fraction - (references[..., :2] * size - 0.5)[:, :, None, :, None]
+    corner = torch.floor((torch.rand(fraction.shape, generator=random).double() * 1.6 - 0.3) * size[:, None])
+    offsets = corner + fraction - (references[..., :2] * size - 0.5)[:, :, None, :, None]
     if columns == 4:
         offsets = offsets / (references[..., 2:] * size * 0.5 / points)[:, :, None, :, None]
     logits = torch.randn(offsets.shape[:-1], generator=random, dtype=torch.float64)
@@ -59,16 +59,16 @@ def plain_loops(value: Tensor, offsets: Tensor, logits: Tensor, references: Tens
                         scale = value.new_ones(2)
                         if len(reference[level]) == 4:
                             scale = reference[level, 2:] * value.new_tensor([width, height]) * 0.5 / points
-                        centre = reference[level, :2] * value.new_tensor([width, height]) - 0.5
-                        x, y = (centre + scale * offsets[b, q, m, level, p]).unbind()
+                        center = reference[level, :2] * value.new_tensor([width, height]) - 0.5
+                        x, y = (center + scale * offsets[b, q, m, level, p]).unbind()
                         if not (-1 < x < width and -1 < y < height):
                             continue
                         left, top = math.floor(x), math.floor(y)
-                        for row, share_y in ((top, 1 - (y - top)), (top + 1, y - top)):
-                            for column, share_x in ((left, 1 - (x - left)), (left + 1, x - left)):
+                        for row, weight_y in ((top, 1 - (y - top)), (top + 1, y - top)):
+                            for column, weight_x in ((left, 1 - (x - left)), (left + 1, x - left)):
                                 if 0 <= row < height and 0 <= column < width:
                                     corner = value[b, start + row * width + column, m]
-                                    out[b, q, m] = out[b, q, m] + weights[level, p] * share_y * share_x * corner
+                                    out[b, q, m] = out[b, q, m] + weights[level, p] * weight_y * weight_x * corner
                     start += height * width
     return out.flatten(2)
 

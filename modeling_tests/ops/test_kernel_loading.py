@@ -25,8 +25,8 @@ with_compiler = pytest.mark.skipif(kernel_build.compiler() is None, reason="no C
 
 
 @pytest.fixture
-def searched_anew():
-    """Forget what was found, before and after a test that changes where to look."""
+def fresh_search():
+    """Forget what was found, before and after a test that changes where to search."""
     find_kernel.cache_clear()
     find_hub_kernel.cache_clear()
     yield
@@ -36,7 +36,7 @@ def searched_anew():
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """A build in a folder of its own."""
+    """A build in a temporary folder."""
     folder = tmp_path_factory.mktemp("build")
     kernel_build.build(output=folder)
     return folder
@@ -44,7 +44,7 @@ def built(tmp_path_factory):
 
 @pytest.fixture
 def copy_of_build(built, tmp_path):
-    """The CPU build under a name of its own, since torch registers the operators of a name once per process."""
+    """The CPU build under another name, since torch registers the operators of a name once per process."""
     folder = tmp_path / "kernel"
     variant = shutil.copytree(next(built.glob("*cpu*")), folder / next(built.glob("*cpu*")).name)
     name = json.loads((variant / "metadata.json").read_text())["id"]
@@ -70,7 +70,7 @@ def expect_plain_torch(caplog, reason):
 
 
 @with_compiler
-def test_local_kernels_names_a_build(built, monkeypatch, searched_anew):
+def test_local_kernels_names_a_build(built, monkeypatch, fresh_search):
     use(built, monkeypatch)
     assert str(find_kernel("cpu").source).startswith(f"LOCAL_KERNELS {built}")
     assert choose_path(*random_call(SHAPES)[:2]) == "compiled"
@@ -84,8 +84,8 @@ def test_a_second_build_of_the_same_sources_does_nothing(built):
 
 
 @with_compiler
-def test_the_library_asks_for_the_stable_interface_of_torch_only(built):
-    """C++ names of torch in it would bind it to one version."""
+def test_the_library_uses_the_stable_abi_of_torch_only(built):
+    """C++ symbols of torch in it would bind it to one version."""
     library = next(built.glob("*cpu*/*.so"))
     names = subprocess.run(
         ["nm", "-D", "--undefined-only", library], capture_output=True, text=True, check=True
@@ -97,7 +97,7 @@ def test_the_library_asks_for_the_stable_interface_of_torch_only(built):
 
 @with_compiler
 @pytest.mark.parametrize(
-    ("spoil", "reason"),
+    ("corrupt", "reason"),
     [
         (lambda folder: shutil.rmtree(folder), "LOCAL_KERNELS"),
         (lambda folder: next(folder.glob("*.so")).write_bytes(b"no library"), "Could not load"),
@@ -110,10 +110,10 @@ def test_the_library_asks_for_the_stable_interface_of_torch_only(built):
     ],
     ids=["gone", "no-library", "processor", "torch", "metadata", "interface", "wrong-result", "raises"],
 )
-def test_a_spoilt_kernel_folder_falls_back_with_the_reason(
-    copy_of_build, spoil, reason, monkeypatch, caplog, searched_anew
+def test_a_broken_kernel_folder_falls_back_with_the_reason(
+    copy_of_build, corrupt, reason, monkeypatch, caplog, fresh_search
 ):
-    spoil(next(copy_of_build.glob("*cpu*")))
+    corrupt(next(copy_of_build.glob("*cpu*")))
     use(copy_of_build, monkeypatch)
     expect_plain_torch(caplog, reason)
 
@@ -124,18 +124,18 @@ def replace(path, old, new):
     path.write_text(text.replace(old, new))
 
 
-def test_without_build_and_network_plain_torch_answers(tmp_path, monkeypatch, caplog, searched_anew):
+def test_without_build_and_network_plain_torch_runs(tmp_path, monkeypatch, caplog, fresh_search):
     monkeypatch.setattr(kernel_loading, "BUILD", tmp_path / "nothing")
     expect_plain_torch(caplog, f"hub {KERNEL}")
 
 
-def test_without_the_kernels_library_plain_torch_answers(monkeypatch, caplog, searched_anew):
+def test_without_the_kernels_library_plain_torch_runs(monkeypatch, caplog, fresh_search):
     monkeypatch.setitem(sys.modules, "kernels", None)
     expect_plain_torch(caplog, "hf-denseseg[kernels]")
 
 
-def test_the_hub_is_asked_for_one_version_of_trusted_publishers(tmp_path, monkeypatch, searched_anew):
-    """A stand-in for the library records what it is asked for."""
+def test_the_hub_is_asked_for_one_version_of_trusted_publishers(tmp_path, monkeypatch, fresh_search):
+    """A stand-in for the library records the requests."""
     asked = []
     stand_in = SimpleNamespace(get_kernel=lambda *args, **options: asked.append((args, options)) or SimpleNamespace())
     monkeypatch.setitem(sys.modules, "kernels", stand_in)
@@ -149,7 +149,7 @@ def test_the_hub_is_asked_for_one_version_of_trusted_publishers(tmp_path, monkey
 
 
 class FakeTensor(SimpleNamespace):
-    """As much of a tensor as the choice looks at."""
+    """The attributes of a tensor that the choice reads."""
 
 
 def described(device, dtype=torch.float32, levels=3, points=16):
@@ -255,7 +255,7 @@ def test_a_model_without_deformable_attention_is_refused():
 
 
 @with_compiler
-def test_the_command_builds_and_tells_how_to_use_it(built, tmp_path, capsys):
+def test_the_command_builds_and_says_how_to_use_it(built, tmp_path, capsys):
     shutil.copytree(built, tmp_path / "out")  # up to date, so that nothing has to be compiled
     assert main(["kernels", "build", "--output", str(tmp_path / "out")]) == 0
     assert f"export LOCAL_KERNELS={KERNEL}={tmp_path / 'out'}" in capsys.readouterr().out
@@ -284,7 +284,7 @@ def test_building_without_the_sources_says_where_they_are(tmp_path, capsys):
 
 
 @with_kernel
-def test_the_command_tells_what_will_run(capsys):
+def test_the_command_says_what_will_run(capsys):
     assert main(["kernels", "info", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["cpu"]["runs"] == "compiled"

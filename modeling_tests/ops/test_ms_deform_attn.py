@@ -31,8 +31,8 @@ def test_gradients_are_those_of_the_function(channels, levels, points, columns):
     assert torch.autograd.gradcheck(lambda *tensors: ms_deform_attn(*tensors, shapes), inputs, eps=1e-7, atol=1e-5)
 
 
-def test_ready_locations_are_edges_to_edges():
-    """The signature of the kernel hub: 0 is the left edge of the first pixel, 1 the right edge of the last."""
+def test_given_locations_run_from_edge_to_edge():
+    """The signature of the kernels hub: 0 is the left edge of the first pixel, 1 the right edge of the last."""
     value, offsets, logits, references = random_call(SHAPES, dtype=torch.float64)
     size = torch.tensor([shape[::-1] for shape in SHAPES], dtype=torch.float64)
     locations = references[:, :, None, :, None] + offsets / size[:, None]
@@ -51,12 +51,12 @@ def test_sixteen_bit_values_are_sampled_in_float32(monkeypatch):
     torch.testing.assert_close(found, exact.bfloat16())
 
 
-def test_many_queries_are_sampled_in_parts(monkeypatch):
+def test_many_queries_are_sampled_in_chunks(monkeypatch):
     call = random_call(SHAPES, queries=40, dtype=torch.float64)
-    whole = ms_deform_attn(*call, SHAPES)
+    expected = ms_deform_attn(*call, SHAPES)
     module = importlib.import_module("hf_denseseg.ops.reference")
     monkeypatch.setattr(module, "LARGEST_SAMPLE", 2000)
-    torch.testing.assert_close(ms_deform_attn(*call, SHAPES), whole, atol=1e-14, rtol=1e-14)
+    torch.testing.assert_close(ms_deform_attn(*call, SHAPES), expected, atol=1e-14, rtol=1e-14)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_many_queries_are_sampled_in_parts(monkeypatch):
         (lambda call: call.__setitem__(3, call[3][:, :2]), "reference points"),
     ],
 )
-def test_tensors_that_do_not_belong_together_are_refused(change, message):
+def test_tensors_of_shapes_that_do_not_match_are_refused(change, message):
     call = random_call(SHAPES, batch=2)
     change(call)
     with pytest.raises(InputError, match=message):

@@ -17,7 +17,7 @@ INSTRUCTION_SETS = ("generic", "AVX2", "AVX-512")
 
 @pytest.fixture(params=INSTRUCTION_SETS)
 def instruction_set(request):
-    """Each one this processor has, put back afterwards."""
+    """Each one that this processor has; the best one is restored afterwards."""
     kernel = find_kernel("cpu").kernel
     best = kernel.instruction_set()
     try:
@@ -73,14 +73,14 @@ def test_sixteen_bit_values_are_rounded_once(dtype, tolerance):
 
 
 def test_a_large_map_in_sixteen_bits_equals_float32():
-    """More than 32767 values, where `grid_sample` of 16-bit tensors reads elsewhere."""
+    """More than 32767 values, where `grid_sample` of 16-bit tensors reads wrong addresses."""
     value, *rest = random_call([(190, 200)], queries=30)
     exact = ms_deform_attn_reference(value.bfloat16().double(), *(tensor.double() for tensor in rest), [(190, 200)])
     assert relative_error(ms_deform_attn(value.bfloat16(), *rest, [(190, 200)]), exact) <= 4e-3
 
 
 def test_points_on_and_beyond_the_border_follow_the_definition(instruction_set):
-    """-1, -0.5, 0, W - 1, W - 0.5 and W exactly, far outside, infinite and no number."""
+    """-1, -0.5, 0, W - 1, W - 0.5 and W exactly, far outside, infinite and NaN."""
     height, width = 4, 6
     special = [-1.0, -0.5, 0.0, width - 1.0, width - 0.5, float(width), 1e30, -1e30, float("inf"), float("nan"), 2.25]
     value = random_call([(height, width)], heads=1, channels=16)[0].double()
@@ -105,7 +105,7 @@ def test_points_outside_add_exactly_nothing():
 
 
 def test_values_that_no_point_reads_do_not_matter(instruction_set):
-    """Also not as infinity times a weight of nothing."""
+    """Not even as infinity times a weight of zero."""
     value, offsets, logits, references = random_call([(5, 5)], heads=1, queries=3, points=2)
     offsets[:, :, :, :, 0] = 1.2 - (references * 5 - 0.5)[:, :, None]  # between pixels 1 and 2
     offsets[:, :, :, :, 1] = 1e9
@@ -114,7 +114,7 @@ def test_values_that_no_point_reads_do_not_matter(instruction_set):
     assert torch.equal(ms_deform_attn(value, offsets, logits, references, [(5, 5)]), expected)
 
 
-def test_logits_that_are_no_numbers_are_passed_on_as_softmax_does():
+def test_nan_and_infinite_logits_propagate_as_in_softmax():
     value, offsets, logits, references = random_call(SHAPES, queries=4)
     logits[0, 0, 0, 0, 0] = float("nan")
     logits[0, 1, 0, 0, 0] = float("-inf")
@@ -125,7 +125,7 @@ def test_logits_that_are_no_numbers_are_passed_on_as_softmax_does():
     )
 
 
-def test_slices_of_one_projection_are_read_where_they_are():
+def test_slices_of_one_projection_are_read_in_place():
     value, offsets, logits, references = random_call(SHAPES, batch=2)
     fused = torch.cat([offsets.flatten(2), logits.flatten(2)], -1)
     strided = fused[..., : offsets[0, 0].numel()].view(offsets.shape), fused[..., offsets[0, 0].numel() :]
@@ -146,7 +146,7 @@ def test_one_two_and_four_threads_agree_bit_for_bit(heads, queries):
     assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
 
 
-def test_pictures_of_a_batch_do_not_touch_each_other():
+def test_images_of_a_batch_do_not_affect_each_other():
     call = random_call(SHAPES, batch=3, queries=90, points=16)
     order = [2, 0, 1]
     permuted = results(ms_deform_attn, [tensor[order] for tensor in call], SHAPES)[0]
@@ -159,8 +159,8 @@ def test_the_operator_passes_the_checks_of_torch():
     torch.library.opcheck(torch.ops.hf_denseseg.ms_deform_attn.default, (*call, flat))
 
 
-def test_a_compiled_function_takes_other_picture_sizes():
-    """No graph break, and no compilation anew for the second new size."""
+def test_a_compiled_function_takes_other_image_sizes():
+    """No graph break, and no recompilation for the second new size."""
     count = 0
 
     def backend(graph, example):
@@ -172,7 +172,7 @@ def test_a_compiled_function_takes_other_picture_sizes():
         return ms_deform_attn(value, offsets, logits, references, [tuple(m.shape) for m in maps]) * 2
 
     compiled = torch.compile(run, fullgraph=True, dynamic=True, backend=backend)
-    for height in (11, 13, 17):  # no size equals another one, which torch would take for a rule
+    for height in (11, 13, 17):  # all sizes differ: torch would specialize on equal ones
         shapes = [(height, 9), (height + 8, 7)]
         call = random_call(shapes, queries=height * 3, heads=3, points=5)
         found = compiled(*call, [torch.empty(shape) for shape in shapes])
@@ -205,7 +205,7 @@ def test_autocast_leaves_coordinates_alone(direct):
     assert call[1].grad.dtype == torch.float32
 
 
-def test_a_second_derivative_is_refused_with_the_remedy():
+def test_a_second_derivative_is_refused_with_the_fix():
     call = [tensor.requires_grad_() for tensor in random_call(SHAPES)]
     (first,) = torch.autograd.grad(ms_deform_attn(*call, SHAPES).sum(), call[0], create_graph=True)
     with pytest.raises(RunError, match="DENSESEG_MSDA=reference"):
@@ -232,8 +232,8 @@ def test_the_layer_for_transformers_equals_the_definition():
     torch.testing.assert_close(locations.grad, plain)
 
 
-def test_the_layer_refuses_what_it_does_not_compute():
-    """Also when compiled: float64 must not quietly become float32."""
+def test_the_layer_refuses_what_it_does_not_support():
+    """Also when compiled: float64 must not silently become float32."""
     value, offsets, logits, _ = random_call([(3, 4)], dtype=torch.float64)
     layer = find_kernel("cpu").kernel.layers.MultiScaleDeformableAttention()
     arguments = (torch.tensor([[3, 4]]), [(3, 4)], torch.tensor([0]), offsets, logits, 64)

@@ -17,7 +17,7 @@ triton = pytest.importorskip("triton", reason="Triton is not installed; it comes
 FOLDER = REPOSITORY / "kernels" / "ms-deform-attn" / "torch-ext" / "ms_deform_attn"
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 4e-3, torch.float16: 5e-4}
 
-# Triton decides at import whether it interprets, for the whole process: hence one of its own, for all cases at once.
+# Triton decides at import, once per process, whether it interprets: hence a separate process for all cases.
 INTERPRETED = """
 import importlib, sys, types
 import torch
@@ -37,7 +37,7 @@ torch.save(results, sys.argv[3])
 
 
 def definition(value, points, scores, reference_points, spatial_shapes):
-    """Sum over the four pixels around every point, by index; locations in 0..1 where there is no reference."""
+    """Sum over the four pixels around every point, by index; locations in 0..1 without reference points."""
     levels = range(points.shape[3])
     image = torch.arange(value.shape[0]).view(-1, 1, 1, 1)
     head = torch.arange(value.shape[2]).view(-1, 1)
@@ -153,14 +153,14 @@ CASES = {
 
 
 def relative_error(actual, wanted):
-    """Norm of the difference over the norm of what is wanted; absolute where that is below 1 (as zero gradients)."""
+    """Norm of the difference over the norm of the expected; absolute where that is below 1 (as zero gradients)."""
     assert actual.shape == wanted.shape
     return ((actual.double() - wanted).norm() / wanted.norm().clamp(min=1)).item()
 
 
 @pytest.fixture(scope="module")
 def interpreted(tmp_path_factory):
-    """What the kernels make of every case in Triton's interpreter."""
+    """Results of the kernels for every case in Triton's interpreter."""
     folder = tmp_path_factory.mktemp("interpreted")
     torch.save(CASES, folder / "cases.pt")
     command = [sys.executable, "-c", INTERPRETED, str(FOLDER), str(folder / "cases.pt"), str(folder / "results.pt")]
@@ -242,13 +242,13 @@ def test_backward_refuses_to_be_deterministic(passes):
         ((*CASES["one point"][0][:-1], [5, 8]), "1 levels and 40 pixels, but `value` has 35 tokens"),
     ],
 )
-def test_what_the_kernels_do_not_serve_is_refused_with_the_reason(inputs, reason, passes):
+def test_what_the_kernels_do_not_support_is_refused_with_the_reason(inputs, reason, passes):
     with pytest.raises(ValueError, match=reason):
         passes.forward(*inputs)
 
 
 class _Hopper:
-    """Stands for the driver of an sm_90 GPU, so that a launch compiles as it would there, and stops."""
+    """Stand-in for the driver of an sm_90 GPU, so that a launch compiles as it would there, and stops."""
 
     def get_current_target(self):
         return triton.backends.compiler.GPUTarget("cuda", 90, 32)
@@ -267,7 +267,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture
 def compiled(passes, monkeypatch, cache):
-    """Function that gives what a forward or backward pass compiles for sm_90, on a machine without a GPU."""
+    """Function that returns what a forward or backward pass compiles to for sm_90, without a GPU."""
     monkeypatch.setenv("TRITON_CACHE_DIR", cache)
     results = []
     for name in ("forward_kernel", "backward_kernel"):
@@ -339,8 +339,8 @@ def test_offsets_of_gathered_pixels_are_64_bit(compiled):
 
 
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
-def test_another_image_size_compiles_nothing_anew(backward, compiled):
-    """Triton specialises whole numbers that are 1 or divisible by 16, unless told not to."""
+def test_another_image_size_does_not_recompile(backward, compiled):
+    """Triton specializes integers that are 1 or divisible by 16, unless told not to."""
     sizes = [([16, 16, 1, 1, 1, 1, 1, 1], 272), ([5, 7, 1, 9, 2, 2, 1, 1], 33), ([1, 1, 32, 48, 1, 1, 16, 16], 1)]
     layers = [DETR | {"spatial_shapes": shapes, "queries": queries, "batch": 2} for shapes, queries in sizes]
     assert len({compiled(backward, *draw(**layer)).hash for layer in layers}) == 1

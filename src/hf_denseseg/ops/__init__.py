@@ -1,4 +1,4 @@
-"""Operators that several papers need and that are worth a kernel."""
+"""Operators that several papers use and that have kernels of their own."""
 
 from hf_denseseg.ops.kernelize import kernelize_deformable_attention
 from hf_denseseg.ops.ms_deform_attn import ms_deform_attn

@@ -1,8 +1,8 @@
-"""Time and memory of deformable attention, from raw offsets and logits to the result, against transformers' own form.
+"""Time and memory of deformable attention, from raw offsets and logits to the output, compared with transformers.
 
-The peer is what Deformable DETR of transformers runs without a compiled kernel: softmax, sampling locations, one
-`grid_sample` per level, all samples stacked. Both sides run in turn in one process; memory is measured in processes of
-their own.
+The peer is what transformers' Deformable DETR runs without a compiled kernel: softmax, sampling locations, one
+`grid_sample` per level, all samples stacked. Both sides run alternately in one process; memory is measured in
+separate processes.
 """
 
 import ctypes
@@ -31,7 +31,7 @@ class Case:
     Args:
         shapes: (height, width) of every level.
         queries: number of queries; None for one per value token (an encoder).
-        points: points of a head per level.
+        points: points per head and level.
     """
 
     shapes: tuple[tuple[int, int], ...]
@@ -50,23 +50,23 @@ CASES = {
 
 
 def inputs(name: str, pattern: str = "initial", batch: int = 1, device: str = "cpu") -> list[Tensor]:
-    """value, offsets, logits and reference points of a case.
+    """Return value, offsets, logits and reference points of a case.
 
     Args:
         name: key of `CASES`.
-        pattern: "initial" (points as Deformable DETR starts them, give or take a pixel) or "uniform" (anywhere).
-        batch: pictures.
-        device: where the tensors go.
+        pattern: "initial" (points as Deformable DETR initializes them, give or take a pixel) or "uniform" (anywhere).
+        batch: number of images.
+        device: device of the tensors.
     """
     case = CASES[name]
     random = torch.Generator().manual_seed(0)
     tokens, levels = sum(height * width for height, width in case.shapes), len(case.shapes)
-    centres = torch.cat([_centres(shape) for shape in case.shapes])
+    centers = torch.cat([_centers(shape) for shape in case.shapes])
     if case.queries is not None:
         side = math.isqrt(case.queries)
-        centres = _centres((side, side)) if side**2 == case.queries else torch.rand(case.queries, 2, generator=random)
-    references = centres[None, :, None].repeat(1, 1, levels, 1)
-    sizes = (batch, len(centres), HEADS, levels, case.points)
+        centers = _centers((side, side)) if side**2 == case.queries else torch.rand(case.queries, 2, generator=random)
+    references = centers[None, :, None].repeat(1, 1, levels, 1)
+    sizes = (batch, len(centers), HEADS, levels, case.points)
     size = torch.tensor([shape[::-1] for shape in case.shapes], dtype=torch.float32)
     if pattern == "uniform":
         pixels = torch.rand(*sizes, 2, generator=random) * size[:, None]
@@ -78,15 +78,15 @@ def inputs(name: str, pattern: str = "initial", batch: int = 1, device: str = "c
         steps = direction[:, None, None] * torch.arange(1, case.points + 1)[:, None]
         offsets = steps + 2 * torch.rand(*sizes, 2, generator=random) - 1
     pixels = references[:, :, None, :, None] * size[:, None] - 0.5 + offsets
-    # On whole pixels the derivative jumps; rounding would decide which side is compared with which.
+    # At pixel centers the derivative jumps; rounding would decide which of its sides is compared.
     offsets = offsets + 0.02 * ((pixels - pixels.round()).abs() < 0.01)
     value = torch.randn(batch, tokens, HEADS, CHANNELS, generator=random)
     logits = torch.randn(*sizes, generator=random)
     return [tensor.to(device) for tensor in (value, offsets, logits, references)]
 
 
-def _centres(shape: tuple[int, int]) -> Tensor:
-    """Centres of the pixels of a map, `(H*W, 2)` as (x, y) in 0..1."""
+def _centers(shape: tuple[int, int]) -> Tensor:
+    """Centers of the pixels of a map, `(H*W, 2)` as (x, y) in 0..1."""
     y, x = ((torch.arange(size) + 0.5) / size for size in shape)
     return torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).view(-1, 2)
 
@@ -94,7 +94,7 @@ def _centres(shape: tuple[int, int]) -> Tensor:
 def peer(
     value: Tensor, offsets: Tensor, logits: Tensor, reference_points: Tensor, shapes: tuple[tuple[int, int], ...]
 ) -> Tensor:
-    """The plain PyTorch form of transformers, with the arithmetic that its attention module does before."""
+    """The plain PyTorch form in transformers, with the arithmetic that its attention module does before it."""
     from transformers.models.deformable_detr.modeling_deformable_detr import MultiScaleDeformableAttention
 
     size = torch.tensor(shapes, device=value.device)
@@ -105,7 +105,7 @@ def peer(
 
 
 def sides(name: str, training: bool, tensors: list[Tensor]) -> dict[str, Callable[[], object]]:
-    """One step of each side: the forward pass, or with `training` the backward pass of an output made before."""
+    """One step of each side: the forward pass, or with `training` the backward pass of an output computed before."""
     shapes = CASES[name].shapes
     functions: dict[str, Callable[..., Tensor]] = {"ours": ms_deform_attn, "peer": peer}
     if not training:
@@ -173,9 +173,9 @@ def _peak_memory(name: str, side: str, step: str) -> float:
 def _peak_in_this_process(name: str, side: str, step: str) -> float:
     tensors = inputs(name)
     tiny = [torch.zeros(sizes) for sizes in ((1, 4, 1, 16), (1, 4, 1, 1, 1, 2), (1, 4, 1, 1, 1), (1, 4, 1, 2))]
-    ms_deform_attn(tiny[0], tiny[1], tiny[2], tiny[3], [(2, 2)])  # loads libraries
-    ctypes.CDLL(None).malloc_trim(0)  # memory that was freed but kept would hide what the step takes
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew at what is resident now
+    ms_deform_attn(tiny[0], tiny[1], tiny[2], tiny[3], [(2, 2)])  # loads the libraries before the measurement
+    ctypes.CDLL(None).malloc_trim(0)  # freed memory that the allocator keeps would hide what the step takes
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the memory that is resident now
     before = resident_peak()
     run = ms_deform_attn if side == "ours" else peer
     value, offsets, logits = leaves = [tensor.requires_grad_(step == "backward") for tensor in tensors[:3]]

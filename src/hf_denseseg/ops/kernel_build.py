@@ -1,4 +1,4 @@
-"""Build the kernel repository of this project with a plain C++ compiler, in the folder form of the kernels library."""
+"""Build this project's kernel repository with a plain C++ compiler, in the folder layout of the kernels library."""
 
 import hashlib
 import json
@@ -18,9 +18,9 @@ from hf_denseseg.errors import InputError, RunError
 SOURCE = Path(__file__).resolve().parents[3] / "kernels" / "ms-deform-attn"
 BUILD = SOURCE / "build"
 _COMPILERS = ("g++", "clang++", "c++")
-_TARGETS = {"2.11": "0x020b000000000000"}  # stable interface of torch -> how its headers are told
+_TARGETS = {"2.11": "0x020b000000000000"}  # stable ABI of torch -> TORCH_TARGET_VERSION for its headers
 
-# What kernel-builder generates for a stable-ABI extension, for a library that is loaded by path.
+# What kernel-builder generates for a stable-ABI extension, adapted to a library that is loaded by path.
 _REGISTRATION = """#pragma once
 #define STABLE_TORCH_LIBRARY_EXPAND(NAME, MODULE) STABLE_TORCH_LIBRARY(NAME, MODULE)
 #define STABLE_TORCH_LIBRARY_IMPL_EXPAND(NAME, DEVICE, MODULE) STABLE_TORCH_LIBRARY_IMPL(NAME, DEVICE, MODULE)
@@ -46,7 +46,7 @@ def add_op_namespace_prefix(name: str) -> str:
 
 
 def compiler() -> str | None:
-    """Path of the first C++ compiler found, or None."""
+    """Path of the first C++ compiler on the PATH, or None."""
     return next((path for name in _COMPILERS if (path := shutil.which(name))), None)
 
 
@@ -62,7 +62,7 @@ def build(source: Path = SOURCE, output: Path = BUILD) -> list[Path]:
 
     Raises:
         InputError: if `source` is no kernel repository or there is no compiler.
-        RunError: if the compiler fails, with what it said.
+        RunError: if the compiler fails, with its messages.
     """
     if not (source / "build.toml").is_file():
         raise InputError(
@@ -108,7 +108,7 @@ def build(source: Path = SOURCE, output: Path = BUILD) -> list[Path]:
 
 
 def _digest(source: Path) -> str:
-    """Short digest of everything a build depends on: sources, flags, this recipe."""
+    """Short digest of everything a build depends on: sources, flags and this module."""
     digest = hashlib.sha256(Path(__file__).read_bytes())
     for path in sorted(source.rglob("*")):
         if (
@@ -121,7 +121,7 @@ def _digest(source: Path) -> str:
 
 
 def _identity(variant: Path) -> str | None:
-    """What a variant folder was built from, or None where there is none."""
+    """Id of the build in a variant folder (its sources' digest included), or None where there is none."""
     try:
         return json.loads((variant / "metadata.json").read_text())["id"]
     except (OSError, ValueError, KeyError):
@@ -129,7 +129,7 @@ def _identity(variant: Path) -> str | None:
 
 
 def _compile(program: str, description: dict, source: Path, namespace: str, target: str, library: Path) -> None:
-    """Compile every section of `build.toml` that is for the CPU, side by side, and link them."""
+    """Compile every section of `build.toml` for the CPU, in parallel, and link them."""
     torch_folder = Path(torch.__file__).parent
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "registration.h").write_text(_REGISTRATION)
@@ -157,7 +157,7 @@ def _compile(program: str, description: dict, source: Path, namespace: str, targ
 
 
 def _run(command: list[str]) -> None:
-    """Run the compiler; what it says is shown only if it fails."""
+    """Run the compiler; its output is shown only if it fails."""
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode != 0:
         raise RunError(f"the compiler failed ({result.returncode}): {' '.join(command)}\n{result.stderr[-3000:]}")

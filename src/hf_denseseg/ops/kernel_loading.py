@@ -2,7 +2,7 @@
 
 The `kernels` library does the loading. Sources, in order: a folder named in `LOCAL_KERNELS`, the build folder of a
 checkout (`denseseg kernels build`), the kernels hub. A kernel is checked against the definition when it is loaded.
-Without any, plain torch does the work, and one warning says why.
+Without a kernel, plain torch (`ops.reference`) is used, and one warning says why.
 """
 
 import logging
@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,22 +22,22 @@ from hf_denseseg.ops.reference import ms_deform_attn_reference
 
 KERNEL = "hf-denseseg/ms-deform-attn"
 VERSION = 1
-INTERFACE = 1  # what the functions of the kernel take and give, as this module expects it
+INTERFACE = 1  # version of the kernel's functions (arguments and results) that this module expects
 HUB_KERNEL = "kernels-community/deformable-detr"  # CUDA, float32, eager
 HUB_VERSION = 1
-PATHS = ("auto", "compiled", "triton", "hub", "reference")  # what DENSESEG_MSDA may be set to
+PATHS = ("auto", "compiled", "triton", "hub", "reference")  # values of DENSESEG_MSDA
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
 class Search:
-    """What looking for a kernel led to.
+    """Result of a search for a kernel.
 
     Args:
         kernel: the loaded module, or None.
-        source: where it came from.
-        failures: source -> why it gave none.
+        source: where it was found.
+        failures: source -> why it has none.
     """
 
     kernel: ModuleType | None = None
@@ -51,17 +50,17 @@ class Search:
 
 
 def choose_path(value: Tensor, offsets: Tensor) -> str:
-    """The code that will run: "compiled" (CPU), "triton" (CUDA), "hub" (CUDA, float32, eager) or "reference".
+    """Choose the code that will run: "compiled" (CPU), "triton" (CUDA), "hub" (CUDA, float32, eager) or "reference".
 
     `DENSESEG_MSDA` forces one of them.
 
     Raises:
-        InputError: if the forced one does not exist, or cannot serve these tensors.
+        InputError: if the forced one does not exist, or does not support these tensors.
     """
     forced, device = _forced_path(), value.device.type
     if forced == "reference" or (forced == "auto" and not _computable(value, offsets)):
         return "reference"
-    if device == "meta":  # sizes and counts only
+    if device == "meta":  # only shapes and FLOPs are needed
         return "compiled"
     own = "compiled" if device == "cpu" else "triton"
     reason = _own_kernel_fault(device)
@@ -86,14 +85,14 @@ def choose_path(value: Tensor, offsets: Tensor) -> str:
 
 
 def _computable(value: Tensor, offsets: Tensor) -> bool:
-    """Whether kernels exist for these types and counts; float64 is for those who check gradients."""
+    """Whether kernels exist for these dtypes and counts; float64, as `gradcheck` uses, runs in plain torch."""
     exact = torch.float64 in (value.dtype, offsets.dtype)
     return not exact and offsets.shape[3] <= 16 and offsets.shape[3] * offsets.shape[4] <= 256
 
 
 @torch.compiler.assume_constant_result
 def _forced_path() -> str:
-    """`DENSESEG_MSDA`, or "reference" while a graph is made that has to run elsewhere."""
+    """Value of `DENSESEG_MSDA`, or "reference" during ONNX export, whose graph knows no custom operator."""
     forced = os.environ.get("DENSESEG_MSDA", "auto")
     if forced not in PATHS:
         raise InputError(f"DENSESEG_MSDA={forced} is unknown; choose one of {', '.join(PATHS)}.")
@@ -102,7 +101,7 @@ def _forced_path() -> str:
 
 @torch.compiler.assume_constant_result
 def _own_kernel_fault(device_type: str) -> str | None:
-    """Why there is no kernel of ours for a type of device, or None."""
+    """Why there is no kernel of ours for a type of device, or None if there is one."""
     search = find_kernel(device_type)
     if search.kernel is not None:
         return None
@@ -146,18 +145,18 @@ def find_hub_kernel() -> Search:
 
 
 def _contents(folder: Path) -> str:
-    """A kernel folder and the builds in it: its name tells the versions and the processor of a build."""
+    """Describe a kernel folder by its builds, whose names tell versions and processor."""
     builds = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
     return f"{folder} (holds {', '.join(builds) or 'nothing'})"
 
 
-def _from_hub(library: Any, device_type: str) -> ModuleType:
-    """Our kernel by its id, which `LOCAL_KERNELS` may lead to a folder; no other publisher is trusted for it."""
+def _from_hub(library: ModuleType, device_type: str) -> ModuleType:
+    """Load our kernel by its id, which `LOCAL_KERNELS` may map to a folder; no other publisher is trusted for it."""
     return library.get_kernel(KERNEL, version=VERSION, backend=device_type, trust_remote_code=[KERNEL])
 
 
-def _try(search: Search, source: str, load: Callable[[Any], ModuleType]) -> None:
-    """Load from one source; whatever goes wrong becomes a reason, since plain torch can always do the work."""
+def _try(search: Search, source: str, load: Callable[[ModuleType], ModuleType]) -> None:
+    """Load from one source; any failure becomes a reason, since plain torch always works."""
     try:
         import kernels
     except ImportError:
@@ -173,7 +172,7 @@ def _fault(kernel: ModuleType, device_type: str) -> str | None:
     """Why a loaded kernel must not be used: another interface, or results that differ from the definition."""
     if getattr(kernel, "INTERFACE", None) != INTERFACE:
         return (
-            f"it has interface {getattr(kernel, 'INTERFACE', None)}, {INTERFACE} is needed; build or download it anew"
+            f"it has interface {getattr(kernel, 'INTERFACE', None)}, {INTERFACE} is needed; build or download it again"
         )
     shapes = [(3, 5), (2, 2)]
     random = torch.Generator().manual_seed(0)
@@ -187,5 +186,5 @@ def _fault(kernel: ModuleType, device_type: str) -> str | None:
         return f"its first call failed with {type(error).__name__}: {error}"
     expected = ms_deform_attn_reference(value, offsets, logits, references.sigmoid(), shapes)
     if not torch.allclose(found, expected, atol=1e-5):
-        return "its results differ from the definition; build or download it anew"
+        return "its results differ from the definition; build or download it again"
     return None

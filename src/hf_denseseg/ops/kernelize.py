@@ -16,9 +16,9 @@ LAYER = "MultiScaleDeformableAttention"  # the name under which transformers and
 def kernelize_deformable_attention(model: Model) -> Model:
     """Replace the sampling step in Deformable DETR, RT-DETR, Grounding DINO and their relatives, for CPU and CUDA.
 
-    Goes through the mapping of the kernels library, as `from_pretrained(..., use_kernels=True)` does for the kernels
-    that transformers knows; it has none for the CPU. Training and `torch.compile` keep working. Weights stay as they
-    are, and saving is not affected.
+    Uses the mapping of the kernels library, as `from_pretrained(..., use_kernels=True)` does for the kernels that
+    transformers knows, none of which is for the CPU. Training and `torch.compile` keep working. Weights are unchanged,
+    and saving is not affected.
 
     Args:
         model: a model of transformers with `MultiScaleDeformableAttention` layers, on the device it will run on.
@@ -27,7 +27,7 @@ def kernelize_deformable_attention(model: Model) -> Model:
         The same model.
 
     Raises:
-        InputError: if no such layer is in it.
+        InputError: if the model has no such layer.
         RunError: if there is no kernel for its device, with the reasons.
     """
     layers = [module for module in model.modules() if type(module).__name__ == LAYER]

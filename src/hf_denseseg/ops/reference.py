@@ -15,17 +15,18 @@ from hf_denseseg.errors import InputError
 Shapes = Sequence[tuple[int, int]]
 
 
-_OUTSIDE = -4.0  # grid coordinate of a point that counts for nothing: no corner of it touches the map
+_OUTSIDE = -4.0  # grid coordinate for a point that adds nothing: none of its corners touches the map
 
 
-LARGEST_SAMPLE = 2**26  # numbers that one call of grid_sample gives out (256 MiB in float32)
+LARGEST_SAMPLE = 2**26  # elements that one call of grid_sample returns (256 MiB in float32)
 
 
 def ms_deform_attn_reference(
     value: Tensor, offsets: Tensor, logits: Tensor, reference_points: Tensor, spatial_shapes: Shapes
 ) -> Tensor:
-    """The definition in plain torch, for 2-column reference points; arguments as of `ms_deform_attn`."""
+    """The definition in plain torch, for 2-column reference points; arguments as in `ms_deform_attn`."""
     offsets, size = exact_coordinates(offsets), width_heights(spatial_shapes, offsets)
+    # In pixels, where 0 is the center of the first pixel: (B, Q, M, L, P, 2).
     locations = (exact_coordinates(reference_points) * size - 0.5)[:, :, None, :, None] + offsets
     weights = logits.to(locations.dtype).flatten(-2).softmax(-1).view(logits.shape)
     return _sample(value, locations, weights, spatial_shapes)
@@ -34,11 +35,11 @@ def ms_deform_attn_reference(
 def sample_locations(
     value: Tensor, sampling_locations: Tensor, attention_weights: Tensor, spatial_shapes: Shapes
 ) -> Tensor:
-    """Sum `value` at the given locations with the given weights: the signature of the kernel hub.
+    """Sum `value` at the given locations with the given weights (the signature of the kernels hub).
 
     Args:
         value: `(B, S, M, D)`.
-        sampling_locations: `(B, Q, M, L, P, 2)` as (x, y), 0..1 from edge to edge of the picture.
+        sampling_locations: `(B, Q, M, L, P, 2)` as (x, y), 0..1 from edge to edge of the image.
         attention_weights: `(B, Q, M, L, P)`, used as they are.
         spatial_shapes: (height, width) of every level.
 
@@ -46,7 +47,7 @@ def sample_locations(
         `(B, Q, M * D)` in the dtype of `value`.
 
     Raises:
-        InputError: if the shapes do not belong together.
+        InputError: if the shapes do not match.
     """
     check_arguments(value, sampling_locations, attention_weights, spatial_shapes)
     locations = exact_coordinates(sampling_locations)
@@ -55,12 +56,13 @@ def sample_locations(
 
 
 def exact_coordinates(coordinates: Tensor) -> Tensor:
-    """Coordinates in float32 at least: 16 bits place them up to half a pixel off."""
+    """Coordinates in float32 at least: in 16 bits they are up to half a pixel off."""
     return coordinates if coordinates.dtype == torch.float64 else coordinates.float()
 
 
 def width_heights(spatial_shapes: Shapes, like: Tensor) -> Tensor:
     """(width, height) of every level, `(L, 2)`, to scale its (x, y)."""
+    # `new_full` instead of `tensor`: sizes may be symbolic while a graph is traced.
     rows = [
         torch.stack([like.new_full((), size, dtype=exact_coordinates(like).dtype) for size in reversed(shape)])
         for shape in spatial_shapes
@@ -69,7 +71,7 @@ def width_heights(spatial_shapes: Shapes, like: Tensor) -> Tensor:
 
 
 def check_arguments(value: Tensor, points: Tensor, weights: Tensor, spatial_shapes: Shapes) -> None:
-    """Refuse tensors that do not belong together."""
+    """Refuse tensors whose shapes do not match."""
     if value.dim() != 4 or points.dim() != 6 or points.shape[-1] != 2 or points.shape[:-1] != weights.shape:
         raise InputError(
             f"value {tuple(value.shape)}, points {tuple(points.shape)} and weights {tuple(weights.shape)} were given; "
@@ -77,8 +79,8 @@ def check_arguments(value: Tensor, points: Tensor, weights: Tensor, spatial_shap
         )
     if value.shape[0] != points.shape[0] or value.shape[2] != points.shape[2]:
         raise InputError(
-            f"value has {value.shape[0]} pictures and {value.shape[2]} heads, its points have {points.shape[0]} and "
-            f"{points.shape[2]}; give both the same."
+            f"value has {value.shape[0]} images and {value.shape[2]} heads, its points have {points.shape[0]} and "
+            f"{points.shape[2]}; they must agree."
         )
     tokens = sum(height * width for height, width in spatial_shapes)
     if len(spatial_shapes) != points.shape[3] or tokens != value.shape[1]:
@@ -110,15 +112,15 @@ def _sample(value: Tensor, locations: Tensor, weights: Tensor, spatial_shapes: S
 
 
 def _grid(pixels: Tensor, height: int, width: int) -> Tensor:
-    """Coordinates -1..1 of `grid_sample` (corners not aligned); points that do not count are sent far outside."""
+    """Convert pixels to the -1..1 of `grid_sample` (corners not aligned); points off the map go far outside."""
     x, y = pixels.unbind(-1)
-    counts = (x > -1) & (y > -1) & (x < width) & (y < height)  # false for NaN
+    on_map = (x > -1) & (y > -1) & (x < width) & (y < height)  # false for NaN
     grid = torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], -1)
-    return torch.where(counts[..., None], grid, _OUTSIDE)
+    return torch.where(on_map[..., None], grid, _OUTSIDE)
 
 
 def _weighted_sample(feature_map: Tensor, grid: Tensor, weights: Tensor) -> Tensor:
-    """`(N, D, Q)`: samples of `(N, D, H, W)` at `(N, Q, P, 2)`, summed over P with weights `(N, 1, Q, P)`."""
+    """Sample `(N, D, H, W)` at `(N, Q, P, 2)` and sum over P with weights `(N, 1, Q, P)`: `(N, D, Q)`."""
     chunk = grid.shape[1]
     if not torch.compiler.is_compiling():
         chunk = max(1, LARGEST_SAMPLE // (feature_map.shape[0] * feature_map.shape[1] * grid.shape[2]))
