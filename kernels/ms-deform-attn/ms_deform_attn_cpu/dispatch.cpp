@@ -1,5 +1,5 @@
-// Checks, memory, threads and the choice of the instruction set. Only the stable interface of torch is used, so that
-// one library serves every torch from 2.11 on.
+// Checks, memory, threads and the choice of the instruction set. Uses the stable ABI of torch only, so that one library
+// works with every torch from 2.11 on.
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
@@ -22,12 +22,12 @@ using torch::stable::Tensor;
 namespace msda {
 namespace {
 
-constexpr int64_t kQueriesPerTask = 64;       // all heads, layout as given
+constexpr int64_t kQueriesPerTask = 64;       // all heads, original layout
 constexpr int64_t kQueriesPerHeadTask = 256;  // one head, packed
 
-// A head's channels are M * D floats apart from token to token, which wastes most cache sets. Copying every head's
-// values together pays when each token is read often enough, and forward only when one query with all its heads
-// touches more rows than the caches hold (measured on AVX-512: decoder of UN-EPT 2.4 times faster packed, encoder of
+// The channels of a head are M * D floats apart from token to token, which wastes most cache sets. Packing each head's
+// values pays when each token is read often enough; in the forward pass only when one query with all its heads touches
+// more rows than the caches hold (measured on AVX-512: decoder of UN-EPT 2.4 times faster packed, encoder of
 // Deformable DETR 1.3 times slower forward and 1.6 times faster backward).
 constexpr int64_t kReadsThatPayPacking = 16;
 constexpr int64_t kPointsThatPayPackingForward = 32;
@@ -93,7 +93,7 @@ Problem describe(const Tensor& value, const Tensor& points, const Tensor& weight
   STD_TORCH_CHECK(problem.channels % 16 == 0 && problem.channels > 0,
                   "the channels of a head have to be a multiple of 16, ", problem.channels, " were given");
   STD_TORCH_CHECK(problem.tokens * problem.heads * problem.channels < (int64_t(1) << 30),
-                  "one picture has more than 2^30 values");
+                  "one image has more than 2^30 values");
   problem.levels = levels;
   problem.points = per_level;
   STD_TORCH_CHECK(int64_t(spatial_shapes.size()) == 2 * levels, "spatial_shapes needs 2 numbers per level");
@@ -123,11 +123,11 @@ Problem describe(const Tensor& value, const Tensor& points, const Tensor& weight
   problem.weights_batch = weights.stride(0);
   problem.weights_row = weights.stride(1);
   if (reference_points) {
-    const int64_t pictures = reference_points->size(0), numbers = problem.queries * levels * 2;
-    STD_TORCH_CHECK(pictures == 1 || pictures == problem.batch, "reference points are for ", pictures, " pictures");
-    check_contiguous(*reference_points, "reference_points", 4, pictures * numbers);
+    const int64_t images = reference_points->size(0), numbers = problem.queries * levels * 2;
+    STD_TORCH_CHECK(images == 1 || images == problem.batch, "reference points are for ", images, " images");
+    check_contiguous(*reference_points, "reference_points", 4, images * numbers);
     problem.reference_points = reference_points->const_data_ptr<float>();
-    problem.reference_batch = pictures == 1 ? 0 : numbers;
+    problem.reference_batch = images == 1 ? 0 : numbers;
   }
   return problem;
 }
@@ -136,14 +136,14 @@ bool packing_pays(const Problem& problem) {
   return problem.queries * problem.levels * problem.points >= kReadsThatPayPacking * problem.tokens;
 }
 
-// Copy picture b from (S, M, D) to (M, S, D).
+// Copy image b from (S, M, D) to (M, S, D).
 void pack(const Problem& problem, int64_t b, float* packed) {
   const int64_t channels = problem.channels, heads = problem.heads, tokens = problem.tokens;
-  const float* picture = problem.value + b * tokens * heads * channels;
+  const float* image = problem.value + b * tokens * heads * channels;
   torch::stable::parallel_for(0, tokens, 1024, [&](int64_t first, int64_t last) {
     for (int64_t s = first; s < last; ++s)
       for (int64_t m = 0; m < heads; ++m)
-        memcpy(packed + (m * tokens + s) * channels, picture + (s * heads + m) * channels, channels * sizeof(float));
+        memcpy(packed + (m * tokens + s) * channels, image + (s * heads + m) * channels, channels * sizeof(float));
   });
 }
 
@@ -215,8 +215,8 @@ std::tuple<Tensor, Tensor, Tensor> ms_deform_attn_backward(const Tensor& grad, c
   problem.grad_value = grad_value.mutable_data_ptr<float>();
   problem.grad_points = grad_points.mutable_data_ptr<float>();
   problem.grad_weights = grad_weights.mutable_data_ptr<float>();
-  // Each task owns the gradients of its levels, so that no two threads ever add to one number: the result is the same,
-  // bit for bit, for any number of threads and however the levels are shared out.
+  // Each task owns the gradients of its levels, so that no two threads ever add to the same number: the result is the
+  // same, bit for bit, for any number of threads and any assignment of the levels.
   const bool split = problem.batch * problem.heads < 2 * int64_t(torch::stable::get_num_threads());
   const int64_t parts = split ? problem.levels : 1, tasks = problem.batch * problem.heads * parts;
   torch::stable::parallel_for(0, tasks, 1, [&](int64_t first, int64_t last) {

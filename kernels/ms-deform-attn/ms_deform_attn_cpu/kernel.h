@@ -1,7 +1,7 @@
 // Multi-scale deformable attention for one instruction set: included once by generic.cpp, avx2.cpp and avx512.cpp,
-// each of which names the number of float lanes (MSDA_LANES) and the kernel it defines (MSDA_KERNEL).
+// each of which defines the number of float lanes (MSDA_LANES) and the kernel it defines (MSDA_KERNEL).
 //
-// Two kinds of code. Per point: plain loops over arrays with one entry per point, which the compiler vectorises. Per
+// Two kinds of code. Per point: plain loops over arrays with one entry per point, which the compiler vectorizes. Per
 // channel: the vector types of GCC and clang, so that accumulators stay in registers.
 #include <cstring>
 #include <utility>
@@ -35,7 +35,7 @@ inline float sum(Vector v) {
 // ---------------------------------------------------------------------------------------------------------------
 // Per point
 
-// Where the points of one query and head lie, one entry per point.
+// Positions and weights of the points of one query and head, one entry per point.
 struct Samples {
   alignas(64) int32_t row[kCorners][kMaxPoints];   // distance of the corner's channels from the first token, in floats
   alignas(64) float share[kCorners][kMaxPoints];   // weight of the point times bilinear weight of the corner
@@ -43,7 +43,7 @@ struct Samples {
   alignas(64) float weight[kMaxPoints], x[kMaxPoints], y[kMaxPoints];  // x, y: distance from the upper left corner
 };
 
-// What does not change between queries, and the reference points of the current one, spread over the points.
+// Constants of all queries, and the reference points of the current one, repeated for each of its points.
 struct Geometry {
   int count;  // points of a query and head on the chosen levels
   int first;  // the first of them among the points of all levels
@@ -68,7 +68,7 @@ struct Geometry {
     }
   }
 
-  // Bring the reference points of query q, (L, 2), into pixels.
+  // Convert the reference points of query q, (L, 2), to pixels.
   void place(const Problem& problem, int64_t b, int64_t q) {
     if (problem.reference_points == nullptr) return;
     const float* reference = problem.reference_points + b * problem.reference_batch + q * problem.levels * 2;
@@ -88,7 +88,7 @@ struct Geometry {
 inline float exponential(float x) {
   constexpr float kLowest = -87.3f;  // below it: 0 (torch gives a number under 1e-38)
   const float bounded = x < kLowest ? kLowest : x;
-  const float shifted = bounded * 1.44269504f + 12582912.f;  // adding 1.5 * 2^23 rounds to the nearest whole number
+  const float shifted = bounded * 1.44269504f + 12582912.f;  // adding 1.5 * 2^23 rounds to the nearest integer
   const float n = shifted - 12582912.f;
   const float r = (bounded - n * 0.693359375f) + n * 2.12194440e-4f;
   float p = 1.9875691500e-4f;
@@ -126,7 +126,7 @@ inline float softmax(const float* logits, int count, float* weight) {
 }
 
 // Fill `samples` for points (x, y) of one query and head whose `weight` is known; a token takes `stride` floats.
-// Points outside, and points that are no number, get no corner at all, so that nothing of them is ever read.
+// Points outside the map and NaN have no corners, so that nothing is ever read for them.
 inline void sample(const Geometry& g, const float* points_xy, int32_t stride, Samples& samples) {
   for (int j = 0; j < g.count; ++j) {
     float x = points_xy[2 * j] * g.scale_x[j] + g.base_x[j];
@@ -165,7 +165,7 @@ inline void sample(const Geometry& g, const float* points_xy, int32_t stride, Sa
 template <int Channels>
 inline void gather(const Samples& samples, int count, const float* value, float* out) {
   constexpr int kVectors = Channels / kLanes;
-  constexpr int kChains = kVectors >= 8 ? 1 : kVectors >= 4 ? 2 : 4;  // 8 additions in flight hide their latency
+  constexpr int kChains = kVectors >= 8 ? 1 : kVectors >= 4 ? 2 : 4;  // 8 independent additions hide their latency
   Vector total[kChains][kVectors] = {};
   for (int j = 0; j < count; ++j) {
     const int corners = samples.corners[j];
@@ -307,7 +307,7 @@ void backward_head(const Problem& problem, float* scratch, int64_t b, int64_t m,
   const Level& end = problem.level[last_level - 1];
   const int64_t start = problem.level[first_level].start, tokens = end.start + int64_t(end.height) * end.width - start;
   const int64_t corner = (b * problem.tokens + start) * width + m * channels;  // this head on the first token
-  // With scratch, every token's values and gradients lie side by side in it; without, both stay where they are.
+  // With scratch, each token's values and gradients lie side by side in it; without, both stay in place.
   const float* value = scratch != nullptr ? scratch : problem.value + corner;
   float* grad_value = scratch != nullptr ? scratch + channels : problem.grad_value + corner;
   const int64_t stride = scratch != nullptr ? 2 * channels : width;
@@ -322,7 +322,7 @@ void backward_head(const Problem& problem, float* scratch, int64_t b, int64_t m,
     const float* points_xy =
         problem.points_xy + b * problem.points_batch + q * problem.points_row + (m * all + g.first) * 2;
     const float* grad = problem.grad + row * channels;
-    float delta = 0.f;  // <grad, out>: what the softmax takes from every logit, whatever levels are looked at
+    float delta = 0.f;  // <grad, out>: subtracted by the softmax's gradient, whatever levels are computed
     if (softmaxed) {
       const float lse = problem.lse[row];
       for (int j = 0; j < g.count; ++j) samples.weight[j] = exponential(weights[j] - lse);

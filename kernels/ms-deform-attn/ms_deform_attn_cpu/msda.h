@@ -1,5 +1,5 @@
-// What the pieces of the CPU kernel tell each other. Plain data and plain pointers only: the files that are compiled
-// for one instruction set must not emit inline functions of a library, which the linker might pick for everybody.
+// Interface between the parts of the CPU kernel. Plain data and pointers only: the files that are compiled for one
+// instruction set must not emit inline functions of a library, which the linker might then pick for all of them.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,7 @@ struct Level {
   int64_t start;  // first token
 };
 
-// One call. Letters as in the Python module: B pictures, Q queries, S tokens, M heads, D channels, L levels, P points.
+// One call. Letters as in the Python module: B images, Q queries, S tokens, M heads, D channels, L levels, P points.
 struct Problem {
   int64_t batch, queries, tokens, heads, channels;
   int levels, points;
@@ -22,11 +22,11 @@ struct Problem {
 
   const float* value;             // (B, S, M, D)
   const float* points_xy;         // (B, Q, M, L, P, 2): offsets in pixels, or locations in 0..1 without reference points
-  int64_t points_batch, points_row;  // distance in floats between pictures, between queries
+  int64_t points_batch, points_row;  // distance in floats between images, between queries
   const float* weights;           // (B, Q, M, L, P): logits, or final weights without reference points
   int64_t weights_batch, weights_row;
   const float* reference_points;  // (B or 1, Q, L, 2), or null
-  int64_t reference_batch;        // 0 where all pictures share them
+  int64_t reference_batch;        // 0 where all images share them
 
   float* out;  // (B, Q, M, D); read by the backward pass
   float* lse;  // (B, Q, M): log of the sum of exp(logits); written forward, read backward; null without softmax
@@ -40,11 +40,11 @@ struct Problem {
 // The same code compiled for one instruction set.
 struct Kernel {
   const char* name;
-  // Queries [first, last) of picture b, all heads, on the layout as given.
+  // Queries [first, last) of image b, all heads, on the original layout.
   void (*forward_queries)(const Problem&, int64_t b, int64_t first, int64_t last);
-  // Queries [first, last) of picture b and head m, on that head's values packed to (S, D).
+  // Queries [first, last) of image b and head m, on that head's values packed to (S, D).
   void (*forward_head)(const Problem&, const float* packed, int64_t b, int64_t m, int64_t first, int64_t last);
-  // All queries of picture b and head m on levels [first, last); scratch holds 2 * D floats for each of their tokens,
+  // All queries of image b and head m on levels [first, last); scratch holds 2 * D floats for each of their tokens,
   // or is null where packing does not pay.
   void (*backward_head)(const Problem&, float* scratch, int64_t b, int64_t m, int first, int last);
 };

@@ -13,7 +13,7 @@ _TWICE = "deformable attention has no second derivative in this kernel; use a pl
 
 
 def _refuse_unserved(value: Tensor, points: Tensor) -> None:
-    """Here and not in front of the operator, so that a compiler traces no choice of code."""
+    """Check inside the operator, so that a compiler does not trace the choice of code."""
     if (reason := _backends.unserved(value, points)) is not None:
         raise ValueError(f"ms-deform-attn: {reason}.")
 
@@ -120,10 +120,10 @@ _sample_backward.register_autograd(_no_second_derivative)
 def ms_deform_attn(
     value: Tensor, offsets: Tensor, logits: Tensor, reference_points: Tensor, spatial_shapes: Sequence[int]
 ) -> Tensor:
-    """Deformable attention from raw offsets and logits: `(B, Q, M * D)`; arguments as of `forward` of the package.
+    """Deformable attention from raw offsets and logits: `(B, Q, M * D)`; arguments as in `forward` of the package.
 
     Raises:
-        ValueError: if the kernel does not serve these tensors, with the reason.
+        ValueError: if the kernel does not support these tensors, with the reason.
     """
     return _attend(value, offsets.float(), logits, reference_points.float(), spatial_shapes)[0]
 
@@ -132,6 +132,6 @@ def sample(value: Tensor, locations: Tensor, weights: Tensor, spatial_shapes: Se
     """Weighted samples at locations `(B, Q, M, L, P, 2)` in 0..1: `(B, Q, M * D)`.
 
     Raises:
-        ValueError: if the kernel does not serve these tensors, with the reason.
+        ValueError: if the kernel does not support these tensors, with the reason.
     """
     return _sample(value, locations, weights, spatial_shapes)

@@ -1,4 +1,4 @@
-"""The passes by device, with checks in front: `_cpu` (compiled) or `_triton`."""
+"""The passes by device, with checks: `_cpu` (compiled) or `_triton`."""
 
 from types import ModuleType
 
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def _backend(device_type: str) -> ModuleType:
-    """The module that serves a type of device; Triton is imported only when a tensor lies on a GPU."""
+    """The module for a type of device; Triton is imported only when a tensor lies on a GPU."""
     if device_type == "cpu":
         from . import _cpu
 
@@ -17,7 +17,7 @@ def _backend(device_type: str) -> ModuleType:
 
 
 def unserved(value: Tensor, points: Tensor) -> str | None:
-    """Why this kernel cannot serve tensors of these shapes, types and devices, or None if it can."""
+    """Why this kernel does not support tensors of these shapes, dtypes and devices, or None if it does."""
     if value.device.type not in ("cpu", "cuda"):
         return f"there is no kernel for {value.device.type}"
     levels, per_level = points.shape[3:5]

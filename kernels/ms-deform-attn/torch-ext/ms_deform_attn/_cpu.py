@@ -1,4 +1,4 @@
-"""The compiled passes on the CPU. They compute in float32: 16-bit tensors are widened once, and rounded once."""
+"""The compiled passes on the CPU. They compute in float32: 16-bit tensors are cast up once, and rounded once."""
 
 import torch
 from torch import Tensor
@@ -6,17 +6,17 @@ from torch.nn import functional as F
 
 from ._ops import ops
 
-_BLOCK = 16  # the compiled code takes 16 channels at a time; other heads are filled up with zeros
+_BLOCK = 16  # the compiled code takes 16 channels at a time; other heads are padded with zeros
 
 
 def unserved(value: Tensor) -> str | None:
-    """Why the compiled code cannot serve this value, or None if it can."""
+    """Why the compiled code does not support this value, or None if it does."""
     if not hasattr(ops, "forward"):
         return "this build has no compiled code for the CPU"
     if value.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"{value.dtype} is not computed, since the kernel works in float32"
     if value.shape[1:].numel() + value.shape[1] * value.shape[2] * _BLOCK >= 2**30:
-        return f"one picture of value {tuple(value.shape)} exceeds the 32-bit addresses of the kernel"
+        return f"one image of value {tuple(value.shape)} exceeds the 32-bit addresses of the kernel"
     return None
 
 
@@ -55,7 +55,7 @@ def backward(
 
 
 def forward_sampled(value: Tensor, locations: Tensor, weights: Tensor, spatial_shapes: list[int]) -> Tensor:
-    """Output for ready locations and weights."""
+    """Output for given locations and weights."""
     out, _ = ops.forward(_wide(value), _rows(locations), _rows(weights), None, spatial_shapes)
     return _narrow(out, value)
 
@@ -79,14 +79,14 @@ def backward_sampled(
 
 
 def _wide(value: Tensor) -> Tensor:
-    """`value` in float32, its heads filled up with zeros to whole blocks of channels."""
+    """`value` in float32, its heads padded with zeros to complete blocks of channels."""
     missing = -value.shape[-1] % _BLOCK
     value = value.float()
     return (F.pad(value, (0, missing)) if missing else value).contiguous()
 
 
 def _wide_heads(heads: Tensor, value: Tensor) -> Tensor:
-    """`(B, Q, M * D)` in float32, filled up as `value` is."""
+    """`(B, Q, M * D)` in float32, padded as `value` is."""
     return _wide(heads.unflatten(-1, value.shape[2:])).flatten(-2)
 
 
@@ -99,7 +99,7 @@ def _narrow(out: Tensor, value: Tensor) -> Tensor:
 
 
 def _rows(points: Tensor) -> Tensor:
-    """`points` in float32, every query's in one piece; rows may lie apart (slices of one fused projection)."""
+    """`points` in float32, contiguous per query; rows may be strided (slices of one fused projection)."""
     points = points.float()
     inner, expected = points.stride()[2:], points.new_empty(points.shape[2:], device="meta").stride()
     return points if inner == expected else points.contiguous()
@@ -108,6 +108,6 @@ def _rows(points: Tensor) -> Tensor:
 def _gradients(
     grads: tuple[Tensor, Tensor, Tensor], value: Tensor, points: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients in the shapes and dtypes of what they belong to."""
+    """Gradients in the shapes and dtypes of their tensors."""
     grad_value = grads[0][..., : value.shape[-1]].to(value.dtype)
     return grad_value.contiguous(), grads[1].to(points.dtype), grads[2].to(weights.dtype)

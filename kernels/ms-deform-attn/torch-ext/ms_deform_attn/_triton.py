@@ -2,7 +2,7 @@
 
 Two signatures share the device code (`_triton_kernels.py`). The fused one takes raw offsets (pixels), raw logits and
 reference points, and does the softmax and the location arithmetic inside. The sampled one is that of the kernels
-hub: locations in [0, 1] and weights that are already normalised. Letters in shapes: B images, Q queries, S value
+hub: locations in [0, 1] and weights that are already normalized. Letters in shapes: B images, Q queries, S value
 tokens (the pixels of all levels), M heads, D head size, L levels, P points per level.
 
 Import this module only when a kernel is about to run: a CPU-only install may lack Triton or a driver.
@@ -23,14 +23,14 @@ OLDEST_GPU = (8, 0)  # compute capability; older ones have no bfloat16
 
 # Elements of the gathered tile (queries x points x head size) per thread, and least number of warps per program.
 # Chosen by reading the code compiled for sm_90 (16-byte loads, additions four wide, no spills), not yet measured on a
-# GPU. Half the elements cost more instructions per point, twice as many spill. Four warps keep neighbouring queries,
+# GPU. Half the elements cost more instructions per point, twice as many spill. Four warps keep neighboring queries,
 # which read the same pixels, on one L1 cache; one warp would need a tenth fewer instructions.
 TILE = (32, 4)
 TILE_BACKWARD_WIDE = (16, 2)  # head sizes from 64 up, where four reductions over the head size are in flight
 
 
 def unserved(value: torch.Tensor) -> str | None:
-    """Why these kernels cannot serve a value map (B, S, M, D), or None if they can."""
+    """Why these kernels do not support a value map (B, S, M, D), or None if they do."""
     if value.shape[3] > MAX_HEAD_SIZE:
         return f"a head size of {value.shape[3]} is above {MAX_HEAD_SIZE}, the widest tile of the Triton kernels"
     if value.dtype not in DTYPES:
@@ -69,10 +69,10 @@ def _launch(kernel, tensors, value, points, scores, reference_points, spatial_sh
 
 
 def _checked(value, points, scores, spatial_shapes):
-    """`value` (with filled heads), `points` and `scores` in the layout the kernels read.
+    """`value` (with padded heads), `points` and `scores` in the layout that the kernels read.
 
     Raises:
-        ValueError: the kernels do not serve these sizes, or the levels do not add up to the tokens.
+        ValueError: the kernels do not support these sizes, or the levels do not add up to the tokens.
     """
     levels, per_level = points.shape[3], points.shape[4]
     if (reason := unserved(value)) is not None:
@@ -99,7 +99,7 @@ def _filled(heads: torch.Tensor) -> torch.Tensor:
 
 
 def _filled_rows(rows: torch.Tensor, heads: int) -> torch.Tensor:
-    """(B, Q, M * D) with every head filled like the value map."""
+    """(B, Q, M * D) with every head padded like the value map."""
     return _filled(rows.unflatten(2, (heads, -1))).flatten(2).contiguous()
 
 
@@ -114,7 +114,7 @@ def _packed_rows(tensor: torch.Tensor, trailing: int) -> torch.Tensor:
 
 
 def _refuse_if_deterministic() -> None:
-    """The additions into the gradient of the value map come in any order, so its last bits vary between runs."""
+    """Additions into the gradient of the value map have no fixed order, so its last bits vary between runs."""
     if not torch.are_deterministic_algorithms_enabled():
         return
     message = (
@@ -146,7 +146,7 @@ def forward(
         Output (B, Q, M * D) in the dtype of `value`, and the log-sum-exp of the logits (B, Q, M) in float32.
 
     Raises:
-        ValueError: the kernels do not serve these sizes, or the levels do not add up to S tokens.
+        ValueError: the kernels do not support these sizes, or the levels do not add up to S tokens.
     """
     head_size = value.shape[3]
     value, offsets, logits = _checked(value, offsets, logits, spatial_shapes)
@@ -183,7 +183,7 @@ def backward(
         Gradients of `value` (its dtype, accumulated in float32), `offsets` (float32) and `logits` (their dtype).
 
     Raises:
-        RuntimeError: torch is asked for deterministic algorithms; the additions have no fixed order.
+        RuntimeError: deterministic algorithms are required; the additions have no fixed order.
         ValueError: as in `forward`.
     """
     _refuse_if_deterministic()
@@ -205,7 +205,7 @@ def forward_sampled(
     attention_weights: torch.Tensor,
     spatial_shapes: list[int],
 ) -> torch.Tensor:
-    """Deformable attention from locations and normalised weights (the signature of the kernels hub).
+    """Deformable attention from locations and normalized weights (the signature of the kernels hub).
 
     Args:
         value: (B, S, M, D) value map, float32, bfloat16 or float16; accumulated in float32.

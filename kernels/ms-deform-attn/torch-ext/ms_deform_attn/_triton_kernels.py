@@ -1,6 +1,6 @@
 """Device code of multi-scale deformable attention for CUDA, in Triton; `_triton.py` launches it.
 
-One program serves a block of neighbouring queries of one head of one image. It works out each location once (not
+One program serves a block of neighboring queries of one head of one image. It works out each location once (not
 once per channel), gathers the four pixels around it with 16-byte loads and accumulates in float32. The backward
 kernel recomputes the locations and adds into a float32 gradient of the value map with atomics, four channels at a
 time on sm_90. The gradient of the softmax needs no sum over points: it is the product of output and output gradient
@@ -8,7 +8,7 @@ time on sm_90. The gradient of the softmax needs no sum over points: it is the p
 
 Letters in shapes: B images, Q queries, S value tokens (the pixels of all levels), M heads, D head size, L levels,
 P points per level. `points` are offsets in pixels, or locations in [0, 1] if `SAMPLED`; `scores` are logits of the
-softmax over levels and points, or weights that are already normalised. Tiles are padded to powers of two.
+softmax over levels and points, or weights that are already normalized. Tiles are padded to powers of two.
 """
 
 import triton
@@ -32,7 +32,7 @@ def _rows(
 
 @triton.jit
 def _size(shapes, level, LEVELS: tl.constexpr):
-    """Height and width of a level, as floats; a tuple takes no index known only at run time, hence the choice."""
+    """Height and width of a level, as floats; a tuple cannot be indexed by a run-time value, hence the loop."""
     height = shapes[0]
     width = shapes[1]
     for other in tl.static_range(1, LEVELS):
@@ -119,7 +119,7 @@ def _store_points(target, row, column, tile, query_mask, ROW: tl.constexpr, USED
     tl.store(pointers, tile.to(target.dtype.element_ty), mask=query_mask[:, None] & (j < USED)[None, :])
 
 
-# The sizes of an image must not compile a kernel anew. Shapes come as floats because Triton specialises the ints of
+# A new image size must not recompile a kernel. Shapes come as floats because Triton specializes the ints of
 # a tuple whatever `do_not_specialize` says; below 2**24 they are exact.
 _IMAGE_DEPENDENT = ["num_tokens", "num_queries", "reference_batch_stride"]
 

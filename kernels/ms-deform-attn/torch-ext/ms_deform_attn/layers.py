@@ -24,7 +24,7 @@ class MultiScaleDeformableAttention(nn.Module):
         """Sum the values `(B, S, M, D)` at the locations with the weights: `(B, Q, M * D)`.
 
         `level_start_index` and `im2col_step` are not needed; the shapes are read from the list of Python numbers, so
-        that no device has to be waited for.
+        that no device is synchronized.
         """
         shapes = [int(size) for shape in value_spatial_shapes_list for size in shape]
         return sample(value, sampling_locations, attention_weights, shapes)
