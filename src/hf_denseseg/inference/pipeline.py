@@ -1,5 +1,6 @@
 """`pipeline("image-segmentation")` with sliding windows."""
 
+import os
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,7 @@ from PIL import Image
 from transformers import ImageSegmentationPipeline
 from transformers.utils import ModelOutput
 
+from hf_denseseg.data.reading.images import read_image
 from hf_denseseg.inference.segmentation import predict_logits, resize_confidence
 from hf_denseseg.inference.settings import InferenceSettings
 from hf_denseseg.inference.sliding_window import align_corners_of
@@ -27,6 +29,15 @@ class SlidingWindowSegmentationPipeline(ImageSegmentationPipeline):
         if window:
             forward["settings"] = InferenceSettings(mode="slide", **window)
         return preprocess, forward, postprocess
+
+    def preprocess(self, image: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """Read files and convert images as training does; URLs and base64 text are left to transformers.
+
+        The loader of transformers clips 16-bit and float images at 255.
+        """
+        if isinstance(image, Image.Image) or os.path.isfile(image):
+            image = read_image(image)
+        return super().preprocess(image, *args, **kwargs)
 
     def get_iterator(self, inputs: Any, num_workers: int, batch_size: int, *args: Any) -> Any:
         """Feed the pictures one by one: they differ in size, and the windows are batched already."""

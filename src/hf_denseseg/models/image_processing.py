@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image
 from torchvision.transforms import InterpolationMode
 from transformers.image_processing_backends import PilBackend, TorchvisionBackend
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
@@ -22,6 +22,7 @@ from transformers.image_utils import (
 )
 from transformers.processing_utils import ImagesKwargs, Unpack
 
+from hf_denseseg.data.reading.images import to_rgb
 from hf_denseseg.errors import InputError
 
 
@@ -35,17 +36,6 @@ class SegmentationImageProcessorKwargs(ImagesKwargs, total=False):
 
     do_reduce_labels: bool
     align_corners: bool
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Turn a picture of any mode into upright 8-bit RGB: EXIF turned, 16 bit scaled, transparency dropped."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):
-        # Plain conversion would clip at 255 and leave a white picture.
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return image.convert("RGB")
 
 
 def reduce_labels(labels: np.ndarray | torch.Tensor) -> Any:
@@ -258,4 +248,4 @@ def _upright(images: Any) -> Any:
     return to_rgb(images) if isinstance(images, Image.Image) else images
 
 
-__all__ = ["SegmentationImageProcessor", "SegmentationImageProcessorKwargs", "SegmentationImageProcessorPil", "to_rgb"]
+__all__ = ["SegmentationImageProcessor", "SegmentationImageProcessorKwargs", "SegmentationImageProcessorPil"]

@@ -27,14 +27,25 @@ def read_image(source: Any, name: str = "") -> Image.Image:
     Raises:
         InputError: missing, empty, truncated, too large or no picture at all.
     """
-    picture = ImageOps.exif_transpose(_open(source, name))
-    if picture.mode == "RGB":
-        return picture
-    if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
-        grey = np.asarray(picture).astype(np.float32)
-        grey = grey / 257 if grey.max(initial=0) > 255 else grey  # 65535 / 257 = 255
-        return Image.fromarray(grey.clip(0, 255).round().astype(np.uint8)).convert("RGB")
-    return picture.convert("RGB")
+    return to_rgb(_open(source, name))
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Turn an open image of any mode into upright 8-bit RGB: the one rule for training, processors and prediction.
+
+    The EXIF tag is applied; gray, palette and CMYK are converted, and transparency is dropped (an RGBA pixel keeps its
+    color). Images of more than 8 bits or of floats are taken as gray: values up to 255 stay as they are, since many
+    tools write 8-bit values into 16-bit files; if any value is larger, all are divided by 257, which brings 65535 to
+    255. The result is clipped to 0..255 and rounded; NaN becomes 0.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        gray = np.nan_to_num(np.asarray(image).astype(np.float32))
+        gray = gray / 257 if gray.max(initial=0) > 255 else gray
+        image = Image.fromarray(gray.clip(0, 255).round().astype(np.uint8))
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # Pillow warns when it drops the transparency of a palette by itself
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def read_label(source: Any, spec: LabelSpec, name: str = "") -> np.ndarray:
