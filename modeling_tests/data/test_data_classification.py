@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from hf_denseseg.data.augmentation.classification import MixedBatch, TrainPictures, posterize, training_transform
+from hf_denseseg.data.augmentation.classification import MixedBatch, TrainImages, posterize, training_transform
 from hf_denseseg.data.augmentation.sampler import EpochSampler
 from hf_denseseg.data.checks.classification import check_pictures, scan_pictures
 from hf_denseseg.data.class_names import ClassNames
@@ -127,7 +127,7 @@ def batches(workers, collate):
     sampler = EpochSampler(16, seed=5)
     sampler.set_epoch(3)
     loader = DataLoader(
-        TrainPictures(data, transform(), seed=5),
+        TrainImages(data, transform(), seed=5),
         batch_size=4,
         sampler=sampler,
         num_workers=workers,
@@ -145,7 +145,7 @@ def test_samples_and_mixing_do_not_depend_on_the_number_of_workers():
 
 
 def test_epochs_give_other_samples_and_leave_the_generators_alone():
-    dataset = TrainPictures(load_classification("synthetic:4@40x48", "train"), transform(), seed=1)
+    dataset = TrainImages(load_classification("synthetic:4@40x48", "train"), transform(), seed=1)
     random.seed(0), np.random.seed(0), torch.manual_seed(0)
     expected = random.random(), np.random.rand(), torch.rand(1).item()
     random.seed(0), np.random.seed(0), torch.manual_seed(0)

@@ -13,7 +13,7 @@ from hf_denseseg.data.augmentation.detection import (
     DetectionAugmentation,
     ProportionSampler,
     TrainDetections,
-    collate_detections,
+    collate_train,
 )
 from hf_denseseg.data.detection import load_detection
 from hf_denseseg.data.sources.coco import encode_mask, object_mask, read_coco, trainable
@@ -231,7 +231,7 @@ def test_picture_without_objects_gives_empty_labels(coco):
 
 def test_batches_are_padded_to_multiples_of_32_beside_the_pictures(coco):
     dataset = TrainDetections(load_detection(coco[0], "val2017"), DetectionAugmentation([40], 100, flip=False))
-    batch = collate_detections([dataset[0], dataset[1]])
+    batch = collate_train([dataset[0], dataset[1]])
     assert batch["pixel_values"].shape == (2, 3, 64, 64)
     assert batch["pixel_mask"].sum((1, 2)).tolist() == [40 * 60, 60 * 40]
     assert batch["pixel_values"][0, :, :40, :60].float().mean() > 0

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 import processes
 from hf_denseseg.cli import main
-from hf_denseseg.data.augmentation.classification import TrainPictures, training_transform
+from hf_denseseg.data.augmentation.classification import TrainImages, training_transform
 from hf_denseseg.data.augmentation.segmentation import TrainAugmentation, TrainDataset
 from hf_denseseg.data.classification import load_classification
 from hf_denseseg.data.segmentation import load_segmentation
@@ -337,9 +337,9 @@ def test_pictures_with_classes_stream_too(tmp_path):
     """The batches of a stream are those of the indexed rows, whatever the number of workers."""
     pack(load_classification("synthetic:9@32x32", "train"), tmp_path, "train", rows_per_shard=4, task=CLASSIFICATION)
     transform = training_transform([24, 24], mean=[0.5] * 3, std=[0.5] * 3)
-    indexed = TrainPictures(load_classification(tmp_path, "train"), transform, seed=3)
+    indexed = TrainImages(load_classification(tmp_path, "train"), transform, seed=3)
     stream = StreamingTrainDataset(
-        TrainPictures(load_classification(tmp_path, "train", streaming=True), transform, seed=3), seed=3
+        TrainImages(load_classification(tmp_path, "train", streaming=True), transform, seed=3), seed=3
     )
     stream.share(0, 1, 3)
     for sample in islice(stream, 20):

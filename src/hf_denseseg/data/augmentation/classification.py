@@ -110,7 +110,7 @@ def posterize(image: Image.Image, bits: int, **kwargs: Any) -> Image.Image:
     return image.point([value & mask for value in range(256)] * len(image.getbands()))
 
 
-class TrainPictures(Dataset):
+class TrainImages(Dataset):
     """Augmented pictures: `{"pixel_values" (3, h, w), "label", "epoch", "index"}`.
 
     Args:
@@ -138,7 +138,7 @@ class TrainPictures(Dataset):
         return {"pixel_values": pixels, "label": row["label"], "epoch": epoch, "index": index}
 
 
-class TestPictures(Dataset):
+class EvalImages(Dataset):
     """Pictures as the image processor gives them: `{"pixel_values" (3, h, w), "label", "index"}`.
 
     Args:
@@ -223,7 +223,7 @@ class MixedBatch:
         return {"pixel_values": pixels, "labels": labels}
 
 
-def collate_pictures(samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+def collate_eval(samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     """Stack evaluation samples: `pixel_values` `(B, 3, h, w)`, `labels` and `index` `(B,)`."""
     return {
         "pixel_values": torch.stack([sample["pixel_values"] for sample in samples]),

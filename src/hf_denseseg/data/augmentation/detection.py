@@ -105,7 +105,7 @@ class TrainDetections(Dataset):
         return [width > height for height, width in zip(sizes["height"], sizes["width"], strict=True)]
 
 
-class TestDetections(Dataset):
+class EvalDetections(Dataset):
     """Pictures as the image processor gives them: `{"index", "pixel_values" (3, h, w), "pixel_mask" (h, w), "size"}`.
 
     Args:
@@ -159,7 +159,7 @@ class ProportionSampler(EpochSampler):
         yield from waiting[True] + waiting[False]
 
 
-def collate_detections(samples: list[dict[str, Any]]) -> dict[str, Any]:
+def collate_train(samples: list[dict[str, Any]]) -> dict[str, Any]:
     """Pad training samples to one size, a multiple of 32.
 
     Returns:
@@ -171,7 +171,7 @@ def collate_detections(samples: list[dict[str, Any]]) -> dict[str, Any]:
     return {"pixel_values": pixel_values, "pixel_mask": pixel_mask, "labels": labels}
 
 
-def collate_tests(samples: list[dict[str, Any]]) -> dict[str, Any]:
+def collate_eval(samples: list[dict[str, Any]]) -> dict[str, Any]:
     """Pad test samples to one size: `pixel_values`, `pixel_mask`, `index` `(B,)` and `sizes` of the pictures."""
     pixel_values, _ = _padded([sample["pixel_values"] for sample in samples])
     masks, _ = _padded([sample["pixel_mask"][None] for sample in samples])

@@ -10,10 +10,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_denseseg.data.augmentation.classification import (
+    EvalImages,
     MixedBatch,
-    TestPictures,
-    TrainPictures,
-    collate_pictures,
+    TrainImages,
+    collate_eval,
     training_transform,
 )
 from hf_denseseg.data.checks.classification import check_pictures, scan_pictures
@@ -84,7 +84,7 @@ class ClassificationTrainer(TaskTrainer):
 
     def predict_samples(self, model: nn.Module, samples: list[dict[str, Any]]) -> list[list[int]]:
         """Rank of the true class among the scores, and the true class, of each image."""
-        inputs = self._prepare_inputs(collate_pictures(samples))
+        inputs = self._prepare_inputs(collate_eval(samples))
         with torch.no_grad(), self.compute_loss_context_manager():
             logits = model(pixel_values=inputs["pixel_values"]).logits
         ranks = true_class_rank(logits.float(), inputs["labels"])
@@ -187,7 +187,7 @@ class ImageClassification(Task):
                 mean=processor.image_mean,
                 std=processor.image_std,
             )
-            train_dataset = TrainPictures(train_data, transform, args.seed)
+            train_dataset = TrainImages(train_data, transform, args.seed)
             train_dataset = StreamingTrainDataset(train_dataset, args.seed) if data.streaming else train_dataset
         collator = MixedBatch(
             eval_data.spec.num_labels,
@@ -205,7 +205,7 @@ class ImageClassification(Task):
             protocol=_protocol_of(processor),
             train_collator=collator,
             train_dataset=train_dataset,
-            eval_dataset=TestPictures(eval_data, processor),
+            eval_dataset=EvalImages(eval_data, processor),
         )
 
     def draw_results(self, trainer: ClassificationTrainer, path: Path) -> None:

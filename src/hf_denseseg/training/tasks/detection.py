@@ -12,11 +12,11 @@ from transformers import PreTrainedModel
 
 from hf_denseseg.data.augmentation.detection import (
     DetectionAugmentation,
+    EvalDetections,
     ProportionSampler,
-    TestDetections,
     TrainDetections,
-    collate_detections,
-    collate_tests,
+    collate_eval,
+    collate_train,
 )
 from hf_denseseg.data.checks.detection import check_rows, scan_detections
 from hf_denseseg.data.detection import DetectionData, load_detection
@@ -52,7 +52,7 @@ class DetectionTrainer(TaskTrainer):
     ) -> None:
         self.masks = masks
         self._found: dict[int, list[dict[str, Any]]] = {}
-        super().__init__(model, args, train_collator=collate_detections, **options)
+        super().__init__(model, args, train_collator=collate_train, **options)
 
     @property
     def logged_scores(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -80,7 +80,7 @@ class DetectionTrainer(TaskTrainer):
 
     def predict_samples(self, model: nn.Module, samples: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
         """The objects found in each image, see `detect`."""
-        return self.detect(model, collate_tests(samples))
+        return self.detect(model, collate_eval(samples))
 
     def reset_scores(self) -> None:
         """Forget the objects."""
@@ -103,7 +103,7 @@ class DetectionTrainer(TaskTrainer):
         return broadcast_object_list(scores)[0]
 
     def detect(self, model: nn.Module, inputs: dict[str, Any], threshold: float = 0.0) -> list[list[dict[str, Any]]]:
-        """Find objects in one batch of `collate_tests`.
+        """Find objects in one batch of `collate_eval`.
 
         Returns:
             Per image its answers: `category`, `score`, `bbox` (x, y, width, height in pixels) and, with masks,
@@ -219,7 +219,7 @@ class ObjectDetection(Task):
             image_processor=processor,
             spec=eval_data.spec,
             train_dataset=train_dataset,
-            eval_dataset=TestDetections(eval_data, processor),
+            eval_dataset=EvalDetections(eval_data, processor),
         )
 
     def draw_results(self, trainer: DetectionTrainer, path: Path) -> None:
@@ -228,7 +228,7 @@ class ObjectDetection(Task):
         lines = []
         for index in spread(len(trainer.eval_dataset)):
             row = trainer.eval_dataset.data.dataset[index]
-            found = trainer.detect(model, collate_tests([trainer.eval_dataset[index]]), SHOWN_SCORE)[0]
+            found = trainer.detect(model, collate_eval([trainer.eval_dataset[index]]), SHOWN_SCORE)[0]
             truth = [each for each in row["objects"] if not each["iscrowd"]]
             lines.append(
                 [("truth", self._drawn(row, truth, trainer.spec)), ("found", self._drawn(row, found, trainer.spec))]
