@@ -11,8 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hf_denseseg.data.reading import archives
-from hf_denseseg.data.reading.archives import describe_reference, open_tree, read_reference
+from hf_denseseg.data.reading import references
+from hf_denseseg.data.reading.archives import open_tree
+from hf_denseseg.data.reading.references import describe_reference, read_reference
 from hf_denseseg.errors import InputError
 
 FILES = {"a/one.txt": b"one" * 500, "a/b/two.bin": bytes(range(256)), "three.txt": b""}
@@ -168,7 +169,7 @@ def test_a_member_never_unpacks_to_more_than_its_header_or_the_limit(tmp_path):
 
 
 def test_a_gzip_bomb_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(archives, "GZIP_LIMIT", 1_000_000)
+    monkeypatch.setattr(references, "GZIP_LIMIT", 1_000_000)
     path = write_tar(tmp_path / "d.tar.gz", {"x": b"\0" * 5_000_000}, mode="w:gz")
     with pytest.raises(InputError, match="more than 1,000,000 bytes unpacked"):
         open_tree(path)

@@ -25,8 +25,8 @@ from hf_denseseg.cli import main
 from hf_denseseg.data.checks.segmentation import scan_source
 from hf_denseseg.data.labels import LabelSpec
 from hf_denseseg.data.reading import matlab
-from hf_denseseg.data.reading.archives import read_reference
 from hf_denseseg.data.reading.matlab import read_matlab_ids
+from hf_denseseg.data.reading.references import read_reference
 from hf_denseseg.data.segmentation import load_segmentation
 from hf_denseseg.data.shards.packing import pack
 from hf_denseseg.data.sources.benchmarks.layouts import NAMES, get_benchmark

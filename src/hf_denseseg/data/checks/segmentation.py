@@ -10,8 +10,8 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from hf_denseseg.data.labels import VOID, LabelSpec, SegmentationData
-from hf_denseseg.data.reading.archives import describe_reference
 from hf_denseseg.data.reading.images import Fault, check_same_size, is_palette, read_image, read_label
+from hf_denseseg.data.reading.references import describe_reference
 from hf_denseseg.data.segmentation import list_source, load_segmentation
 from hf_denseseg.errors import InputError
 

@@ -1,11 +1,9 @@
-"""Files of a data set as they were distributed: a folder, a zip or tar, or a folder in which archives still lie.
+"""Files of a dataset as they were distributed: a folder, a zip or tar, or a folder in which archives still lie.
 
-Nothing is unpacked. A file is known by a reference, plain text that says where its bytes are: a path, or
-`zip://MEMBER?ADDRESS::ARCHIVE` (`tar://...`), whose address spares a loader process from listing the archive again.
+Nothing is unpacked: every file is known by a reference (see `references`).
 """
 
 import fnmatch
-import gzip
 import io
 import os
 import re
@@ -15,28 +13,22 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO
 
-from hf_denseseg.data.reading.run_lengths import SCHEME, draw
+from hf_denseseg.data.reading.references import (
+    FETCH_AGAIN,
+    MEMBER_LIMIT,
+    Address,
+    cached_per_file,
+    read_reference,
+    refused_member,
+    unpacked,
+)
 from hf_denseseg.errors import InputError
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
-MEMBER_LIMIT = 512 * 2**20  # bytes; COCO's largest annotation file has 448 MiB
-GZIP_LIMIT = 2**30  # bytes of a whole .tar.gz, which is held in memory; Pascal Context's labels have 0.1 GiB
 _HEADER_LIMIT = 2**20  # bytes; what a tar may put before a member (long names) is a few hundred
-_AGAIN = "Fetch the archive again from its official source."
-
-
-class _Address(NamedTuple):
-    """Where the bytes of a member lie; zip: offset of its local header, tar: offset of the bytes themselves."""
-
-    offset: int
-    stored: int
-    size: int
-    method: int = zipfile.ZIP_STORED
-    checksum: int = 0
 
 
 class Tree:
@@ -123,77 +115,10 @@ def is_archive(path: str | Path) -> bool:
     return str(path).lower().endswith(ARCHIVE_SUFFIXES)
 
 
-def read_reference(reference: str, limit: int = MEMBER_LIMIT) -> bytes:
-    """Content of a file, never more than `limit` bytes of a member, whatever its header says.
-
-    Raises:
-        InputError: it cannot be read, is damaged, or is larger than `limit`.
-    """
-    if reference.startswith(SCHEME):
-        return draw(reference)
-    kind, archive, member, address = _parse(reference)
-    try:
-        if not kind:
-            return archive.read_bytes()
-        if max(address.size, address.stored) > limit:
-            raise _refused(archive, member, f"claims more than the {limit:,} bytes that are read")
-        if kind == "zip":
-            return _inflate(archive, member, address)
-        content = _bytes_at(archive, address.offset, address.size)
-    except OSError as error:
-        raise InputError(f"File {archive} cannot be read: {error.strerror}. Check the path and its rights.") from error
-    except (zlib.error, EOFError) as error:
-        raise InputError(f"Archive {archive} is cut short or damaged ({error}). {_AGAIN}") from error
-    if len(content) < address.size:
-        raise _refused(archive, member, "is cut short")
-    return content
-
-
-def describe_reference(reference: str) -> str:
-    """A reference in words, for messages: the path, or member and archive."""
-    if reference.startswith(SCHEME):
-        return f"{file_name(reference)} (run lengths)"
-    kind, archive, member, _ = _parse(reference)
-    return f"{member} in {archive}" if kind else reference
-
-
-def file_name(reference: str) -> str:
-    """Path of a file, inside its archive if it is in one."""
-    if reference.startswith(SCHEME):
-        return reference.removeprefix(SCHEME).partition("?")[0]
-    kind, path, member, _ = _parse(reference)
-    return member if kind else str(path)
-
-
-def is_reference(text: str) -> bool:
-    """Whether a text is no path, but leads into an archive or holds run lengths."""
-    return text.startswith(("zip://", "tar://", SCHEME))
-
-
-def _parse(reference: str) -> tuple[str, Path, str, _Address]:
-    """Kind ("zip", "tar" or nothing for a plain path), archive or path, member, address."""
-    if not reference.startswith(("zip://", "tar://")):
-        return "", Path(reference), "", _Address(0, 0, 0)
-    inside, _, archive = reference[len("zip://") :].partition("::")
-    member, _, address = inside.rpartition("?")
-    try:
-        numbers = [int(number) for number in address.split(",")]
-        found = _Address(*numbers)
-        if min(numbers) < 0:
-            raise ValueError("negative")
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{reference!r} is no reference into an archive. Take those of `Tree.reference`.") from error
-    return reference[:3], Path(archive), member, found
-
-
 def _as_expression(pattern: str) -> str:
     parts = re.split(r"(\*\*/|\*|\?)", pattern)
     words = {"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}
     return "".join(words.get(part) or re.escape(part) for part in parts)
-
-
-def _refused(archive: Path, member: str, why: str) -> InputError:
-    return InputError(f"Archive {archive}: member {member!r} {why}. {_AGAIN}")
 
 
 def _walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
@@ -213,14 +138,9 @@ def _is_litter(name: str) -> bool:
     return name.startswith("._") or name in ("__MACOSX", ".DS_Store")
 
 
+@cached_per_file(maxsize=32)
 def _members(archive: Path) -> Mapping[str, str]:
     """Name -> reference of an archive, listed once a process."""
-    there = archive.stat()
-    return _listed(archive, there.st_ino, there.st_mtime_ns)
-
-
-@lru_cache(maxsize=32)
-def _listed(archive: Path, inode: int, time: int) -> Mapping[str, str]:
     kind = "zip" if archive.suffix.lower() == ".zip" else "tar"
     files: dict[str, str] = {}
     try:
@@ -229,15 +149,15 @@ def _listed(archive: Path, inode: int, time: int) -> Mapping[str, str]:
             if any(_is_litter(part) for part in name.split("/")):
                 continue
             if name in files:
-                raise _refused(archive, member, "stands in it twice")
+                raise refused_member(archive, member, "stands in it twice")
             numbers = ",".join(str(number) for number in address)
             files[name] = f"{kind}://{name}?{numbers}::{archive}"
     except InputError:
         raise
     except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError) as error:
-        raise InputError(f"Archive {archive} is cut short or damaged ({error}). {_AGAIN}") from error
+        raise InputError(f"Archive {archive} is cut short or damaged ({error}). {FETCH_AGAIN}") from error
     except (ValueError, OverflowError, NotImplementedError, struct.error, IndexError) as error:
-        raise InputError(f"Archive {archive} cannot be listed ({error}). {_AGAIN}") from error
+        raise InputError(f"Archive {archive} cannot be listed ({error}). {FETCH_AGAIN}") from error
     return files
 
 
@@ -246,27 +166,29 @@ def _checked_name(archive: Path, member: str) -> str:
     name = member.removeprefix("./")
     parts = name.split("/")
     if not name or name.startswith(("/", "\\")) or ".." in parts or re.match(r"[A-Za-z]:", name):
-        raise _refused(archive, member, "has a name that leads out of the archive")
+        raise refused_member(archive, member, "has a name that leads out of the archive")
     if "::" in name or "\0" in name or "\\" in name or "" in parts or "." in parts:
-        raise _refused(archive, member, "has a name that no file can have")
+        raise refused_member(archive, member, "has a name that no file can have")
     return name
 
 
-def _zip_members(archive: Path) -> Iterator[tuple[str, _Address]]:
+def _zip_members(archive: Path) -> Iterator[tuple[str, Address]]:
     with zipfile.ZipFile(archive) as content:
         for entry in content.infolist():
             kind = stat.S_IFMT(entry.external_attr >> 16)
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise _refused(archive, entry.filename, "is a link or a device, no file")
+                raise refused_member(archive, entry.filename, "is a link or a device, no file")
             if entry.flag_bits & 1:
-                raise _refused(archive, entry.filename, "is encrypted")
+                raise refused_member(archive, entry.filename, "is encrypted")
             if entry.is_dir():
                 _checked_name(archive, entry.filename.rstrip("/"))
                 continue
             if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise _refused(archive, entry.filename, f"is packed with method {entry.compress_type}, not deflate")
+                raise refused_member(
+                    archive, entry.filename, f"is packed with method {entry.compress_type}, not deflate"
+                )
             sizes = entry.header_offset, entry.compress_size, entry.file_size
-            yield entry.filename, _Address(*sizes, entry.compress_type, entry.CRC)
+            yield entry.filename, Address(*sizes, entry.compress_type, entry.CRC)
 
 
 class _Headers(io.BufferedIOBase):
@@ -287,13 +209,15 @@ class _Headers(io.BufferedIOBase):
         return self.content.tell()
 
 
-def _tar_members(archive: Path) -> Iterator[tuple[str, _Address]]:
-    content: BinaryIO = archive.open("rb") if archive.suffix.lower() == ".tar" else io.BytesIO(_unpacked(archive))
+def _tar_members(archive: Path) -> Iterator[tuple[str, Address]]:
+    content: BinaryIO = archive.open("rb") if archive.suffix.lower() == ".tar" else io.BytesIO(unpacked(archive))
     with content:
         yield from _tar_part(archive, content, 0, content.seek(0, io.SEEK_END))
 
 
-def _tar_part(archive: Path, content: BinaryIO, start: int, end: int, folder: str = "") -> Iterator[Any]:
+def _tar_part(
+    archive: Path, content: BinaryIO, start: int, end: int, folder: str = ""
+) -> Iterator[tuple[str, Address]]:
     """Members of the tar that fills `start..end` of the content; tars in it are listed as folders."""
     content.seek(start)
     with tarfile.TarFile(fileobj=_Headers(content)) as tar:
@@ -301,9 +225,9 @@ def _tar_part(archive: Path, content: BinaryIO, start: int, end: int, folder: st
         for entry in tar:
             name = folder + entry.name
             if not entry.isdir() and (not entry.isreg() or entry.issparse()):
-                raise _refused(archive, name, "is a link or a device, no file")
+                raise refused_member(archive, name, "is a link or a device, no file")
             if entry.offset <= last or entry.size < 0 or entry.offset_data + entry.size > end:
-                raise _refused(archive, name, "is cut short")
+                raise refused_member(archive, name, "is cut short")
             last = entry.offset
             if entry.isdir():
                 if entry.name.strip("./"):
@@ -314,66 +238,8 @@ def _tar_part(archive: Path, content: BinaryIO, start: int, end: int, folder: st
                 yield from _tar_part(archive, content, entry.offset_data, entry.offset_data + entry.size, inside)
                 content.seek(place)
             else:
-                yield name, _Address(entry.offset_data, entry.size, entry.size)
+                yield name, Address(entry.offset_data, entry.size, entry.size)
         # `tarfile` takes a damaged header for the end; the true one is a block of zeros.
         content.seek(tar.offset)
         if tar.offset + tarfile.BLOCKSIZE > end or any(content.read(tarfile.BLOCKSIZE)):
             raise tarfile.ReadError("it has no end")
-
-
-def _inflate(archive: Path, member: str, address: _Address) -> bytes:
-    """Content of a zip member, at most as many bytes as the archive's table says."""
-    header = _bytes_at(archive, address.offset, 30)
-    if len(header) < 30 or header[:4] != b"PK\x03\x04":
-        raise _refused(archive, member, "is not where the archive's table says")
-    name, extra = struct.unpack("<HH", header[26:30])
-    packed = _bytes_at(archive, address.offset + 30 + name + extra, address.stored)
-    try:
-        deflated = address.method == zipfile.ZIP_DEFLATED
-        content = zlib.decompressobj(-15).decompress(packed, address.size + 1) if deflated else packed
-    except zlib.error as error:
-        raise _refused(archive, member, f"is damaged ({error})") from error
-    if len(content) > address.size:
-        raise _refused(archive, member, "is larger than the archive's table says")
-    if len(content) < address.size or zlib.crc32(content) != address.checksum:
-        raise _refused(archive, member, "is damaged or cut short")
-    return content
-
-
-def _bytes_at(archive: Path, offset: int, size: int) -> bytes:
-    if archive.suffix.lower() not in (".zip", ".tar"):
-        return _unpacked(archive)[offset : offset + size]
-    there = archive.stat()
-    handle = _handle(archive, there.st_ino, there.st_mtime_ns)
-    # Without a position of its own: threads and forked processes may share the handle.
-    return os.pread(handle.number, size, offset)
-
-
-class _Handle:
-    """An open file, closed when nobody holds it any more."""
-
-    def __init__(self, path: Path) -> None:
-        self.number = os.open(path, os.O_RDONLY)
-
-    def __del__(self) -> None:
-        if hasattr(self, "number"):
-            os.close(self.number)
-
-
-@lru_cache(maxsize=64)
-def _handle(archive: Path, inode: int, time: int) -> _Handle:
-    return _Handle(archive)
-
-
-def _unpacked(archive: Path) -> bytes:
-    there = archive.stat()
-    return _held(archive, there.st_ino, there.st_mtime_ns)
-
-
-@lru_cache(maxsize=2)
-def _held(archive: Path, inode: int, time: int) -> bytes:
-    with gzip.open(archive) as stream:
-        content = stream.read(GZIP_LIMIT + 1)
-    if len(content) > GZIP_LIMIT:
-        raise InputError(f"Archive {archive} has more than {GZIP_LIMIT:,} bytes unpacked. Unpack it into its folder.")
-    return content

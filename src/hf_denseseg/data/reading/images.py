@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from hf_denseseg.data.labels import LabelSpec
-from hf_denseseg.data.reading.archives import describe_reference, file_name, is_reference, read_reference
 from hf_denseseg.data.reading.matlab import MATLAB_MARK, read_matlab_ids
+from hf_denseseg.data.reading.references import describe_reference, file_name, is_reference, read_reference
 from hf_denseseg.errors import InputError
 
 # Modes whose pixel values are ids; every other mode would have to be guessed at.

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
-from hf_denseseg.data.reading.archives import read_reference
+from hf_denseseg.data.reading.references import read_reference
 from hf_denseseg.data.shards.manifest import Manifest, Shard, checksum, is_intact, read_manifest
 from hf_denseseg.data.shards.tables import import_datasets
 from hf_denseseg.errors import InputError

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from hf_denseseg.data.class_names import ClassNames
-from hf_denseseg.data.reading.archives import describe_reference, read_reference
 from hf_denseseg.data.reading.images import Fault
+from hf_denseseg.data.reading.references import describe_reference, read_reference
 from hf_denseseg.errors import InputError
 
 SMALLEST_SIDE = 1.0  # pixels; what is less wide or high is no object to learn (mmdet's rule)

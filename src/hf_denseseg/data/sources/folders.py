@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hf_denseseg.data.labels import LabelSpec
-from hf_denseseg.data.reading.archives import describe_reference
+from hf_denseseg.data.reading.references import describe_reference
 from hf_denseseg.data.splits import resolve_split
 from hf_denseseg.errors import InputError
 

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hf_denseseg.data.labels import LabelSpec
-from hf_denseseg.data.reading.archives import Tree, describe_reference, is_reference, open_tree, read_reference
+from hf_denseseg.data.reading.archives import Tree, open_tree
 from hf_denseseg.data.reading.images import read_image
+from hf_denseseg.data.reading.references import describe_reference, is_reference, read_reference
 from hf_denseseg.data.reading.run_lengths import read_merged
 from hf_denseseg.data.sources.benchmarks.layouts import NAMES, Benchmark, Split, get_benchmark
 from hf_denseseg.data.sources.folders import Pairs, has_pairs, merge_pairs
