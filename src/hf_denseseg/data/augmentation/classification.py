@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import Dataset
+from transformers.image_processing_utils import BaseImageProcessor
 
+from hf_denseseg.data.augmentation.sampler import LoadedData, RowDataset, TrainRows
 from hf_denseseg.errors import InputError
 
 
@@ -110,7 +111,7 @@ def posterize(image: Image.Image, bits: int, **kwargs: Any) -> Image.Image:
     return image.point([value & mask for value in range(256)] * len(image.getbands()))
 
 
-class TrainImages(Dataset):
+class TrainImages(TrainRows):
     """Augmented pictures: `{"pixel_values" (3, h, w), "label", "epoch", "index"}`.
 
     Args:
@@ -119,17 +120,9 @@ class TrainImages(Dataset):
         seed: with epoch and index it determines the sample.
     """
 
-    def __init__(self, data: Any, transform: Callable[[Image.Image], torch.Tensor], seed: int = 0) -> None:
-        self.data = data
+    def __init__(self, data: LoadedData, transform: Callable[[Image.Image], torch.Tensor], seed: int = 0) -> None:
+        super().__init__(data, seed)
         self.transform = transform
-        self.seed = seed
-
-    def __len__(self) -> int:
-        return len(self.data.dataset)
-
-    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
-        epoch, index = key if isinstance(key, tuple) else (0, key)
-        return self.sample(self.data.dataset[index], epoch, index)
 
     def sample(self, row: dict[str, Any], epoch: int, index: int) -> dict[str, Any]:
         """Make the sample of a row."""
@@ -138,7 +131,7 @@ class TrainImages(Dataset):
         return {"pixel_values": pixels, "label": row["label"], "epoch": epoch, "index": index}
 
 
-class EvalImages(Dataset):
+class EvalImages(RowDataset):
     """Pictures as the image processor gives them: `{"pixel_values" (3, h, w), "label", "index"}`.
 
     Args:
@@ -146,12 +139,9 @@ class EvalImages(Dataset):
         processor: image processor of the model: what is measured is what the pipeline does.
     """
 
-    def __init__(self, data: Any, processor: Any) -> None:
-        self.data = data
+    def __init__(self, data: LoadedData, processor: BaseImageProcessor) -> None:
+        super().__init__(data)
         self.processor = processor
-
-    def __len__(self) -> int:
-        return len(self.data.dataset)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = self.data.dataset[index]

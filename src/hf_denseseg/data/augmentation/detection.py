@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import Dataset
+from transformers.image_processing_utils import BaseImageProcessor
 
-from hf_denseseg.data.augmentation.sampler import EpochSampler
+from hf_denseseg.data.augmentation.sampler import EpochSampler, LoadedData, RowDataset, TrainRows
 from hf_denseseg.data.sources.coco import object_mask, trainable
 from hf_denseseg.errors import InputError
 
@@ -78,8 +78,8 @@ class DetectionAugmentation:
         return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
 
 
-class TrainDetections(Dataset):
-    """Augmented pictures with their objects; indexed by `(epoch, index)`, or by a plain index (epoch 0).
+class TrainDetections(TrainRows):
+    """Augmented pictures with their objects.
 
     Args:
         data: what `load_detection` returned.
@@ -87,17 +87,13 @@ class TrainDetections(Dataset):
         seed: with epoch and index it determines the sample.
     """
 
-    def __init__(self, data: Any, augmentation: DetectionAugmentation, seed: int = 0) -> None:
-        self.data = data
+    def __init__(self, data: LoadedData, augmentation: DetectionAugmentation, seed: int = 0) -> None:
+        super().__init__(data, seed)
         self.augmentation = augmentation
-        self.seed = seed
 
-    def __len__(self) -> int:
-        return len(self.data.dataset)
-
-    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
-        epoch, index = key if isinstance(key, tuple) else (0, key)
-        return self.augmentation(self.data.dataset[index], np.random.default_rng((self.seed, epoch, index)))
+    def sample(self, row: dict[str, Any], epoch: int, index: int) -> dict[str, Any]:
+        """Make the sample of a row."""
+        return self.augmentation(row, np.random.default_rng((self.seed, epoch, index)))
 
     def is_wide(self) -> list[bool]:
         """Of each picture whether it is wider than high."""
@@ -105,7 +101,7 @@ class TrainDetections(Dataset):
         return [width > height for height, width in zip(sizes["height"], sizes["width"], strict=True)]
 
 
-class EvalDetections(Dataset):
+class EvalDetections(RowDataset):
     """Pictures as the image processor gives them: `{"index", "pixel_values" (3, h, w), "pixel_mask" (h, w), "size"}`.
 
     Args:
@@ -113,12 +109,9 @@ class EvalDetections(Dataset):
         processor: image processor of the model: what is measured is what the pipeline does.
     """
 
-    def __init__(self, data: Any, processor: Any) -> None:
-        self.data = data
+    def __init__(self, data: LoadedData, processor: BaseImageProcessor) -> None:
+        super().__init__(data)
         self.processor = processor
-
-    def __len__(self) -> int:
-        return len(self.data.dataset)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         image = self.data.dataset[index]["image"]

@@ -1,9 +1,57 @@
-"""The order of training samples, which depends on seed and epoch alone."""
+"""Training samples and their order, which depend on seed, epoch and index alone."""
 
 from collections.abc import Iterator
+from typing import Any, Protocol
 
 import numpy as np
-from torch.utils.data import Sampler
+from torch.utils.data import Dataset, Sampler
+
+
+class LoadedData(Protocol):
+    """What the loaders of all tasks return: rows, and what their labels mean."""
+
+    @property
+    def dataset(self) -> Any:
+        """The rows."""
+
+    @property
+    def spec(self) -> Any:
+        """Names of the classes, or a label specification."""
+
+
+class RowDataset(Dataset):
+    """Samples of loaded data, one for each row.
+
+    Args:
+        data: what a loader returned.
+    """
+
+    def __init__(self, data: LoadedData) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data.dataset)
+
+
+class TrainRows(RowDataset):
+    """Augmented samples, indexed by `(epoch, index)` as `EpochSampler` gives them, or by a plain index (epoch 0).
+
+    Args:
+        data: what a loader returned.
+        seed: with epoch and index it determines the sample.
+    """
+
+    def __init__(self, data: LoadedData, seed: int = 0) -> None:
+        super().__init__(data)
+        self.seed = seed
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        return self.sample(self.data.dataset[index], epoch, index)
+
+    def sample(self, row: dict[str, Any], epoch: int, index: int) -> dict[str, Any]:
+        """Make the sample of a row."""
+        raise NotImplementedError
 
 
 class EpochSampler(Sampler[tuple[int, int]]):

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import Dataset
 
 from hf_denseseg.data.augmentation.photometric import PHOTOMETRIC
+from hf_denseseg.data.augmentation.sampler import RowDataset, TrainRows
 from hf_denseseg.data.labels import VOID, SegmentationData
 from hf_denseseg.errors import InputError
 
@@ -142,10 +142,8 @@ def _window(
     return picture.resize((width, height), resample, box=box)
 
 
-class TrainDataset(Dataset):
+class TrainDataset(TrainRows):
     """Augmented pairs: `{"pixel_values": uint8 (3, h, w), "labels": uint8 (h, w)}`, and further targets.
-
-    Indexed by `(epoch, index)` as `EpochSampler` gives them, or by a plain index (epoch 0).
 
     Args:
         data: what `load_segmentation` returned.
@@ -157,17 +155,9 @@ class TrainDataset(Dataset):
     def __init__(
         self, data: SegmentationData, augmentation: TrainAugmentation, seed: int = 0, targets: Targets | None = None
     ) -> None:
-        self.data = data
+        super().__init__(data, seed)
         self.augmentation = augmentation
-        self.seed = seed
         self.targets = targets
-
-    def __len__(self) -> int:
-        return len(self.data.dataset)
-
-    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, torch.Tensor]:
-        epoch, index = key if isinstance(key, tuple) else (0, key)
-        return self.sample(self.data.dataset[index], epoch, index)
 
     def sample(self, row: dict[str, Any], epoch: int, index: int) -> dict[str, torch.Tensor]:
         """Make the sample of a row."""
@@ -181,18 +171,12 @@ class TrainDataset(Dataset):
         }
 
 
-class EvalDataset(Dataset):
+class EvalDataset(RowDataset):
     """Pairs at their own size: `{"index", "image": uint8 (3, H, W), "label": uint8 (H, W), "id"}`.
 
     Args:
         data: what `load_segmentation` returned.
     """
-
-    def __init__(self, data: SegmentationData) -> None:
-        self.data = data
-
-    def __len__(self) -> int:
-        return len(self.data.dataset)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = self.data.dataset[index]

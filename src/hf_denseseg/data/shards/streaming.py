@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import TrainerCallback
 from transformers.trainer_callback import TrainerControl, TrainerState
 
+from hf_denseseg.data.augmentation.sampler import TrainRows
 from hf_denseseg.data.shards.packed_rows import PackedRows
 
 _DECODED_ROWS = 64
@@ -30,7 +31,7 @@ class StreamingTrainDataset(IterableDataset):
         seed: of the order.
     """
 
-    def __init__(self, dataset: Any, seed: int = 0) -> None:
+    def __init__(self, dataset: TrainRows, seed: int = 0) -> None:
         self.dataset = dataset
         self.seed = seed
         self.rank, self.world, self.batch_size, self.first_batch = 0, 1, 1, 0
