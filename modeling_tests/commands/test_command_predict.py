@@ -26,6 +26,7 @@ from hf_denseseg.data.labels import LabelSpec
 from hf_denseseg.errors import InputError, RunError
 from hf_denseseg.inference.predict.journal import Journal
 from hf_denseseg.inference.predict.segmentation import SegmentationPredictor
+from hf_denseseg.inference.preprocessing import Preprocessing
 from hf_denseseg.inference.segmentation import InferenceSettings, class_probabilities
 from hf_denseseg.visualization.label_maps import overlay
 from processes import run_two, start
@@ -74,8 +75,8 @@ def run(*arguments):
 def model_probabilities(checkpoint, path, settings):
     model = AutoModelForSemanticSegmentation.from_pretrained(checkpoint).eval()
     image = torch.from_numpy(np.asarray(Image.open(path).convert("RGB")).copy()).permute(2, 0, 1)
-    processor = SegformerImageProcessor()
-    return class_probabilities(model, image, settings, processor.image_mean, processor.image_std).numpy()
+    preprocessing = Preprocessing.from_image_processor(SegformerImageProcessor())
+    return class_probabilities(model, image, settings, preprocessing).numpy()
 
 
 def finished(output):

@@ -10,13 +10,14 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.transforms.v2.functional import resize
 
-from hf_denseseg.inference.preprocessing import view_size
+from hf_denseseg.inference.preprocessing import Preprocessing, view_size
 from hf_denseseg.inference.segmentation import class_probabilities, segment, segment_with_confidence
 from hf_denseseg.inference.settings import InferenceSettings
 from hf_denseseg.training.recipe import load_recipe
 from hf_denseseg.training.tasks.segmentation import inference_settings
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+PREPROCESSING = Preprocessing(MEAN, STD)
 MEAN_COLOR = (124, 116, 104)  # the mean in bytes
 RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 
@@ -134,23 +135,23 @@ def test_protocol_equals_the_plain_loop(window, size, ratios):
     pixels = torch.from_numpy(image.transpose(2, 0, 1).copy())
     expected = plain_probabilities(model, image, window, ratios, (False, True)[: 1 + settings.flip])
     model.seen.clear()
-    found = class_probabilities(model, pixels, settings, MEAN, STD).numpy()
+    found = class_probabilities(model, pixels, settings, PREPROCESSING).numpy()
     assert len(model.seen) == settings.views
     np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
-    ids, confidence = segment_with_confidence(model, pixels, settings, MEAN, STD)
+    ids, confidence = segment_with_confidence(model, pixels, settings, PREPROCESSING)
     np.testing.assert_allclose(confidence.numpy(), expected.max(0), atol=1e-5, rtol=0)
     first, second = np.sort(expected, axis=0)[[-1, -2]]
     sure = first - second > 1e-3
     assert sure.mean() > 0.9
-    for labels in (ids, segment(model, pixels, settings, MEAN, STD)):
+    for labels in (ids, segment(model, pixels, settings, PREPROCESSING)):
         assert (labels.numpy() == expected.argmax(0))[sure].all()
 
 
 def test_every_part_of_the_protocol_can_be_told_from_its_absence():
     model, pixels = Model(), torch.from_numpy(picture(21, 45).transpose(2, 0, 1).copy())
-    full = class_probabilities(model, pixels, settings_of((33, 33)), MEAN, STD)
+    full = class_probabilities(model, pixels, settings_of((33, 33)), PREPROCESSING)
     for part in ({"keep_odd": False}, {"pad_to_window": False}, {"average": "probabilities"}, {"flip": False}):
-        other = class_probabilities(model, pixels, settings_of((33, 33), **part), MEAN, STD)
+        other = class_probabilities(model, pixels, settings_of((33, 33), **part), PREPROCESSING)
         assert (full - other).abs().max() > 0.01, part
 
 
@@ -159,10 +160,10 @@ def test_a_result_of_another_size_leaves_out_the_padding_too():
     model, image = Model(align_corners=False), picture(21, 30)
     pixels = torch.from_numpy(image.transpose(2, 0, 1).copy())
     settings = settings_of((33, 33), (1.0,))
-    small = class_probabilities(model, pixels, settings, MEAN, STD)
-    large = class_probabilities(model, pixels, settings, MEAN, STD, size=(42, 60))
+    small = class_probabilities(model, pixels, settings, PREPROCESSING)
+    large = class_probabilities(model, pixels, settings, PREPROCESSING, size=(42, 60))
     assert large.shape == (4, 42, 60)
-    assert segment(model, pixels, settings, MEAN, STD, size=(42, 60)).shape == (42, 60)
+    assert segment(model, pixels, settings, PREPROCESSING, size=(42, 60)).shape == (42, 60)
     averaged = F.avg_pool2d(large[None], 2)[0]
     assert (averaged - small)[:, 2:-2, 2:-2].abs().max() < 0.1
 

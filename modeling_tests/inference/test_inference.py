@@ -31,6 +31,7 @@ from hf_denseseg.inference.segmentation import (
 )
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+PREPROCESSING = Preprocessing(MEAN, STD)
 
 
 class ToyModel(nn.Module):
@@ -164,7 +165,7 @@ def test_a_window_that_covers_the_image_is_the_whole_image_bit_for_bit(crop):
     assert slide_logits(model, pixel_values, slide).equal(upsampled)
     for scales in [(1.0,), (0.5, 1.0)]:
         both = [InferenceSettings(mode, crop, scales=scales, flip=True) for mode in ("whole", "slide")]
-        first, second = (class_probabilities(model, image, each, MEAN, STD) for each in both)
+        first, second = (class_probabilities(model, image, each, PREPROCESSING) for each in both)
         assert first.equal(second)
 
 
@@ -190,25 +191,25 @@ def test_scales_and_flip_equal_the_plain_loop(mode, average):
             parts.append(logits.softmax(1) if average == "probabilities" else logits)
     expected = torch.stack(parts).mean(0)[0]
     expected = expected if average == "probabilities" else expected.softmax(0)
-    probabilities = class_probabilities(model, image, settings, MEAN, STD)
+    probabilities = class_probabilities(model, image, settings, PREPROCESSING)
     torch.testing.assert_close(probabilities, expected, atol=1e-5, rtol=1e-5)
-    assert_highest(segment(model, image, settings, MEAN, STD), probabilities)
-    ids, confidence = segment_with_confidence(model, image, settings, MEAN, STD)
+    assert_highest(segment(model, image, settings, PREPROCESSING), probabilities)
+    ids, confidence = segment_with_confidence(model, image, settings, PREPROCESSING)
     assert_highest(ids, probabilities)
     assert_same_outputs(confidence, probabilities.amax(0))
 
 
 def test_flip_changes_nothing_for_a_model_that_commutes_with_it():
     model, image = PixelModel(), picture(13, 22)
-    plain = class_probabilities(model, image, InferenceSettings(), MEAN, STD)
-    flipped = class_probabilities(model, image, InferenceSettings(flip=True), MEAN, STD)
+    plain = class_probabilities(model, image, InferenceSettings(), PREPROCESSING)
+    flipped = class_probabilities(model, image, InferenceSettings(flip=True), PREPROCESSING)
     torch.testing.assert_close(plain, flipped)
 
 
 def test_flip_changes_the_result_of_a_model_that_does_not():
     model, image = ToyModel(), picture(13, 22)
-    plain = class_probabilities(model, image, InferenceSettings(), MEAN, STD)
-    flipped = class_probabilities(model, image, InferenceSettings(flip=True), MEAN, STD)
+    plain = class_probabilities(model, image, InferenceSettings(), PREPROCESSING)
+    flipped = class_probabilities(model, image, InferenceSettings(flip=True), PREPROCESSING)
     assert (plain - flipped).abs().max() > 1e-3
 
 
@@ -216,15 +217,15 @@ def test_the_result_has_the_pictures_own_size_or_the_one_asked_for():
     model, image = ToyModel(), picture(33, 50)
     for flip in (False, True):
         settings = InferenceSettings(base_size=(16, 32), flip=flip)
-        assert segment(model, image, settings, MEAN, STD).shape == (33, 50)
-        assert segment(model, image, settings, MEAN, STD, size=(70, 20)).shape == (70, 20)
+        assert segment(model, image, settings, PREPROCESSING).shape == (33, 50)
+        assert segment(model, image, settings, PREPROCESSING, size=(70, 20)).shape == (70, 20)
 
 
 def test_one_view_equals_resizing_all_logits_then_argmax():
     model, image = ToyModel(num_labels=19), picture(33, 50)
     with torch.no_grad():
         expected = upsample(model(normalised(image)).logits, (33, 50))
-    ids, confidence = segment_with_confidence(model, image, InferenceSettings(), MEAN, STD)
+    ids, confidence = segment_with_confidence(model, image, InferenceSettings(), PREPROCESSING)
     assert_highest(ids, expected[0])
     assert ids.dtype == torch.int64
     torch.testing.assert_close(confidence, expected.softmax(1)[0].amax(0))
@@ -356,20 +357,19 @@ def test_wrong_settings_are_refused_with_the_remedy(values, message):
 
 def test_preprocessing_reads_what_the_image_processor_does():
     processor = SegformerImageProcessor(size={"height": 24, "width": 32}, image_mean=MEAN, image_std=STD)
-    mean, std, base_size = Preprocessing.from_image_processor(processor)
-    assert base_size == (24, 96)
+    preprocessing = Preprocessing.from_image_processor(processor)
+    assert preprocessing == (MEAN, STD, (24, 96))
     image = picture(24, 32)
     expected = processor(image, return_tensors="pt", do_resize=False)["pixel_values"][0]
-    torch.testing.assert_close(normalised_with(image, mean, std), expected)
+    torch.testing.assert_close(preprocessing.normalize(image), expected)
+    assert preprocessing.normalize(image).equal(normalised(image)[0])
+    assert preprocessing.normalize(image[None].expand(2, -1, -1, -1)).equal(normalised(image).expand(2, -1, -1, -1))
+    assert preprocessing.normalize(image, torch.bfloat16).equal(normalised(image)[0].bfloat16())
     raw = SegformerImageProcessor(do_rescale=False, do_resize=False, image_mean=[100.0] * 3, image_std=[50.0] * 3)
-    mean, std, base_size = Preprocessing.from_image_processor(raw)
-    assert base_size is None
+    preprocessing = Preprocessing.from_image_processor(raw)
+    assert preprocessing.base_size is None
     expected = (image.float() - 100) / 50
-    torch.testing.assert_close(normalised_with(image, mean, std), expected)
-
-
-def normalised_with(image, mean, std):
-    return (image / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    torch.testing.assert_close(preprocessing.normalize(image), expected)
 
 
 @pytest.fixture(scope="module")

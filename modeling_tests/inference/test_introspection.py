@@ -27,6 +27,7 @@ from hf_denseseg.inference.introspection.attention import (
     spread_layers,
     token_grid,
 )
+from hf_denseseg.inference.preprocessing import Preprocessing
 from hf_denseseg.models.auto.registration import create_image_processor
 from test_published_dsct import REDUCED as TINY_DSCT
 from tiny_models import TINY_SETR
@@ -202,7 +203,7 @@ def test_decoder_parts_are_shown_in_the_order_of_their_work():
 
 
 def test_the_look_is_bounded_whatever_the_size_of_the_picture(model):
-    mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    preprocessing = Preprocessing((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     for size, expected in (
         ((1024, 2048), (64, 128)),
         ((100, 75), (96, 64)),
@@ -210,7 +211,7 @@ def test_the_look_is_bounded_whatever_the_size_of_the_picture(model):
         ((3, 900), (32, 128)),
     ):
         image = torch.zeros(3, *size, dtype=torch.uint8)
-        assert picture_view(image, model, 128, mean, std).shape == (1, 3, *expected)
+        assert picture_view(image, model, 128, preprocessing).shape == (1, 3, *expected)
 
 
 def test_points_are_shares_of_the_sides_and_the_centre_by_default():

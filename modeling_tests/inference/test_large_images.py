@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from PIL import Image
-from test_inference import MEAN, STD, ToyModel, loop_slide, normalised, picture
+from test_inference import PREPROCESSING, ToyModel, loop_slide, normalised, picture
 
 from closeness import assert_highest
 from hf_denseseg.errors import InputError
@@ -26,7 +26,7 @@ from hf_denseseg.inference.sliding_window import slide_rows
 def in_bands(model, image, settings):
     """Ids and confidence of all bands, which must follow each other without a gap."""
     opened = Image.fromarray(image.permute(1, 2, 0).numpy())
-    bands = list(segment_in_bands(model, opened, settings, MEAN, STD))
+    bands = list(segment_in_bands(model, opened, settings, PREPROCESSING))
     tops = [0, *np.cumsum([len(band.ids) for band in bands])]
     assert [band.top for band in bands] == tops[:-1] and tops[-1] == image.shape[1]
     return torch.cat([band.ids for band in bands]), torch.cat([band.confidence for band in bands])
@@ -80,7 +80,7 @@ def test_scales_flip_and_resizing_agree_with_the_whole_picture(values, align_cor
         **{"mode": "slide", "crop_size": (24, 24), "stride": (16, 16), "window_batch_size": 9, **values}
     )
     ids, confidence = in_bands(model, image, settings)
-    expected_ids, expected = segment_with_confidence(model, image, settings, MEAN, STD)
+    expected_ids, expected = segment_with_confidence(model, image, settings, PREPROCESSING)
     torch.testing.assert_close(confidence, expected, atol=2e-5, rtol=1e-4)
     differ = ids != expected_ids  # only where two classes are equally probable
     assert differ.float().mean() < 1e-3
@@ -90,7 +90,7 @@ def test_scales_flip_and_resizing_agree_with_the_whole_picture(values, align_cor
 def test_flip_at_the_pictures_own_size_gives_the_same_ids():
     model, image = ToyModel(), picture(131, 41)
     settings = InferenceSettings("slide", (24, 24), (16, 16), flip=True)
-    assert_highest(in_bands(model, image, settings)[0], class_probabilities(model, image, settings, MEAN, STD))
+    assert_highest(in_bands(model, image, settings)[0], class_probabilities(model, image, settings, PREPROCESSING))
 
 
 def test_rows_are_handed_on_when_the_last_window_over_them_is_done():
@@ -113,7 +113,7 @@ def test_memory_does_not_grow_with_the_height():
         opened = Image.fromarray(picture(height, 64).permute(1, 2, 0).numpy())
         settings = InferenceSettings("slide", (32, 32), (16, 16))
         with torch.profiler.profile(profile_memory=True) as profile:
-            for _ in segment_in_bands(ToyModel(), opened, settings, MEAN, STD):
+            for _ in segment_in_bands(ToyModel(), opened, settings, PREPROCESSING):
                 pass
         largest.append(max(event.self_cpu_memory_usage for event in profile.events()))
     assert largest[0] == largest[1] < 96 * 64 * 5 * 4

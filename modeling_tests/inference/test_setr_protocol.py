@@ -8,11 +8,12 @@ import torch
 from torchvision.transforms.v2.functional import resize
 
 import hf_denseseg
-from hf_denseseg.inference.preprocessing import view_size
+from hf_denseseg.inference.preprocessing import Preprocessing, view_size
 from hf_denseseg.inference.segmentation import class_probabilities, segment
 from hf_denseseg.inference.settings import InferenceSettings
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+PREPROCESSING = Preprocessing(MEAN, STD)
 RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 TOLERANCE = 1e-5
 
@@ -183,11 +184,11 @@ def picture(height, width):
 
 def compare(model, image, settings, expected):
     pixels = torch.from_numpy(image.transpose(2, 0, 1).copy())
-    found = class_probabilities(model, pixels, settings, MEAN, STD).numpy()
+    found = class_probabilities(model, pixels, settings, PREPROCESSING).numpy()
     np.testing.assert_allclose(found, expected, atol=TOLERANCE, rtol=0)
     first, second = np.sort(expected, axis=0)[[-1, -2]]
     sure = first - second > 1e-3
-    labels = segment(model, pixels, settings, MEAN, STD).numpy()
+    labels = segment(model, pixels, settings, PREPROCESSING).numpy()
     assert sure.mean() > 0.9 and (labels == expected.argmax(0))[sure].all()
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from torchvision.transforms.v2.functional import pil_to_tensor, resize, to_pil_image
 
 from hf_denseseg.errors import InputError
-from hf_denseseg.inference.preprocessing import Channels, pad_with_mean, view_size
+from hf_denseseg.inference.preprocessing import Preprocessing, pad_with_mean, view_size
 from hf_denseseg.inference.segmentation import resize_confidence
 from hf_denseseg.inference.settings import InferenceSettings
 from hf_denseseg.inference.sliding_window import Size, align_corners_of, padded_size, slide_rows, upsample
@@ -33,7 +33,7 @@ class Band(NamedTuple):
 
 @torch.no_grad()
 def segment_in_bands(
-    model: nn.Module, image: Image.Image, settings: InferenceSettings, mean: Channels, std: Channels
+    model: nn.Module, image: Image.Image, settings: InferenceSettings, preprocessing: Preprocessing
 ) -> Iterator[Band]:
     """Label every pixel of one picture as `segment_with_confidence` does, band after band.
 
@@ -44,8 +44,7 @@ def segment_in_bands(
         model: segmentation model in eval mode.
         image: RGB picture.
         settings: how to look at it; windows (`mode="slide"`) are what bounds the memory.
-        mean: channel means of pictures scaled to 0..1.
-        std: channel deviations of the same.
+        preprocessing: of the checkpoint.
 
     Raises:
         InputError: without windows the model would have to look at more than `LARGEST_VIEW` pixels at once.
@@ -53,7 +52,7 @@ def segment_in_bands(
     own = (image.height, image.width)
     canvas = padded_size(own, settings) if settings.mode == "whole" else own
     if canvas != own:
-        image = to_pil_image(pad_with_mean(pil_to_tensor(image), canvas, mean))
+        image = to_pil_image(pad_with_mean(pil_to_tensor(image), canvas, preprocessing.mean))
     views = []
     for scale in settings.scales:
         size = view_size(canvas, scale, settings)
@@ -61,7 +60,7 @@ def segment_in_bands(
         # The same antialiased bytes as `segment` makes.
         picture = image if size == canvas else to_pil_image(resize(pil_to_tensor(image), list(size), antialias=True))
         for mirrored in (False, True) if settings.flip else (False,):
-            view = _View(model, picture, mean, std, mirrored)
+            view = _View(model, picture, preprocessing, mirrored)
             views.append(_Rows(_resized_rows(view.logits(settings), canvas, align_corners_of(model))))
     top = 0
     while top < own[0]:
@@ -99,10 +98,9 @@ def _label(parts: list[torch.Tensor], settings: InferenceSettings) -> tuple[torc
 class _View:
     """A picture at one scale, perhaps mirrored, as the model is shown it."""
 
-    def __init__(self, model: nn.Module, picture: Image.Image, mean: Channels, std: Channels, mirrored: bool) -> None:
-        self.model, self.picture, self.mirrored = model, picture, mirrored
+    def __init__(self, model: nn.Module, picture: Image.Image, preprocessing: Preprocessing, mirrored: bool) -> None:
+        self.model, self.picture, self.preprocessing, self.mirrored = model, picture, preprocessing, mirrored
         self.weight = next(model.parameters(), torch.empty(0))
-        self.mean, self.std = (torch.as_tensor(each, device=self.weight.device).view(3, 1, 1) for each in (mean, std))
 
     def logits(self, settings: InferenceSettings) -> Iterator[tuple[torch.Tensor, int]]:
         """Rows of logits `(1, num_labels, n, w)` from the top down, and the number of rows that there are in all."""
@@ -124,7 +122,7 @@ class _View:
             left, right = self.picture.width - right, self.picture.width - left
         box = (left, y, right, min(y + size[0], self.picture.height))
         pixels = pil_to_tensor(self.picture.crop(box)).to(self.weight.device)
-        values = ((pixels / 255 - self.mean) / self.std).to(self.weight.dtype)
+        values = self.preprocessing.normalize(pixels, self.weight.dtype)
         values = values.flip(-1) if self.mirrored else values
         return F.pad(values, (0, size[1] - values.shape[2], 0, size[0] - values.shape[1]))[None]
 

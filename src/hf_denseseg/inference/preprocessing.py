@@ -10,15 +10,19 @@ from torchvision.transforms.v2.functional import resize
 from hf_denseseg.inference.settings import InferenceSettings
 from hf_denseseg.inference.sliding_window import Size, padded_size, size_of
 
-Channels = Sequence[float] | torch.Tensor
-
 
 class Preprocessing(NamedTuple):
-    """What a checkpoint's image processor does to a picture, in the terms of this module."""
+    """What a checkpoint's image processor does to an image: training, evaluation and prediction all use this.
 
-    mean: tuple[float, ...]  # of channels scaled to 0..1
+    Args:
+        mean: channel means of images scaled to 0..1.
+        std: channel deviations of the same.
+        base_size: (short, long) limit of a resize that keeps the ratio; None is no resize.
+    """
+
+    mean: tuple[float, ...]
     std: tuple[float, ...]
-    base_size: Size | None  # (short, long) limit of a resize that keeps the ratio; None = no resize
+    base_size: Size | None = None
 
     @classmethod
     def from_image_processor(cls, image_processor: Any) -> "Preprocessing":
@@ -34,6 +38,11 @@ class Preprocessing(NamedTuple):
             short = size.get("shortest_edge") or min(size["height"], size["width"])
             base_size = (short, size.get("longest_edge") or 4 * short)
         return cls(tuple(value / gain for value in mean), tuple(value / gain for value in std), base_size)
+
+    def normalize(self, pixels: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """Bytes `(..., 3, H, W)` -> what the model is given, computed in float32 on the device of the bytes."""
+        mean, std = (torch.tensor(each, device=pixels.device).view(3, 1, 1) for each in (self.mean, self.std))
+        return ((pixels / 255 - mean) / std).to(dtype)
 
 
 def view_size(size: Size, scale: float, settings: InferenceSettings) -> Size:
@@ -64,30 +73,29 @@ def _scale_even_part(length: int, scale: float) -> int:
 
 
 def _views(
-    model: nn.Module, image: torch.Tensor, settings: InferenceSettings, mean: Channels, std: Channels
+    model: nn.Module, image: torch.Tensor, settings: InferenceSettings, preprocessing: Preprocessing
 ) -> Iterator[tuple[torch.Tensor, bool]]:
     """Normalised `(1, 3, h, w)` on the model's device for each scale and flip, and whether it is flipped."""
     weight = next(model.parameters(), torch.empty(0))
     image = image.to(weight.device)
     if settings.mode == "whole":
-        image = pad_with_mean(image, padded_size(size_of(image), settings), mean)
-    shift, spread = (torch.as_tensor(each, device=weight.device).view(3, 1, 1) for each in (mean, std))
+        image = pad_with_mean(image, padded_size(size_of(image), settings), preprocessing.mean)
     for scale in settings.scales:
         size = view_size(size_of(image), scale, settings)
         # Antialiased like the image processors, and on bytes, so that a resized picture is the processor's.
         view = image if size == size_of(image) else resize(image, list(size), antialias=True)
-        pixel_values = ((view / 255 - shift) / spread).to(weight.dtype)[None]
+        pixel_values = preprocessing.normalize(view, weight.dtype)[None]
         yield pixel_values, False
         if settings.flip:
             yield pixel_values.flip(-1), True
 
 
-def pad_with_mean(image: torch.Tensor, size: Size, mean: Channels) -> torch.Tensor:
+def pad_with_mean(image: torch.Tensor, size: Size, mean: Sequence[float]) -> torch.Tensor:
     """Bytes `(3, H, W)`, padded to `size` with the mean colour in whole bytes, as training crops are."""
     height, width = size_of(image)
     if (height, width) == size:
         return image
-    color = (torch.as_tensor(mean) * 255).round().clamp(0, 255).to(image)
+    color = (torch.tensor(mean) * 255).round().clamp(0, 255).to(image)
     padded = color.view(3, 1, 1).repeat(1, *size)
     padded[:, :height, :width] = image
     return padded

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hf_denseseg.inference.preprocessing import Channels, _views
+from hf_denseseg.inference.preprocessing import Preprocessing, _views
 from hf_denseseg.inference.settings import InferenceSettings
 from hf_denseseg.inference.sliding_window import Size, align_corners_of, padded_size, size_of, slide_logits, upsample
 
@@ -39,8 +39,7 @@ def segment(
     model: nn.Module,
     image: torch.Tensor,
     settings: InferenceSettings,
-    mean: Channels,
-    std: Channels,
+    preprocessing: Preprocessing,
     size: Size | None = None,
 ) -> torch.Tensor:
     """Label every pixel of one picture.
@@ -49,16 +48,15 @@ def segment(
         model: segmentation model in eval mode.
         image: `(3, H, W)` uint8, any device.
         settings: how to look at the picture.
-        mean: channel means of pictures scaled to 0..1.
-        std: channel deviations of the same.
+        preprocessing: of the checkpoint.
         size: `(height, width)` of the result; None is the picture's own size.
 
     Returns:
         `(height, width)` int64 class ids.
     """
     if settings.views > 1:
-        return class_probabilities(model, image, settings, mean, std, size).argmax(0)
-    logits = _single_view(model, image, settings, mean, std)
+        return class_probabilities(model, image, settings, preprocessing, size).argmax(0)
+    logits = _single_view(model, image, settings, preprocessing)
     (height, width), canvas = _result_sizes(image, size, settings)
     return resize_argmax(logits, canvas, align_corners_of(model), settings.chunk_classes)[0, :height, :width]
 
@@ -67,15 +65,14 @@ def segment_with_confidence(
     model: nn.Module,
     image: torch.Tensor,
     settings: InferenceSettings,
-    mean: Channels,
-    std: Channels,
+    preprocessing: Preprocessing,
     size: Size | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Class ids as `segment` gives them, and the probability of each pixel's class, float32 of the same size."""
     if settings.views > 1:
-        confidence, ids = class_probabilities(model, image, settings, mean, std, size).max(0)
+        confidence, ids = class_probabilities(model, image, settings, preprocessing, size).max(0)
         return ids, confidence
-    logits = _single_view(model, image, settings, mean, std)
+    logits = _single_view(model, image, settings, preprocessing)
     (height, width), canvas = _result_sizes(image, size, settings)
     ids, confidence = resize_confidence(logits, canvas, align_corners_of(model), settings.chunk_classes)
     return ids[0, :height, :width], confidence[0, :height, :width]
@@ -86,8 +83,7 @@ def class_probabilities(
     model: nn.Module,
     image: torch.Tensor,
     settings: InferenceSettings,
-    mean: Channels,
-    std: Channels,
+    preprocessing: Preprocessing,
     size: Size | None = None,
 ) -> torch.Tensor:
     """Probabilities `(num_labels, height, width)` of one picture, averaged over all scales and flips.
@@ -97,7 +93,7 @@ def class_probabilities(
     """
     (height, width), canvas = _result_sizes(image, size, settings)
     total = None
-    for pixel_values, flipped in _views(model, image, settings, mean, std):
+    for pixel_values, flipped in _views(model, image, settings, preprocessing):
         logits = predict_logits(model, pixel_values, settings)
         if flipped:
             logits = logits.flip(-1)
@@ -151,9 +147,9 @@ def _result_sizes(image: torch.Tensor, size: Size | None, settings: InferenceSet
 
 @torch.no_grad()
 def _single_view(
-    model: nn.Module, image: torch.Tensor, settings: InferenceSettings, mean: Channels, std: Channels
+    model: nn.Module, image: torch.Tensor, settings: InferenceSettings, preprocessing: Preprocessing
 ) -> torch.Tensor:
-    pixel_values, _ = next(_views(model, image, settings, mean, std))
+    pixel_values, _ = next(_views(model, image, settings, preprocessing))
     return predict_logits(model, pixel_values, settings)
 
 

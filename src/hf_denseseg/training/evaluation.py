@@ -66,7 +66,7 @@ def open_journal(trainer: Any, name: str) -> tuple[Journal, dict[Key, Entry], bo
     made_with = {
         "checkpoint": weights_digest(trainer.model),
         "labels": trainer.spec.to_dict(),
-        "protocol": trainer.protocol | {"mean": trainer.mean.tolist(), "std": trainer.std.tolist()},
+        "protocol": trainer.protocol | {"mean": trainer.preprocessing.mean, "std": trainer.preprocessing.std},
         "computation": {
             "device": trainer.args.device.type,
             "dtype": str(trainer.model.dtype),

@@ -19,6 +19,7 @@ from hf_denseseg.data.augmentation.sampler import EpochSampler
 from hf_denseseg.data.shards.streaming import stream_loader
 from hf_denseseg.errors import InputError, RunError
 from hf_denseseg.files import write_atomic
+from hf_denseseg.inference.preprocessing import Preprocessing
 from hf_denseseg.models.auto.remote_code import write_shim
 from hf_denseseg.training.arguments import TaskTrainingArguments
 from hf_denseseg.training.checkpoints import explain_failed_save, mark_complete, what_is_kept
@@ -94,7 +95,7 @@ class TaskTrainer(EvaluatingTrainer):
         )
         self.model_accepts_loss_kwargs = False  # our losses are means, see `compute_loss`
         prepare_fsdp(self.accelerator, args, model)
-        self.mean, self.std = torch.tensor(image_processor.image_mean), torch.tensor(image_processor.image_std)
+        self.preprocessing = Preprocessing.from_image_processor(image_processor)
         self.ema = None if args.ema_decay is None else ExponentialMovingAverage(args.ema_decay)
         self.add_callback(_TrainingHooks(self))
         self.data_time = DataTimeCallback(self)
@@ -229,9 +230,7 @@ class TaskTrainer(EvaluatingTrainer):
         inputs = super()._prepare_inputs(inputs)
         pixels = inputs.get("pixel_values")
         if pixels is not None and pixels.dtype == torch.uint8:
-            mean, std = (value.to(pixels.device)[:, None, None] for value in (self.mean, self.std))
-            normalized = (pixels / 255 - mean) / std
-            inputs["pixel_values"] = normalized.contiguous(memory_format=self.memory_format)
+            inputs["pixel_values"] = self.preprocessing.normalize(pixels).contiguous(memory_format=self.memory_format)
         return inputs
 
     # Evaluation

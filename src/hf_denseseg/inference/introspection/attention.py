@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from hf_denseseg.errors import InputError
 from hf_denseseg.inference.introspection.refinement import can_refine
-from hf_denseseg.inference.preprocessing import Channels
+from hf_denseseg.inference.preprocessing import Preprocessing
 
 KINDS = ("attention", "features", "positions", "refinement")
 SIDE = 32  # sides of a picture looked into are multiples of it (and of the patch): no stage of an encoder rounds them
@@ -349,17 +349,14 @@ def check_showable(model: PreTrainedModel, settings: ShowSettings) -> None:
             raise InputError(f"Layer {layer} does not exist. {type(model).__name__} has layers 1 to {last}.")
 
 
-def picture_view(
-    image: torch.Tensor, model: PreTrainedModel, size: int, mean: Channels, std: Channels
-) -> torch.Tensor:
+def picture_view(image: torch.Tensor, model: PreTrainedModel, size: int, preprocessing: Preprocessing) -> torch.Tensor:
     """Make a picture ready to be looked into.
 
     Args:
         image: `(3, H, W)` uint8.
         model: decides device, dtype and the multiple that both sides are rounded down to.
         size: longest side in pixels; smaller pictures are not enlarged.
-        mean: channel means of pictures scaled to 0..1.
-        std: channel deviations of the same.
+        preprocessing: of the checkpoint.
 
     Returns:
         `(1, 3, h, w)`, normalised; sides are at least one multiple.
@@ -368,8 +365,7 @@ def picture_view(
     factor = min(size / max(image.shape[-2:]), 1)
     view = [max(int(side * factor) // unit, 1) * unit for side in image.shape[-2:]]
     image = resize(image.to(weight.device), view, antialias=True)
-    shift, spread = (torch.as_tensor(each, device=weight.device).view(3, 1, 1) for each in (mean, std))
-    return ((image / 255 - shift) / spread).to(weight.dtype)[None]
+    return preprocessing.normalize(image, weight.dtype)[None]
 
 
 def _view_unit(model: PreTrainedModel) -> int:

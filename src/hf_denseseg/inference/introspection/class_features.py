@@ -59,7 +59,8 @@ def find_class_tokens(model: PreTrainedModel) -> torch.Tensor:
     Raises:
         InputError: the model classifies pixels in another way.
     """
-    blank = picture_view(torch.zeros(3, 64, 96, dtype=torch.uint8), model, 96, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    centered = Preprocessing((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    blank = picture_view(torch.zeros(3, 64, 96, dtype=torch.uint8), model, 96, centered)
     with torch.enable_grad(), _Classifications(int(model.config.num_labels or 0)) as watched:
         logits = model(pixel_values=blank.requires_grad_()).logits
     outputs = [output for _, _, output in watched.calls if output.requires_grad]
@@ -125,8 +126,7 @@ def _view(image: Any, tokens: torch.Tensor, preprocessing: Preprocessing, settin
     size = view_size(pixels.shape[-2:], 1.0, settings)
     if size != pixels.shape[-2:]:
         pixels = resize(pixels, list(size), antialias=True)
-    mean, std = (torch.tensor(each, device=tokens.device).view(3, 1, 1) for each in preprocessing[:2])
-    return ((pixels / 255 - mean) / std).to(tokens.dtype)[None]
+    return preprocessing.normalize(pixels, tokens.dtype)[None]
 
 
 def _windows(view: torch.Tensor, settings: InferenceSettings) -> Iterator[tuple[torch.Tensor, tuple[int, ...]]]:

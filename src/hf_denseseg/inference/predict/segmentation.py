@@ -185,7 +185,6 @@ class SegmentationPredictor:
 
     def _strips(self, image: Image.Image) -> Iterator[tuple[int, np.ndarray, np.ndarray, list[np.ndarray]]]:
         """First row, class ids and probabilities of a strip of rows, and in a list all probabilities if wanted."""
-        mean, std = self.preprocessing.mean, self.preprocessing.std
         pixels = image.height * image.width
         everything = "probabilities" in self.outputs.write
         if everything and 4 * pixels * self.model.config.num_labels > LARGEST_SCORES:
@@ -198,14 +197,15 @@ class SegmentationPredictor:
             if not self.tiling_announced:
                 logger.info("Images above %d pixels are segmented in strips of rows.", self.outputs.tile_above_pixels)
                 self.tiling_announced = True
-            for band in segment_in_bands(self.model, image, self.settings, mean, std):
+            for band in segment_in_bands(self.model, image, self.settings, self.preprocessing):
                 yield band.top, band.ids.cpu().numpy(), band.confidence.cpu().numpy(), []
         elif everything:
-            scores = class_probabilities(self.model, pil_to_tensor(image), self.settings, mean, std)
+            scores = class_probabilities(self.model, pil_to_tensor(image), self.settings, self.preprocessing)
             confidence, ids = scores.max(0)
             yield 0, ids.cpu().numpy(), confidence.cpu().numpy(), [scores.half().cpu().numpy()]
         else:
-            ids, confidence = segment_with_confidence(self.model, pil_to_tensor(image), self.settings, mean, std)
+            pixels = pil_to_tensor(image)
+            ids, confidence = segment_with_confidence(self.model, pixels, self.settings, self.preprocessing)
             yield 0, ids.cpu().numpy(), confidence.cpu().numpy(), []
 
     def finish(self, records: list[dict[str, Any]], output: Path) -> dict[str, Any]:
@@ -232,8 +232,7 @@ class SegmentationPredictor:
         if self.show is None or not kinds:
             return {}
         points = relative_points(self.show.points, (image.height, image.width), name)
-        mean, std = self.preprocessing.mean, self.preprocessing.std
-        view = picture_view(pil_to_tensor(image), self.model, self.show.size, mean, std)
+        view = picture_view(pil_to_tensor(image), self.model, self.show.size, self.preprocessing)
         found = inspect_model(self.model, view, points, kinds)
         figures = {}
         if "refinement" in kinds:

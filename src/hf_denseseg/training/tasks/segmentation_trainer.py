@@ -111,7 +111,7 @@ class SegmentationTrainer(TaskTrainer):
     def _predict(self, model: nn.Module, sample: dict[str, Any]) -> torch.Tensor:
         image = sample["image"].to(self.args.device)
         with torch.no_grad(), self.compute_loss_context_manager():
-            return segment(model, image, self.settings, self.mean, self.std, size=sample["label"].shape[-2:])
+            return segment(model, image, self.settings, self.preprocessing, size=sample["label"].shape[-2:])
 
     def predict_labels(self, sample: dict[str, Any]) -> torch.Tensor:
         """Predicted ids `(H, W)` of a sample of the evaluation data, at the size of its label map, on the CPU."""
