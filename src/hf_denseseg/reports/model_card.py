@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from hf_denseseg.evaluation.score_names import SCORE_NAMES, ScoreNames, describe_protocol
+from hf_denseseg.evaluation.score_names import SCORE_NAMES, describe_protocol
 from hf_denseseg.files import write_atomic
 from hf_denseseg.models.auto.registration import create_config, model_info
 from hf_denseseg.models.auto.tasks import SEMANTIC_SEGMENTATION, TASKS, task_of_class
+from hf_denseseg.reports.class_table import class_table, percent
 
 NOT_MEASURED = "not measured"
 
@@ -146,7 +147,7 @@ def write_card(folder: Path, results: dict[str, Any], spec: Any) -> None:
         ],
     )
     published = recipe.get("published") or {}
-    rows = [f"| {label} | {_percent(published.get(key))} | {_percent(scores[key])} |" for key, label in means.items()]
+    rows = [f"| {label} | {percent(published.get(key))} | {percent(scores[key])} |" for key, label in means.items()]
     lines = [
         f"---\n{data.to_yaml()}\n---\n",
         f"# {name}\n",
@@ -156,7 +157,7 @@ def write_card(folder: Path, results: dict[str, Any], spec: Any) -> None:
         f"## Results\n\n{results['images']} pictures of `{results['dataset']}` ({results['split']}), {protocol}, "
         f"{names.scored_on}.\n",
         "| metric | published % | measured % |\n|---|---|---|\n" + "\n".join(rows) + "\n",
-        *_class_table(names, scores),
+        class_table(task, scores).as_markdown() + "\n",
         "## Training\n\n```yaml\n" + _as_yaml(recipe) + "```\n\n" + _as_yaml(results["versions"], "Versions: ") + "\n",
         f"## Licences\n\nCode: Apache-2.0. Data: {spec.licence or 'as its owners say'}. "
         f"Weights trained on data carry the terms of that data.\n",
@@ -221,22 +222,8 @@ def paper_of(family: str) -> dict[str, str]:
     return importlib.import_module(f"hf_denseseg.models.{family}").PAPER
 
 
-def _class_table(names: ScoreNames, scores: dict[str, Any]) -> list[str]:
-    columns = names.columns_of(scores)
-    head = "| class | " + " | ".join(f"{label} %" for label in columns.values()) + " |\n|---|" + "---|" * len(columns)
-    rows = [
-        f"| {row['class']} | " + " | ".join(_percent(row[key]) for key in columns) + " |"
-        for row in scores["per_class"]
-    ]
-    return [head + "\n" + "\n".join(rows) + "\n"]
-
-
 def _several(figures: Mapping[str, Any], keys: Iterable[str]) -> str:
-    return " / ".join(_percent(figures.get(key)) for key in keys)
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.2f}"
+    return " / ".join(percent(figures.get(key)) for key in keys)
 
 
 def _as_yaml(values: dict[str, Any], prefix: str = "") -> str:
