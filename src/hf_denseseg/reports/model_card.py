@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from huggingface_hub import EvalResult, ModelCardData
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from hf_denseseg.evaluation.score_names import SCORE_NAMES, describe_protocol
 from hf_denseseg.files import write_atomic
@@ -15,15 +16,7 @@ from hf_denseseg.models.auto.tasks import SEMANTIC_SEGMENTATION, TASKS, task_of_
 from hf_denseseg.reports.class_table import class_table, percent
 
 NOT_MEASURED = "not measured"
-
-USAGE = """```python
-import hf_denseseg  # registers the architecture with the Auto classes
-from transformers import pipeline
-
-{call} = pipeline("{pipeline}", model="{name}")
-for found in {call}("street.jpg"):
-    print({shown})
-```"""
+TEMPLATES = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -120,7 +113,6 @@ class PublishedRow(NamedTuple):
 
 def write_card(folder: Path, results: dict[str, Any], spec: Any) -> None:
     """Write `README.md` for a trained model into its folder, from what `results.json` holds."""
-    paper = paper_of(results["model_type"])
     task, scores, recipe = results["task"], results["scores"], results["recipe"]
     names, words, tag = SCORE_NAMES[task], CARD_WORDS[task], TASKS[task].pipeline
     name = f"{results['model']} on {results['dataset']}"
@@ -148,23 +140,23 @@ def write_card(folder: Path, results: dict[str, Any], spec: Any) -> None:
     )
     published = recipe.get("published") or {}
     rows = [f"| {label} | {percent(published.get(key))} | {percent(scores[key])} |" for key, label in means.items()]
-    lines = [
-        f"---\n{data.to_yaml()}\n---\n",
-        f"# {name}\n",
-        f"{paper['title']} ({paper['venue']}), {results['parameters'] / 1e6:.2f} M parameters, {len(spec.classes)} "
-        f"classes, trained for {results['steps']} steps.\n",
-        USAGE.format(name="path/to/this/folder", pipeline=tag, call=words.verb, shown=words.printed) + "\n",
-        f"## Results\n\n{results['images']} pictures of `{results['dataset']}` ({results['split']}), {protocol}, "
-        f"{names.scored_on}.\n",
-        "| metric | published % | measured % |\n|---|---|---|\n" + "\n".join(rows) + "\n",
-        class_table(task, scores).as_markdown() + "\n",
-        "## Training\n\n```yaml\n" + _as_yaml(recipe) + "```\n\n" + _as_yaml(results["versions"], "Versions: ") + "\n",
-        f"## Licences\n\nCode: Apache-2.0. Data: {spec.licence or 'as its owners say'}. "
-        f"Weights trained on data carry the terms of that data.\n",
-        f"## Citation\n\n```bibtex\n{paper['bibtex']}\n```\n"
-        + (f"\nData: {spec.citation}\n" if spec.citation else ""),
-    ]
-    write_atomic(folder / "README.md", "\n".join(lines))
+    card = ModelCard.from_template(
+        data,
+        template_path=str(TEMPLATES / "run_card.md.jinja"),
+        paper=paper_of(results["model_type"]),
+        words=words,
+        results=results,
+        num_classes=len(spec.classes),
+        protocol=protocol,
+        scored_on=names.scored_on,
+        means="\n".join(rows),
+        class_table=class_table(task, scores).as_markdown(),
+        recipe=yaml.safe_dump(recipe, sort_keys=False),
+        versions=", ".join(f"{name} {version}" for name, version in results["versions"].items()),
+        data_license=spec.licence,
+        data_citation=spec.citation,
+    )
+    write_atomic(folder / "README.md", f"{card}\n")
 
 
 def variant_card(name: str, rows: Iterable[PublishedRow]) -> str:
@@ -178,9 +170,7 @@ def variant_card(name: str, rows: Iterable[PublishedRow]) -> str:
     family = config.model_type
     task = task_of_class((config.architectures or [""])[0]) or SEMANTIC_SEGMENTATION
     words = CARD_WORDS[task]
-    paper = paper_of(family)
     info = model_info(name, image_size=words.counted_size, num_labels=words.counted_labels)
-    size = "x".join(map(str, info.image_size))
     lines = []
     # Ablations share data and steps with the variant itself; a note tells them apart, and they come last.
     for row in sorted(rows, key=lambda row: "note" in row.published):
@@ -189,32 +179,22 @@ def variant_card(name: str, rows: Iterable[PublishedRow]) -> str:
             f"| {data} | {row.steps:,} | {_several(row.published, words.published)} | "
             f"{_several(row.measured, words.measured) if row.measured else NOT_MEASURED} | `{row.recipe}` |"
         )
-    front = ModelCardData(
+    data = ModelCardData(
         library_name="transformers",
         pipeline_tag=TASKS[task].pipeline,
         license="apache-2.0",
         tags=["hf_denseseg", family, task],
         model_name=name,
     )
-    return "\n".join(
-        [
-            f"---\n{front.to_yaml()}\n---\n",
-            f"# {name}\n",
-            f"{paper['title']} ({paper['venue']}). {info.parameters / 1e6:.2f} M parameters with "
-            f"{words.counted_labels} classes, {info.multiply_adds / 1e9:.1f} G multiply-adds at {size} in the paper's "
-            f"counting ({info.executed_multiply_adds / 1e9:.1f} G executed).\n",
-            "```python\nimport hf_denseseg\n\n"
-            f'model = hf_denseseg.create_model("{name}", num_labels={words.usual_labels})  # random weights\n```\n',
-            "## Results\n",
-            f"{words.figures}\n",
-            f"| data | steps | published | {words.measured_heading} | recipe |\n|---|---|---|---|---|\n"
-            + "\n".join(lines)
-            + "\n",
-            f"## Known differences\n\n{paper['differences']}\n",
-            f"## Licence and citation\n\nCode: Apache-2.0. {paper['official_code']}\n\n"
-            f"```bibtex\n{paper['bibtex']}\n```\n",
-        ]
+    card = ModelCard.from_template(
+        data,
+        template_path=str(TEMPLATES / "variant_card.md.jinja"),
+        paper=paper_of(family),
+        words=words,
+        info=info,
+        rows="\n".join(lines),
     )
+    return f"{card}\n"
 
 
 def paper_of(family: str) -> dict[str, str]:
@@ -224,11 +204,3 @@ def paper_of(family: str) -> dict[str, str]:
 
 def _several(figures: Mapping[str, Any], keys: Iterable[str]) -> str:
     return " / ".join(percent(figures.get(key)) for key in keys)
-
-
-def _as_yaml(values: dict[str, Any], prefix: str = "") -> str:
-    import yaml
-
-    if prefix:
-        return prefix + ", ".join(f"{key} {value}" for key, value in values.items()) + "."
-    return yaml.safe_dump(values, sort_keys=False)
