@@ -108,7 +108,7 @@ def test_folder_of_another_run_is_refused(finished):
 
 def test_evaluation_gives_the_scores_of_the_run_again(finished, tmp_path):
     output, results = finished
-    data = [*WORDS[WORDS.index("--dataset") :], "--output_dir", str(tmp_path)]
+    data = ["--dataset", "synthetic@64x96", "--max_eval_samples", "5", "--use_cpu", "--output_dir", str(tmp_path)]
     assert main(["evaluate", str(output / "model"), *data]) == 0
     again = json.loads((tmp_path / "results.json").read_text())
     one, two = (np.array(each["scores"]["confusion_matrix"]) for each in (again, results))
