@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 OFFLINE = HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
 
-.PHONY: demo test check format lint types install clean
+.PHONY: demo test test-all check format lint types install clean
 
 demo: install
 	$(BIN)/denseseg kernels build --optional
@@ -13,8 +13,15 @@ demo: install
 # Two processes with one thread each are faster than one process with two threads on models this small. Each takes
 # half of the files, so that what the tests of a file share is made once, and steals from the other at the end.
 test: install
+	$(BIN)/python -m compileall -qq src
 	$(BIN)/denseseg kernels build --optional
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal
+
+# The slow tests too, which take much longer.
+test-all: install
+	$(BIN)/python -m compileall -qq src
+	$(BIN)/denseseg kernels build --optional
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: format lint types test
 
@@ -33,7 +40,10 @@ $(VENV)/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --no-compile --editable '.[dev]'  # most of torch is never imported
+	$(BIN)/python -m pip install --quiet --no-compile --editable '.[dev]'
+# Where Python may not write bytecode, every new process would compile torch again: compile it once, on all cores.
+# Some packages ship files for newer versions of Python, which do not compile.
+	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 	touch $@
 
 clean:
