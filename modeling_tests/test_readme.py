@@ -1,4 +1,4 @@
-"""What the README tells a reader works."""
+"""What the README and the pages of docs/ tell a reader works."""
 
 import importlib.util
 import re
@@ -15,27 +15,30 @@ from msda_cases import needs_kernel
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
+PAGES = {page.name: page.read_text() for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
 
 
-def test_python_snippets_run_in_the_order_they_stand(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("page", [name for name, text in PAGES.items() if "```python\n" in text])
+def test_python_snippets_run_in_the_order_they_stand(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    snippets = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert len(snippets) >= 3
     names: dict = {}
-    for snippet in snippets:
+    for snippet in re.findall(r"```python\n(.*?)```", PAGES[page], flags=re.DOTALL):
         if "kernelize_" in snippet and needs_kernel():
             continue  # what it shows needs a build
-        exec(compile(snippet, "README.md", "exec"), names)
-    assert "(320, 240)" in capsys.readouterr().out
+        exec(compile(snippet, page, "exec"), names)
+    if page == "README.md":
+        assert "(320, 240)" in capsys.readouterr().out
 
 
-def test_commands_and_files_it_names_exist():
-    for command in re.findall(r"^denseseg (\w+)", README, flags=re.MULTILINE):
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_and_files_it_names_exist(page):
+    text, folder = PAGES[page], ROOT if page == "README.md" else ROOT / "docs"
+    for command in re.findall(r"^denseseg (\w+)", text, flags=re.MULTILINE):
         assert command in COMMANDS, command
-    for path in re.findall(r"(scripts/recipes/[\w./]+\.yaml)", README):
+    for path in re.findall(r"(scripts/recipes/[\w./]+\.yaml)", text):
         load_recipe(ROOT / path)
-    for path in re.findall(r"\]\((?!http)([^)]+)\)", README):
-        assert (ROOT / path).exists(), path
+    for path in re.findall(r"\]\((?!http)([^)]+)\)", text):
+        assert (folder / path).exists(), path
 
 
 def test_every_command_is_named():
@@ -43,8 +46,18 @@ def test_every_command_is_named():
     assert [name for name in COMMANDS if f" {name} " not in line.replace("`", " ")] == []
 
 
-def test_readme_stays_short():
-    assert len(README.splitlines()) <= 235
+def test_the_first_screen_shows_a_result_and_code():
+    assert len(README.splitlines()) <= 180
+    first = "\n".join(README.splitlines()[:40])
+    assert re.search(r"!\[[^]]+\]\(docs/images/\w+\.png\)", first) and "```bash" in first and "```python" in README
+
+
+def test_the_tree_is_that_of_the_package():
+    named = set(re.findall(r"^  (\w+)/ ", README, flags=re.MULTILINE))
+    folders = {path.name for path in (ROOT / "src" / "hf_denseseg").iterdir() if (path / "__init__.py").exists()}
+    assert named == folders
+    for family in registration.families():
+        assert f"{family}/" in README
 
 
 def test_tables_are_those_of_the_folders_and_result_files():

@@ -104,7 +104,8 @@ def guidance() -> str:
 
 
 BLOCKS = {
-    ROOT / "README.md": {"families": families, "figures": measured},
+    ROOT / "README.md": {"families": families},
+    ROOT / "docs" / "measured.md": {"figures": measured},
     ROOT / "src" / "hf_denseseg" / "models" / "hfgd" / "README.md": {"guidance": guidance},
 }
 

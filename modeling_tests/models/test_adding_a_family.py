@@ -1,4 +1,4 @@
-"""The steps of the README's "Adding an architecture", followed: a toy family is added to a copy of the tree.
+"""The steps of docs/adding_an_architecture.md, followed: a toy family is added to a copy of the tree.
 
 `fixtures/toy_family/` holds what a contributor writes, where it would lie, and can be copied as a template. Nothing
 else of the tree is touched, and everything must follow by itself. There, `official_toy.py` stands for the authors'
@@ -36,7 +36,7 @@ def tree(tmp_path_factory):
     """The repository without its recipes, plus the toy family."""
     root = tmp_path_factory.mktemp("tree")
     without = shutil.ignore_patterns("__pycache__", "*.egg-info", "recipes", TEMPLATE.name)
-    for name in ("src", "modeling_tests", "scripts"):
+    for name in ("src", "modeling_tests", "scripts", "docs"):
         shutil.copytree(REPOSITORY / name, root / name, ignore=without)
     for name in ("pyproject.toml", "README.md"):
         shutil.copy(REPOSITORY / name, root)
@@ -83,8 +83,8 @@ def test_the_common_tests_can_be_asked_of_it(output, tree):
     assert " SKIPPED" not in report, report
 
 
-def test_the_readme_names_what_was_added(tree):
-    section = (REPOSITORY / "README.md").read_text().partition("## Adding an architecture")[2].partition("\n## ")[0]
+def test_the_page_names_what_was_added(tree):
+    section = (REPOSITORY / "docs" / "adding_an_architecture.md").read_text()
     words = re.findall(r"`([^`]+)`", section)
     files = [path.relative_to(tree) for path in tree.rglob("*") if path.suffix != ".pyc"]
     files = [path for path in files if "toy" in path.as_posix()]
@@ -95,7 +95,7 @@ def test_the_readme_names_what_was_added(tree):
         assert found, f"the toy family has no {pattern}"
     folder = [path for path in files if path.parent.name == "toy" and path.suffix]
     unnamed = [path.name for path in folder if not any(path.match(pattern) for pattern in patterns)]
-    assert folder and not unnamed, f"the README does not name {unnamed}"
+    assert folder and not unnamed, f"the page does not name {unnamed}"
     source = "\n".join((tree / path).read_text() for path in files if path.suffix == ".py")
     for name in (word for word in words if word.startswith("<Family>") or word.isupper()):
         assert re.search(rf"^(class )?{name.replace('<Family>', 'Toy')}\b", source, flags=re.MULTILINE), name
