@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import importlib.util
 import re
 import subprocess
 import sys
@@ -10,8 +11,10 @@ from pathlib import Path
 import pytest
 
 import hf_denseseg
+from reference import REPOSITORY
 
 ROOT = Path(hf_denseseg.__file__).parent
+SCRIPTS = REPOSITORY / "scripts"
 FILES = sorted(ROOT.rglob("*.py"))
 FAMILIES = {path.parent.name for path in ROOT.glob("models/*/configuration_*.py")}
 # Top down; a folder or module of the package imports only from its own floor and from floors below.
@@ -228,3 +231,14 @@ def test_sizes_stay_readable():
             if isinstance(node, ast.FunctionDef):
                 first = node.body[1].lineno if ast.get_docstring(node) and len(node.body) > 1 else node.body[0].lineno
                 assert node.end_lineno - first < 60, f"{path}: {node.name} is too long"
+
+
+@pytest.mark.parametrize("path", sorted(SCRIPTS.rglob("*.py")), ids=lambda path: path.name)
+def test_scripts_import_names_that_exist(path):
+    """The type checker reads the package only."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "hf_denseseg":
+            for alias in node.names:
+                module = importlib.import_module(node.module)
+                inside = hasattr(module, "__path__") and importlib.util.find_spec(f"{node.module}.{alias.name}")
+                assert inside or hasattr(module, alias.name), f"{node.module} has no {alias.name}"

@@ -25,7 +25,7 @@ from metrics import NUM_LABELS, VOID, make_pair
 
 from hf_denseseg.data.labels import LabelSpec
 from hf_denseseg.evaluation.segmentation_metrics import confusion_matrix
-from hf_denseseg.evaluation.segmentation_scores import Evaluation, count_picture
+from hf_denseseg.evaluation.segmentation_scores import Evaluation, count_image
 
 Pair = tuple[np.ndarray, np.ndarray]
 SIZE = (1024, 2048)
@@ -86,7 +86,7 @@ def evaluate_metric(folder: str) -> Callable[[list[Pair]], float]:
 def count_everything(pairs: list[Pair]) -> float:
     evaluation = Evaluation(LabelSpec("toy", tuple(f"class {k}" for k in range(NUM_LABELS))))
     for number, (prediction, label) in enumerate(pairs):
-        evaluation.add(number, count_picture(torch.from_numpy(prediction), torch.from_numpy(label), NUM_LABELS))
+        evaluation.add(number, count_image(torch.from_numpy(prediction), torch.from_numpy(label), NUM_LABELS))
     return evaluation.scores()["mean_iou"]
 
 
@@ -133,7 +133,7 @@ def peak(kind: str, count: int) -> float:
         evaluation = Evaluation(LabelSpec("toy", tuple(f"class {k}" for k in range(NUM_LABELS))))
         for number in range(count):
             pair = (torch.from_numpy(np.roll(ids, number, 1)) for ids in (prediction, label))
-            evaluation.add(number, count_picture(*pair, NUM_LABELS))
+            evaluation.add(number, count_image(*pair, NUM_LABELS))
         evaluation.scores()
     else:
         with tempfile.TemporaryDirectory() as folder:
