@@ -213,7 +213,7 @@ def test_damaged_and_foreign_checkpoints_are_refused(checkpoint, tmp_path, capsy
     assert main(["evaluate", str(tmp_path / "foreign"), *words]) == 2
     assert "Train a segmentation head first" in capsys.readouterr().err
     assert main(["evaluate", str(checkpoint), *words]) == 2  # three classes, the data has more
-    assert "knows 3 classes" in capsys.readouterr().err
+    assert "has 3 classes" in capsys.readouterr().err
 
 
 def test_chance_level_is_the_best_constant_answer():

@@ -296,7 +296,7 @@ def test_show_writes_readable_sheets_and_masks_once(checkpoints, street, tmp_pat
     assert record["attention"] == "shown/street_attention.png"
     capsys.readouterr()
     show(checkpoints / "setr-pup-vit-base", *words, "--point", 1, 2, 120, 60, 60, 30)
-    assert "0 pictures labelled, 1 were done before" in capsys.readouterr().out
+    assert "0 images predicted, 1 were finished before" in capsys.readouterr().out
     show(checkpoints / "setr-pup-vit-base", *words, "--point", 5, 5)
     assert "1 pictures labelled, 0 left out" in capsys.readouterr().out
 

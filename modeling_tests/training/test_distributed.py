@@ -174,7 +174,7 @@ def test_fsdp_resumes_to_the_same_weights(tmp_path, optimizer):
 @pytest.mark.parametrize(
     ("environment", "words", "message"),
     [
-        ({}, [], "cuts no model into parts on a CPU"),
+        ({}, [], "does not shard models on a CPU"),
         ({"FSDP_VERSION": "1"}, [], "fsdp_version: 2"),
         ({"FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"}, [], "fsdp_state_dict_type: FULL_STATE_DICT"),
         ({}, ["--ema_decay", "0.9"], "ema_decay does not work with FSDP"),
