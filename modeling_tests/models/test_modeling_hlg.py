@@ -26,7 +26,7 @@ from hf_denseseg.models.auto.registration import reference_implementation
 from hf_denseseg.models.hlg import modeling_hlg
 from hf_denseseg.models.hlg.configuration_hlg import VARIANTS
 from hf_denseseg.models.hlg.modeling_hlg import group_means
-from hf_denseseg.models.hlg.positions_hlg import HlgGrouping, HlgPlaces, HlgPositionBias, spread
+from hf_denseseg.models.hlg.positions_hlg import HlgGrouping, HlgPlaces, HlgPositionBias, gather_bias
 from model_tester import NUM_LABELS, Logits, SegmentationModelTester, gradients
 from processor_tester import ImageProcessorTester
 
@@ -284,7 +284,7 @@ def test_position_bias_is_that_of_the_definition(rule, grouping):
     found = bias(HlgPlaces.of(rule, (9, 17), grouping), torch.float32)
     torch.testing.assert_close(found, bias_by_definition(bias, rule, 9, 17, grouping))
     table, query, key = bias.look_up(HlgPlaces.of(rule, (9, 17), grouping), torch.float32)
-    torch.testing.assert_close(spread(table, query, key), found)
+    torch.testing.assert_close(gather_bias(table, query, key), found)
 
 
 def test_position_bias_is_cached_until_weights_size_or_mode_change(monkeypatch):

@@ -33,7 +33,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from hf_denseseg.errors import InputError
 from hf_denseseg.models.hlg.configuration_hlg import HlgConfig
-from hf_denseseg.models.hlg.positions_hlg import HlgGrouping, HlgPlaces, HlgPositionBias, spread
+from hf_denseseg.models.hlg.positions_hlg import HlgGrouping, HlgPlaces, HlgPositionBias, gather_bias
 from hf_denseseg.models.losses import classification_loss, segmentation_loss
 
 STRIDE = 32
@@ -260,7 +260,7 @@ class HlgAttention(GradientCheckpointingLayer):
         def attend_chunk(
             query: torch.Tensor, index: torch.Tensor, key: torch.Tensor, value: torch.Tensor, table: torch.Tensor
         ) -> tuple[torch.Tensor, torch.Tensor | None]:
-            return self.attend(query, key, value, spread(table, index, key_index), **kwargs)
+            return self.attend(query, key, value, gather_bias(table, index, key_index), **kwargs)
 
         if torch.is_grad_enabled():
             attend_chunk = functools.partial(checkpoint, attend_chunk, use_reentrant=False)
@@ -309,7 +309,7 @@ class HlgAttention(GradientCheckpointingLayer):
         return grouping.fold(attended.reshape(batch, down, across, height, width, channels))
 
 
-def fill_up(tokens: torch.Tensor, grouping: HlgGrouping) -> torch.Tensor:
+def pad_to_groups(tokens: torch.Tensor, grouping: HlgGrouping) -> torch.Tensor:
     """Pad with zero tokens at the right and bottom, up to complete groups: `(B, H, W, C)` -> `(B, H', W', C)`."""
     height, width = grouping.size
     return F.pad(tokens, (0, 0, 0, width - tokens.shape[2], 0, height - tokens.shape[1]))
@@ -321,7 +321,7 @@ def group_means(tokens: torch.Tensor, grouping: HlgGrouping, size: tuple[int, in
     if size is None:
         return means
     # The padding is zero, so that dividing by the fraction of real tokens turns the mean over all into theirs.
-    real = fill_up(tokens.new_ones(1, *size, 1), grouping)
+    real = pad_to_groups(tokens.new_ones(1, *size, 1), grouping)
     return means / grouping.unfold(real).mean(dim=(3, 4)).flatten(1, 2)
 
 
@@ -372,7 +372,7 @@ class HlgLocalGlobalAttention(HlgAttention):
         tokens = features.permute(0, 2, 3, 1)  # (B, C, H', W') -> (B, H', W', C)
         # Eq. 4 and 5: attention within each window, without an output projection.
         query, value = self._project(self.layernorm_local(tokens), self.q_proj, self.v_proj)
-        maps = (query, value) if masked is None else (fill_up(query, grouping), fill_up(value, grouping))
+        maps = (query, value) if masked is None else (pad_to_groups(query, grouping), pad_to_groups(value, grouping))
         local = self.attend_in_groups(grouping, maps, self.local_bias, masked, **kwargs)
         if masked is not None:
             local = local[:, :height, :width]
@@ -384,7 +384,7 @@ class HlgLocalGlobalAttention(HlgAttention):
         normed = self.layernorm_query(local).permute(0, 3, 1, 2)
         query = query + self.query_convolution(normed).permute(0, 2, 3, 1)
         key, value = self._project(embedding, self.k_proj, self.v_proj)
-        # Eq. 6 and 7: every position attends to the M window embeddings; the weights are those of Eq. 4 (Eq. 8).
+        # Eq. 6 and 7: every position attends to the M window embeddings, with the projections of Eq. 4 (Eq. 8).
         places = HlgPlaces.of(self.config.global_bias, size, grouping)
         attended, weights = self.attend_globally(query, key, value, self.global_bias, places, **kwargs)
         tokens = tokens + self.drop_path(self.o_proj(attended))
@@ -399,9 +399,9 @@ class HlgLocalGlobalAttention(HlgAttention):
     def _embed(self, tokens: torch.Tensor, grouping: HlgGrouping, masked: tuple[int, int] | None) -> torch.Tensor:
         """One token per window: `(B, H, W, C)` -> `(B, windows, C)`."""
         if self.config.window_embedding == "mean":
-            return group_means(fill_up(tokens, grouping), grouping, masked)
+            return group_means(pad_to_groups(tokens, grouping), grouping, masked)
         if self.embedding_convolution is not None:
-            windows = grouping.unfold(fill_up(tokens, grouping))  # (B, down, across, 7, 7, C)
+            windows = grouping.unfold(pad_to_groups(tokens, grouping))  # (B, down, across, 7, 7, C)
             weight, bias = self.embedding_convolution.parameters()
             weight = weight[:, 0].permute(1, 2, 0)  # (C, 1, 7, 7) -> (7, 7, C)
             return ((windows * weight).sum(dim=(3, 4)) + bias).flatten(1, 2)
@@ -562,7 +562,7 @@ class HlgPreTrainedModel(PreTrainedModel):
             init.trunc_normal_(module.weight, std=self.config.initializer_range)
             if module.bias is not None:
                 init.zeros_(module.bias)
-        elif isinstance(module, nn.LayerNorm):  # transformers matches the class name, which `HlgMapNorm` has not
+        elif isinstance(module, nn.LayerNorm):  # transformers goes by class names and would miss `HlgMapNorm`
             init.ones_(module.weight)
             init.zeros_(module.bias)
         else:
@@ -668,11 +668,11 @@ class HlgDecoderAttention(HlgAttention):
         tokens = features.permute(0, 2, 3, 1)
         # Within the groups; unlike the backbone with keys of its own and an output projection.
         normed = self.layernorm_local(tokens)
-        maps = tuple(fill_up(layer(normed), grouping) for layer in (self.q_proj, self.k_proj, self.v_proj))
+        maps = tuple(pad_to_groups(layer(normed), grouping) for layer in (self.q_proj, self.k_proj, self.v_proj))
         local = self.o_proj(self.attend_in_groups(grouping, maps, self.position_bias, masked, **kwargs))
         tokens = tokens + (local if masked is None else local[:, :height, :width])
         # Every position to the means of all groups, (B, M, C).
-        embedding = self.layernorm_embedding(group_means(fill_up(tokens, grouping), grouping, masked))
+        embedding = self.layernorm_embedding(group_means(pad_to_groups(tokens, grouping), grouping, masked))
         tokens = tokens[:, :height, :width]
         query = self.q_proj(self.layernorm_query(tokens))
         places = HlgPlaces.of(self.config.global_bias, size, grouping)

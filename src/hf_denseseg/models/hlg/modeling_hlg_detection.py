@@ -376,7 +376,7 @@ def mean_over_processes(count: torch.Tensor) -> torch.Tensor:
 # --- networks
 
 
-def start_as(part: nn.Module, rule: str | float, bias: float = 0.0) -> None:
+def initialize_as(part: nn.Module, rule: str | float, bias: float = 0.0) -> None:
     """Set how the layers of a part are initialized: `"xavier"`, `"kaiming"` or a standard deviation.
 
     The rule is stored in each layer, since `_init_weights` sees single modules only.
@@ -419,7 +419,7 @@ class HlgRegionProposals(RegionProposalNetwork):
         )
         self.box_coder = HlgBoxCoder(weights=(1.0, 1.0, 1.0, 1.0))
         self.proposal_matcher = HlgMatcher(0.7, 0.3, smallest=0.3)
-        start_as(self.head, 0.01)
+        initialize_as(self.head, 0.01)
         self.min_size = torch.finfo(torch.float32).tiny  # drops only boxes without extent
 
     def forward(
@@ -427,9 +427,9 @@ class HlgRegionProposals(RegionProposalNetwork):
     ) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
         """Propose regions `(<= 1000, 4)` for each image; with targets also return the two losses."""
         levels = list(features.values())
-        objectness, offsets = self.head(levels)
+        objectness, offsets = self.head(levels)  # per level (B, 3, h, w) and (B, 12, h, w)
         per_level = [level[0].numel() for level in objectness]
-        scores, codes = concat_box_prediction_layers(objectness, offsets)
+        scores, codes = concat_box_prediction_layers(objectness, offsets)  # (B * A, 1) and (B * A, 4), by image
         scores, codes = scores.float(), codes.float()
         anchors = self.anchor_generator(images, levels)
         proposals = self.box_coder.decode(codes.detach(), anchors).view(len(anchors), -1, 4)
@@ -516,11 +516,11 @@ class HlgRoiHeads(nn.Module):
         self.box_predictor = HlgBoxPredictor(1024, num_labels)
         self.mask_head = MaskRCNNHeads(PYRAMID_WIDTH, (256, 256, 256, 256), dilation=1)
         self.mask_predictor = MaskRCNNPredictor(256, 256, num_labels)
-        start_as(self.box_head, "xavier")
-        start_as(self.box_predictor.cls_score, 0.01)
-        start_as(self.box_predictor.bbox_pred, 0.001)
-        start_as(self.mask_head, "kaiming")
-        start_as(self.mask_predictor, "kaiming")
+        initialize_as(self.box_head, "xavier")
+        initialize_as(self.box_predictor.cls_score, 0.01)
+        initialize_as(self.box_predictor.bbox_pred, 0.001)
+        initialize_as(self.mask_head, "kaiming")
+        initialize_as(self.mask_predictor, "kaiming")
         self.box_coder = HlgBoxCoder(weights=BOX_WEIGHTS)
         self.matcher = HlgMatcher(0.5, 0.5, smallest=0.5)
         self.sampler = BalancedPositiveNegativeSampler(512, 0.25)
@@ -655,7 +655,7 @@ class HlgDetectorPreTrainedModel(HlgPreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Initialize a layer by the rule that `start_as` set, or as the backbone's layers."""
+        """Initialize a layer by the rule that `initialize_as` set, or as the backbone's layers."""
         rule = getattr(module, "initial_weight", None)
         if not isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear) or rule is None:
             super()._init_weights(module)
@@ -702,10 +702,10 @@ class HlgForObjectDetection(HlgDetectorPreTrainedModel):
         self.anchors = HlgAnchors(RETINANET_STRIDES, RETINANET_SCALES)
         per_location = self.anchors.num_anchors_per_location()[0]
         self.detection_head = RetinaNetHead(PYRAMID_WIDTH, per_location, int(config.num_labels or 0))
-        start_as(self.feature_pyramid, "xavier")  # Sec. 4.2
-        start_as(self.detection_head, 0.01)
+        initialize_as(self.feature_pyramid, "xavier")  # Sec. 4.2
+        initialize_as(self.detection_head, 0.01)
         # Every class starts with probability 0.01, else the loss of background would dominate the first steps.
-        start_as(self.detection_head.classification_head.cls_logits, 0.01, bias=-math.log(99))
+        initialize_as(self.detection_head.classification_head.cls_logits, 0.01, bias=-math.log(99))
         self.box_coder = HlgBoxCoder(weights=(1.0, 1.0, 1.0, 1.0))
         self.matcher = HlgMatcher(0.5, 0.4, smallest=0.0)
         self.post_init()
@@ -813,7 +813,7 @@ class HlgForInstanceSegmentation(HlgDetectorPreTrainedModel):
         super().__init__(config)
         self.hlg = HlgModel(config)
         self.feature_pyramid = FeaturePyramidNetwork(list(config.hidden_sizes), PYRAMID_WIDTH, LastLevelMaxPool())
-        start_as(self.feature_pyramid, "xavier")  # Sec. 4.2
+        initialize_as(self.feature_pyramid, "xavier")  # Sec. 4.2
         self.rpn = HlgRegionProposals()
         self.roi_heads = HlgRoiHeads(int(config.num_labels or 0))
         self.post_init()

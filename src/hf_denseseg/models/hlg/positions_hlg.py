@@ -199,7 +199,7 @@ class HlgPositionBias(nn.Module):
 
         def make() -> torch.Tensor:
             found = places.offsets(self.projection.weight.device)
-            return spread(self.table(found.offsets).to(dtype).contiguous(), found.query, found.key)
+            return gather_bias(self.table(found.offsets).to(dtype).contiguous(), found.query, found.key)
 
         return self._cached(("bias", places, dtype), make)
 
@@ -216,10 +216,10 @@ class HlgPositionBias(nn.Module):
         return self._cache[1]
 
 
-def spread(table: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+def gather_bias(table: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
     """Gather the bias of every pair of query and key: `(heads, R)` -> `(1, heads, N, M)`."""
     index = (query[:, None] + key).flatten()
     return table.index_select(1, index).view(1, table.shape[0], query.shape[0], key.shape[0])
 
 
-__all__ = ["HlgGrouping", "HlgOffsets", "HlgPlaces", "HlgPositionBias", "spread"]
+__all__ = ["HlgGrouping", "HlgOffsets", "HlgPlaces", "HlgPositionBias", "gather_bias"]

@@ -342,7 +342,7 @@ class SetrPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.Linear):
             init.trunc_normal_(module.weight, std=self.config.initializer_range)
             init.zeros_(module.bias)
-        elif isinstance(module, nn.LayerNorm):  # transformers matches the class name, which `SetrMapNorm` has not
+        elif isinstance(module, nn.LayerNorm):  # transformers goes by class names and would miss `SetrMapNorm`
             init.ones_(module.weight)
             init.zeros_(module.bias)
         else:
