@@ -1,8 +1,8 @@
 """The reference implementation of HLG: the formulas as the released code writes them.
 
 Same weights and outputs as `modeling_hlg`, without its savings, so at a higher cost: the bias network runs in every
-call and over the whole table of offsets, softmax attention has all weights and biases in memory, queries, keys and
-values are projected apart, BatchNorm is a pass of its own, and maps and tokens are copied into each other's order.
+call and for all offsets of a table, softmax attention keeps all weights and biases in memory, queries, keys and values
+are projected separately, BatchNorm is a pass of its own, and maps and tokens are copied into each other's layout.
 Tests and benchmark compare the two, and the FLOPs of the paper count this one.
 """
 
@@ -29,14 +29,14 @@ from hf_denseseg.models.hlg.positions_hlg import HlgPlaces, HlgPositionBias
 
 
 class ReferenceHlgConvNorm(HlgConvNorm):
-    """Convolution, then BatchNorm, on maps with the channels first in memory."""
+    """Convolution, then BatchNorm, not folded, on maps with the channels first in memory."""
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         return self.norm(self.convolution(features.contiguous()))
 
 
 class ReferenceHlgPositionBias(HlgPositionBias):
-    """Runs the network over all (2H - 1) x (2W - 1) offsets, or more if keys lie outside the map, in every call."""
+    """Runs the network on all (2H - 1) x (2W - 1) offsets, more if keys lie outside the map, in every call."""
 
     def forward(self, places: HlgPlaces, dtype: torch.dtype) -> torch.Tensor:
         device = self.projection.weight.device
@@ -44,7 +44,7 @@ class ReferenceHlgPositionBias(HlgPositionBias):
         rows, columns = (torch.arange(side, device=device) for side in places.size)
         query_y, query_x = (each.flatten() for each in torch.meshgrid(rows, columns, indexing="ij"))
         (height, width), (down, across) = places.size, places.keys
-        if places.scrambled:
+        if places.scrambled:  # index with rows of 2w - 1, table with rows of 2W - 1 (rule "tuple4")
             low_y, low_x, stride = 1 - height, 1 - width, 2 * across - 1
             index = (query_y[:, None] - key_y + down - 1) * stride + query_x[:, None] - key_x + across - 1
             size = (2 * height - 1, 2 * width - 1)
@@ -73,7 +73,7 @@ class ReferenceHlgPositionBias(HlgPositionBias):
 
 
 class ReferenceAttention:
-    """Softmax attention with all scores in memory; put before a class of `modeling_hlg`."""
+    """Mixin in front of a class of `modeling_hlg`: softmax attention with all scores in memory."""
 
     scaling: float
     split_heads: Callable[..., Iterator[torch.Tensor]]
@@ -99,7 +99,7 @@ class ReferenceAttention:
 
 
 class ReferenceLocalGlobalAttention(ReferenceAttention, HlgLocalGlobalAttention):
-    """One product per projection."""
+    """Stages 1 to 3, with one matrix product per projection."""
 
     @staticmethod
     def _project(tokens: torch.Tensor, *layers: nn.Linear) -> tuple[torch.Tensor, ...]:
@@ -129,7 +129,7 @@ class ReferenceHlgDecoderLayer(HlgDecoderLayer):
 
 
 class ReferenceHlgForSemanticSegmentation(HlgForSemanticSegmentation):
-    """Gives logits at the size of the picture."""
+    """Returns logits at the size of the image."""
 
     def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: Any) -> Any:
         outputs: HlgSegmenterOutput = super().forward(pixel_values, labels=labels, **kwargs)
@@ -154,7 +154,7 @@ REFERENCE_CLASSES = {
 def published_multiply_adds(counts: OperationCounts) -> int:
     """Count as the FLOPs of Table 7 do: multiply-adds, of the two attention products only one.
 
-    With both, all five rounded cells lie half of the products too high; the best reading, not proof.
+    With both, all five rounded cells would be too high by half of the products; this is the best reading, not proof.
     """
     return counts.layer_multiply_adds + counts.product_multiply_adds // 2
 

@@ -23,7 +23,7 @@ from hf_denseseg.models.setr.modeling_setr import (
 
 
 class ReferenceSetrAttention(SetrAttention):
-    """Attention with all N x N weights in memory (one matrix product, softmax, one matrix product)."""
+    """Attention with all N x N weights in memory (Eq. 2: matrix product, softmax, matrix product)."""
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
         batch, length, channels = hidden_states.shape
@@ -36,7 +36,7 @@ class ReferenceSetrAttention(SetrAttention):
 
 
 class ReferenceSetrEncoder(SetrEncoder):
-    """Keeps what every layer gives."""
+    """Keeps the output of every layer."""
 
     def forward(
         self, pixel_values: torch.Tensor, stages: Collection[int], **kwargs: Any
@@ -49,7 +49,7 @@ class ReferenceSetrEncoder(SetrEncoder):
 
 
 class ReferenceSetrForSemanticSegmentation(SetrForSemanticSegmentation):
-    """Gives logits at the size of the picture."""
+    """Returns logits at the size of the image."""
 
     def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: Any) -> Any:
         outputs: SetrSegmenterOutput = super().forward(pixel_values, labels=labels, **kwargs)
