@@ -24,7 +24,7 @@ def run_case(folder: Path, config: dict[str, Any], inputs: dict[str, torch.Tenso
 
 
 def watch(encoder: nn.Module, stage_ends: list[int], found: dict[str, torch.Tensor]) -> None:
-    """Let hooks write the intermediate results into `found`; token tensors are split in class token and patches."""
+    """Let hooks write the intermediate results into `found`; token tensors are split into class token and patches."""
 
     def keep(module: nn.Module, name: str, position: int | None = None) -> None:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:

@@ -14,7 +14,7 @@ class DsctConfig(BackboneConfigMixin, PreTrainedConfig):
     """Configuration of the dual-stream network DSCT; the defaults are DSCT-Base with the SAC head.
 
     Args:
-        num_channels: channels of the input picture.
+        num_channels: channels of the input image.
         stem_channels: channels after the 7x7 stem convolution.
         spatial_hidden_sizes: channels of the convolution stream in stages 1, 2, and 3 to 4.
         hidden_size: channels of the tokens of the context stream.
@@ -25,7 +25,7 @@ class DsctConfig(BackboneConfigMixin, PreTrainedConfig):
         output_stride: input pixels per pixel of the last spatial map: 8 (segmentation) or 32 (ImageNet pre-training).
         dilated: whether stride 8 keeps the receptive field of stride 32 by dilation 2 in the last third of the blocks.
         drop_path_rate: stochastic depth of the last context block; rises linearly from 0 at the first.
-        initializer_range: standard deviation of the truncated normal that initialises linear layers and class token.
+        initializer_range: standard deviation of the truncated normal that initializes linear layers and class token.
         context_final_norm: whether the context map passes the last LayerNorm before the decode head.
         decode_head: `"sac"` (Stream Aggregation with Concatenation) or `"sapp"` (... with Progressive uPsampling).
         decoder_hidden_size: width at which the head fuses the two streams.
@@ -60,7 +60,7 @@ class DsctConfig(BackboneConfigMixin, PreTrainedConfig):
     _out_indices: list[int] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Name the maps that the backbone can give: stem, four spatial stages, and the context map."""
+        """Name the maps that the backbone can return: stem, four spatial stages, and the context map."""
         reject_misspelled_fields(self, kwargs)
         self.stage_names = ["stem", "stage1", "stage2", "stage3", "stage4", "context"]
         out_features, out_indices = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)

@@ -2,7 +2,7 @@
 
 "Rethinking Local and Global Feature Representation for Semantic Segmentation", BMVC 2021. Figure 1: a spatial stream
 (convolutions) and a context stream (Transformer) run side by side and exchange features in every block (Figure 2); one
-of two decoders, SAC or SAPP, fuses what they give. The encoder is Conformer with the last stages kept at stride 8.
+of two decoders, SAC or SAPP, fuses their maps. The encoder is Conformer with the last stages kept at stride 8.
 """
 
 from collections.abc import Callable
@@ -27,12 +27,14 @@ from hf_denseseg.models.dsct.configuration_dsct import DsctConfig
 from hf_denseseg.models.losses import segmentation_loss
 
 BLOCK_EPS = 1e-6  # of every norm inside a block; stem, final norm and heads keep the framework's 1e-5 (Conformer code)
-PATCH_STRIDE = 4  # stem pixels per token side, i.e. 16 input pixels
+STEM_STRIDE = 4  # input pixels per pixel of the stem map
+PATCH_STRIDE = 4  # stem pixels per token side
+TOKEN_STRIDE = STEM_STRIDE * PATCH_STRIDE
 
 
 @dataclass
 class DsctModelOutput(ModelOutput):
-    """What the encoder gives.
+    """Output of the encoder.
 
     Args:
         last_hidden_state: `(B, 1 + h*w, hidden_size)` tokens after the last block (and LayerNorm), class token first.
@@ -86,14 +88,15 @@ class DsctPatchEmbeddings(nn.Module):
     def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
         patches = self.projection(features)
         tokens = patches.flatten(2).transpose(1, 2)  # (B, C, h, w) -> (B, h*w, C)
-        tokens = torch.cat((self.cls_token.expand(tokens.shape[0], -1, -1), tokens), dim=1)
+        tokens = torch.cat((self.cls_token.expand(tokens.shape[0], -1, -1), tokens), dim=1)  # (B, 1 + h*w, C)
         return tokens, (patches.shape[-2], patches.shape[-1])
 
 
 class DsctConvBlock(nn.Module):
     """Bottleneck of the spatial stream (Eq. 1-2): 1x1, 3x3, 1x1 convolution and residual.
 
-    Returns the block's output and its intermediate X' (after the 3x3 convolution), which the context stream reads.
+    Returns the block's output `(B, C_out, H, W)` and its intermediate X' `(B, C_out / 4, H, W)` (after the 3x3
+    convolution), which the context stream reads.
     """
 
     def __init__(
@@ -124,7 +127,7 @@ class DsctConvBlock(nn.Module):
     def forward(
         self, features: torch.Tensor, context: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        middle = F.relu(self.norm1(self.conv1(features)), inplace=True)
+        middle = F.relu(self.norm1(self.conv1(features)), inplace=True)  # (B, C_in, H, W) -> (B, C_out / 4, H, W)
         if context is not None:
             middle = middle + context  # F_T2C in Eq. 3
         middle = F.relu(self.norm2(self.conv2(middle)), inplace=True)
@@ -228,7 +231,8 @@ class DsctSpatialToContext(nn.Module):
     """Bring convolution features onto the token grid (Sec. 3.1 "Feature fusion"; F_C2T in Eq. 4).
 
     1x1 convolution, average pooling, LayerNorm, GELU: `(B, C_conv, H, W)` -> `(B, h*w, C)`. The paper does not mention
-    the GELU; the code has it. Pooling comes first here: averaging commutes with the 1x1 convolution and costs less.
+    the GELU; the code has it. Pooling comes first here: averaging commutes with the 1x1 convolution, which then
+    sees fewer pixels.
     """
 
     def __init__(self, conv_channels: int, token_channels: int, pool_size: int) -> None:
@@ -240,15 +244,15 @@ class DsctSpatialToContext(nn.Module):
     def forward(self, features: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         pooled = F.avg_pool2d(features, self.pool_size) if self.pool_size > 1 else features
         # The token grid is floored at stride 16: odd sizes may pool to one row or column more than there are tokens.
-        tokens = self.projection(crop_map(pooled, grid)).flatten(2).transpose(1, 2)
+        tokens = self.projection(crop_map(pooled, grid)).flatten(2).transpose(1, 2)  # (B, C, h, w) -> (B, h*w, C)
         return F.gelu(self.layernorm(tokens))
 
 
 class DsctContextToSpatial(nn.Module):
     """Bring patch tokens onto the convolution map (Sec. 3.1 "Feature fusion"; F_T2C in Eq. 3).
 
-    1x1 convolution, BatchNorm, ReLU, nearest up-sampling: `(B, h*w, C)` -> `(B, C_conv, H, W)`. The paper lists the
-    up-sampling first; with nearest neighbours the order changes only the cost, and its FLOP column fits this one.
+    1x1 convolution, BatchNorm, ReLU, nearest upsampling: `(B, h*w, C)` -> `(B, C_conv, H, W)`. The paper lists the
+    upsampling first; with nearest neighbors the order changes only the cost, and its FLOPs column fits this one.
     """
 
     def __init__(self, token_channels: int, conv_channels: int) -> None:
@@ -262,16 +266,16 @@ class DsctContextToSpatial(nn.Module):
 
 
 def crop_map(features: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Keep the upper left `size` (height, width) of a map."""
+    """Crop a map `(B, C, H, W)` to its upper left `size` (height, width)."""
     if not torch.compiler.is_exporting():
         return features[:, :, : size[0], : size[1]]
-    # A slice makes the exporter decide for all sizes whether anything is cut off; rows and columns by index do not.
+    # A slice would make the exporter decide, for all sizes at once, whether it cuts anything off; indices do not.
     rows, columns = (torch.arange(side, device=features.device) for side in size)
     return features.index_select(2, rows).index_select(3, columns)
 
 
 def tokens_to_map(patches: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    """Lay patch tokens out row by row: `(B, h*w, C)` -> `(B, C, h, w)`."""
+    """Arrange patch tokens row by row as a map: `(B, h*w, C)` -> `(B, C, h, w)`."""
     return patches.transpose(1, 2).unflatten(2, grid)
 
 
@@ -280,13 +284,15 @@ class DsctCoupledBlock(nn.Module):
 
     def __init__(self, config: DsctConfig, index: int) -> None:
         super().__init__()
+        # Blocks are counted from 1; block 1 is not coupled (`DsctEncoder`). A stage starts behind each third.
         first, last = index % (config.num_hidden_layers // 3) == 1, index == config.num_hidden_layers
         third = (index - 1) // (config.num_hidden_layers // 3)  # 0, 1, 2: which third of the blocks
         channels = config.spatial_hidden_sizes[third]
         in_channels = config.spatial_hidden_sizes[third - 1] if first else channels
-        reduced = config.output_stride == 32 or third < 2
+        reduced = config.output_stride == 32 or third < 2  # else stages 3 and 4 stay at stride 8
         dilation = 2 if config.dilated and not reduced else 1
-        # The convolution that lost its stride keeps dilation 1; later ones then see the spacing they were trained at.
+        # The convolution that lost its stride keeps dilation 1: its input still has the spacing of pre-training. Those
+        # behind it get dilation 2, which restores the spacing that they were trained at.
         self.spatial = DsctConvBlock(
             in_channels,
             channels,
@@ -294,8 +300,9 @@ class DsctCoupledBlock(nn.Module):
             dilation=1 if first else dilation,
             residual_convolution=first,
         )
+        middle_stride = (4, 8, 16 if reduced else 8)[third]  # input pixels per pixel of X', which is pooled to tokens
         self.spatial_to_context = DsctSpatialToContext(
-            channels // 4, config.hidden_size, pool_size=4 >> (third if reduced else 1)
+            channels // 4, config.hidden_size, pool_size=TOKEN_STRIDE // middle_stride
         )
         self.context = DsctLayer(config, config.drop_path_rate * (index - 1) / (config.num_hidden_layers - 1))
         self.context_to_spatial = DsctContextToSpatial(config.hidden_size, channels // 4)
@@ -314,11 +321,11 @@ class DsctCoupledBlock(nn.Module):
         grid: tuple[int, int],
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        features, middle = self.spatial(features)  # Eq. 2, Eq. 1
-        fused = tokens[:, 1:] + self.spatial_to_context(middle, grid)  # Eq. 4
-        # The code hands the class token through C2T and adds it to itself: it doubles in every block.
+        features, middle = self.spatial(features)  # Eq. 2: (B, C, H, W); Eq. 1: X' (B, C / 4, H, W)
+        fused = tokens[:, 1:] + self.spatial_to_context(middle, grid)  # Eq. 4, (B, h*w, C_token)
+        # The Conformer code passes the class token around C2T and adds it to itself: it doubles in every block.
         tokens = self.context(torch.cat((2 * tokens[:, :1], fused), dim=1), **kwargs)  # Eq. 5-6
-        context = self.context_to_spatial(tokens[:, 1:], grid, (middle.shape[-2], middle.shape[-1]))
+        context = self.context_to_spatial(tokens[:, 1:], grid, (middle.shape[-2], middle.shape[-1]))  # like X'
         features, _ = self.fusion(features, context)  # Eq. 3
         return features, tokens
 
@@ -340,15 +347,15 @@ class DsctEncoder(nn.Module):
     def forward(
         self, pixel_values: torch.Tensor, kept: tuple[str, ...] = ("stage4",), **kwargs: Unpack[TransformersKwargs]
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        """Give the spatial maps named in `kept` together with the context map, and the tokens of the last block."""
+        """Return the spatial maps named in `kept` together with the context map, and the tokens of the last block."""
         if not torch.compiler.is_compiling() and min(pixel_values.shape[-2:]) < 13:
             raise InputError(
-                f"Pictures of {pixel_values.shape[-2]}x{pixel_values.shape[-1]} pixels are too small: a token covers "
-                "16 pixels, so both sides need at least 13. Enlarge or pad the picture."
+                f"Images of {pixel_values.shape[-2]}x{pixel_values.shape[-1]} pixels are too small: a token covers "
+                "16 pixels, so both sides need at least 13. Enlarge or pad the image."
             )
-        stem = self.stem(pixel_values)
-        tokens, grid = self.embeddings(stem)
-        features, _ = self.spatial(stem)
+        stem = self.stem(pixel_values)  # (B, 64, H/4, W/4)
+        tokens, grid = self.embeddings(stem)  # (B, 1 + h*w, C); grid (h, w) at stride 16
+        features, _ = self.spatial(stem)  # block 1 of each stream, not coupled
         tokens = self.context(tokens, **kwargs)
         maps = {"stem": stem} if "stem" in kept else {}
         for index, block in enumerate(self.blocks, start=2):
@@ -362,7 +369,7 @@ class DsctEncoder(nn.Module):
 
 
 class DsctPreTrainedModel(PreTrainedModel):
-    """Initialisation and capabilities common to all DSCT classes."""
+    """Initialization and capabilities common to all DSCT classes."""
 
     config: DsctConfig
     base_model_prefix = "dsct"
@@ -384,7 +391,7 @@ class DsctPreTrainedModel(PreTrainedModel):
         return next(module for module in self.modules() if isinstance(module, DsctStem)).convolution
 
     def parameter_depth(self, name: str) -> tuple[int, int]:
-        """Give the block an encoder parameter belongs to (0 = stem and tokens), and the number behind the last."""
+        """Return the block of an encoder parameter (0 = stem and embeddings) and the number after the last block."""
         deepest = self.config.num_hidden_layers + 1
         parts = name.partition("encoder.")[2].split(".")
         depths = {"stem": 0, "embeddings": 0, "spatial": 1, "context": 1, "layernorm": deepest}
@@ -392,7 +399,7 @@ class DsctPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Initialise as the Conformer code does; the classifier of a decode head as mmsegmentation does."""
+        """Initialize as the Conformer code does; the classifier of a decode head as mmsegmentation does."""
         if isinstance(module, DsctClassifier):
             init.normal_(module.weight, std=0.01)
             init.zeros_(module.bias)  # type: ignore[arg-type]
@@ -422,7 +429,7 @@ class DsctModel(DsctPreTrainedModel):
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> DsctModelOutput:
-        """Encode `(B, 3, H, W)` pictures of any size from 13 pixels up."""
+        """Encode `(B, 3, H, W)` images of any size from 13 pixels up."""
         maps, tokens = self.encoder(pixel_values, **kwargs)
         return DsctModelOutput(last_hidden_state=tokens, spatial_map=maps["stage4"], context_map=maps["context"])
 
@@ -440,16 +447,16 @@ class DsctBackbone(BackboneMixin, DsctPreTrainedModel):
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:
-        """Give the maps named in `config.out_features`, each `(B, C, H/s, W/s)`."""
+        """Return the maps named in `config.out_features`, each `(B, C, H/s, W/s)`."""
         maps, _ = self.encoder(pixel_values, kept=tuple(self.out_features), **kwargs)
         return BackboneOutput(feature_maps=tuple(maps[name] for name in self.out_features))
 
 
 class DsctClassifier(nn.Conv2d):
-    """Last 1x1 convolution of a decode head, a class of its own because it is initialised differently.
+    """Last 1x1 convolution of a decode head, a class of its own because it is initialized differently.
 
-    transformers skips modules without weights of their own when it initialises models from outside its tree, so the
-    head around it could not do that.
+    For models from outside its tree, transformers calls `_init_weights` only for modules with weights of their own, so
+    the head around this layer cannot initialize it.
     """
 
     def __init__(self, in_channels: int, num_labels: int | None) -> None:
@@ -459,8 +466,8 @@ class DsctClassifier(nn.Conv2d):
 class DsctSacHead(nn.Module):
     """Stream Aggregation with Concatenation (Sec. 3.2): both maps at 1/4, concat, 1x1 conv + BN + ReLU, classifier.
 
-    The bias-free 1x1 convolution commutes with bilinear up-sampling, so its spatial and its context half are applied
-    at 1/8 and 1/16, up-sampled and added: the same function without the concatenated map at 1/4.
+    The bias-free 1x1 convolution commutes with bilinear upsampling, so its spatial and its context half are applied at
+    1/8 and 1/16, upsampled and added: the same function without the concatenated map at 1/4.
     """
 
     output_stride = 4
@@ -484,18 +491,18 @@ class DsctSacHead(nn.Module):
         self, spatial_map: torch.Tensor, context_map: torch.Tensor, image_size: tuple[int, int]
     ) -> torch.Tensor:
         size = ((image_size[0] + 3) // 4, (image_size[1] + 3) // 4)
-        weight = self.fuse.weight
+        weight = self.fuse.weight  # (width, C_spatial + C_context, 1, 1)
         spatial = F.conv2d(spatial_map, weight[:, : self.spatial_channels])
         context = F.conv2d(context_map, weight[:, self.spatial_channels :])
-        fused = self.upsample(spatial, size) + self.upsample(context, size)
+        fused = self.upsample(spatial, size) + self.upsample(context, size)  # (B, width, H/4, W/4)
         return self.classifier(self.dropout(F.relu(self.norm(fused), inplace=True)))
 
 
 class DsctSappHead(nn.Module):
-    """Stream Aggregation with Progressive uPsampling (Sec. 3.2): unify, sum, three times convolution + up-sampling.
+    """Stream Aggregation with Progressive uPsampling (Sec. 3.2): unify, sum, three times convolution + upsampling.
 
-    Gives logits at 1/2; the third up-sampling, to the picture, is done by the loss and by post-processing. Targets are
-    explicit sizes (97 -> 193 -> 385 for 769), as the FLOP column of the paper demands.
+    Returns logits at 1/2; the third upsampling, to the image, is done by the loss and by post-processing. Each step
+    resizes to an explicit size (97 -> 193 -> 385 for 769): only that gives the FLOPs column of the paper.
     """
 
     output_stride = 2
@@ -523,7 +530,7 @@ class DsctSappHead(nn.Module):
     ) -> torch.Tensor:
         spatial = self.unify_spatial(spatial_map)
         context = self.upsample(self.unify_context(context_map), (spatial.shape[-2], spatial.shape[-1]))
-        features = spatial + context
+        features = spatial + context  # (B, width, H/8, W/8)
         for step, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
             if step > 0:
                 stride = (8, 4, 2)[step]
@@ -547,14 +554,14 @@ class DsctForSemanticSegmentation(DsctPreTrainedModel):
     def forward(
         self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
     ) -> SemanticSegmenterOutput:
-        """Segment pictures.
+        """Segment images.
 
         Args:
-            pixel_values: `(B, 3, H, W)`, normalised; any size from 13 pixels up.
-            labels: `(B, H, W)` train ids of any integer dtype; 255 and -100 are void.
+            pixel_values: `(B, 3, H, W)`, normalized; any size from 13 pixels up.
+            labels: `(B, H, W)` train ids of any integer dtype; 255 and -100 are ignored.
 
         Returns:
-            `logits` `(B, num_labels, H/4, W/4)` with the SAC head, at half the picture's size with SAPP; `loss` if
+            `logits` `(B, num_labels, H/4, W/4)` with the SAC head, `(B, num_labels, H/2, W/2)` with SAPP; `loss` if
             labels are given.
         """
         outputs = self.dsct(pixel_values, **kwargs)
@@ -588,7 +595,7 @@ class DsctForImageClassification(DsctPreTrainedModel):
     def forward(
         self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
     ) -> DsctImageClassifierOutput:
-        """Classify pictures; the loss is the mean of both classifiers' cross-entropies with `labels` `(B,)`."""
+        """Classify images; the loss is the mean of both classifiers' cross-entropies with `labels` `(B,)`."""
         outputs = self.dsct(pixel_values, **kwargs)
         spatial_logits = self.spatial_classifier(outputs.spatial_map.mean(dim=(2, 3)))
         context_logits = self.context_classifier(outputs.last_hidden_state[:, 0])

@@ -40,11 +40,12 @@ class ReferenceDsctSpatialToContext(DsctSpatialToContext):
 
 
 class ReferenceDsctSacHead(DsctSacHead):
-    """Up-sample both maps, concatenate, then the 1x1 convolution on all channels at 1/4."""
+    """Upsample both maps, concatenate, then the 1x1 convolution on all channels at 1/4."""
 
     def forward(
         self, spatial_map: torch.Tensor, context_map: torch.Tensor, image_size: tuple[int, int]
     ) -> torch.Tensor:
+        # Both maps at 1/4 of the image: (B, C_spatial + C_context, H/4, W/4).
         size = ((image_size[0] + 3) // 4, (image_size[1] + 3) // 4)
         joined = torch.cat((self.upsample(spatial_map, size), self.upsample(context_map, size)), dim=1)
         return self.classifier(self.dropout(F.relu(self.norm(self.fuse(joined)))))
