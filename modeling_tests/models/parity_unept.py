@@ -18,7 +18,7 @@ from hf_denseseg.models.unept.modeling_unept import (
     boundary_offsets,
     enlarge,
 )
-from hf_denseseg.models.unept.targets_unept import VOID, boundary_targets, direction_classes, distance_fields
+from hf_denseseg.models.unept.targets_unept import IGNORE_INDEX, boundary_targets, direction_classes, distance_fields
 from hf_denseseg.ops import ms_deform_attn, sample_locations
 
 INPUTS = (
@@ -139,7 +139,7 @@ def losses(model: UneptForSemanticSegmentation, inputs: dict[str, torch.Tensor])
         "loss_ce_coarse": model.loss_function(logits=outputs.coarse_logits, labels=labels)[None],
         "loss_ce_refined": model.loss_function(logits=outputs.refined_logits, labels=labels)[None],
         "loss_boundary": balanced_loss(boundary, boundary_labels)[None],
-        "loss_direction": balanced_loss(direction, torch.where(supervised, direction_labels, VOID))[None],
+        "loss_direction": balanced_loss(direction, torch.where(supervised, direction_labels, IGNORE_INDEX))[None],
         **{f"grad.{official}": gradients[name] for official, name in OFFICIAL_GRADIENTS.items()},
     }
 
@@ -170,7 +170,7 @@ def run_operator(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def check_raw_form(
     output: torch.Tensor, value: torch.Tensor, locations: torch.Tensor, weights: torch.Tensor, shapes: list
 ) -> None:
-    """Our operator takes offsets in pixels and logits; it can say the same where the weights are a softmax."""
+    """Our operator takes offsets in pixels and logits; it computes the same where the weights are a softmax."""
     total = weights.flatten(3).sum(-1)
     if not (weights > 0).all() or not torch.allclose(total, torch.ones_like(total), atol=1e-5):
         return
@@ -178,7 +178,7 @@ def check_raw_form(
     reference = torch.full((1, locations.shape[1], len(shapes), 2), 0.5, dtype=locations.dtype)
     offsets = (locations - 0.5) * size[:, None]
     found = ms_deform_attn(value, offsets, weights.log(), reference, shapes)
-    # Weights recorded in float32 sum to 1 but for rounding.
+    # Weights recorded in float32 sum to 1 up to rounding.
     torch.testing.assert_close(found, output, atol=2e-6, rtol=0)
 
 
@@ -213,7 +213,7 @@ def run_module(folder: Path, config: dict[str, Any], inputs: dict[str, torch.Ten
 
 
 def run_targets(config: dict[str, Any], inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Ground truth of a label map; directions count where the recorded ones do not hang on a rounding error."""
+    """Ground truth of a label map; directions are compared where rounding does not decide the recorded ones."""
     labels = inputs["labels"].numpy()
     settings = {"min_class_pixels": config["min_class_pixels"], "ignore_small_classes": False}
     distance, gradient, _ = distance_fields(labels, config["min_class_pixels"])
@@ -221,7 +221,7 @@ def run_targets(config: dict[str, Any], inputs: dict[str, torch.Tensor]) -> dict
     found: dict[str, Any] = {"distance_float": np.minimum(distance, config["distance_cap"]), "gradient_yx": gradient}
     for name, official in (("official", True), ("ignore_aware", False)):
         made = boundary_targets(labels, **settings, official=official)
-        boundary, direction = (np.where(each == VOID, -1, each.astype(int)) for each in made.values())
+        boundary, direction = (np.where(each == IGNORE_INDEX, -1, each.astype(int)) for each in made.values())
         recorded = inputs[f"direction_target_{name}"].numpy()
         found[f"boundary_target_{name}"] = boundary
         found[f"direction_target_{name}"] = np.where(comparable, direction, recorded)

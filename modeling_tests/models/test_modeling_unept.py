@@ -59,7 +59,7 @@ class UneptTester(SegmentationModelTester):
     own_outputs = ("boundary_logits", "direction_logits", "coarse_logits", "refinement_offsets")  # refined: on request
 
     def test_hidden_states_and_attentions_come_on_request(self, model, batch):
-        """Attention goes to points: the weights of each token, head, level and point."""
+        """Attention weights of each token, head, level and sampled point."""
         plain = model(batch["pixel_values"])
         assert plain.hidden_states is None and plain.attentions is None
         outputs = model(batch["pixel_values"], output_hidden_states=True, output_attentions=True)
@@ -108,7 +108,7 @@ def build(**fields):
     torch.manual_seed(0)
     model = UneptForSemanticSegmentation(UneptConfig(**{**TINY, "num_labels": NUM_LABELS, **fields})).eval()
     for name, parameter in model.named_parameters():
-        # Points start at whole pixels with equal weights, and next to nothing is a boundary.
+        # At initialization points lie on whole pixels with equal weights, and there is hardly any boundary.
         if "sampling_offsets" in name or "attention_weights" in name or "_head." in name:
             nn.init.normal_(parameter, std=0.5)
     return model
@@ -126,8 +126,8 @@ def test_savings_equal_the_reference_implementation(backbone_type, axis, size):
 
 
 @torch.no_grad()
-def test_pictures_of_a_batch_meet_only_with_batch_attention():
-    """Section 5d: on one picture the released code is pointwise; on two its decoder mixes them."""
+def test_images_of_a_batch_mix_only_with_batch_attention():
+    """Section 5d: on one image the released code is pointwise; on two its decoder mixes them."""
     pixel_values = torch.randn(2, 3, 48, 64)
     for axis, mixes in (("pointwise", False), ("batch", True), ("spatial", False)):
         model = build(decoder_self_attention=axis)
@@ -142,8 +142,8 @@ def test_pictures_of_a_batch_meet_only_with_batch_attention():
 
 @torch.no_grad()
 @pytest.mark.parametrize("backbone_type, unit", [("resnet", 8), ("deit", 16)])
-def test_odd_sizes_are_the_padded_picture_cut_to_size(backbone_type, unit):
-    """Section 14: zeros at the right and bottom after normalisation; no pixel moves."""
+def test_odd_sizes_equal_the_padded_image_cropped_to_size(backbone_type, unit):
+    """Section 14: zeros at the right and bottom after normalization; no pixel moves."""
     model = build(backbone_type=backbone_type)
     pixel_values = torch.randn(1, 3, 45, 75)
     padded = torch.zeros(1, 3, -(-45 // unit) * unit, -(-75 // unit) * unit)
@@ -161,7 +161,7 @@ def test_tables_are_untouched_at_the_training_size():
 
 
 @torch.no_grad()
-def test_refinement_takes_the_neighbour_inside_the_picture():
+def test_refinement_takes_the_neighbor_clamped_to_the_image():
     """Section 7, pixel by pixel; and as the released code does it, by sampling with aligned corners."""
     coarse, boundary, direction = torch.randn(2, 3, 6, 7), torch.randn(2, 2, 6, 7), torch.randn(2, 8, 6, 7)
     offsets = boundary_offsets(boundary, direction)
@@ -235,20 +235,20 @@ def test_offsets_stay_float32_under_autocast():
         ({"backbone_type": "deit", "backbone_num_attention_heads": 3}, "Change `backbone_hidden_size`"),
         ({"hidden_size": 18}, "multiple of 4"),
         ({"depths": [1, 1, 1]}, "4 positive numbers"),
-        ({"out_layers": [2, 1, 3]}, "rising numbers"),
+        ({"out_layers": [2, 1, 3]}, "increasing numbers"),
         ({"loss_weights": "best"}, "give 'code', 'paper' or four numbers"),
         ({"loss_weights": [1.0, 2.0]}, "four numbers"),
         ({"dropout": 1.5}, "probability"),
         ({"decoder_self_attention": "deformable"}, "decoder_self_attention"),
     ],
 )
-def test_sizes_that_do_not_fit_are_refused_with_the_remedy(fields, message):
+def test_sizes_that_do_not_fit_are_refused_with_a_fix(fields, message):
     with pytest.raises(StrictDataclassError, match=message):
         UneptConfig(**{**TINY, **fields})
 
 
 def overfitting_batch():
-    """Eight pictures of coloured boxes on a ground, their edges between queries: what 1/8 can tell apart."""
+    """Eight images of colored boxes on a background, their edges between queries: separable at 1/8."""
     generator = torch.Generator().manual_seed(0)
     colors = torch.randn(NUM_LABELS, 3, generator=generator)
     labels = torch.zeros(8, 48, 64, dtype=torch.long)
@@ -262,7 +262,7 @@ def overfitting_batch():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backbone_type", ["resnet", "deit"])
-def test_learns_eight_pictures_by_heart(backbone_type):
+def test_overfits_eight_images(backbone_type):
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "base_channels": 8, "head_channels": 32, "spatial_channels": [16, 32], "dropout": 0.0}
     model = UneptForSemanticSegmentation(

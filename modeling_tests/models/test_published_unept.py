@@ -99,7 +99,7 @@ def test_parameters_are_those_of_the_official_network(row):
 
 
 @pytest.mark.parametrize("name", GIGA)
-def test_multiply_adds_are_those_of_the_paper_and_the_honest_ones_near_the_specification(name):
+def test_multiply_adds_are_those_of_the_paper_and_all_of_them_near_the_specification(name):
     published, honest = GIGA[name]
     info = hf_denseseg.model_info(name, (480, 480), num_labels=150)
     assert info.multiply_adds / 1e9 == pytest.approx(published, rel=0.005)

@@ -1,4 +1,4 @@
-"""UN-EPT's boundary and direction targets: what they mean, where there are none, and how they reach the model."""
+"""UN-EPT's boundary and direction targets: what they mean, where they are ignored, and how they reach the model."""
 
 import functools
 
@@ -14,11 +14,11 @@ from hf_denseseg.models.unept.modeling_unept import DIRECTIONS
 from hf_denseseg.models.unept.targets_unept import FAR, batched_targets, boundary_targets, distance_fields
 from test_modeling_unept import TINY
 
-MIRRORED = np.array([4, 3, 2, 1, 0, 7, 6, 5], np.uint8)  # left and right change places
+FLIPPED = np.array([4, 3, 2, 1, 0, 7, 6, 5], np.uint8)  # left and right swapped
 
 
 def scene(seed=0, size=(60, 80)):
-    """Boxes on a ground, some void."""
+    """Boxes on a background, some ignored."""
     rng = np.random.default_rng(seed)
     labels = np.zeros(size, np.uint8)
     for number in (1, 2, 3, 4, 255):
@@ -28,7 +28,7 @@ def scene(seed=0, size=(60, 80)):
 
 
 def test_distance_is_to_the_nearest_pixel_of_another_class():
-    """In plain loops; the border of the picture is no edge, that of void is."""
+    """In plain loops; the border of the image is no edge, that of an ignored region is."""
     labels = scene(size=(34, 40))
     distance, gradient, counted = distance_fields(labels, min_class_pixels=1)
     places = np.argwhere(np.ones_like(labels))
@@ -61,13 +61,13 @@ def test_directions_lead_away_from_the_edge():
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_targets_of_a_mirrored_crop_are_the_mirrored_targets(seed):
-    """The released code mirrors the map of angles without mirroring the angles."""
+def test_targets_of_a_flipped_crop_are_the_flipped_targets(seed):
+    """The released code flips the map of angles without flipping the angles."""
     labels = scene(seed)
     plain, flipped = boundary_targets(labels), boundary_targets(np.ascontiguousarray(labels[:, ::-1]))
     np.testing.assert_array_equal(flipped["boundary_labels"], plain["boundary_labels"][:, ::-1])
     direction = plain["direction_labels"]
-    expected = np.where(direction == 255, 255, MIRRORED[direction % 8])[:, ::-1]
+    expected = np.where(direction == 255, 255, FLIPPED[direction % 8])[:, ::-1]
     # Bins own one of their two edges, and near a ridge the sign of a rounding error decides.
     _, gradient, _ = distance_fields(labels)
     angle = np.degrees(np.arctan2(gradient[..., 0], gradient[..., 1]))
@@ -88,17 +88,17 @@ def test_crop_of_one_class_has_no_boundary_and_no_direction(name, boundary):
         assert (distance_fields(labels)[0] == FAR).all()
 
 
-def test_void_and_small_classes_are_left_out_or_boundary_as_released():
+def test_ignored_and_small_classes_are_left_out_or_boundary_as_released():
     labels = scene()
     labels[50:54, 70:74] = 7  # 16 pixels
     made, kept = boundary_targets(labels), boundary_targets(labels, ignore_small_classes=False)
     official = boundary_targets(labels, ignore_small_classes=False, official=True)
-    void, small = labels == 255, labels == 7
+    ignored, small = labels == 255, labels == 7
     for each in made.values():
-        assert (each[void] == 255).all() and (each[small] == 255).all()
-    assert (kept["boundary_labels"][void] == 255).all() and (kept["boundary_labels"][small] == 1).all()
-    assert (official["boundary_labels"][void | small] == 1).all()
-    assert (official["direction_labels"][void | small] == 4).all()
+        assert (each[ignored] == 255).all() and (each[small] == 255).all()
+    assert (kept["boundary_labels"][ignored] == 255).all() and (kept["boundary_labels"][small] == 1).all()
+    assert (official["boundary_labels"][ignored | small] == 1).all()
+    assert (official["direction_labels"][ignored | small] == 4).all()
     large = boundary_targets(labels, min_class_pixels=16)
     assert (large["boundary_labels"][small] == 1).all()
 
@@ -126,8 +126,8 @@ def test_model_makes_the_same_targets_where_none_are_given():
     targets = {name: torch.from_numpy(np.stack([each[name] for each in given])) for name in given[0]}
     expected = model(pixel_values, labels, **targets).loss
     assert_same_outputs(model(pixel_values, labels).loss, expected)
-    with_other_void = torch.where(labels == 255, -100, labels.long())
-    assert_same_outputs(model(pixel_values, with_other_void).loss, expected)
+    with_other_index = torch.where(labels == 255, -100, labels.long())
+    assert_same_outputs(model(pixel_values, with_other_index).loss, expected)
 
 
 def test_targets_are_one_operator_for_the_compiler():

@@ -20,12 +20,12 @@ class UneptConfig(BackboneConfigMixin, PreTrainedConfig):
     """Configuration of UN-EPT; the defaults are the published network on ResNet-50.
 
     Args:
-        num_channels: channels of the input picture.
+        num_channels: channels of the input image.
         image_size: training crop in pixels, one number or (height, width); its grids are those that the query table
-            and DeiT's positions are stored at. Pictures of other sizes get interpolated tables.
+            and DeiT's positions are stored at. Images of other sizes get interpolated tables.
         backbone_type: `"resnet"` (timm's `resnet50c` at stride 8) or `"deit"` (distilled DeiT).
         depths: bottlenecks in each stage of the ResNet.
-        base_channels: width of the ResNet's first stage; a bottleneck gives four times its width out.
+        base_channels: width of the ResNet's first stage; a bottleneck returns four times its width.
         stem_channels: channels after the ResNet's stem.
         patch_size: side of a DeiT patch in pixels.
         backbone_hidden_size: channels of DeiT's tokens.
@@ -42,20 +42,20 @@ class UneptConfig(BackboneConfigMixin, PreTrainedConfig):
         layer_norm_eps: of their LayerNorms.
         spatial_channels: channels of the first two convolutions of the spatial branch.
         head_channels: channels inside boundary and direction head.
-        decoder_self_attention: `"pointwise"` (each query sees itself: the released code on one picture), `"batch"`
-            (the same place in all pictures of a batch: the released code as written; for training only) or
-            `"spatial"` (all queries of a picture; neither code nor paper).
+        decoder_self_attention: `"pointwise"` (each query attends to itself: the released code on one image),
+            `"batch"` (the same position in all images of a batch: the released code as written; for training only) or
+            `"spatial"` (all queries of an image; neither code nor paper).
         use_boundary_refinement: whether `logits` are the refined ones.
-        refine_scale: pixels that the refinement looks ahead.
+        refine_scale: length of a refinement step in pixels.
         boundary_threshold_on: what is compared with 0.5 to find boundary pixels: the raw `"logit"` (released code) or
             the `"probability"`.
         loss_weights: of coarse, refined, boundary and direction loss; `"code"`, `"paper"` or four numbers.
-        loss_normalization: `"all"` divides the loss by all pixels, void included (official code), `"valid"` by the
-            valid ones.
-        direction_supervision: directions are learned at `"predicted"` (released code) or `"true"` boundary pixels.
+        loss_normalization: `"all"` divides the loss by all pixels, ignored ones included (official code), `"valid"`
+            by the valid ones.
+        direction_supervision: directions are supervised at `"predicted"` (released code) or `"true"` boundary pixels.
         min_class_pixels: classes with fewer pixels in a crop get no boundary and no direction.
         ignore_small_classes: leave their pixels out of both losses; else they count as boundary (released code).
-        official_targets: count void as boundary too, as the released code does.
+        official_targets: count ignored pixels as boundary too, as the released code does.
         semantic_loss_ignore_index: train id that the losses leave out.
     """
 
@@ -97,7 +97,7 @@ class UneptConfig(BackboneConfigMixin, PreTrainedConfig):
     _out_indices: list[int] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Name the maps that the backbone class can give."""
+        """Name the maps that the backbone class can return."""
         reject_misspelled_fields(self, kwargs)
         self.stage_names = ["spatial", "pyramid1", "pyramid2", "pyramid3", "context"]
         out_features, out_indices = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
@@ -111,7 +111,7 @@ class UneptConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @property
     def unit(self) -> int:
-        """Pixels of which both sides of a picture are made multiples."""
+        """Number of pixels that both sides of an image are padded to a multiple of."""
         return OUTPUT_STRIDE if self.backbone_type == "resnet" else self.patch_size
 
     def validate_architecture(self) -> None:
@@ -126,7 +126,7 @@ class UneptConfig(BackboneConfigMixin, PreTrainedConfig):
                 f"`image_size` is {self.image_size}. Give one number or (height, width), multiples of {self.unit}."
             )
         if self.patch_size % OUTPUT_STRIDE:
-            raise ValueError(f"`patch_size` is {self.patch_size}; queries lie 8 pixels apart: use a multiple of 8.")
+            raise ValueError(f"`patch_size` is {self.patch_size}; queries are 8 pixels apart: use a multiple of 8.")
         for size, heads in (("hidden_size", "num_attention_heads"),) + (
             (("backbone_hidden_size", "backbone_num_attention_heads"),) if self.backbone_type == "deit" else ()
         ):
@@ -141,7 +141,7 @@ class UneptConfig(BackboneConfigMixin, PreTrainedConfig):
             if len(getattr(self, name)) != length or min(getattr(self, name)) < 1:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; {length} positive numbers are needed.")
         if list(self.out_layers) != sorted(set(self.out_layers)):
-            raise ValueError(f"`out_layers` are {self.out_layers}; rising numbers are needed.")
+            raise ValueError(f"`out_layers` are {self.out_layers}; increasing numbers are needed.")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"`dropout` is {self.dropout}; a probability in [0, 1) is needed.")
         preset = self.loss_weights

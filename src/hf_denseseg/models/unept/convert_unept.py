@@ -1,4 +1,4 @@
-"""Weights of others -> UN-EPT: official checkpoints, and backbones of mmcv, timm, DeiT's authors or transformers."""
+"""Foreign weights -> UN-EPT: official checkpoints, and backbones of mmcv, timm, DeiT's authors or transformers."""
 
 import logging
 import math
@@ -48,7 +48,7 @@ HEADS: Renames = (
     (r"^context_branch\.", "unept.context."),
     (r"(encoder\.layers\.\d+)\.norm1\.", r"\1.self_attn_norm."),
     (r"(encoder\.layers\.\d+)\.norm2\.", r"\1.ffn_norm."),
-    # The decoder's norms are numbered in the order of the text, not of their work.
+    # The official decoder numbers its norms in the order of the text, not in which they are applied.
     (r"(decoder\.layers\.\d+)\.norm2\.", r"\1.self_attn_norm."),
     (r"(decoder\.layers\.\d+)\.norm1\.", r"\1.cross_attn_norm."),
     (r"(decoder\.layers\.\d+)\.norm3\.", r"\1.ffn_norm."),
@@ -94,19 +94,19 @@ def load_official(
         RunError: weights that cannot be fetched.
     """
     official = fetch_weights(weights)
-    whole = QUERIES in official
+    complete = QUERIES in official  # a UN-EPT checkpoint, not only a backbone
     if isinstance(hyper_parameters, str) and hyper_parameters in VARIANTS:
-        fields = VARIANTS[hyper_parameters] | (_sizes_in(official) if whole else {})
+        fields = VARIANTS[hyper_parameters] | (_sizes_in(official) if complete else {})
     else:
         fields = read_config(read_hyper_parameters(hyper_parameters))
     config = UneptConfig(**{**fields, **overrides})
     _check_backbone(official, config)
     # A published checkpoint's tables have the grid of its own crop, square unless the sizes say otherwise.
-    stored = UneptConfig(**fields) if whole else None
+    stored = UneptConfig(**fields) if complete else None
     official = fit_tables(official, config, stored)
     model = UneptForSemanticSegmentation(config)
     backbone = RESNET if config.backbone_type == "resnet" else DEIT
-    if whole:
+    if complete:
         dropped = load_converted(model, official, KeyTable((*HEADS, *backbone), SPLITS))
     else:
         table = KeyTable(backbone, SPLITS, dropped=UNUSED_IN_BACKBONES)
@@ -114,9 +114,9 @@ def load_official(
     logger.warning(
         "Loaded %d tensors of the %s; dropped those without use: %s.%s",
         len(official) - len(dropped),
-        "checkpoint" if whole else "backbone",
+        "checkpoint" if complete else "backbone",
         ", ".join(dropped) or "none",
-        "" if whole else " Everything else has random weights, train it.",
+        "" if complete else " Everything else has random weights, train it.",
     )
     return model.eval()
 
@@ -138,12 +138,12 @@ def _check_backbone(official: Mapping[str, torch.Tensor], config: UneptConfig) -
 def fit_tables(
     official: Mapping[str, torch.Tensor], config: UneptConfig, stored: UneptConfig | None = None
 ) -> dict[str, torch.Tensor]:
-    """Bring query table and DeiT's positions of a checkpoint to the grids of `config`.
+    """Interpolate query table and DeiT's positions of a checkpoint on the grids of `config`.
 
     Args:
         official: state dict with official names.
-        config: what is wanted.
-        stored: what the checkpoint was made with; None for a backbone alone, whose grid is square.
+        config: of the model to build.
+        stored: of the checkpoint; None for a backbone alone, whose grid is square.
 
     Raises:
         InputError: DeiT's positions are no square grid and two tokens.
@@ -174,7 +174,7 @@ def _grid(config: UneptConfig, unit: int) -> tuple[int, int]:
 
 
 def _sizes_in(official: Mapping[str, torch.Tensor]) -> dict[str, int]:
-    """Number of classes and side of the (square) training crop that an official checkpoint shows."""
+    """Number of classes and side of the (square) training crop of an official checkpoint."""
     found = {"image_size": math.isqrt(len(official[QUERIES])) * OUTPUT_STRIDE}
     classifier = official.get("cls.weight")
     return found if classifier is None else found | {"num_labels": len(classifier)}

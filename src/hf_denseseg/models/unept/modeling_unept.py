@@ -1,9 +1,9 @@
 """UN-EPT: sparse sampled attention over a pyramid for context, a spatial branch for queries and boundaries.
 
 "A Unified Efficient Pyramid Transformer for Semantic Segmentation", ICCV 2021 workshop. Figure 2, from left to right:
-a backbone gives three maps; the context branch (encoder, decoder) makes the coarse label map of them; the spatial
-branch gives the decoder its queries, and with two heads the boundary and the direction into the region, by which the
-coarse map is refined. Where released code and text differ, the code is followed.
+a backbone returns three maps; the context branch (encoder, decoder) predicts the coarse label map from them; the
+spatial branch provides the decoder's queries and, with two heads, predicts boundaries and the direction into the
+region, by which the coarse map is refined. Where released code and text differ, the code is followed.
 """
 
 import functools
@@ -28,26 +28,27 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from hf_denseseg.errors import InputError
 from hf_denseseg.models.losses import segmentation_loss
 from hf_denseseg.models.unept.configuration_unept import LOSS_WEIGHTS, OUTPUT_STRIDE, UneptConfig
-from hf_denseseg.models.unept.targets_unept import NUM_DIRECTIONS, VOID, batched_targets, boundary_targets
+from hf_denseseg.models.unept.targets_unept import IGNORE_INDEX, NUM_DIRECTIONS, batched_targets, boundary_targets
 from hf_denseseg.ops import ms_deform_attn
 
 Shapes = Sequence[tuple[int, int]]
 
-# Row and column of the neighbour that a direction points to; class 0 is the angle -180 degrees (left).
+# (row, column) step to the neighbor that a direction class points to; class 0 is the angle -180 degrees (left).
 DIRECTIONS = ((0, -1), (-1, -1), (-1, 0), (-1, 1), (0, 1), (1, 1), (1, 0), (1, -1))
-LEVELS = 3
+LEVELS = 3  # maps of the pyramid
 
 
 @dataclass
 class UneptModelOutput(ModelOutput):
-    """What context and spatial branch give; h = ceil(H / 8), with DeiT of the picture padded to whole patches.
+    """Output of context and spatial branch; h = ceil(H / 8), with DeiT of the image padded to whole patches.
 
     Args:
         last_hidden_state: `(B, h*w, hidden_size)` output of the context decoder, row by row.
         spatial_features: `(B, hidden_size, h, w)` output of the spatial branch.
-        feature_maps: the three maps `(B, hidden_size, ., .)` of the pyramid before the encoder: at 1/8 (ResNet) or
-            1/16 (DeiT).
-        encoder_last_hidden_state: `(B, S, hidden_size)` output of the context encoder, the levels one after the other.
+        feature_maps: the three maps `(B, hidden_size, h_l, w_l)` of the pyramid before the encoder, all at 1/8
+            (ResNet) or 1/16 (DeiT).
+        encoder_last_hidden_state: `(B, S, hidden_size)` output of the context encoder, one level after the other;
+            S = sum of h_l * w_l.
         hidden_states: encoder tokens before the first and after each layer, on request.
         attentions: `(B, S, heads, levels, points)` attention weights of each encoder layer, on request.
     """
@@ -66,10 +67,10 @@ class UneptSegmenterOutput(SemanticSegmenterOutput):
 
     Args:
         boundary_logits: `(B, 2, h, w)`: no boundary, boundary.
-        direction_logits: `(B, 8, h, w)`: where the inside of the region lies, see `DIRECTIONS`.
+        direction_logits: `(B, 8, h, w)`: direction into the region, see `DIRECTIONS`.
         coarse_logits: `(B, num_labels, H, W)` of the context branch.
-        refined_logits: the same moved along the directions at boundary pixels; on request, or if they are `logits`.
-        refinement_offsets: `(B, 2, H, W)` the steps (row, column) of that, 0 away from boundaries.
+        refined_logits: the same, boundary pixels replaced along their direction; on request, or if they are `logits`.
+        refinement_offsets: `(B, 2, H, W)` the (row, column) steps of the refinement, 0 away from boundaries.
     """
 
     boundary_logits: torch.Tensor | None = None
@@ -83,21 +84,21 @@ class UneptSegmenterOutput(SemanticSegmenterOutput):
 
 
 def pad_to_unit(pixel_values: torch.Tensor, unit: int) -> torch.Tensor:
-    """Pad a normalised picture at the right and bottom with zeros to whole queries (ResNet) or patches (DeiT).
+    """Pad a normalized image at the right and bottom with zeros to whole queries (ResNet) or patches (DeiT).
 
-    The released code takes its training size only; padding keeps the place of every pixel.
+    The released code takes its training size only; padding there keeps the position of every pixel.
     """
     height, width = pixel_values.shape[-2:]
     if not torch.compiler.is_compiling() and min(height, width) < unit:
         raise InputError(
-            f"Pictures of {height}x{width} pixels are too small: both sides need at least {unit}. "
-            "Enlarge or pad the picture."
+            f"Images of {height}x{width} pixels are too small: both sides need at least {unit}. "
+            "Enlarge or pad the image."
         )
     return F.pad(pixel_values, (0, -width % unit, 0, -height % unit))
 
 
 def resize_table(table: torch.Tensor, grid: tuple[int, int], target: tuple[int, int], mode: str) -> torch.Tensor:
-    """Fit a table of positions `(h*w, C)` to another grid `(h', w')` (exact identity on its own grid).
+    """Interpolate a position table `(h*w, C)` on another grid: `(h'*w', C)` (exact identity on its own grid).
 
     Bilinear for the queries (the released code has one size only), bicubic for DeiT (its fine-tuning code).
     """
@@ -109,7 +110,7 @@ def resize_table(table: torch.Tensor, grid: tuple[int, int], target: tuple[int, 
 def sine_positions(height: int, width: int, channels: int, device: torch.device) -> torch.Tensor:
     """Sine and cosine of row and column: `(height * width, channels)` float32, rows in the first half (Sec. 3.1.1).
 
-    Positions count from 1 and span up to 2 pi; sine and cosine take turns.
+    Positions count from 1 and span up to 2 pi; sine and cosine channels alternate.
     """
     feature = torch.arange(channels // 2, device=device)
     frequency = 10_000 ** (2 * (feature // 2) / (channels // 2))
@@ -117,14 +118,15 @@ def sine_positions(height: int, width: int, channels: int, device: torch.device)
     for length in (height, width):
         position = torch.arange(1, length + 1, device=device, dtype=torch.float32)
         angle = position[:, None] / (length + 1e-6) * 2 * math.pi / frequency  # (length, C/2)
-        axes.append(torch.stack((angle[:, 0::2].sin(), angle[:, 1::2].cos()), dim=2).flatten(1))
+        # Interleave: channels 0, 2, ... are sines, channels 1, 3, ... cosines of the same frequencies.
+        axes.append(torch.stack((angle[:, 0::2].sin(), angle[:, 1::2].cos()), dim=2).flatten(1))  # (length, C/2)
     rows = axes[0][:, None].expand(-1, width, -1)
     columns = axes[1][None].expand(height, -1, -1)
     return torch.cat((rows, columns), dim=2).flatten(0, 1)
 
 
-def centres(height: int, width: int, device: torch.device) -> torch.Tensor:
-    """Centres (x, y) of the cells of a grid, row by row, in 0..1: `(height * width, 2)`."""
+def cell_centers(height: int, width: int, device: torch.device) -> torch.Tensor:
+    """Centers (x, y) of the cells of a grid, row by row, in 0..1: `(height * width, 2)`."""
     y = (torch.arange(height, device=device, dtype=torch.float32) + 0.5) / height
     x = (torch.arange(width, device=device, dtype=torch.float32) + 0.5) / width
     return torch.stack((x[None].expand(height, -1), y[:, None].expand(-1, width)), dim=2).flatten(0, 1)
@@ -226,12 +228,12 @@ class UneptDeit(nn.Module):
         special, table = self.position_embeddings[:, :2], self.position_embeddings[0, 2:]
         tokens = to_tokens(patches) + resize_table(table, self.grid, grid, mode="bicubic")
         extra = torch.cat((self.cls_token, self.distillation_token), dim=1) + special
-        tokens = torch.cat((extra.expand(tokens.shape[0], -1, -1), tokens), dim=1)
+        tokens = torch.cat((extra.expand(tokens.shape[0], -1, -1), tokens), dim=1)  # (B, 2 + h*w, C)
         maps = []
         for number, layer in enumerate(self.layers, start=1):
             tokens = layer(tokens, **kwargs)
             if number in self.out_layers:
-                maps.append(tokens[:, 2:].transpose(1, 2).unflatten(2, grid))
+                maps.append(tokens[:, 2:].transpose(1, 2).unflatten(2, grid))  # (B, C, h, w)
         return maps
 
 
@@ -263,7 +265,7 @@ class UneptResNet(nn.Module):
 
 
 class UneptSpatialBranch(nn.Sequential):
-    """Three strided 3x3 convolutions with BatchNorm on the picture itself: `(B, 3, H, W)` -> `(B, C, H/8, W/8)`.
+    """Three strided 3x3 convolutions with BatchNorm on the image itself: `(B, 3, H, W)` -> `(B, C, H/8, W/8)`.
 
     No ReLU after the last one (released code; the text has one after each).
     """
@@ -292,7 +294,7 @@ class UneptHead(nn.Sequential):
 
 
 class UneptSampling(nn.Module):
-    """Softmax over all points of a query and head, and the weighted sum of what lies there (Eq. 6); no weights."""
+    """Softmax over all points of a query and head, then the weighted sum of the values there (Eq. 6)."""
 
     def forward(
         self,
@@ -306,10 +308,10 @@ class UneptSampling(nn.Module):
 
 
 class UneptPointPredictor(nn.Linear):
-    """Reads one weight or one offset (x, y) per head, level and point from the query (Eq. 3).
+    """Predicts one weight or one offset (x, y) per head, level and point from the query (Eq. 3).
 
-    At first all queries give the same: equal weights, and offsets by which head m looks along the angle 2 pi m / M,
-    point n at n + 1 pixels, measured on the side of a square.
+    Initially the prediction is the same for all queries: equal weights, and offsets that spread over a square around
+    the query: head m samples along the angle 2 pi m / M, point n in the (n + 1)-th ring of pixels.
     """
 
     def __init__(self, config: UneptConfig, numbers: int) -> None:
@@ -317,14 +319,15 @@ class UneptPointPredictor(nn.Linear):
         super().__init__(config.hidden_size, math.prod(self.points))
 
     def initial_bias(self) -> torch.Tensor:
-        """Bias `(heads * levels * points * numbers,)` that does so."""
+        """Bias `(heads * levels * points * numbers,)` of that initialization."""
         heads, levels, points, numbers = self.points
         if numbers == 1:
             return torch.zeros_like(self.bias)
         angle = torch.arange(heads, device=self.bias.device) * (2 * math.pi / heads)
-        ray = torch.stack((angle.cos(), angle.sin()), dim=1)
-        ray = ray / ray.abs().amax(1, keepdim=True)
+        ray = torch.stack((angle.cos(), angle.sin()), dim=1)  # (heads, 2)
+        ray = ray / ray.abs().amax(1, keepdim=True)  # from the unit circle to the unit square
         reach = torch.arange(1, points + 1, device=self.bias.device)
+        # (heads, 1, 1, 2) * (points, 1) -> (heads, levels, points, 2), flat
         return (ray[:, None, None] * reach[:, None]).expand(-1, levels, -1, -1).flatten()
 
 
@@ -349,28 +352,28 @@ class UneptDeformableAttention(nn.Module):
         spatial_shapes: Shapes,
         output_attentions: bool | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Attend.
+        """Sample the levels around each reference point and sum the values by weight.
 
         Args:
             query: `(B, Q, C)`.
             source: `(B, S, C)` tokens of all levels, one level after the other.
             reference_points: `(1 or B, Q, levels, 2)` as (x, y) in 0..1.
             spatial_shapes: (height, width) of each level.
-            output_attentions: whether the weights are wanted.
+            output_attentions: whether to return the weights.
 
         Returns:
-            `(B, Q, C)`, and the weights `(B, Q, heads, levels, points)` if wanted.
+            `(B, Q, C)`, and the weights `(B, Q, heads, levels, points)` on request.
         """
         points = (self.num_heads, LEVELS, self.num_points)
-        value = self.value_proj(source).unflatten(2, (self.num_heads, -1))
-        offsets = self._exact_offsets(query).unflatten(2, (*points, 2))
-        logits = self.attention_weights(query).unflatten(2, points)
+        value = self.value_proj(source).unflatten(2, (self.num_heads, -1))  # (B, S, heads, d)
+        offsets = self._exact_offsets(query).unflatten(2, (*points, 2))  # in pixels of the level
+        logits = self.attention_weights(query).unflatten(2, points)  # (B, Q, heads, levels, points)
         output = self.output_proj(self.sampling(value, offsets, logits, reference_points, spatial_shapes))
         weights = logits.flatten(3).softmax(-1).view(logits.shape) if output_attentions else None
         return output, weights
 
     def _exact_offsets(self, query: torch.Tensor) -> torch.Tensor:
-        """Offsets in float32 at least: 16 bits place points up to half a pixel off."""
+        """Offsets in at least float32: 16-bit offsets misplace points by up to half a pixel."""
         dtype = torch.promote_types(query.dtype, torch.float32)
         linear = self.sampling_offsets
         with maybe_autocast(query.device.type, enabled=False):
@@ -378,9 +381,9 @@ class UneptDeformableAttention(nn.Module):
 
 
 def drop(features: torch.Tensor, dropout: nn.Dropout) -> torch.Tensor:
-    """Dropout that keeps a bit and not a float per number; put before the ReLU, with which it can change places.
+    """Dropout that saves a boolean mask for the backward pass instead of a float tensor; applied before the ReLU.
 
-    With both, the widened features of a layer are kept once and not three times.
+    Dropout and ReLU commute. Together with the mask this saves the widened features of a layer once, not three times.
     """
     return torch.native_dropout(features, dropout.p, True)[0] if dropout.training and dropout.p else features
 
@@ -428,7 +431,8 @@ class UneptEncoder(nn.Module):
         spatial_shapes: Shapes,
         output_attentions: bool | None = None,
     ) -> torch.Tensor:
-        places = [centres(height, width, hidden_states.device) for height, width in spatial_shapes]
+        places = [cell_centers(height, width, hidden_states.device) for height, width in spatial_shapes]
+        # Every token samples all levels around its own position.
         reference_points = torch.cat(places)[None, :, None].expand(-1, -1, LEVELS, -1)  # (1, S, levels, 2)
         for layer in self.layers:
             hidden_states = layer(hidden_states, positions, reference_points, spatial_shapes, output_attentions)
@@ -436,11 +440,11 @@ class UneptEncoder(nn.Module):
 
 
 class UneptSelfAttention(nn.Module):
-    """Self-attention of the queries, over the axis that the configuration says.
+    """Self-attention of the queries, over the axis that the configuration names.
 
-    The text has sparse attention here. The released code attends over the pictures of a batch, at each place alone,
-    since it exchanges the axes twice. On one picture that leaves attention of a query to itself, with weight 1: this
-    is `"pointwise"`, in which query and key projection get zero gradients, as they do there.
+    The text has sparse attention here. The released code attends over the images of a batch, for each position on its
+    own, because it swaps the axes twice. On one image a query then attends only to itself, with weight 1: this is
+    `"pointwise"`, in which query and key projection get zero gradients, as they do there.
     """
 
     def __init__(self, config: UneptConfig) -> None:
@@ -464,7 +468,7 @@ class UneptSelfAttention(nn.Module):
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )  # three times (B, Q, heads, d)
         if self.axis == "pointwise":
-            weights = ((query * key).sum(-1, keepdim=True) * self.scaling).softmax(-1)  # of one key
+            weights = ((query * key).sum(-1, keepdim=True) * self.scaling).softmax(-1)  # over one key: 1
             attended = self.dropout(weights) * value
         else:
             attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
@@ -473,7 +477,7 @@ class UneptSelfAttention(nn.Module):
             heads_first = (each.transpose(1, 2) for each in (query, key, value))
             dropout = self.dropout.p if self.dropout.training else 0.0
             attended, _ = attend(self, *heads_first, None, scaling=self.scaling, dropout=dropout)
-        output = self.o_proj(attended.flatten(2))
+        output = self.o_proj(attended.flatten(2))  # (B, Q, heads, d) -> (B, Q, C)
         return output.transpose(0, 1) if self.axis == "batch" else output
 
 
@@ -507,7 +511,7 @@ class UneptDecoderLayer(GradientCheckpointingLayer):
 
 
 class UneptDecoder(nn.Module):
-    """Context decoder (Eq. 5): the queries come in with all that they know of their place."""
+    """Context decoder (Eq. 5); its queries already contain their positions."""
 
     def __init__(self, config: UneptConfig) -> None:
         super().__init__()
@@ -516,7 +520,7 @@ class UneptDecoder(nn.Module):
     def forward(
         self, hidden_states: torch.Tensor, grid: tuple[int, int], memory: torch.Tensor, spatial_shapes: Shapes
     ) -> torch.Tensor:
-        reference_points = centres(*grid, hidden_states.device)[None, :, None].expand(-1, -1, LEVELS, -1)
+        reference_points = cell_centers(*grid, hidden_states.device)[None, :, None].expand(-1, -1, LEVELS, -1)
         for layer in self.layers:
             hidden_states = layer(hidden_states, memory, reference_points, spatial_shapes)
         return hidden_states
@@ -544,17 +548,17 @@ class UneptContext(nn.Module):
             feature_maps: `(B, C, h_l, w_l)` of each level.
             queries: `(B, h*w, C)`.
             grid: (h, w) of the queries.
-            output_attentions: whether the encoder's attention weights are wanted.
+            output_attentions: whether to record the encoder's attention weights.
 
         Returns:
             `(B, h*w, C)` of the decoder and `(B, S, C)` of the encoder.
         """
         spatial_shapes = [(each.shape[-2], each.shape[-1]) for each in feature_maps]
-        tokens = torch.cat([to_tokens(each) for each in feature_maps], dim=1)
+        tokens = torch.cat([to_tokens(each) for each in feature_maps], dim=1)  # (B, S, C)
         positions = [
             sine_positions(height, width, tokens.shape[2], tokens.device).to(tokens.dtype) + embedding
             for (height, width), embedding in zip(spatial_shapes, self.level_embed, strict=True)
-        ]
+        ]  # of each level (h_l * w_l, C): sine encoding plus what marks the level
         memory = self.encoder(tokens, torch.cat(positions)[None], spatial_shapes, output_attentions)
         return self.decoder(queries, grid, memory, spatial_shapes), memory
 
@@ -565,7 +569,7 @@ class UneptContext(nn.Module):
 def boundary_offsets(
     boundary_logits: torch.Tensor, direction_logits: torch.Tensor, threshold_on: str = "logit"
 ) -> torch.Tensor:
-    """Step (row, column) of every pixel into its region, 0 away from boundaries.
+    """Predict the (row, column) step of every pixel into its region, 0 away from boundaries.
 
     Args:
         boundary_logits: `(B, 2, H, W)`.
@@ -581,7 +585,7 @@ def boundary_offsets(
 
 
 def refinement_sources(offsets: torch.Tensor) -> torch.Tensor:
-    """Pixel that each pixel's logits are taken from, row * W + column, inside the picture: `(B, H, W)`.
+    """Index (row * W + column) of the pixel that each pixel takes its logits from, clamped to the image: `(B, H, W)`.
 
     Args:
         offsets: `(B, 2, H, W)` as (row, column).
@@ -593,9 +597,9 @@ def refinement_sources(offsets: torch.Tensor) -> torch.Tensor:
 
 
 def refine(coarse_logits: torch.Tensor, sources: torch.Tensor) -> torch.Tensor:
-    """Give each pixel the logits found an offset further on (Sec. 3.2, "grid-sample").
+    """Replace the logits of each pixel by those one offset away (Sec. 3.2, "grid-sample").
 
-    Offsets are whole pixels, so that this is a gather: exact, and gradients flow into the coarse logits only.
+    Offsets are whole pixels, so a gather does it: exactly, and with gradients for the coarse logits only.
 
     Args:
         coarse_logits: `(B, K, H, W)`.
@@ -609,22 +613,22 @@ def refine(coarse_logits: torch.Tensor, sources: torch.Tensor) -> torch.Tensor:
 
 
 def balanced_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy weighted by 1 - share of the class in this batch, a weighted mean; 0 if no pixel is left.
+    """Cross-entropy weighted by 1 - fraction of the class in this batch, a weighted mean; 0 without a valid pixel.
 
     Args:
         logits: `(B, n, H, W)`.
-        targets: `(B, H, W)`; 255 is left out.
+        targets: `(B, H, W)`; 255 is ignored.
     """
     counts = torch.stack([(targets == number).sum() for number in range(logits.shape[1])])
     weights = 1 - counts / counts.sum().clamp(min=1)
-    return segmentation_loss(logits, targets, ignore_index=VOID, class_weights=weights)
+    return segmentation_loss(logits, targets, ignore_index=IGNORE_INDEX, class_weights=weights)
 
 
 # --- models
 
 
 class UneptPreTrainedModel(PreTrainedModel):
-    """Initialisation and capabilities common to all UN-EPT classes."""
+    """Initialization and capabilities common to all UN-EPT classes."""
 
     config: UneptConfig
     base_model_prefix = "unept"
@@ -648,7 +652,7 @@ class UneptPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Initialise linear layers as the released code does, convolutions as the framework."""
+        """Initialize linear layers as the released code does, convolutions as the framework."""
         if isinstance(module, nn.Conv2d):
             init.kaiming_uniform_(module.weight, a=5**0.5)
             if module.bias is not None:
@@ -689,14 +693,14 @@ class UneptModel(UneptPreTrainedModel):
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> UneptModelOutput:
-        """Look at `(B, 3, H, W)` pictures of any size from 8 pixels (ResNet) or one patch (DeiT) up."""
+        """Encode `(B, 3, H, W)` images of any size from 8 pixels (ResNet) or one patch (DeiT) up."""
         pixel_values = pad_to_unit(pixel_values, self.config.unit).to(self.query_embed.dtype)
         backbone_maps = self.backbone(pixel_values, **kwargs)
         pyramid = tuple(project(each) for project, each in zip(self.pyramid_proj, backbone_maps, strict=True))
         spatial_features = self.spatial_branch(pixel_values)
         grid = (spatial_features.shape[-2], spatial_features.shape[-1])
         table = resize_table(self.query_embed, self.grid, grid, mode="bilinear")
-        queries = to_tokens(spatial_features) + table  # dynamic queries, Sec. 3.2
+        queries = to_tokens(spatial_features) + table  # dynamic queries (Sec. 3.2), (B, h*w, C)
         context, memory = self.context(pyramid, queries, grid, kwargs.get("output_attentions"))
         return UneptModelOutput(
             last_hidden_state=context,
@@ -716,7 +720,7 @@ class UneptBackbone(BackboneMixin, UneptModel):
     def forward(  # type: ignore[override]
         self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
     ) -> BackboneOutput:
-        """Give the maps named in `config.out_features`."""
+        """Return the maps named in `config.out_features`."""
         outputs = UneptModel.forward(self, pixel_values, **kwargs)
         spatial = outputs.spatial_features
         context = outputs.last_hidden_state.transpose(1, 2).view(spatial.shape)
@@ -742,7 +746,7 @@ class UneptForSemanticSegmentation(UneptPreTrainedModel):
 
     @property
     def training_targets(self) -> Callable:
-        """What the data workers make of each augmented label map, beside it: see `boundary_targets`."""
+        """Function by which data workers add targets to each augmented label map, see `boundary_targets`."""
         return functools.partial(boundary_targets, **self._target_settings())
 
     def _target_settings(self) -> dict[str, Any]:
@@ -763,14 +767,14 @@ class UneptForSemanticSegmentation(UneptPreTrainedModel):
         output_refined_logits: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> UneptSegmenterOutput:
-        """Segment pictures.
+        """Segment images.
 
         Args:
-            pixel_values: `(B, 3, H, W)`, normalised; any size from 8 pixels (ResNet) or one patch (DeiT) up.
-            labels: `(B, H, W)` train ids of any integer dtype; 255 and -100 are void.
-            boundary_labels: `(B, H, W)`, 0 and 1, 255 is left out; made of `labels` if not given.
-            direction_labels: `(B, H, W)`, 0 to 7, 255 is left out; made of `labels` if not given.
-            output_refined_logits: whether the refined map is wanted beside the coarse one.
+            pixel_values: `(B, 3, H, W)`, normalized; any size from 8 pixels (ResNet) or one patch (DeiT) up.
+            labels: `(B, H, W)` train ids of any integer dtype; 255 and -100 are ignored.
+            boundary_labels: `(B, H, W)`, 0 and 1, 255 is ignored; made from `labels` if not given.
+            direction_labels: `(B, H, W)`, 0 to 7, 255 is ignored; made from `labels` if not given.
+            output_refined_logits: whether to return the refined logits beside the coarse ones.
 
         Returns:
             `logits` `(B, num_labels, H, W)`, coarse, or refined with `use_boundary_refinement`; `boundary_logits` and
@@ -784,18 +788,18 @@ class UneptForSemanticSegmentation(UneptPreTrainedModel):
         boundary, direction = self.boundary_head(spatial), self.direction_head(spatial)
         loss, refined, offsets = None, None, None
         if labels is not None or output_refined_logits or self.config.use_boundary_refinement:
-            # Aligned corners: released code.
-            whole_boundary, whole_direction = (
+            # Boundaries and directions are judged at full resolution, with aligned corners (released code).
+            full_boundary, full_direction = (
                 enlarge(each.float(), size, align_corners=True) for each in (boundary, direction)
             )
-            offsets = boundary_offsets(whole_boundary, whole_direction, self.config.boundary_threshold_on)
+            offsets = boundary_offsets(full_boundary, full_direction, self.config.boundary_threshold_on)
             offsets = self.config.refine_scale * offsets
             sources = refinement_sources(offsets)
             if output_refined_logits or self.config.use_boundary_refinement:
                 refined = refine(coarse, sources)
             if labels is not None:
                 targets = self._targets(labels, boundary_labels, direction_labels)
-                loss = self._loss(coarse, sources, whole_boundary, whole_direction, labels, *targets)
+                loss = self._loss(coarse, sources, full_boundary, full_direction, labels, *targets)
         return UneptSegmenterOutput(
             loss=loss,
             logits=refined if self.config.use_boundary_refinement else coarse,
@@ -829,18 +833,30 @@ class UneptForSemanticSegmentation(UneptPreTrainedModel):
         boundary_labels: torch.Tensor,
         direction_labels: torch.Tensor,
     ) -> torch.Tensor:
-        """Weighted sum of the four terms (Eq. 7); all maps have the size of the labels."""
+        """Weighted sum of the four terms (Eq. 7); all maps have the size of the labels.
+
+        Args:
+            coarse: `(B, num_labels, H, W)`.
+            sources: `(B, H, W)` of `refinement_sources`.
+            boundary: `(B, 2, H, W)` logits.
+            direction: `(B, 8, H, W)` logits.
+            labels: `(B, H, W)`, as the two that follow.
+            boundary_labels: 0 and 1, 255 is ignored.
+            direction_labels: 0 to 7, 255 is ignored.
+        """
         if self.config.direction_supervision == "predicted":
             at_boundary = boundary.detach().softmax(1)[:, 1] > 0.5
         else:
             at_boundary = boundary_labels == 1
         settings = {"logits": coarse, "labels": labels, "ignore_index": self.config.semantic_loss_ignore_index}
+        # The refined loss judges each pixel by the logits at `sources`, without gathering them. The coarse loss takes
+        # the same route, each pixel judged by its own: that keeps less memory than the plain cross-entropy.
         own = torch.arange(sources[0].numel(), device=sources.device).view_as(sources[0]).expand_as(sources)
         terms = (
-            self.loss_function(sources=own, **settings),
-            self.loss_function(sources=sources, **settings),  # of the refined logits
+            self.loss_function(sources=own, **settings),  # coarse
+            self.loss_function(sources=sources, **settings),  # refined
             balanced_loss(boundary, boundary_labels),
-            balanced_loss(direction, torch.where(at_boundary, direction_labels, VOID)),
+            balanced_loss(direction, torch.where(at_boundary, direction_labels, IGNORE_INDEX)),
         )
         preset = self.config.loss_weights
         weights = LOSS_WEIGHTS[preset] if isinstance(preset, str) else preset
@@ -848,13 +864,13 @@ class UneptForSemanticSegmentation(UneptPreTrainedModel):
 
 
 def enlarge(features: torch.Tensor, size: tuple[int, int], align_corners: bool) -> torch.Tensor:
-    """Bilinear up-sampling of a map at 1/8 to the padded picture, of which `size` (height, width) is kept."""
+    """Bilinear upsampling of a map at 1/8 to the padded image, cropped to `size` (height, width)."""
     if not align_corners:
-        # As `F.interpolate` by the factor, without computing what would be cut off.
+        # As `F.interpolate` by this factor, but only the part that is kept is computed.
         factor = float(OUTPUT_STRIDE)
         return torch.ops.aten.upsample_bilinear2d(features, size, False, factor, factor)
-    whole = (features.shape[-2] * OUTPUT_STRIDE, features.shape[-1] * OUTPUT_STRIDE)
-    features = F.interpolate(features, size=whole, mode="bilinear", align_corners=True)
+    padded_size = (features.shape[-2] * OUTPUT_STRIDE, features.shape[-1] * OUTPUT_STRIDE)
+    features = F.interpolate(features, size=padded_size, mode="bilinear", align_corners=True)
     return features[..., : size[0], : size[1]]
 
 
