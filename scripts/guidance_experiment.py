@@ -2,7 +2,7 @@
 
 The four arms of the paper's Table 3, with equal budgets and the same three seeds. Guidance protects good features, so
 the backbone is trained first, as a plain FCN on embedded street scenes, and every arm starts from it. Runs that are
-finished are not repeated, an interrupted one goes on, so the script can be started again.
+finished are not repeated and an interrupted one resumes, so the script can be started again.
 
 python scripts/guidance_experiment.py --dataset path/to/camvid --output runs/guidance
 """
@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "scripts" / "results" / "guidance"
 
 BACKBONE = {
-    "model_type": "resnet",  # ResNet-18 at half its width, so that a CPU can do it
+    "model_type": "resnet",  # ResNet-18 at half its width, small enough for a CPU
     "layer_type": "basic",
     "embedding_size": 32,
     "hidden_sizes": [32, 64, 128, 256],
@@ -66,7 +66,7 @@ PRETRAINING = {"dataset": "synthetic:4000", "train_split": "train", "eval_split"
 
 
 def train(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """Run one recipe, or go on with it, or read what it gave."""
+    """Run one recipe, resume it, or read its results if it is finished."""
     folder.mkdir(parents=True, exist_ok=True)
     recipe = folder.parent / f"{folder.name}.yaml"
     write_atomic(recipe, yaml.safe_dump({**TRAINING, **settings, "output_dir": str(folder)}, sort_keys=False))
@@ -79,7 +79,7 @@ def score(results: dict[str, Any]) -> float:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Train the backbone and every arm; give what the table is made of."""
+    """Train the backbone and every arm; return the results that the table shows."""
     pretraining = PRETRAINING | {
         "config_overrides": MODEL | FCN,
         "max_steps": args.backbone_steps,
@@ -126,11 +126,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def table(results: dict[str, Any]) -> str:
-    """Mean and spread of each arm, beside the paper's figures."""
+    """Mean and spread of each arm, beside the paper's numbers."""
     base = results["mean_iou_percent"]["SemanticFPN"]
     backbone, seeds = results["backbone"], len(results["seeds"])
     lines = [
-        f"{results['dataset']} val ({results['images']} pictures), {results['steps']} steps of 8, {seeds} seeds; "
+        f"{results['dataset']} val ({results['images']} images), {results['steps']} steps of 8, {seeds} seeds; "
         f"the backbone was first trained as a plain FCN for {backbone['steps']} steps on `{backbone['dataset']}` "
         f"({backbone['mean_iou_percent']:.1f} % mIoU there).",
         "",

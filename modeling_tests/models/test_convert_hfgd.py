@@ -33,7 +33,7 @@ def randomize(model):
 @torch.no_grad()
 @pytest.mark.parametrize("name", SIZES)
 def test_folder_of_transformers_gives_its_coarsest_map(name, tmp_path):
-    """Before the norm that Swin and ConvNeXt put behind it, which HFGD leaves out."""
+    """Without the norm that Swin and ConvNeXt apply to it, which HFGD leaves out."""
     model_class, sizes = SIZES[name]
     model = randomize(model_class(CONFIGS[name](**sizes)))
     model.save_pretrained(tmp_path)
@@ -81,6 +81,6 @@ def test_weights_of_another_backbone_are_refused_with_the_lists():
         hf_denseseg.load_official("hfgd", theirs, "hfgd-resnet50", **TINY)
 
 
-def test_a_whole_official_model_cannot_be_loaded_since_there_is_none():
+def test_a_complete_official_model_cannot_be_loaded_since_there_is_none():
     with pytest.raises(InputError, match="only layers can be loaded: axial_attention"):
         hf_denseseg.load_official("hfgd", {}, {"level": "model", "module": "hfgd"})

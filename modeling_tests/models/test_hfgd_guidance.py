@@ -51,14 +51,14 @@ PAPER = {
 }
 TEACHER = ("hfgd.backbone.", "hfgd.context_encoder.", "class_tokens.")
 STUDENT = ("hfgd.upsampler.", "hfgd.reduce.", "hfgd.axial_attention.")
-REGULARIZED = "hfgd.context_encoder.project."  # the one part of the teacher behind the regularised map
+REGULARIZED = "hfgd.context_encoder.project."  # the one part of the teacher after the regularized map
 
 
 def build(fields):
     torch.manual_seed(0)
     model = HfgdForSemanticSegmentation(HfgdConfig(num_labels=CLASSES, **fields)).train()
     for module in model.modules():
-        if isinstance(module, HfgdOffsets):  # zero at the start, which stops what lies before it
+        if isinstance(module, HfgdOffsets):  # initialized with zeros, which pass no gradient to the layers before
             nn.init.normal_(module.weight, std=0.1)
     return model
 
@@ -73,7 +73,7 @@ def batch(side=96):
 
 
 def reached(model, loss):
-    """Names of the parameters that a loss has any gradient for."""
+    """Names of the parameters that a loss has a nonzero gradient for."""
     model.zero_grad()
     loss.backward(retain_graph=True)
     return {name for name, each in model.named_parameters() if each.grad is not None and each.grad.any()}
@@ -90,20 +90,20 @@ def test_each_loss_reaches_its_side_of_the_stops_and_nothing_else(fields):
     teacher, student = names(model, *TEACHER), names(model, *STUDENT)
     assert teacher | student == names(model, "")
     expected = {"guided": student, "high_level": teacher}
-    behind = names(model, "class_tokens.", REGULARIZED)
-    expected |= {name: teacher - behind for name in losses if name.startswith("car_") and name != "car_intra"}
+    after = names(model, "class_tokens.", REGULARIZED)
+    expected |= {name: teacher - after for name in losses if name.startswith("car_") and name != "car_intra"}
     for name, group in expected.items():
         found = reached(model, losses[name])
         assert not found - group, f"{name} reaches {sorted(found - group)[:3]}"
-        # A bias before a BatchNorm and the bias of keys have gradient 0 but for rounding.
+        # A bias before a BatchNorm and the bias of keys have gradient 0 up to rounding.
         silent = {each for each in group - found if not each.endswith("bias")}
         assert len(silent) <= len(group) // 20, f"{name} does not reach {sorted(silent)[:5]}"
     if "car_intra" in losses:
-        assert reached(model, losses["car_intra"]) <= teacher - behind
+        assert reached(model, losses["car_intra"]) <= teacher - after
 
 
-def test_intra_loss_reaches_all_teachers_in_front_of_the_regularised_map():
-    """Above its floor; at the start of a training it lies below it."""
+def test_intra_loss_reaches_the_teacher_up_to_the_regularized_map():
+    """Above its lower bound; at the start of training the loss is clamped there."""
     model = build(TINY)
     with torch.no_grad():
         model.hfgd.context_encoder.linear.weight.mul_(30)
@@ -124,7 +124,7 @@ def test_without_stops_the_guided_loss_reaches_everything(fields):
     assert len(silent) <= 3, sorted(silent)
 
 
-def test_without_guidance_there_is_one_branch_that_learns_as_a_whole():
+def test_without_guidance_one_branch_learns_from_one_loss():
     model = build(TINY | {"guidance": False})
     outputs = model(**batch())
     assert outputs.high_level_logits is None and "high_level" not in outputs.loss_dict
@@ -132,7 +132,7 @@ def test_without_guidance_there_is_one_branch_that_learns_as_a_whole():
     assert not silent, sorted(silent)
 
 
-def test_prediction_uses_the_tokens_that_the_high_level_map_has_taught():
+def test_prediction_uses_the_tokens_that_the_high_level_map_trains():
     """Section 2: guided logits = U W^T + b with the W and b of the high-level logits."""
     model = build(TINY).eval()
     pixel_values = batch()["pixel_values"]
@@ -162,7 +162,7 @@ FOREIGN = {
 @torch.no_grad()
 @pytest.mark.parametrize("name", FOREIGN)
 def test_guiding_a_model_keeps_its_weights_and_leaves_it_intact(name):
-    """Without axial attention the guided model answers as the model did; the classifier became the class tokens."""
+    """Without axial attention the guided model predicts as the model did; the classifier became the class tokens."""
     model_class, config = FOREIGN[name]
     torch.manual_seed(0)
     model = model_class(config).eval()
@@ -193,7 +193,7 @@ def test_guided_model_trains_and_survives_saving(name, tmp_path):
 @torch.no_grad()
 @pytest.mark.parametrize("fields", [{"wrapped_config": UPERNET}, TINY], ids=["wrapped", "own backbone"])
 def test_checkpoint_with_the_former_name_of_wrapped_config_loads(fields, tmp_path):
-    """`config.json` called the field `guided_config`; it stands there as null where no model is wrapped."""
+    """`config.json` called the field `guided_config`; without a wrapped model its value is null."""
     model = build(fields).eval()
     model.save_pretrained(tmp_path)
     normal = AutoModelForSemanticSegmentation.from_pretrained(tmp_path)

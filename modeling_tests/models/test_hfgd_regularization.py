@@ -1,4 +1,4 @@
-"""Class-aware regularisation against its four points written in loops, in value, gradient and over two processes."""
+"""Class-aware regularization against its four steps written as loops: values, gradients, and two processes."""
 
 import math
 from fractions import Fraction
@@ -9,18 +9,18 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-import processes  # noqa: F401 - what it forks from has imported the package
+import processes  # noqa: F401 - its fork server imports the package
 from closeness import assert_same_outputs
 from hf_denseseg.models.hfgd.regularization_hfgd import HfgdClassAwareRegularization
 
-VOID = 255
+IGNORE_INDEX = 255
 NAMES = ("car_intra", "car_c2c", "car_c2p")
 
 
 def regularization(channels: int = 6, **fields: object) -> HfgdClassAwareRegularization:
     defaults = {
-        **{"num_labels": 5, "semantic_loss_ignore_index": VOID, "align_corners": True, "car_center_decay": None},
-        **{"car_c2c_threshold": 0.5, "car_c2p_threshold": 0.25},
+        **{"num_labels": 5, "semantic_loss_ignore_index": IGNORE_INDEX, "align_corners": True},
+        **{"car_c2c_threshold": 0.5, "car_c2p_threshold": 0.25, "car_center_decay": None},
         **{"car_batch_center": True, "car_mask_ignored_in_c2p": False},
     }
     return HfgdClassAwareRegularization(SimpleNamespace(**defaults | fields), channels)
@@ -39,34 +39,40 @@ def in_loops(features, labels, classes, car_batch_center=True, car_mask_ignored_
     pixels = [[features[b, :, y, x] for y in range(4) for x in range(3)] for b in range(images)]
     ids = labels.reshape(images, -1).tolist()
     groups = [range(images)] if car_batch_center else [[b] for b in range(images)]
-    scale, distances, centre_shares, pixel_shares = 1 / math.sqrt(channels), [], [], []
+    scale, distances, center_terms, pixel_terms = 1 / math.sqrt(channels), [], [], []
     for group in groups:
         where = {k: [pixels[b][j] for b in group for j in range(12) if ids[b][j] == k] for k in range(classes)}
         zero = torch.zeros(channels, dtype=features.dtype)
-        centres = [sum(found) / len(found) if found else zero for found in where.values()]
-        fixed = [centre.detach() for centre in centres]
+        centers = [sum(found) / len(found) if found else zero for found in where.values()]
+        fixed = [center.detach() for center in centers]
         for k in range(classes):
-            share = torch.stack([scale * centres[k] @ other for other in fixed]).softmax(0)
-            above = [share[o] - 0.5 / (classes - 1) for o in range(classes) if o != k]
-            centre_shares.append(sum(each.clamp(min=0) for each in above).clamp(1e-7, 1 - 1e-7))
+            similarity = torch.stack([scale * centers[k] @ other for other in fixed]).softmax(0)
+            above = [similarity[o] - 0.5 / (classes - 1) for o in range(classes) if o != k]
+            center_terms.append(sum(each.clamp(min=0) for each in above).clamp(1e-7, 1 - 1e-7))
         for b in group:
             for pixel, k in zip(pixels[b], ids[b], strict=True):
                 valid = 0 <= k < classes
                 distances.extend((fixed[k] - pixel).abs() if valid else zero)
                 energy = [fixed[o] @ fixed[o] if o == k else pixel @ fixed[o] for o in range(classes)]
-                share = (scale * torch.stack(energy)).softmax(0)
-                above = [share[o] - 0.25 / (classes - 1) for o in range(classes) if o != k]
+                similarity = (scale * torch.stack(energy)).softmax(0)
+                above = [similarity[o] - 0.25 / (classes - 1) for o in range(classes) if o != k]
                 if valid or not car_mask_ignored_in_c2p:
-                    pixel_shares.append(sum(each.clamp(min=0) for each in above).clamp(1e-7, 1 - 1e-7))
-    means = [sum(values) / max(len(values), 1) for values in (distances, centre_shares, pixel_shares)]
+                    pixel_terms.append(sum(each.clamp(min=0) for each in above).clamp(1e-7, 1 - 1e-7))
+    means = [sum(values) / max(len(values), 1) for values in (distances, center_terms, pixel_terms)]
     return {"car_intra": (means[0] ** 2).clamp(min=1e-5), "car_c2c": means[1] ** 2, "car_c2p": means[2] ** 2}
 
 
 @pytest.mark.parametrize("fields", [{}, {"car_batch_center": False}, {"car_mask_ignored_in_c2p": True}], ids=str)
 @pytest.mark.parametrize(
     ("classes", "allowed"),
-    [(5, [0, 1, 2, 3, 4]), (5, [0, 3, VOID]), (5, [2]), (2, [0, 1, VOID]), (4, [1, 2, -100, VOID])],
-    ids=["all", "absent and void", "single", "two classes", "both voids"],
+    [
+        (5, [0, 1, 2, 3, 4]),
+        (5, [0, 3, IGNORE_INDEX]),
+        (5, [2]),
+        (2, [0, 1, IGNORE_INDEX]),
+        (4, [1, 2, -100, IGNORE_INDEX]),
+    ],
+    ids=["all", "absent and ignored", "single", "two classes", "both ignored ids"],
 )
 def test_losses_and_gradients_follow_the_equations(classes, allowed, fields):
     features, labels = scene(classes, allowed)
@@ -81,24 +87,24 @@ def test_losses_and_gradients_follow_the_equations(classes, allowed, fields):
         torch.testing.assert_close(gradient.double(), wanted, rtol=1e-4, atol=1e-5 * wanted.abs().max().item() + 1e-12)
 
 
-def test_intra_pulls_pixels_to_centers_that_stand_still():
-    features, labels = scene(5, [0, 1, 4, VOID])
+def test_intra_loss_pulls_pixels_to_fixed_centers():
+    features, labels = scene(5, [0, 1, 4, IGNORE_INDEX])
     features.requires_grad_()
     module = regularization()
     (gradient,) = torch.autograd.grad(module(features, labels)["car_intra"], features)
     centers, _ = module.centers(features.detach(), labels)
-    valid = labels != VOID
+    valid = labels != IGNORE_INDEX
     away = features.detach() - centers[0, labels.where(valid, 0)].permute(0, 3, 1, 2)
-    mean = (away.abs() * valid[:, None]).mean()  # void pixels stay in the mean
+    mean = (away.abs() * valid[:, None]).mean()  # ignored pixels stay in the mean
     torch.testing.assert_close(gradient, 2 * mean * away.sign() * valid[:, None] / away.numel())
 
 
 def test_center_to_center_moves_all_pixels_of_a_class_alike_and_no_others():
-    features, labels = scene(5, [0, 1, 4, VOID])
+    features, labels = scene(5, [0, 1, 4, IGNORE_INDEX])
     features.requires_grad_()
     (gradient,) = torch.autograd.grad(regularization()(features, labels)["car_c2c"], features)
     by_pixel = gradient.permute(0, 2, 3, 1)
-    assert by_pixel[labels == VOID].abs().max() == 0
+    assert by_pixel[labels == IGNORE_INDEX].abs().max() == 0
     for k in (0, 1, 4):
         of_class = by_pixel[labels == k]
         assert of_class.abs().max() > 0
@@ -106,13 +112,13 @@ def test_center_to_center_moves_all_pixels_of_a_class_alike_and_no_others():
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_batch_without_a_valid_pixel_is_finite_and_at_its_floors(masked):
+def test_batch_without_a_valid_pixel_is_finite_and_at_its_lower_bounds(masked):
     features = torch.randn(2, 6, 4, 3, requires_grad=True)
     module = regularization(car_mask_ignored_in_c2p=masked)
-    losses = module(features, torch.full((2, 8, 9), VOID, dtype=torch.uint8))
+    losses = module(features, torch.full((2, 8, 9), IGNORE_INDEX, dtype=torch.uint8))
     assert losses["car_intra"].item() == pytest.approx(1e-5)
     assert losses["car_c2c"].item() == pytest.approx((4 / 5 - 0.5) ** 2, rel=1e-5)  # 4 others of 1/5, less t
-    others = 0 if masked else 5  # all classes are others of a void pixel
+    others = 0 if masked else 5  # all classes are other classes of an ignored pixel
     assert losses["car_c2p"].item() == pytest.approx((others * (1 / 5 - 0.25 / 4)) ** 2, rel=1e-5, abs=1e-13)
     sum(losses.values()).backward()
     assert features.grad.isfinite().all()
@@ -132,7 +138,7 @@ def test_labels_are_resized_to_the_nearest(full, small, align_corners):
 
 
 def test_autocast_leaves_the_losses_in_float32():
-    features, labels = scene(5, [0, 1, 2, VOID])
+    features, labels = scene(5, [0, 1, 2, IGNORE_INDEX])
     module, half = regularization(), features.bfloat16()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         losses = module(half, labels)
@@ -163,9 +169,9 @@ CASES += [{"backend": "eager"}]  # compiled
 
 def losses_and_gradient(part: slice, backend: str = "", **fields: object) -> list[torch.Tensor]:
     """Losses of some images, and the gradient of their sum for the weight of a linear map before them."""
-    features, labels = scene(5, [0, 1, 2, VOID], images=4)
+    features, labels = scene(5, [0, 1, 2, IGNORE_INDEX], images=4)
     labels[2:][labels[2:] == 1] = 3  # class 1 in the first two images only, 3 in the last two only
-    labels[:2, 0] = VOID  # and unequal numbers of valid pixels
+    labels[:2, 0] = IGNORE_INDEX  # and unequal numbers of valid pixels
     weight = torch.eye(6).requires_grad_()
     module = regularization(**fields)
     compiled = torch.compile(module, backend=backend) if backend else module

@@ -1,4 +1,4 @@
-"""HFGD in training runs: several processes share their class centres, a killed run goes on to the same end."""
+"""HFGD in training runs: several processes share their class centers, a killed run resumes to the same result."""
 
 import json
 
@@ -38,7 +38,7 @@ def losses(folder):
 
 @pytest.mark.slow  # test_hfgd_regularization compares two processes exactly
 def test_two_processes_train_with_the_loss_of_one(tmp_path):
-    """No weight is left without a gradient; BatchNorm of each process sees half, so the losses agree roughly."""
+    """Every weight has a gradient; each process's BatchNorm sees half the batch, so the losses agree roughly."""
     words = [*WORDS, "--max_steps", "2", "--save_strategy", "no"]
     two = ["--per_device_train_batch_size", "2", "--output_dir", str(tmp_path / "two")]
     processes.run_two([*words, *two], "29551", tmp_path)
@@ -50,13 +50,13 @@ def test_two_processes_train_with_the_loss_of_one(tmp_path):
 def test_a_killed_run_ends_as_an_undisturbed_one(tmp_path):
     words = [*WORDS, "--max_steps", "6", "--save_steps", "3", "--per_device_train_batch_size", "2"]
     words += ["--eval_strategy", "no", "--output_dir"]
-    assert main([*words, str(tmp_path / "whole")]) == 0
+    assert main([*words, str(tmp_path / "complete")]) == 0
     run = processes.start([*words, str(tmp_path / "killed")])
     processes.kill_when_complete(run, tmp_path / "killed" / "checkpoint-3")
     assert main([*words, str(tmp_path / "killed")]) == 0
-    whole, killed = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "killed"))
-    assert whole.keys() == killed.keys()
-    assert all(bool((value == killed[name]).all()) for name, value in whole.items())
+    complete, killed = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("complete", "killed"))
+    assert complete.keys() == killed.keys()
+    assert all(bool((value == killed[name]).all()) for name, value in complete.items())
 
 
 @pytest.mark.parametrize("momentum, steps, kept", [(0.0003, 2000, "55 %"), (0.0003, 30_000, None), (0.1, 100, None)])

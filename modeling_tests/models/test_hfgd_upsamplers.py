@@ -20,7 +20,7 @@ def config(**fields):
 
 
 def randomized(module: torch.nn.Module) -> torch.nn.Module:
-    """Eval mode, with random weights and norms that do something."""
+    """Eval mode, with random weights and norms that are no identity."""
     generator = torch.Generator().manual_seed(0)
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
         if tensor.is_floating_point():
@@ -30,7 +30,7 @@ def randomized(module: torch.nn.Module) -> torch.nn.Module:
 
 
 def pyramid(batch: int = 2) -> list[torch.Tensor]:
-    """C2 to C5 of a picture of 132 x 196."""
+    """C2 to C5 of an image of 132 x 196."""
     sizes = [(33, 49), (17, 25), (9, 13), (5, 7)]
     return [torch.randn(batch, channels, *size) for channels, size in zip([*LOW, 12], sizes, strict=True)]
 
@@ -61,8 +61,8 @@ def deformable_in_loops(features, offsets, weights, kernel, bias):
         at_y = y + tap // 3 - 1 + offsets[2 * tap, y, x].item()
         at_x = x + tap % 3 - 1 + offsets[2 * tap + 1, y, x].item()
         for row, column in itertools.product(range(height), range(width)):
-            share = max(1 - abs(at_y - row), 0) * max(1 - abs(at_x - column), 0)
-            out[:, y, x] += share * weights[tap, y, x] * (kernel[:, :, tap // 3, tap % 3] @ features[:, row, column])
+            weight = max(1 - abs(at_y - row), 0) * max(1 - abs(at_x - column), 0)
+            out[:, y, x] += weight * weights[tap, y, x] * (kernel[:, :, tap // 3, tap % 3] @ features[:, row, column])
     return out
 
 
@@ -118,13 +118,13 @@ def test_upsamplers_join_their_levels():
     agree(deeplab(low, top, (132, 196)), expected)
 
 
-def test_aspp_sees_the_picture_the_pixel_and_three_rates():
+def test_aspp_pools_globally_and_convolves_at_four_rates():
     features = torch.randn(2, 12, 30, 27)
     module = randomized(ENCODERS["aspp"](config(), 12))
     pool, pixel, *atrous = module.branches
-    whole = cbr(pool.block, features.mean(dim=(2, 3), keepdim=True)).expand(-1, -1, 30, 27)
+    pooled = cbr(pool.block, features.mean(dim=(2, 3), keepdim=True)).expand(-1, -1, 30, 27)
     dilated = [cbr(block, features, rate) for block, rate in zip(atrous, (12, 24, 36), strict=True)]
-    expected = cbr(module.fusion, torch.cat([whole, cbr(pixel, features), *dilated], dim=1))
+    expected = cbr(module.fusion, torch.cat([pooled, cbr(pixel, features), *dilated], dim=1))
     agree(module(features)[0], expected)
 
 
@@ -144,7 +144,7 @@ def test_pyramid_pooling_joins_four_grids_of_means(size):
     agree(module(features)[0], expected)
 
 
-def test_pooling_the_whole_picture_has_the_statistics_of_its_means():
+def test_global_pooling_normalizes_by_the_statistics_of_the_means():
     module = upsamplers.HfgdPooledContext(4, 6, 1, bins=1, align_corners=True).train()
     features = torch.randn(3, 4, 5, 7)
     values = module.block.convolution(features.mean(dim=(2, 3), keepdim=True))
@@ -152,11 +152,11 @@ def test_pooling_the_whole_picture_has_the_statistics_of_its_means():
     torch.testing.assert_close(module(features), expected)
     torch.testing.assert_close(module.block.norm.running_mean, 0.1 * values.mean(dim=(0, 2, 3)))
     torch.nn.init.constant_(module.block.norm.bias, 0.5)
-    torch.testing.assert_close(module(features[:1]), torch.full((1, 6, 5, 7), 0.5))  # one picture has no variance
+    torch.testing.assert_close(module(features[:1]), torch.full((1, 6, 5, 7), 0.5))  # one image has no variance
 
 
 @pytest.mark.parametrize(("encoder", "upsampler"), PAIRS)
-def test_one_picture_of_odd_size_trains_every_weight(encoder, upsampler):
+def test_one_image_of_odd_size_trains_every_weight(encoder, upsampler):
     *low, c5 = pyramid(batch=1)
     teacher = ENCODERS[encoder](config(), 12)
     student = UPSAMPLERS[upsampler](config(), LOW, teacher.channels)

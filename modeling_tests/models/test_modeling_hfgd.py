@@ -43,7 +43,7 @@ TINY = {
 
 
 def without_regularization(model):
-    """Class-aware regularisation looks at the batch as a whole, and has floors."""
+    """Class-aware regularization depends on the whole batch, and has lower bounds."""
     model.regularization = None
     return model
 
@@ -74,16 +74,16 @@ class TestHfgd(SegmentationModelTester):
         assert len(plain) == len(named.to_tuple()) == 5
         assert model(batch["pixel_values"], return_dict=False)[0].shape == named.logits.shape
 
-    def test_crop_that_is_all_void_gives_zero_loss_and_finite_gradients(self, model, batch):
-        """Of class-aware regularisation the floors stay, which have no gradient but that of void pixels as others."""
+    def test_crop_of_ignored_pixels_gives_zero_loss_and_finite_gradients(self, model, batch):
+        """CAR stays at its lower bounds; only ignored pixels, which count as other classes, get a gradient."""
         model.train()
-        void = torch.full_like(batch["labels"], 255)
-        outputs = model(batch["pixel_values"], labels=void)
+        ignored = torch.full_like(batch["labels"], 255)
+        outputs = model(batch["pixel_values"], labels=ignored)
         assert outputs.loss_dict["guided"] == outputs.loss_dict["high_level"] == 0
         assert outputs.loss_dict["car_intra"].item() == pytest.approx(1e-5)
         outputs.loss.backward()
         assert all(each.grad.isfinite().all() for each in model.parameters() if each.grad is not None)
-        super().test_crop_that_is_all_void_gives_zero_loss_and_finite_gradients(without_regularization(model), batch)
+        super().test_crop_of_ignored_pixels_gives_zero_loss_and_finite_gradients(without_regularization(model), batch)
 
     def test_accumulated_gradients_equal_the_large_batch(self, model, batch):
         super().test_accumulated_gradients_equal_the_large_batch(without_regularization(model), batch)
@@ -151,11 +151,11 @@ def test_axial_attention_equals_its_equations_in_loops():
         return result
 
     expected = features.clone()
-    for picture in expected:
+    for image in expected:
         for column in range(3):
-            picture[:, :, column] = attend(layer.height, picture[:, :, column].T).T
+            image[:, :, column] = attend(layer.height, image[:, :, column].T).T
         for row in range(5):
-            picture[:, row] = attend(layer.width, picture[:, row].T).T
+            image[:, row] = attend(layer.width, image[:, row].T).T
     expected = torch.einsum("oc,bchw->bohw", layer.o_proj.weight, expected) + layer.o_proj.bias[:, None, None]
     torch.testing.assert_close(layer(features), expected)
 
@@ -203,15 +203,15 @@ def test_backbone_trains_survives_saving_and_gives_raw_maps(name, tmp_path):
     assert outputs.feature_maps[-1].shape[-2:] == (-(-65 // expected), -(-97 // expected))
 
 
-def test_weights_of_a_timm_backbone_that_are_missing_are_initialised(tmp_path):
-    """Left alone, transformers' wrapper would leave them as the memory lay."""
+def test_weights_of_a_timm_backbone_that_are_missing_are_initialized(tmp_path):
+    """transformers' wrapper alone would leave them uninitialized."""
     model = build(backbone_config=BACKBONES["timm"])
     state = {key: value for key, value in model.state_dict().items() if "backbone" not in key}
     loaded = HfgdForSemanticSegmentation.from_pretrained(None, config=model.config, state_dict=state)
     assert all(value.isfinite().all() and value.abs().max() < 10 for value in loaded.state_dict().values())
 
 
-def test_moving_centres_that_a_checkpoint_lacks_start_at_zero(tmp_path):
+def test_moving_centers_that_a_checkpoint_lacks_start_at_zero(tmp_path):
     build().save_pretrained(tmp_path)
     loaded = HfgdForSemanticSegmentation.from_pretrained(tmp_path, car_center_decay=0.9)
     assert loaded.regularization.class_centers.shape == (1, NUM_LABELS, 16)
@@ -242,7 +242,7 @@ def test_momentum_reaches_every_norm_of_the_model():
 
 
 def test_nothing_of_the_teachers_branch_is_computed_for_a_prediction():
-    """Section 3: high-level logits, centres and regularisation are for training."""
+    """Section 3: high-level logits, centers and regularization are for training."""
     model = build().eval()
     outputs = model(torch.randn(1, 3, 64, 64))
     assert outputs.high_level_logits is None and outputs.loss_dict is None
@@ -260,7 +260,7 @@ def test_nothing_of_the_teachers_branch_is_computed_for_a_prediction():
         ({"car_center_decay": 0.9, "car_batch_center": False}, "set `car_batch_center`"),
     ],
 )
-def test_fields_that_do_not_fit_are_refused_with_the_remedy(fields, message):
+def test_fields_that_do_not_fit_are_refused_with_a_fix(fields, message):
     with pytest.raises(StrictDataclassError, match=message):
         HfgdConfig(**{**TINY, **fields})
 
@@ -268,8 +268,8 @@ def test_fields_that_do_not_fit_are_refused_with_the_remedy(fields, message):
 @pytest.mark.parametrize(
     "backbone, message",
     [
-        ({**TINY_RESNET, "out_features": ["stage2", "stage4"]}, "gives 2 maps.*out_features"),
-        ({**TINY_RESNET, "out_features": ["stem", *STAGES]}, "gives 5 maps"),
+        ({**TINY_RESNET, "out_features": ["stage2", "stage4"]}, "returns 2 maps.*out_features"),
+        ({**TINY_RESNET, "out_features": ["stem", *STAGES]}, "returns 5 maps"),
         ({**TINY_RESNET, "downsample_in_first_stage": True}, "strides 8, 16, 32, 64; 4, 8, 16, 32 are needed"),
     ],
 )
@@ -279,7 +279,7 @@ def test_backbone_without_the_needed_maps_is_refused_at_construction(backbone, m
 
 
 @torch.no_grad()
-def test_looking_at_the_backbone_at_construction_changes_no_statistics():
+def test_running_the_backbone_at_construction_changes_no_statistics():
     model = HfgdForSemanticSegmentation(HfgdConfig(**copy.deepcopy(TINY), num_labels=2))
     assert all(not value.any() for key, value in model.state_dict().items() if key.endswith("running_mean"))
     assert model.hfgd.backbone.training

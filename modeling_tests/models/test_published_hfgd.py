@@ -16,7 +16,7 @@ from reference import REPOSITORY
 
 RECIPES = REPOSITORY / "scripts" / "recipes" / "hfgd"
 
-# Tables 1 to 9 and Sec. 5.2, Pascal Context val, 30k steps on ResNet-50: what stands on it -> mIoU in percent.
+# Tables 1 to 9 and Sec. 5.2, Pascal Context val, 30k steps on ResNet-50: decoder -> mIoU in percent.
 ABLATIONS = {
     "FCN": 45.87,
     "FCN, D8": 47.72,

@@ -7,9 +7,9 @@ PAPER = {
     "venue": "IEEE TCSVT 2024, arXiv 2303.08646",
     "official_code": "The authors published no code of HFGD; their TensorFlow code of its parts is "
     "https://github.com/edwardyehuang/iSeg and https://github.com/edwardyehuang/CAR (MIT).",
-    "differences": "See src/hf_denseseg/models/hfgd/README.md: no official whole model exists to compare with. Merge "
-    "width, projections of the axial attention, place of the stops and loss weights are not in the paper's text; the "
-    "README says what was chosen and why.",
+    "differences": "See src/hf_denseseg/models/hfgd/README.md: no official complete model exists to compare with. "
+    "Merge width, projections of the axial attention, place of the stops and loss weights are not in the paper's "
+    "text; the README says what was chosen and why.",
     "bibtex": "@article{huang2024hfgd,\n"
     "  title = {High-level Feature Guided Decoding for Semantic Segmentation},\n"
     "  author = {Huang, Ye and Kang, Di and Gao, Shenghua and Li, Wen and Duan, Lixin},\n"

@@ -1,4 +1,4 @@
-"""The backbone of HFGD: four raw maps of a network of transformers or timm, none of which loses a row."""
+"""The backbone of HFGD: four raw maps of a network of transformers or timm, for images of any size."""
 
 from typing import Any
 
@@ -12,13 +12,13 @@ from transformers.modeling_utils import PreTrainedModel
 from hf_denseseg.errors import InputError
 from hf_denseseg.models.hfgd.configuration_hfgd import LEVELS, HfgdConfig
 
-PROBE_SIDE = 128  # of the blank picture that shows a backbone's strides
+PROBE_SIDE = 128  # of the blank image that `check_levels` runs a backbone on, in pixels
 
 
 class HfgdPatchConvolution(nn.Conv2d):
-    """Convolution of patches side by side, of which the last may be cut: the map is filled up at right and bottom.
+    """Convolution of non-overlapping patches; the map is padded at the right and bottom to whole patches.
 
-    ConvNeXt of transformers and timm would drop the last row of 513 pixels, and of every odd map behind.
+    ConvNeXt of transformers and timm would drop the last row of 513 pixels, and of every odd map after it.
     """
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
@@ -27,7 +27,7 @@ class HfgdPatchConvolution(nn.Conv2d):
 
 
 def build_backbone(config: HfgdConfig) -> PreTrainedModel:
-    """Build the backbone with random weights, without the norms that transformers puts on its maps."""
+    """Build the backbone with random weights, without the norms that transformers adds to its maps."""
     inner: Any = config.backbone_config
     if isinstance(inner, TimmBackboneConfig):
         from hf_denseseg.models.hfgd.timm_hfgd import HfgdTimmBackbone  # here, so that importing the package is quick
@@ -35,15 +35,15 @@ def build_backbone(config: HfgdConfig) -> PreTrainedModel:
         backbone: PreTrainedModel = HfgdTimmBackbone(inner)
     else:
         if not getattr(AutoBackbone._model_mapping[type(inner)], "has_attentions", True):
-            inner._attn_implementation = None  # what was asked for the whole model; a ResNet would refuse it
+            inner._attn_implementation = None  # a ResNet would refuse what was chosen for the complete model
         backbone = AutoBackbone.from_config(inner)
-    norms = getattr(backbone, "hidden_states_norms", None)  # of Swin, ConvNeXt and their like
+    norms = getattr(backbone, "hidden_states_norms", None)  # of Swin, ConvNeXt and similar backbones
     if norms is not None and not config.normalize_features:
         for name in norms:
             norms[name] = nn.Identity()
     inner_model = getattr(backbone, "swin", None)
     if inner_model is not None and hasattr(inner_model, "layernorm"):
-        inner_model.layernorm = nn.Identity()  # of the last stage, whose output no map is taken from
+        inner_model.layernorm = nn.Identity()  # acts on the last hidden state, which no map is taken from
     for module in backbone.modules():
         strided = type(module) is nn.Conv2d and module.kernel_size == module.stride != (1, 1)
         if strided and module.padding == (0, 0) and module.dilation == (1, 1):
@@ -52,16 +52,16 @@ def build_backbone(config: HfgdConfig) -> PreTrainedModel:
 
 
 def feature_maps(backbone: Any, pixel_values: torch.Tensor, **wanted: bool | None) -> BackboneOutput:
-    """Run a backbone in the dtype of its weights; `wanted` are the outputs to ask it for, if it knows them."""
+    """Run a backbone in the dtype of its weights; `wanted` are outputs to request where it supports them."""
     dtype = next(backbone.parameters()).dtype
-    # Convolutions are faster in this layout on CPUs and tensor cores, and hand it on.
+    # Convolutions are faster in this layout on CPUs and tensor cores, and their outputs keep it.
     pixel_values = pixel_values.to(dtype).contiguous(memory_format=torch.channels_last)
     return backbone.forward_with_filtered_kwargs(pixel_values, **{name: True for name, on in wanted.items() if on})
 
 
 @torch.no_grad()
 def check_levels(backbone: Any) -> list[int]:
-    """Look at the maps of a blank picture and return their channels.
+    """Run the backbone on a blank image, check the strides of its maps and return their channels.
 
     Raises:
         InputError: not four maps, or not one at stride 4 followed by maps of the same or twice the stride.
@@ -74,8 +74,8 @@ def check_levels(backbone: Any) -> list[int]:
     name = type(backbone).__name__
     if len(maps) != len(LEVELS):
         raise InputError(
-            f"{name} gives {len(maps)} maps, HFGD needs 4. Set `out_features` of `backbone_config` to {list(LEVELS)} "
-            "(`out_indices=[1, 2, 3, 4]` for a ResNet of timm, [0, 1, 2, 3] for its other networks)."
+            f"{name} returns {len(maps)} maps, HFGD needs 4. Set `out_features` of `backbone_config` to "
+            f"{list(LEVELS)} (`out_indices=[1, 2, 3, 4]` for a ResNet of timm, [0, 1, 2, 3] for its other networks)."
         )
     strides = [PROBE_SIDE / each.shape[-1] for each in maps]
     steps = [after / before for before, after in zip(strides, strides[1:], strict=False)]

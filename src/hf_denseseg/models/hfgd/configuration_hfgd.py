@@ -11,10 +11,10 @@ from hf_denseseg.errors import reject_misspelled_fields
 from hf_denseseg.models.hfgd.variants_hfgd import LEVELS, VARIANTS
 
 NORM_EPS = 1e-3
-"""Of every BatchNorm outside the backbone (authors' code)."""
+"""Epsilon of every BatchNorm outside the backbone (authors' code)."""
 
 REGULARIZED = ("cae", "sa_car")
-"""Extra encodings that class-aware regularisation acts on."""
+"""Extra encodings that class-aware regularization acts on."""
 
 
 @strict
@@ -22,11 +22,11 @@ class HfgdConfig(BackboneConfigMixin, PreTrainedConfig):
     """Configuration of HFGD; the defaults are the published network on ResNet-50, at stride 4.
 
     Args:
-        backbone_config: configuration of a backbone of transformers, or a `TimmBackboneConfig`, that gives four maps,
-            the finest at stride 4; None is ResNet-50.
+        backbone_config: configuration of a backbone of transformers, or a `TimmBackboneConfig`, that returns four
+            maps, the finest at stride 4; None is ResNet-50.
         wrapped_config: configuration of a segmentation model of transformers (UperNet, SegFormer) whose encoder and
-            head take the place of backbone, extra encoding and upsampler; see `HfgdForSemanticSegmentation.guide`.
-        extra_encoding: what works on the coarsest map: `"cae"` (Sec. 3.2), `"sa_car"` (CAR's self-attention head),
+            head replace backbone, extra encoding and upsampler; see `HfgdForSemanticSegmentation.guide`.
+        extra_encoding: module on the coarsest map: `"cae"` (Sec. 3.2), `"sa_car"` (CAR's self-attention head),
             `"aspp"`, `"ppm"` or `"identity"` (one 1x1 convolution).
         upsampler: `"u_sfpn"` (Sec. 3.3), `"sfpn"`, `"fapn"`, `"upernet"`, `"deeplabv3plus"` (Table 8), or `"none"`:
             the coarsest map is classified (FCN and dilated networks of Table 1).
@@ -37,25 +37,28 @@ class HfgdConfig(BackboneConfigMixin, PreTrainedConfig):
         stop_gradient: whether the upsampler sends no gradient to backbone, encoding and tokens (with `guidance`).
         decoder_width: channels of high-level map, upsampler and class tokens.
         cae_wide_channels: width of CAE's first convolution.
-        cae_channels: width of its self-attention, and of the map that is regularised.
-        cae_qk_channels: channels of queries and keys there.
-        merge_channels: channels after the upsampler's last convolution; other than `decoder_width` they are reduced.
+        cae_channels: width of its self-attention, and of the map that is regularized.
+        cae_qk_channels: channels of its queries and keys.
+        merge_channels: channels after the upsampler's last convolution; if not `decoder_width`, they are projected to
+            it.
         axial_heads: heads of the axial attention.
         axial_projections: `"per_axis"`, or `"shared"` by both axes (the authors' public layer).
         align_corners: how maps, labels and logits are resized.
         batch_norm_momentum: of all BatchNorms, the backbone's too. The published 0.0003 is for 30,000 steps of 16
-            pictures: in short runs the statistics would never arrive.
+            images: in short runs the running statistics would stay near their initial values.
         normalize_features: keep the norms that Swin and ConvNeXt of transformers add to each map.
         high_level_loss_weight: weight of the cross-entropy of the high-level logits.
-        car_intra_weight: weight of the loss from class centres to their pixels.
-        car_inter_weight: weight of the losses between centres and to other pixels; with both 0 there is none.
-        car_c2c_threshold: likeness between two classes' centres that costs nothing, summed over the other classes.
-        car_c2p_threshold: the same between a centre and pixels of other classes.
-        car_batch_center: class centres of the whole batch (of all processes), else of each picture.
-        car_mask_ignored_in_c2p: leave void pixels out of the last loss; in the authors' code they count as others.
-        car_center_decay: keep moving centres with this decay (off in all published settings).
-        loss_normalization: `"all"` divides the cross-entropy by all pixels, void included (authors' code), `"valid"`
-            by the valid ones.
+        car_intra_weight: weight of the loss between class centers and their pixels.
+        car_inter_weight: weight of the losses between centers, and between centers and pixels of other classes;
+            with both weights 0, CAR is off.
+        car_c2c_threshold: similarity between centers of two classes that costs nothing, summed over the other classes.
+        car_c2p_threshold: the same between a center and pixels of other classes.
+        car_batch_center: class centers of the whole batch (of all processes), else of each image.
+        car_mask_ignored_in_c2p: leave ignored pixels out of the center-to-pixel loss; the authors' code counts them as
+            pixels of other classes.
+        car_center_decay: keep moving centers with this decay (off in all published settings).
+        loss_normalization: `"all"` divides the cross-entropy by all pixels, ignored ones included (authors' code),
+            `"valid"` by the valid ones.
         semantic_loss_ignore_index: train id that the losses leave out.
     """
 
@@ -96,7 +99,7 @@ class HfgdConfig(BackboneConfigMixin, PreTrainedConfig):
     _out_indices: list[int] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Build the inner configurations, and name the maps that the backbone class can give."""
+        """Build the inner configurations, and name the maps that the backbone class can return."""
         former = kwargs.pop("guided_config", None)  # the name of `wrapped_config` in older checkpoints
         if self.wrapped_config is None:
             self.wrapped_config = former
@@ -122,7 +125,7 @@ class HfgdConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @property
     def regularized(self) -> bool:
-        """Whether there are losses of class-aware regularisation."""
+        """Whether there are losses of class-aware regularization."""
         return (
             self.wrapped_config is None
             and self.extra_encoding in REGULARIZED
@@ -146,7 +149,7 @@ class HfgdConfig(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(f"`output_stride` 2 needs `upsampler` 'u_sfpn' or 'sfpn', not {self.upsampler!r}.")
         if self.car_center_decay is not None and not self.car_batch_center:
             raise ValueError(
-                "Moving centres are those of batches: set `car_batch_center`, or `car_center_decay` to None."
+                "Moving centers are those of batches: set `car_batch_center`, or `car_center_decay` to None."
             )
         wrapped: Any = self.wrapped_config
         if wrapped is None:

@@ -1,6 +1,6 @@
-"""Weights of others -> HFGD: pre-trained backbones, and single layers of the authors' TensorFlow code.
+"""Foreign weights -> HFGD: pre-trained backbones, and single layers of the authors' TensorFlow code.
 
-No checkpoint of HFGD was published, so there is no table for a whole model.
+No checkpoint of HFGD was published, so there is no table for a complete model.
 """
 
 import logging
@@ -48,7 +48,7 @@ RESNET = (
 """ResNet of torchvision or timm -> ResNet of transformers, applied in order."""
 
 UNUSED_IN_BACKBONES = r"^(fc|head|classifier|pooler|norm|layernorm|hidden_states_norms)\."
-"""Classifiers and norms behind the last stage."""
+"""Classifiers and norms after the last stage."""
 
 DENSE = (
     (r"\.kernel$", ".weight"),
@@ -57,7 +57,7 @@ DENSE = (
     (r"\.moving_mean$", ".running_mean"),
     (r"\.moving_variance$", ".running_var"),
 )
-"""Keras' words, in every layer."""
+"""Keras' names, in every layer."""
 
 LAYERS: dict[str, tuple] = {
     "axial_attention": ((r"^query_conv\.", "q_proj."), (r"^key_conv\.", "k_proj."), (r"^value_conv\.", "v_proj.")),
@@ -110,7 +110,7 @@ def load_official(
         return load_layer(read_weights(weights), read_hyper_parameters(hyper_parameters))
     config = HfgdConfig(**{**VARIANTS[hyper_parameters], **overrides})
     if config.wrapped_config is not None:
-        raise InputError("A guided model brings its own weights: use `HfgdForSemanticSegmentation.guide(model)`.")
+        raise InputError("A wrapped model brings its own weights: use `HfgdForSemanticSegmentation.guide(model)`.")
     official = fetch_weights(weights)
     model = HfgdForSemanticSegmentation(config)
     renamed = rename_backbone(official, set(model.hfgd.backbone.state_dict()))
@@ -126,7 +126,7 @@ def load_official(
 
 
 def rename_backbone(official: Mapping[str, torch.Tensor], wanted: set[str]) -> dict[str, torch.Tensor]:
-    """Give the weights of a backbone the names they have in our model.
+    """Rename the weights of a backbone to the names in our model.
 
     Args:
         official: state dict of transformers, timm, torchvision or of an HFGD model.
@@ -135,19 +135,19 @@ def rename_backbone(official: Mapping[str, torch.Tensor], wanted: set[str]) -> d
     Returns:
         The same tensors: those of the backbone under `hfgd.backbone.`, others (heads) under the names they had.
     """
-    whole = any(key.startswith("backbone.") for key in official)
+    complete = any(key.startswith("backbone.") for key in official)
     renamed = {}
     for key, tensor in official.items():
         name = key.removeprefix("backbone.")
-        if (whole and name == key) or re.search(UNUSED_IN_BACKBONES, name):
+        if (complete and name == key) or re.search(UNUSED_IN_BACKBONES, name):
             renamed[key] = tensor
             continue
         for pattern, replacement in RESNET if "embedder.embedder.convolution.weight" in wanted else ():
             name = re.sub(pattern, replacement, name)
-        # transformers puts some models below a name of their own, timm opens the first list of its networks.
+        # transformers nests some models below a name of their own; timm flattens the first level of its networks.
         candidates = (name, f"swin.{name}", f"_backbone.{name}", f"_backbone.model.{name}")
-        opened = f"_backbone.{name.replace('.', '_', 1)}"
-        renamed[BACKBONE + next((each for each in (*candidates, opened) if each in wanted), name)] = tensor
+        flattened = f"_backbone.{name.replace('.', '_', 1)}"
+        renamed[BACKBONE + next((each for each in (*candidates, flattened) if each in wanted), name)] = tensor
     return renamed
 
 
@@ -156,10 +156,10 @@ def load_layer(weights: Mapping[str, torch.Tensor], sizes: Mapping[str, Any]) ->
 
     Args:
         weights: kernels as (height, width, in, out).
-        sizes: what the layer is: `level`, `module`, and its numbers in the authors' words.
+        sizes: `level`, `module`, and the layer's sizes under the authors' names.
 
     Raises:
-        InputError: a layer that HFGD has not, or a whole model (none was published).
+        InputError: a layer that HFGD does not have, or a complete model (none was published).
     """
     level, name = sizes.get("level"), str(sizes.get("module"))
     if level != "layer" or name not in LAYERS:
@@ -171,7 +171,7 @@ def load_layer(weights: Mapping[str, torch.Tensor], sizes: Mapping[str, Any]) ->
     linear = {each for each, module in layer.named_modules() if isinstance(module, nn.Linear)}
     official = {}
     shared = any(isinstance(module, HfgdSelfAttention) for module in layer.modules())
-    for key, tensor in (_joined(weights) if shared else weights).items():
+    for key, tensor in (_join_query_and_key(weights) if shared else weights).items():
         if key.endswith(".kernel"):
             tensor = tensor.permute(3, 2, 0, 1)  # (kh, kw, in, out) -> (out, in, kh, kw)
         official[key] = tensor
@@ -183,8 +183,8 @@ def load_layer(weights: Mapping[str, torch.Tensor], sizes: Mapping[str, Any]) ->
     return layer.eval()
 
 
-def _joined(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Make one layer of the queries and keys of a self-attention, as in ours."""
+def _join_query_and_key(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Concatenate query and key projection of a self-attention to one layer, as in ours."""
     joined = dict(weights)
     for key in weights:
         if "query_conv" in key:

@@ -1,4 +1,4 @@
-"""What all parts of HFGD are made of: convolution with BatchNorm and ReLU, and the resize between the levels."""
+"""Building blocks of all parts of HFGD: convolution with BatchNorm and ReLU, and the resize between the levels."""
 
 from typing import cast
 
@@ -16,7 +16,7 @@ class HfgdConvNormAct(nn.Module):
 
     Args:
         in_channels: C.
-        out_channels: channels that come out.
+        out_channels: channels of the output.
         kernel_size: odd side of the kernel.
         dilation: pixels between its taps.
     """
@@ -34,7 +34,7 @@ class HfgdConvNormAct(nn.Module):
         self.norm = nn.BatchNorm2d(out_channels, eps=NORM_EPS)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Convolve, normalise, cut off below 0."""
+        """Convolution, norm, ReLU."""
         return F.relu(self.linear(features), inplace=True)
 
     def linear(self, features: torch.Tensor) -> torch.Tensor:
@@ -43,6 +43,7 @@ class HfgdConvNormAct(nn.Module):
         if norm.training:
             return norm(convolution(features))
         mean, variance = cast(torch.Tensor, norm.running_mean), cast(torch.Tensor, norm.running_var)
+        # norm(W x) = (W scale) x + bias, with one scale and one bias per output channel
         scale = norm.weight * (variance + norm.eps).rsqrt()
         weight, bias = convolution.weight * scale[:, None, None, None], norm.bias - mean * scale
         return F.conv2d(features, weight, bias, padding=convolution.padding, dilation=convolution.dilation)
@@ -59,7 +60,7 @@ def level_size(image_size: tuple[int, int], stride: int) -> tuple[int, int]:
 
 
 def at_width(channels: int, width: int) -> nn.Module:
-    """Bring a map of `channels` to `width`; the paper's pairs of encoder and upsampler need nothing for it."""
+    """Project a map of `channels` to `width`; identity in the paper's pairs of encoder and upsampler."""
     return nn.Identity() if channels == width else HfgdConvNormAct(channels, width)
 
 

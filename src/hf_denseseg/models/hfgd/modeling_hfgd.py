@@ -3,7 +3,7 @@
 "High-level Feature Guided Decoding for Semantic Segmentation" (Figure 2). The backbone and the context-augmented
 encoder (CAE, Sec. 3.2) are the teacher: their coarse map trains the class tokens. The upsampler (U-SFPN, Sec. 3.3,
 in `pyramid_hfgd`) is the student: the guidance module (HFGM, Sec. 3.1) classifies its pixels with the same tokens and
-stops every gradient that would reach teacher or tokens.
+stops every gradient that would reach teacher or tokens. Read this module first; the README orders the other ones.
 """
 
 import functools
@@ -33,18 +33,18 @@ from hf_denseseg.models.hfgd.upsamplers_hfgd import ENCODERS, UPSAMPLERS, HfgdOf
 from hf_denseseg.models.hfgd.wrapped_hfgd import WrappedParts, check_guidable, wrapped_parts
 from hf_denseseg.models.losses import segmentation_loss
 
-SMALLEST_SIDE = 4
+SMALLEST_SIDE = 4  # pixels per side of one pixel of the finest map
 
 
 @dataclass
 class HfgdModelOutput(ModelOutput):
-    """What teacher and student give; C is `decoder_width` (twice that with PPM).
+    """Output of teacher and student; C is `decoder_width` (twice that with PPM).
 
     Args:
         last_hidden_state: `(B, C, H/4, W/4)` the student's map U (stride 2 with `output_stride=2`).
-        high_level_features: `(B, C, H/32, W/32)` the teacher's map, which guides.
-        regularized_features: `(B, cae_channels, H/32, W/32)` what class-aware regularisation acts on, if there is any.
-        feature_maps: the backbone's four maps.
+        high_level_features: `(B, C, H/32, W/32)` the teacher's map.
+        regularized_features: `(B, cae_channels, H/32, W/32)` input of class-aware regularization, if there is any.
+        feature_maps: the backbone's four maps C2 to C5.
         hidden_states: the backbone's, on request.
         attentions: the backbone's, on request, if it has any.
     """
@@ -120,7 +120,7 @@ class HfgdQueryKey(nn.Linear):
 
 
 class HfgdSelfAttention(GradientCheckpointingLayer):
-    """Full self-attention over all positions: one head, no scale, no projection behind it (CAR's head).
+    """Full self-attention over all positions: one head, no scale, no output projection (CAR's head).
 
     `(B, C, h, w)` -> `(B, C, h, w)`.
     """
@@ -134,15 +134,15 @@ class HfgdSelfAttention(GradientCheckpointingLayer):
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         tokens = features.flatten(2).transpose(1, 2)  # (B, C, h, w) -> (B, N, C)
         query, key = self.qk_proj(tokens)[:, :, None].chunk(2, dim=-1)  # one head each
-        attended = self.attend(query, key, self.v_proj(tokens)[:, :, None])[:, :, 0]
+        attended = self.attend(query, key, self.v_proj(tokens)[:, :, None])[:, :, 0]  # (B, N, C)
         return attended.transpose(1, 2).unflatten(2, features.shape[-2:])
 
 
 class HfgdContextEncoder(nn.Module):
-    """CAE (Figure 2, top): wide 1x1, reduced to the width of the self-attention, then the map that is regularised.
+    """CAE (Figure 2, top): wide 1x1, reduced to the width of the self-attention, then the map that is regularized.
 
     As `"sa_car"` it is CAR's own head, which starts with one 3x3 convolution instead. No norm or ReLU follows
-    `linear`: class-aware regularisation acts on its output.
+    `linear`: class-aware regularization acts on its output.
     """
 
     def __init__(self, config: HfgdConfig, in_channels: int) -> None:
@@ -157,8 +157,8 @@ class HfgdContextEncoder(nn.Module):
         self.project = HfgdConvNormAct(width, config.decoder_width)
 
     def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Give the high-level map and the map that is regularised, both of the size of C5."""
-        features = self.reduce(self.wide(features))
+        """Return the high-level map and the map that is regularized, both of the size of C5."""
+        features = self.reduce(self.wide(features))  # (B, C5, h, w) -> (B, cae_wide_channels, ...) -> (B, width, h, w)
         regularized = self.linear(features + self.self_attention(features))
         return self.project(regularized), regularized
 
@@ -199,7 +199,7 @@ class HfgdAxialAttention(GradientCheckpointingLayer):
         self.o_proj = nn.Linear(channels, channels)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        # (B, C, h, w) -> columns (B, w, h, C) -> rows (B, h, w, C); unnamed, so that columns are gone behind.
+        # (B, C, h, w) -> columns (B, w, h, C) -> rows (B, h, w, C). The columns get no name: their memory is freed.
         rows = self.width(self.height(features.permute(0, 3, 2, 1).contiguous()).transpose(1, 2).contiguous())
         return self.o_proj(rows).permute(0, 3, 1, 2)
 
@@ -207,8 +207,8 @@ class HfgdAxialAttention(GradientCheckpointingLayer):
 class HfgdSharedAxialAttention(GradientCheckpointingLayer):
     """Axial attention of the authors' public layer: queries and keys serve both axes, one value passes through both.
 
-    `(B, C, h, w)` -> `(B, C, h, w)`. Heads are blocks of the channels that come in; in the output they take turns:
-    channel `c * heads + head`. The authors clip attention to 1 - 1e-7, which shows on maps one pixel wide only.
+    `(B, C, h, w)` -> `(B, C, h, w)`. Heads are blocks of the input channels; in the output they are interleaved:
+    channel `c * heads + head`. The authors clip attention to 1 - 1e-7, which matters only on maps one pixel wide.
     """
 
     def __init__(self, config: HfgdConfig, channels: int, qk_channels: int | None = None) -> None:
@@ -234,7 +234,7 @@ class HfgdSharedAxialAttention(GradientCheckpointingLayer):
 class HfgdClassTokens(nn.Conv2d):
     """Class tokens W and b: `(B, C, h, w)` -> logits `(B, num_labels, h, w)`.
 
-    With `stop` they are taken as they are: the loss of these logits does not reach them (Sec. 3.1).
+    With `stop` they are detached: the loss of these logits does not train them (Sec. 3.1).
     """
 
     def __init__(self, channels: int, num_labels: int) -> None:
@@ -251,7 +251,7 @@ class HfgdClassTokens(nn.Conv2d):
 
 
 class HfgdPreTrainedModel(PreTrainedModel):
-    """Initialisation and capabilities common to all HFGD classes."""
+    """Initialization and capabilities common to all HFGD classes."""
 
     config: HfgdConfig
     base_model_prefix = "hfgd"
@@ -273,7 +273,7 @@ class HfgdPreTrainedModel(PreTrainedModel):
         return next(module for module in self.modules() if isinstance(module, nn.Conv2d))
 
     def set_attn_implementation(self, attn_implementation: str | dict, *args: Any, **kwargs: Any) -> None:
-        """Choose how attention is computed; a backbone that has none (a ResNet would refuse) is left as it is."""
+        """Choose how attention is computed; a backbone without attention is skipped (a ResNet would refuse)."""
         if isinstance(attn_implementation, str):
             inner = [each.config for each in self.modules() if getattr(each, "has_attentions", False)]
             names = [name for name in self.config.sub_configs if getattr(self.config, name) in inner]
@@ -282,7 +282,7 @@ class HfgdPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Initialise as Keras does (authors' code): glorot-uniform weights, biases 0."""
+        """Initialize as Keras does (authors' code): glorot-uniform weights, biases 0."""
         if isinstance(module, nn.Conv2d | nn.Linear):
             weight = module.weight
             if isinstance(module, HfgdQueryKey):
@@ -341,12 +341,12 @@ class HfgdModel(HfgdPreTrainedModel):
         output_attentions: bool | None = None,
         **kwargs: Any,
     ) -> HfgdModelOutput:
-        """Encode `(B, 3, H, W)` pictures of any size from 4 pixels up."""
+        """Encode `(B, 3, H, W)` images of any size from 4 pixels up."""
         image_size = (pixel_values.shape[-2], pixel_values.shape[-1])
         if not torch.compiler.is_compiling() and min(image_size) < SMALLEST_SIDE:
             raise InputError(
-                f"Pictures of {image_size[0]}x{image_size[1]} pixels are too small: both sides need at least "
-                f"{SMALLEST_SIDE}. Enlarge or pad the picture."
+                f"Images of {image_size[0]}x{image_size[1]} pixels are too small: both sides need at least "
+                f"{SMALLEST_SIDE}. Enlarge or pad the image."
             )
         outputs = feature_maps(
             self.backbone,
@@ -354,7 +354,7 @@ class HfgdModel(HfgdPreTrainedModel):
             output_hidden_states=output_hidden_states or self.config.output_hidden_states,
             output_attentions=output_attentions or self.config.output_attentions,
         )
-        *low, top = outputs.feature_maps  # type: ignore[misc]
+        *low, top = outputs.feature_maps  # type: ignore[misc]  # C2, C3, C4 and C5
         context, regularized = self.context_encoder(top)
         guided = context if self.upsampler is None else self._student(low, context, top, image_size)
         return HfgdModelOutput(
@@ -369,12 +369,12 @@ class HfgdModel(HfgdPreTrainedModel):
     def _student(
         self, low: list[torch.Tensor], context: torch.Tensor, top: torch.Tensor, image_size: tuple[int, int]
     ) -> torch.Tensor:
-        """Everything behind the stops on C2 to C4 and on the high-level map (Figure 2)."""
+        """Everything after the gradient stops on C2 to C4 and on the high-level map (Figure 2)."""
         if self.config.wrapped_config is not None:
             low = [*low, top]  # heads of transformers may read the backbone's coarsest map too
         if self.config.guidance and self.config.stop_gradient:
             low, context = [each.detach() for each in low], context.detach()
-        # Axial attention wants channels last; the maps of Transformers come otherwise.
+        # Axial attention works on channels-last memory; Transformer backbones return channels-first maps.
         low, context = [_channels_last(each) for each in low], _channels_last(context)
         features = self.reduce(self.upsampler(low, context, image_size))
         return features if self.axial_attention is None else features + self.axial_attention(features)
@@ -395,7 +395,7 @@ class HfgdBackbone(BackboneMixin, HfgdModel):
     def forward(  # type: ignore[override]
         self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
     ) -> BackboneOutput:
-        """Give the maps named in `config.out_features`."""
+        """Return the maps named in `config.out_features`."""
         outputs = HfgdModel.forward(self, pixel_values, **kwargs)
         found = (*outputs.feature_maps, outputs.high_level_features, outputs.last_hidden_state)
         maps = dict(zip(self.stage_names, found, strict=True))
@@ -420,7 +420,7 @@ class HfgdForSemanticSegmentation(HfgdPreTrainedModel):
 
     @classmethod
     def guide(cls, model: PreTrainedModel, **fields: Any) -> "HfgdForSemanticSegmentation":
-        """Put a segmentation model of transformers under guidance, with the weights it has.
+        """Wrap a segmentation model of transformers, with its weights, so that it trains under guidance (Sec. 5.5).
 
         Its coarsest map becomes the teacher, its head the student, its classifier the class tokens.
 
@@ -450,12 +450,12 @@ class HfgdForSemanticSegmentation(HfgdPreTrainedModel):
         output_auxiliary_logits: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> HfgdSegmenterOutput:
-        """Segment pictures.
+        """Segment images.
 
         Args:
-            pixel_values: `(B, 3, H, W)`, normalised; any size from 4 pixels up.
-            labels: `(B, H, W)` train ids of any integer dtype; 255 and -100 are void.
-            output_auxiliary_logits: whether the high-level logits are wanted too.
+            pixel_values: `(B, 3, H, W)`, normalized; any size from 4 pixels up.
+            labels: `(B, H, W)` train ids of any integer dtype; 255 and -100 are ignored.
+            output_auxiliary_logits: whether to return the high-level logits too.
 
         Returns:
             `logits` `(B, num_labels, H/4, W/4)` (other strides: see `output_stride` and `upsampler`); with labels also
@@ -501,7 +501,7 @@ class HfgdForSemanticSegmentation(HfgdPreTrainedModel):
         return losses
 
     def _total(self, losses: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Weighted sum; CAR's rates are 1, the paper gives no weights."""
+        """Weighted sum. The paper gives no weights; those of CAR are 1 in its code."""
         config = self.config
         weights = {
             "guided": 1.0,

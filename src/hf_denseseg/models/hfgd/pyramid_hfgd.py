@@ -1,4 +1,4 @@
-"""U-SFPN, the pyramid of Sec. 3.3 (Figure 5), and the SemanticFPN that it is made from."""
+"""The student of HFGD: U-SFPN, the pyramid of Sec. 3.3 (Figure 5), and SemanticFPN, from which it is derived."""
 
 from typing import cast
 
@@ -13,9 +13,9 @@ Size = tuple[int, int]
 
 
 class HfgdPyramid(nn.Module):
-    """Top-down path: laterals of C2 to C4 plus what comes from above; the high-level map itself is the top.
+    """Top-down path: laterals of C2 to C4 plus the resized next coarser map; the high-level map itself is the top.
 
-    U-SFPN has 3x3 laterals, SemanticFPN 1x1. Nothing is smoothed afterwards.
+    U-SFPN has 3x3 laterals, SemanticFPN 1x1. No convolution smooths the sums.
     """
 
     def __init__(self, config: HfgdConfig, low_channels: list[int]) -> None:
@@ -27,7 +27,7 @@ class HfgdPyramid(nn.Module):
         )
 
     def forward(self, low: list[torch.Tensor], top: torch.Tensor) -> list[torch.Tensor]:
-        """Give p2 to p5, finest first, of C2 to C4 and the high-level map."""
+        """Compute p2 to p5, finest first, from C2 to C4 and the high-level map."""
         maps = [top]
         for lateral, features in zip(reversed(self.laterals), reversed(low), strict=True):
             own = lateral(features)
@@ -36,7 +36,7 @@ class HfgdPyramid(nn.Module):
 
 
 class HfgdSemanticBranches(nn.Module):
-    """Right side of SemanticFPN: every level is convolved and enlarged step by step; the sum is merged.
+    """Right side of SemanticFPN: every level is convolved and upsampled step by step; the sum is merged.
 
     At stride 4 level i has max(1, i) convolutions, each followed by a resize to the next finer level (none for the
     finest); at stride 2 each level has one more.
@@ -56,8 +56,8 @@ class HfgdSemanticBranches(nn.Module):
         self.merge = HfgdConvNormAct(width, config.merge_channels)
 
     def forward(self, maps: list[torch.Tensor], image_size: Size) -> torch.Tensor:
-        sizes = [(each.shape[-2], each.shape[-1]) for each in maps]
-        ends = []
+        sizes = [(each.shape[-2], each.shape[-1]) for each in maps]  # of p2 to p5, at strides 4, 8, 16, 32
+        ends = []  # of each branch, before its last resize
         for level, (convolutions, features) in enumerate(zip(self.branches, maps, strict=True)):
             *before, last = cast(nn.ModuleList, convolutions)
             for step, convolution in enumerate(before, start=1):
@@ -70,7 +70,7 @@ class HfgdSemanticBranches(nn.Module):
         return self._merge_and_double(ends[0] + ends[1] + ends[2] + ends[3], level_size(image_size, 2))
 
     def _merge_and_double(self, features: torch.Tensor, size: Size) -> torch.Tensor:
-        """Merge and resize to stride 2; in training the norm has to see the large map."""
+        """Merge and resize to stride 2; in training the norm takes its statistics from the large map."""
         merge = self.merge
         if merge.norm.training:
             return F.relu(merge.norm(resize(merge.convolution(features), size, self.align_corners)), inplace=True)
@@ -88,7 +88,7 @@ class HfgdSemanticFpn(nn.Module):
         self.semantic = HfgdSemanticBranches(config)
 
     def forward(self, low: list[torch.Tensor], top: torch.Tensor, image_size: Size) -> torch.Tensor:
-        """Give the student's map of C2 to C4 (finest first) and the high-level map."""
+        """Compute the student's map from C2 to C4 (finest first) and the high-level map."""
         return self.semantic(self.pyramid(low, self.top(top)), image_size)
 
 

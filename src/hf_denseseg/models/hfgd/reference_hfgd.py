@@ -35,7 +35,7 @@ class ReferenceHfgdAttend(HfgdAttend):
 
 
 class ReferenceHfgdAxialAttention(HfgdAxialAttention):
-    """1x1 convolutions of maps, whose columns and rows are gathered for each attention."""
+    """1x1 convolutions of maps; columns and rows are gathered for each attention."""
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         for axis, order in ((self.height, (0, 3, 2, 1)), (self.width, (0, 2, 3, 1))):
@@ -52,7 +52,7 @@ class ReferenceHfgdAxialAttention(HfgdAxialAttention):
 
 
 class ReferenceHfgdSemanticBranches(HfgdSemanticBranches):
-    """Every branch is resized by itself and merged at the size of the output (Figure 5)."""
+    """Every branch is resized on its own and merged at the size of the output (Figure 5)."""
 
     def forward(self, maps: list[torch.Tensor], image_size: tuple[int, int]) -> torch.Tensor:
         sizes = [(each.shape[-2], each.shape[-1]) for each in maps]
@@ -62,7 +62,7 @@ class ReferenceHfgdSemanticBranches(HfgdSemanticBranches):
         for level, (convolutions, features) in enumerate(zip(self.branches, maps, strict=True), start=1):
             rest = cast(nn.ModuleList, convolutions)
             for step, convolution in enumerate(rest, start=1):
-                # The finest branch is resized once at most, behind its last convolution.
+                # The finest branch is resized once at most, after its last convolution.
                 target = level - step if level > 1 else finest if step == len(rest) else 1
                 features = resize(convolution(features), sizes[max(target, finest)], self.align_corners)
             total = features if total is None else total + features
@@ -70,7 +70,7 @@ class ReferenceHfgdSemanticBranches(HfgdSemanticBranches):
 
 
 class ReferenceHfgdModel(HfgdModel):
-    """The student in the usual memory order."""
+    """The student on contiguous (channels first) maps."""
 
     def _student(
         self, low: list[torch.Tensor], context: torch.Tensor, top: torch.Tensor, image_size: tuple[int, int]

@@ -1,7 +1,9 @@
-"""Class-aware regularisation of the high-level features (Sec. 3.2 of HFGD; Huang et al., "CAR", ECCV 2022).
+"""Class-aware regularization of the high-level features (Sec. 3.2 of HFGD; Huang et al., "CAR", ECCV 2022).
 
-Three losses on the pixels of one map: close to the centre of the own class (intra), centres apart from each other
-(centre to centre) and pixels apart from the centres of other classes (centre to pixel).
+Three losses on the pixels of one map pull each pixel to the center of its class (intra), push centers apart (center to
+center, c2c) and push pixels away from the centers of other classes (center to pixel, c2p).
+
+Shapes: B images, P = h * w pixels of the map, C channels, K classes.
 """
 
 import torch
@@ -13,20 +15,20 @@ from transformers.utils.generic import maybe_autocast
 
 from hf_denseseg.models.hfgd.configuration_hfgd import HfgdConfig
 
-INTRA_FLOOR = 1e-5  # the intra loss is not pulled below this
-CLIP = 1e-7  # shares of other classes stay in [CLIP, 1 - CLIP], the epsilon of Keras
+INTRA_FLOOR = 1e-5  # lower bound of the intra loss
+CLIP = 1e-7  # similarities to other classes stay in [CLIP, 1 - CLIP], the epsilon of Keras
 
 
 class HfgdClassAwareRegularization(nn.Module):
-    """The three losses of class-aware regularisation; no weights of its own.
+    """The three losses of class-aware regularization; no parameters.
 
-    Everything is computed in float32, also under autocast. In distributed training the centres and the means that
+    Everything is computed in float32, also under autocast. In distributed training the centers and the means that
     are squared are those of the batches of all processes together, so N processes give the losses of one process
     with the joined batch, and its gradients once these are averaged over the processes.
 
     Args:
-        config: `num_labels` classes, all of which take part (absent ones with a zero centre); `car_*` fields.
-        channels: C, width of the regularised map.
+        config: `num_labels` classes, all of which take part (absent ones with a zero center); `car_*` fields.
+        channels: C, width of the regularized map.
     """
 
     class_centers: torch.Tensor
@@ -44,15 +46,15 @@ class HfgdClassAwareRegularization(nn.Module):
         self.c2p_threshold = config.car_c2p_threshold / others
         self.scale = channels**-0.5
         if self.center_decay is not None:
-            # Zeros, as for any class that was not seen; the authors start from random values.
+            # Zeros, as for a class that has not occurred yet; the authors start from random values.
             self.register_buffer("class_centers", torch.zeros(1, self.num_labels, channels))
 
     def forward(self, features: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The three losses, not weighted.
+        """Compute the three losses, not weighted.
 
         Args:
             features: (B, C, h, w), the map that the losses act on.
-            labels: (B, H, W) integers; outside 0..num_labels-1, or equal to the ignore index, means void.
+            labels: (B, H, W) integers; outside 0..num_labels-1, or equal to the ignore index, means ignored.
 
         Returns:
             `car_intra`, `car_c2c` and `car_c2p`, float32 scalars.
@@ -62,12 +64,12 @@ class HfgdClassAwareRegularization(nn.Module):
             members = self._members(labels, (features.shape[2], features.shape[3]))  # (B, P, K)
             centers, counts = self._centers(pixels, members.float())
             if self.center_decay is not None:
-                centers = self._moved(centers, counts, self.center_decay)
+                centers = self._moving_centers(centers, counts, self.center_decay)
             distance = self._distance_to_own_center(pixels, centers.detach(), members)  # (B, P)
-            between_centers = self._share_of_other_centers(centers)  # (1 or B, K)
-            between_pixels = self._share_of_other_classes(pixels, centers.detach(), members)  # (B, P)
+            between_centers = self._similarity_to_other_centers(centers)  # (1 or B, K)
+            between_pixels = self._similarity_to_other_classes(pixels, centers.detach(), members)  # (B, P)
             everywhere = torch.ones_like(between_pixels)
-            # By default void pixels take part here, with every class as another one, as in the authors' code.
+            # By default ignored pixels take part here, with every class as another one, as in the authors' code.
             counted = members.any(dim=2).float() if self.mask_ignored_in_c2p else everywhere
             intra, c2c, c2p = self._means(
                 (distance, everywhere),
@@ -103,14 +105,14 @@ class HfgdClassAwareRegularization(nn.Module):
             labels: (B, H, W) as in `forward`.
 
         Returns:
-            Centres (1 or B, K, C), zero for an absent class, and the number of pixels behind each (1 or B, K, 1).
+            Centers (1 or B, K, C), zero for an absent class, and the number of pixels of each (1 or B, K, 1).
         """
         with maybe_autocast(features.device.type, enabled=False):
             members = self._members(labels, (features.shape[2], features.shape[3]))
             return self._centers(features.float().flatten(2).transpose(1, 2), members.float())
 
     def _members(self, labels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-        """Which class each pixel has, (B, P, K) of bool; a void pixel has none."""
+        """Membership of each pixel in each class, (B, P, K) of bool; an ignored pixel is in none."""
         labels = self.resize_labels(labels, size).flatten(1).long()
         classes = torch.arange(self.num_labels, device=labels.device)
         return (labels[..., None] == classes) & (classes != self.ignore_index)
@@ -122,8 +124,8 @@ class HfgdClassAwareRegularization(nn.Module):
             sums, counts = self._sum_over_processes(both).split([pixels.shape[2], 1], dim=2)
         return sums / counts.clamp(min=1), counts
 
-    def _moved(self, centers: torch.Tensor, counts: torch.Tensor, decay: float) -> torch.Tensor:
-        """The moving centres after this batch; no gradient goes through them."""
+    def _moving_centers(self, centers: torch.Tensor, counts: torch.Tensor, decay: float) -> torch.Tensor:
+        """The moving centers after this batch; no gradient goes through them."""
         moved = self.class_centers.float()
         if self.training:
             moved = moved + (1 - decay) * (centers.detach() - moved) * (counts > 0)
@@ -134,23 +136,23 @@ class HfgdClassAwareRegularization(nn.Module):
     def _distance_to_own_center(
         self, pixels: torch.Tensor, centers: torch.Tensor, members: torch.Tensor
     ) -> torch.Tensor:
-        """|centre - pixel|, mean over the channels; 0 where void. Void pixels stay in the mean that follows."""
+        """|center - pixel|, mean over the channels: (B, P); 0 for ignored pixels, which count in later means."""
         own = members.float() @ centers  # (B, P, C)
         return (own - pixels).abs().mean(dim=2) * members.any(dim=2)
 
-    def _share_of_other_centers(self, centers: torch.Tensor) -> torch.Tensor:
-        """How much each centre resembles the others; gradient by the asking centre only."""
-        share = (self.scale * centers @ centers.detach().transpose(1, 2)).softmax(dim=2)  # (1 or B, K, K)
+    def _similarity_to_other_centers(self, centers: torch.Tensor) -> torch.Tensor:
+        """Similarity of each center to the others (1 or B, K); gradients flow through the query center only."""
+        similarity = (self.scale * centers @ centers.detach().transpose(1, 2)).softmax(dim=2)  # (1 or B, K, K)
         own = torch.eye(self.num_labels, dtype=torch.bool, device=centers.device)
-        return _above(share, self.c2c_threshold, own)
+        return _sum_above(similarity, self.c2c_threshold, own)
 
-    def _share_of_other_classes(
+    def _similarity_to_other_classes(
         self, pixels: torch.Tensor, centers: torch.Tensor, members: torch.Tensor
     ) -> torch.Tensor:
-        """How much each pixel resembles centres of other classes; for the own class stands its centre's energy."""
+        """Similarity of each pixel to centers of other classes (B, P); its own class has the center's energy."""
         own_energy = centers.square().sum(dim=2)[:, None]  # (1 or B, 1, K)
         energy = torch.where(members, own_energy, pixels @ centers.transpose(1, 2))  # (B, P, K)
-        return _above((self.scale * energy).softmax(dim=2), self.c2p_threshold, members)
+        return _sum_above((self.scale * energy).softmax(dim=2), self.c2p_threshold, members)
 
     def _means(self, *values_and_weights: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """Weighted mean of each tensor over the batches of all processes."""
@@ -179,13 +181,13 @@ class _SumOverProcesses(torch.autograd.Function):
         return _SumOverProcesses.apply(gradient)
 
 
-@torch.compiler.disable  # traced by torch 2.11 its gradient is lost without a word; one process never comes here
+@torch.compiler.disable  # torch 2.11 silently loses the gradient when it traces this; one process never comes here
 def _sum_over_processes(values: torch.Tensor) -> torch.Tensor:
     return _SumOverProcesses.apply(values)
 
 
 def _nearest_positions(length: int, steps: int, align_corners: bool, device: torch.device) -> torch.Tensor:
-    """Nearest of `length` positions for each of `steps`, in whole numbers: exact, and free of branches on sizes.
+    """Nearest of `length` positions for each of `steps`, in integers: exact, and without a branch on sizes.
 
     Aligned corners: i (length - 1) / (steps - 1), halves up. Otherwise the position under the middle of step i.
     """
@@ -196,9 +198,9 @@ def _nearest_positions(length: int, steps: int, align_corners: bool, device: tor
     return (2 * index + 1) * length // (2 * steps)
 
 
-def _above(share: torch.Tensor, threshold: float, own: torch.Tensor) -> torch.Tensor:
-    """What the shares of the other classes have above the threshold, summed over the last axis."""
-    return F.relu(share - threshold).masked_fill(own, 0).sum(dim=-1).clamp(CLIP, 1 - CLIP)
+def _sum_above(similarity: torch.Tensor, threshold: float, own: torch.Tensor) -> torch.Tensor:
+    """Excess of the similarities to other classes over the threshold, summed over the last axis (K)."""
+    return F.relu(similarity - threshold).masked_fill(own, 0).sum(dim=-1).clamp(CLIP, 1 - CLIP)
 
 
 __all__ = ["HfgdClassAwareRegularization"]

@@ -1,4 +1,4 @@
-"""The wrapper of transformers around networks of timm, mended; a module of its own, because it imports timm."""
+"""transformers' wrapper of timm networks with its initialization fixed; a separate module, because it imports timm."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 
 class HfgdTimmBackbone(TimmBackbone):
-    """Backbone of timm whose weights, where a checkpoint brings none, are initialised and not left as they lay."""
+    """Backbone of timm that initializes weights missing in a checkpoint; the wrapper leaves them uninitialized."""
 
     _constructed = False
 
@@ -19,7 +19,7 @@ class HfgdTimmBackbone(TimmBackbone):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if self._constructed:  # before, timm has done it
+        if self._constructed:  # in the constructor, timm has initialized everything
             PreTrainedModel._init_weights(self, module)
         super()._init_weights(module)
 

@@ -1,7 +1,7 @@
-"""The other context encoders and upsamplers that the paper guides (Tables 4 and 8): each is compared with and without.
+"""The other context encoders and upsamplers that the paper tries with and without guidance (Tables 4 and 8).
 
 An encoder turns the coarsest map C5 into the high-level map; an upsampler turns C2 to C4 and that map into one at C2's
-size. Both only see these maps, so that they can be guided.
+size. Both read nothing but these maps, so that they can be guided.
 """
 
 import torch
@@ -19,14 +19,14 @@ DEEPLAB_LOW_CHANNELS = 48  # Chen et al., 2018, Sec. 4.1
 
 
 class HfgdPooledContext(nn.Module):
-    """Pool a map to bins x bins, convolve, and bring it back: `(B, C, h, w)` -> `(B, out_channels, h, w)`.
+    """Pool a map to bins x bins, convolve, and resize it back: `(B, C, h, w)` -> `(B, out_channels, h, w)`.
 
     Args:
         in_channels: C.
-        out_channels: channels that come out.
+        out_channels: channels of the output.
         kernel_size: of the convolution on the pooled map.
         bins: side of the pooled map.
-        align_corners: how it is brought back.
+        align_corners: how it is resized back.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, bins: int, align_corners: bool) -> None:
@@ -39,14 +39,14 @@ class HfgdPooledContext(nn.Module):
         pooled = F.adaptive_avg_pool2d(features, self.bins)
         if self.bins > 1:
             return resize(self.block(pooled), size, self.align_corners)
-        # One value per picture and channel: a batch of one has no statistics, and BatchNorm of torch refuses it.
-        # Mean and variance of the value repeated over the map are the same, and are defined: the variance is then 0
-        # and the norm's bias comes out, which is what Keras gives.
+        # One value per image and channel: torch's BatchNorm refuses a batch of one, which has no variance. The value
+        # repeated over the map has the same mean and variance, and for one image variance 0: the output is the norm's
+        # bias, as in Keras.
         return F.relu(self.block.norm(self.block.convolution(pooled).expand(-1, -1, *size)))
 
 
 class HfgdIdentityEncoder(nn.Module):
-    """No extra encoding: one 1x1 convolution brings C5 to the decoder's width."""
+    """No extra encoding: one 1x1 convolution projects C5 to the decoder's width."""
 
     def __init__(self, config: HfgdConfig, in_channels: int) -> None:
         super().__init__()
@@ -54,12 +54,12 @@ class HfgdIdentityEncoder(nn.Module):
         self.projection = HfgdConvNormAct(in_channels, self.channels)
 
     def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, None]:
-        """C5 -> high-level map `(B, channels, h, w)`, and no map to regularise."""
+        """C5 -> high-level map `(B, channels, h, w)`, and no map to regularize."""
         return self.projection(features), None
 
 
 class HfgdAsppEncoder(nn.Module):
-    """Atrous spatial pyramid pooling (Chen et al., 2018): whole picture, pixel, and three dilated convolutions."""
+    """Atrous spatial pyramid pooling (Chen et al., 2018): global pooling, 1x1, and three dilated convolutions."""
 
     def __init__(self, config: HfgdConfig, in_channels: int) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class HfgdAsppEncoder(nn.Module):
         self.fusion = HfgdConvNormAct(len(self.branches) * width, width)
 
     def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, None]:
-        """C5 -> high-level map `(B, channels, h, w)`, and no map to regularise."""
+        """C5 -> high-level map `(B, channels, h, w)`, and no map to regularize."""
         return self.fusion(torch.cat([branch(features) for branch in self.branches], dim=1)), None
 
 
@@ -93,14 +93,14 @@ class HfgdPyramidPoolingEncoder(nn.Module):
         self.fusion = HfgdConvNormAct(in_channels + len(POOL_BINS) * width, width, 3)
 
     def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, None]:
-        """C5 -> high-level map `(B, channels, h, w)`, and no map to regularise."""
+        """C5 -> high-level map `(B, channels, h, w)`, and no map to regularize."""
         return self.fusion(torch.cat([features, *(pool(features) for pool in self.pools)], dim=1)), None
 
 
 class HfgdOffsets(nn.Conv2d):
     """3x3 convolution that predicts, for each tap of a 3x3 kernel, a shift (y, x) and a weight: 9 pairs, then 9.
 
-    Starts at zero (authors' code): a plain convolution at half strength to begin with.
+    Initialized with zeros (authors' code): at first a plain convolution with every tap weighted by sigmoid(0) = 0.5.
     """
 
     def __init__(self, channels: int) -> None:
@@ -108,7 +108,7 @@ class HfgdOffsets(nn.Conv2d):
 
 
 class HfgdDeformableConvolution(nn.Module):
-    """Modulated deformable 3x3 convolution of one group (Zhu et al., 2019), its offsets seen in another map."""
+    """Modulated deformable 3x3 convolution of one group (Zhu et al., 2019), its offsets predicted from another map."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ class HfgdDeformableConvolution(nn.Module):
 
     def forward(self, features: torch.Tensor, guide: torch.Tensor) -> torch.Tensor:
         """Both maps `(B, C, h, w)` -> `(B, C, h, w)`."""
-        offsets, weights = self.offsets(guide).split([18, 9], dim=1)
+        offsets, weights = self.offsets(guide).split([18, 9], dim=1)  # (y, x) and one weight for each of 9 taps
         kernel, bias = self.convolution.weight, self.convolution.bias
         # In float32: torchvision has no bfloat16 on the CPU, and positions on a fine map need more than its 8 bits.
         aligned = deform_conv2d(
@@ -132,7 +132,7 @@ class HfgdDeformableConvolution(nn.Module):
 
 
 class HfgdFeatureAlignment(nn.Module):
-    """One level of FaPN (Huang et al., 2021): pick channels of the finer map, shift the coarser one to fit, add.
+    """One level of FaPN (Huang et al., 2021): select channels of the finer map, align the coarser one with it, add.
 
     As in the authors' code (iSeg, `fapn`): no norms, and no biases but in the deformable convolution.
     """
@@ -148,7 +148,7 @@ class HfgdFeatureAlignment(nn.Module):
 
     def forward(self, low: torch.Tensor, top: torch.Tensor) -> torch.Tensor:
         """Finer map `(B, low_channels, h, w)` and coarser one -> `(B, channels, h, w)`."""
-        gate = self.excite(F.relu(self.squeeze(low.mean(dim=(2, 3), keepdim=True)))).sigmoid()
+        gate = self.excite(F.relu(self.squeeze(low.mean(dim=(2, 3), keepdim=True)))).sigmoid()  # (B, C, 1, 1)
         lateral = self.lateral(low * gate + low)
         top = resize(top, (low.shape[-2], low.shape[-1]), self.align_corners)
         guide = self.difference(torch.cat([lateral, 2 * top], dim=1))
@@ -223,13 +223,13 @@ ENCODERS: dict[str, type[HfgdIdentityEncoder] | type[HfgdAsppEncoder] | type[Hfg
     "aspp": HfgdAsppEncoder,
     "ppm": HfgdPyramidPoolingEncoder,
 }
-"""Context encoders by `extra_encoding`; CAE and CAR's own head stand with the model."""
+"""Context encoders by `extra_encoding`; CAE and CAR's own head are in `modeling_hfgd`."""
 
 UPSAMPLERS: dict[str, type[HfgdFapn] | type[HfgdUperNet] | type[HfgdDeeplabV3Plus]] = {
     "fapn": HfgdFapn,
     "upernet": HfgdUperNet,
     "deeplabv3plus": HfgdDeeplabV3Plus,
 }
-"""Upsamplers by name; U-SFPN and SemanticFPN stand in `pyramid_hfgd`."""
+"""Upsamplers by name; U-SFPN and SemanticFPN are in `pyramid_hfgd`."""
 
 __all__ = ["ENCODERS", "UPSAMPLERS"]

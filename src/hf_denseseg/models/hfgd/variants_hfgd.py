@@ -3,7 +3,7 @@
 from typing import Any
 
 LEVELS = ("stage1", "stage2", "stage3", "stage4")
-"""The maps C2 to C5 that a backbone has to give."""
+"""The maps C2 to C5 that a backbone has to return."""
 
 _BACKBONES: dict[str, dict[str, Any]] = {
     "resnet50": {"model_type": "resnet"},

@@ -1,7 +1,7 @@
-"""Segmentation models of transformers under guidance: what is teacher and what is student in UperNet and SegFormer.
+"""Segmentation models of transformers under guidance (Sec. 5.5): teacher and student in UperNet and SegFormer.
 
-A model can be guided if its head consumes maps of its encoder and nothing else. Its auxiliary head is left out, and
-its classifier gives way to the class tokens.
+A model can be guided if its head reads feature maps of its encoder and nothing else. Its auxiliary head is left out,
+and the class tokens replace its classifier.
 """
 
 import copy
@@ -21,12 +21,12 @@ Size = tuple[int, int]
 
 
 class WrappedParts(NamedTuple):
-    """What guidance needs of a model.
+    """The three parts that guidance needs of a model.
 
     Args:
-        backbone: picture -> maps, finest first.
+        backbone: image -> maps, finest first.
         encoder: coarsest map -> high-level map and None; attribute `channels`.
-        upsampler: maps, high-level map and (height, width) of the picture -> the student's map; attribute `channels`.
+        upsampler: maps, high-level map and (height, width) of the image -> the student's map; attribute `channels`.
     """
 
     backbone: Any
@@ -66,7 +66,7 @@ class UperNetStudent(nn.Module):
 
 
 class SegformerTeacher(HfgdConvNormAct):
-    """One 1x1 convolution on the coarsest map, as wide as the head: SegFormer has no context module of its own."""
+    """One 1x1 convolution of the coarsest map to the head's width: SegFormer has no context module of its own."""
 
     def __init__(self, config: Any) -> None:
         super().__init__(config.hidden_sizes[-1], config.decoder_hidden_size)
@@ -77,7 +77,7 @@ class SegformerTeacher(HfgdConvNormAct):
 
 
 class SegformerStudent(nn.Module):
-    """A SegFormer head: it reads all four maps of the encoder and not the teacher's."""
+    """A SegFormer head: it reads all four maps of the encoder, but not the teacher's map."""
 
     def __init__(self, head: Any, channels: int) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class SegformerStudent(nn.Module):
 
 
 class SegformerMaps(nn.Module):
-    """SegFormer's encoder in the manner of a backbone."""
+    """SegFormer's encoder with the interface of a backbone."""
 
     def __init__(self, encoder: PreTrainedModel) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ class SegformerMaps(nn.Module):
     def forward_with_filtered_kwargs(
         self, pixel_values: torch.Tensor, output_attentions: bool = False, **kwargs: Any
     ) -> BackboneOutput:
-        """Give the four maps, whatever else is asked for."""
+        """Return the four maps; hidden states only on request, although the maps are taken from them."""
         outputs = self.encoder(
             pixel_values, output_hidden_states=True, output_attentions=output_attentions, return_dict=True
         )
@@ -126,11 +126,11 @@ def _segformer(model: Any) -> WrappedParts:
 
 
 GUIDABLE = {"upernet": _upernet, "segformer": _segformer}
-"""Model type -> its teacher and student."""
+"""Model type -> function that takes such a model apart."""
 
 
 def check_guidable(config: PreTrainedConfig) -> None:
-    """Refuse a configuration of a model that guidance does not know.
+    """Refuse the configuration of a model that cannot be wrapped.
 
     Raises:
         InputError: it is neither UperNet's nor SegFormer's.
@@ -143,7 +143,7 @@ def check_guidable(config: PreTrainedConfig) -> None:
 
 
 def wrapped_parts(config: HfgdConfig, model: PreTrainedModel | None = None) -> WrappedParts:
-    """Take a new model of `config.wrapped_config` apart, or a copy of the given one."""
+    """Take apart a new model of `config.wrapped_config`, or a copy of the given one."""
     inner = config.wrapped_config
     assert isinstance(inner, PreTrainedConfig)
     check_guidable(inner)
