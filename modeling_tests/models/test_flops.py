@@ -1,4 +1,4 @@
-"""Counting on the meta device: operations that come again count again, and what has values keeps them."""
+"""Counting on the meta device: repeated operations count again, and tensors with values keep them."""
 
 import torch
 
@@ -20,7 +20,7 @@ def test_an_operation_counts_as_often_as_it_runs():
 
 
 def test_numbers_on_the_cpu_keep_their_values():
-    """Sizes may be worked out there; only tensors of the meta device have nothing but a form."""
+    """Sizes may be computed there; only tensors of the meta device have a shape but no values."""
     seen = []
     count_operations(lambda: seen.extend(torch.arange(4) for _ in range(2)))
     assert [each.tolist() for each in seen] == [[0, 1, 2, 3]] * 2

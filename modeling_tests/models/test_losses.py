@@ -19,15 +19,15 @@ def sample():
 
 
 def pixels(logits, labels):
-    """(negative log probability, class, picture) of every valid pixel, one at a time."""
-    for picture in range(len(labels)):
+    """(negative log probability, class, image) of every valid pixel, one at a time."""
+    for image in range(len(labels)):
         for row in range(labels.shape[1]):
             for column in range(labels.shape[2]):
-                label = int(labels[picture, row, column])
+                label = int(labels[image, row, column])
                 if label in (255, -100):
                     continue
-                scores = [math.exp(score) for score in logits[picture, :, row, column].tolist()]
-                yield -math.log(scores[label] / sum(scores)), label, picture
+                scores = [math.exp(score) for score in logits[image, :, row, column].tolist()]
+                yield -math.log(scores[label] / sum(scores)), label, image
 
 
 def test_mean_over_valid_pixels_equals_a_loop(sample):
@@ -35,7 +35,7 @@ def test_mean_over_valid_pixels_equals_a_loop(sample):
     assert segmentation_loss(*sample).item() == pytest.approx(sum(losses) / len(losses), rel=1e-5)
 
 
-def test_normalization_by_all_pixels_counts_void(sample):
+def test_normalization_by_all_pixels_counts_ignored_ones(sample):
     losses = [loss for loss, _, _ in pixels(*sample)]
     found = segmentation_loss(*sample, normalization="all").item()
     assert found == pytest.approx(sum(losses) / sample[1].numel(), rel=1e-5)
@@ -54,8 +54,8 @@ def test_logits_are_resized_bilinearly_to_the_labels(align_corners):
     """On a 1 x 2 map the value at each output column is a hand-computed mixture of the two."""
     logits = torch.tensor([[[[0.0, 4.0]], [[1.0, -1.0]]]])
     labels = torch.tensor([[[0, 1, 0, 1]]])
-    shares = (0, 1 / 3, 2 / 3, 1) if align_corners else (0, 0.25, 0.75, 1)
-    mixed = [[(1 - share) * row[0] + share * row[1] for share in shares] for row in ([0.0, 4.0], [1.0, -1.0])]
+    fractions = (0, 1 / 3, 2 / 3, 1) if align_corners else (0, 0.25, 0.75, 1)
+    mixed = [[(1 - part) * row[0] + part * row[1] for part in fractions] for row in ([0.0, 4.0], [1.0, -1.0])]
     losses = []
     for column, label in enumerate(labels.flatten().tolist()):
         scores = [math.exp(mixed[each][column]) for each in range(2)]
@@ -64,7 +64,7 @@ def test_logits_are_resized_bilinearly_to_the_labels(align_corners):
     assert found == pytest.approx(sum(losses) / 4, rel=1e-5)
 
 
-def test_void_is_255_or_minus_100_in_every_integer_type(sample):
+def test_ignored_labels_are_255_or_minus_100_in_every_integer_type(sample):
     logits, labels = sample
     expected = segmentation_loss(logits, labels)
     assert_same_outputs(segmentation_loss(logits, labels.to(torch.uint8)), expected)
@@ -74,7 +74,7 @@ def test_void_is_255_or_minus_100_in_every_integer_type(sample):
 
 
 @pytest.mark.parametrize("options", [{}, {"normalization": "all"}, {"ohem_threshold": 0.7, "ohem_min_kept": 3}])
-def test_all_void_gives_zero_and_zero_gradients(sample, options):
+def test_only_ignored_pixels_give_zero_and_zero_gradients(sample, options):
     logits = sample[0].requires_grad_()
     loss = segmentation_loss(logits, torch.full_like(sample[1], 255), **options)
     loss.backward()
@@ -113,7 +113,7 @@ def test_unknown_normalization_names_the_choices(sample):
 @pytest.mark.parametrize("ohem_threshold", [None, 0.3])
 @pytest.mark.parametrize("class_weights", [None, torch.tensor([0.5, 2.0, 1.0])])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_labels_may_judge_the_logits_of_other_pixels(ohem_threshold, class_weights, memory_format):
+def test_labels_may_be_compared_with_logits_of_other_pixels(ohem_threshold, class_weights, memory_format):
     """As if the logits had been gathered before, loss and gradients."""
     torch.manual_seed(0)
     logits = torch.randn(2, 3, 4, 5).to(memory_format=memory_format).requires_grad_()

@@ -60,11 +60,11 @@ def test_registering_twice_changes_nothing():
 def test_operations_are_counted_as_by_hand(attention):
     with torch.device("meta"):
         convolution, norm, linear = torch.nn.Conv2d(4, 6, 3, padding=1), torch.nn.BatchNorm2d(6), torch.nn.Linear(6, 8)
-        picture = torch.empty(1, 4, 10, 12)
+        image = torch.empty(1, 4, 10, 12)
     norm.eval()
 
     def run():
-        tokens = linear(norm(convolution(picture)).flatten(2).transpose(1, 2))[:, None]
+        tokens = linear(norm(convolution(image)).flatten(2).transpose(1, 2))[:, None]
         if attention == "sdpa":
             return torch.nn.functional.scaled_dot_product_attention(tokens, tokens, tokens)
         return (tokens @ tokens.transpose(2, 3)).softmax(-1) @ tokens

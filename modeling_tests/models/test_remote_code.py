@@ -51,7 +51,7 @@ def test_shim_names_every_class_of_the_family(tmp_path):
 
 
 def test_shim_of_a_checkpoint_names_the_class_it_is_of(tmp_path):
-    """Mask R-CNN is an object detector too; the Auto class has two classes of this family to choose from."""
+    """Mask R-CNN is an object detector too, so the Auto class may load two classes of this family."""
     hf_denseseg.create_config("hlg-maskrcnn-tiny").save_pretrained(tmp_path)
     write_shim(tmp_path)
     auto_map = json.loads((tmp_path / "config.json").read_text())["auto_map"]

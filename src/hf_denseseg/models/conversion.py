@@ -1,4 +1,4 @@
-"""Read the authors' checkpoints without trusting them, rename their keys by a table, and load them key by key."""
+"""Read the authors' checkpoints without running code in them, rename their keys by a table, load every key."""
 
 import json
 import pickle
@@ -24,8 +24,8 @@ class KeyTable:
 
     Args:
         renames: (regular expression, replacement) pairs, applied in order, each wherever it matches.
-        splits: part of a key -> the parts that replace it; the rows of the tensor are cut in as many equal pieces.
-        dropped: regular expression of official keys that our model has no use for.
+        splits: part of a key -> the parts that replace it; the tensor is split along its rows into N equal pieces.
+        dropped: regular expression of official keys that our model does not use.
     """
 
     renames: Sequence[tuple[str, str | Callable[[re.Match[str]], str]]]
@@ -33,7 +33,7 @@ class KeyTable:
     dropped: str = r"(?!)"
 
     def targets(self, key: str) -> list[str]:
-        """Return our name of an official key, or several if its tensor is cut; an empty list if it is dropped."""
+        """Return our name of an official key, several if its tensor is split, or an empty list if it is dropped."""
         if re.search(self.dropped, key):
             return []
         for pattern, replacement in self.renames:
@@ -52,7 +52,7 @@ def read_weights(weights: str | Path | Mapping[str, torch.Tensor]) -> dict[str, 
             under `model` or `state_dict` is unpacked.
 
     Raises:
-        InputError: missing, damaged or unsafe file, or something in it that is no tensor.
+        InputError: missing, damaged or unsafe file, or entries that are no tensors.
     """
     state: Any = weights if isinstance(weights, Mapping) else _read_file(Path(weights))
     for wrapper in ("model", "state_dict"):
@@ -60,10 +60,10 @@ def read_weights(weights: str | Path | Mapping[str, torch.Tensor]) -> dict[str, 
             state = state[wrapper]
     if not isinstance(state, Mapping):
         raise InputError(f"The checkpoint holds a {type(state).__name__}; a dictionary of tensors is needed.")
-    strangers = [str(key) for key, value in state.items() if not isinstance(value, torch.Tensor)]
-    if strangers:
+    others = [str(key) for key, value in state.items() if not isinstance(value, torch.Tensor)]
+    if others:
         raise InputError(
-            f"The checkpoint holds entries that are no tensors: {', '.join(strangers[:10])}. "
+            f"The checkpoint holds entries that are no tensors: {', '.join(others[:10])}. "
             "Give the state dict itself, or one under `model` or `state_dict`."
         )
     return {str(key): value for key, value in state.items()}
@@ -87,12 +87,12 @@ def _read_file(path: Path) -> Any:
         ) from error
     except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise InputError(
-            f"Weights {path} cannot be read ({error}). The file may be cut off; fetch it again."
+            f"Weights {path} cannot be read ({error}). The file may be truncated; download it again."
         ) from error
 
 
 def fetch_weights(weights: str | Path | Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Read a file or state dict; let timm fetch `timm:NAME` and transformers a folder or hub id.
+    """Read a file or state dict, or load `timm:NAME` through timm, a folder or hub id through transformers.
 
     Raises:
         InputError: a name that timm does not know, a file that cannot be read.
@@ -160,7 +160,7 @@ def need(hyper_parameters: Mapping[str, Any], *names: str) -> list[Any]:
     missing = [name for name in names if name not in hyper_parameters]
     if missing:
         raise InputError(
-            f"The hyper-parameters lack {', '.join(missing)}. Add them in the words of the official code."
+            f"The hyper-parameters lack {', '.join(missing)}. Add them under the names of the official code."
         )
     return [hyper_parameters[name] for name in names]
 
@@ -168,13 +168,13 @@ def need(hyper_parameters: Mapping[str, Any], *names: str) -> list[Any]:
 def load_converted(
     model: torch.nn.Module, official: Mapping[str, torch.Tensor], table: KeyTable, may_miss: str = r"(?!)"
 ) -> list[str]:
-    """Rename `official` by `table` and load it into `model`, every key in one place.
+    """Rename `official` by `table` and load it into `model`; every key on both sides must be accounted for.
 
     Args:
         model: receives the weights.
         official: state dict with the authors' names.
-        table: how they become ours.
-        may_miss: regular expression of our keys that the checkpoint need not bring (a new head).
+        table: renames them to ours.
+        may_miss: regular expression of our keys that the checkpoint need not contain (a new head).
 
     Returns:
         The official keys that the table drops.
@@ -192,7 +192,7 @@ def load_converted(
         elif any(name not in wanted or name in found for name in names):
             unused.append(key)
         elif tensor.shape[:1].numel() % len(names):
-            wrong.append(f"{key} {list(tensor.shape)} (cannot be cut in {len(names)} equal parts)")
+            wrong.append(f"{key} {list(tensor.shape)} (cannot be split into {len(names)} equal parts)")
         else:
             pieces = tensor.chunk(len(names)) if len(names) > 1 else (tensor,)
             for name, piece in zip(names, pieces, strict=True):

@@ -19,13 +19,13 @@ _NORMS |= {_ATEN.cudnn_batch_norm, _ATEN._batch_norm_no_update}
 
 @dataclass
 class OperationCounts:
-    """What one forward pass computes.
+    """Operations of one forward pass.
 
     Args:
         layer_multiply_adds: of convolutions and linear layers, bias not counted.
         product_multiply_adds: of products between activations (attention).
-        norm_outputs: elements that BatchNorms give out.
-        activations: elements that convolutions, linear layers and products give out.
+        norm_outputs: elements that BatchNorms return.
+        activations: elements that convolutions, linear layers and products return.
     """
 
     layer_multiply_adds: int = 0
@@ -36,15 +36,15 @@ class OperationCounts:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """Size and cost of a model for one picture.
+    """Size and cost of a model for one image.
 
     Args:
         name: published name, or class of the model.
         image_size: (height, width) in pixels.
         parameters: number of parameters.
         multiply_adds: as the paper of the family counts them.
-        executed_multiply_adds: what the model as written here computes, each product once.
-        activations: elements given out by convolutions, linear layers and attention products.
+        executed_multiply_adds: of the model as written here, each product counted once.
+        activations: elements that convolutions, linear layers and attention products return.
     """
 
     name: str
@@ -55,20 +55,20 @@ class ModelInfo:
     activations: int
 
 
-def _form(value: Any) -> Any:
-    """What the result of an operation on the meta device depends on; raises TypeError for what cannot be a key."""
+def _cache_key(value: Any) -> Any:
+    """Everything that an operation on the meta device depends on; raises TypeError for what cannot be a key."""
     if isinstance(value, torch.Tensor):
         if not value.is_meta:
             raise TypeError
         return value.shape, value.stride(), value.dtype
     if isinstance(value, list | tuple):
-        return tuple(map(_form, value))
+        return tuple(map(_cache_key, value))
     hash(value)
     return type(value), value
 
 
 def _like(value: Any) -> Any:
-    """New tensors of the same form; raises TypeError for tensors with values."""
+    """New tensors of the same shape, strides and dtype; raises TypeError for tensors with values."""
     if isinstance(value, torch.Tensor):
         if not value.is_meta:
             raise TypeError
@@ -82,12 +82,12 @@ def _makes_new_tensors(func: Any) -> bool:
 
 
 _SEEN: dict[Any, tuple[Any, dict[str, int]]] = {}
-"""Operation and form of its arguments -> its output, and what it adds to which count."""
+"""Operation and key of its arguments -> its output, and what it adds to which count."""
 
 
 @dataclass
 class _Counter(TorchDispatchMode):
-    """Count operations; one that was seen before with arguments of the same form is not worked out again."""
+    """Count operations; the counts of one that was seen before with arguments of the same shapes are reused."""
 
     counts: OperationCounts = field(default_factory=OperationCounts)
 
@@ -99,14 +99,14 @@ class _Counter(TorchDispatchMode):
         if not _makes_new_tensors(func):
             return self._count(func, args, kwargs)
         try:
-            key = func, _form(args), _form(tuple(kwargs.items()))
+            key = func, _cache_key(args), _cache_key(tuple(kwargs.items()))
         except TypeError:
             return self._count(func, args, kwargs)
         if key not in _SEEN:
             before = vars(self.counts).copy()
             output = self._count(func, args, kwargs)
             added = {name: now - before[name] for name, now in vars(self.counts).items() if now != before[name]}
-            with suppress(TypeError):  # numbers on the CPU, which an operation without tensors gives
+            with suppress(TypeError):  # the output holds values (an operation without tensors): not reusable
                 _SEEN[key] = _like(output), added
             return output
         output, added = _SEEN[key]
@@ -117,6 +117,7 @@ class _Counter(TorchDispatchMode):
     def _count(self, func: Any, args: Any, kwargs: Any) -> Any:
         packet = func._overloadpacket
         if packet not in flop_registry and packet not in _NORMS and func is not _ATEN.size.default:
+            # Composite operations such as `linear` are counted by their parts.
             with self:
                 decomposed = func.decompose(*args, **kwargs)
             if decomposed is not NotImplemented:
@@ -143,6 +144,6 @@ def count_operations(run: Callable[[], object]) -> OperationCounts:
 
 
 def count_forward(model: nn.Module, image_size: tuple[int, int], channels: int = 3) -> OperationCounts:
-    """Count one forward pass of `model` (on the meta device) over one picture of (height, width) pixels."""
+    """Count one forward pass of `model` (on the meta device) over one image of (height, width) pixels."""
     pixel_values = torch.empty(1, channels, *image_size, device="meta")
     return count_operations(lambda: model.eval()(pixel_values=pixel_values))

@@ -1,4 +1,4 @@
-"""Losses that all families share: cross-entropy over valid pixels, with class weights and OHEM, and of pictures."""
+"""Losses of all families: cross-entropy over valid pixels, with class weights and OHEM, and of image labels."""
 
 from typing import Any
 
@@ -7,12 +7,12 @@ import torch.nn.functional as F
 
 
 def classification_loss(labels: torch.Tensor, logits: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-    """Mean cross-entropy of whole pictures in float32.
+    """Mean cross-entropy of image labels in float32.
 
     Args:
-        labels: `(B,)` int64, or the share of each class `(B, num_labels)`.
+        labels: `(B,)` int64, or the probability of each class `(B, num_labels)` (mixup, CutMix).
         logits: `(B, num_labels)`, any floating dtype.
-        args: what models of transformers hand to their loss beside these; without effect.
+        args: further arguments that models of transformers pass to their loss; ignored.
         kwargs: as `args`.
 
     Returns:
@@ -37,17 +37,18 @@ def segmentation_loss(
 
     Args:
         logits: `(B, num_labels, h, w)`, any resolution and floating dtype.
-        labels: `(B, H, W)`, any integer dtype; `ignore_index` and -100 mark void pixels.
-        ignore_index: train id of void.
+        labels: `(B, H, W)`, any integer dtype; `ignore_index` and -100 mark ignored pixels.
+        ignore_index: train id that the loss leaves out.
         align_corners: how the logits are resized, see `torch.nn.functional.interpolate`.
         normalization: `"valid"` divides by the number (with class weights: the summed weight) of kept pixels,
-            `"all"` by the number of all pixels, void included (mmsegmentation's `avg_non_ignore=False`).
+            `"all"` by the number of all pixels, ignored ones included (mmsegmentation's `avg_non_ignore=False`).
         class_weights: `(num_labels,)`, or None for equal weights.
         ohem_threshold: online hard example mining keeps the pixels whose probability of the true class is below this
             number, and never fewer than `ohem_min_kept` per image; None keeps every valid pixel.
         ohem_min_kept: smallest number of pixels kept per image (mmsegmentation's `min_kept`).
-        sources: `(B, H, W)`, which pixel's logits each label judges, as row * W + column; None for its own. The loss
-            of gathered logits, without gathering `num_labels` numbers per pixel, and in less memory than without.
+        sources: `(B, H, W)`, index (row * W + column) of the pixel whose logits each label is compared with; None for
+            its own pixel. Equals the loss of gathered logits, without gathering `num_labels` numbers per pixel, and
+            takes less memory than `F.cross_entropy` (see `_LossAt`).
 
     Returns:
         Scalar float32. A batch without any valid pixel gives 0 with zero (finite) gradients.
@@ -57,7 +58,7 @@ def segmentation_loss(
     """
     if normalization not in ("valid", "all"):
         raise ValueError(f"Loss normalization {normalization!r} is unknown. Use 'valid' or 'all'.")
-    labels = labels.long()
+    labels = labels.long()  # uint8 cannot hold -100
     labels = torch.where(labels == -100, ignore_index, labels)
     logits = logits.float()
     if logits.shape[-2:] != labels.shape[-2:]:
@@ -67,14 +68,14 @@ def segmentation_loss(
     if sources is None:
         loss = F.cross_entropy(logits, labels, weight=weights, ignore_index=ignore_index, reduction="none")
     else:
-        truth = torch.where(valid, labels, 0)
-        loss = _LossAt.apply(logits, truth, sources) * (1 if weights is None else weights[truth])
+        classes = torch.where(valid, labels, 0)  # any class will do: ignored pixels are masked below
+        loss = _LossAt.apply(logits, classes, sources) * (1 if weights is None else weights[classes])
     if ohem_threshold is not None:
-        judged = logits.detach()
+        at_labels = logits.detach()  # the logits that each label is compared with, (B, num_labels, H, W)
         if sources is not None:
             index = sources.flatten(1)[:, None].expand(-1, logits.shape[1], -1)
-            judged = judged.flatten(2).gather(2, index).view(judged.shape)
-        valid = valid & _hard_pixels(judged, labels, valid, ohem_threshold, ohem_min_kept)
+            at_labels = at_labels.flatten(2).gather(2, index).view(at_labels.shape)
+        valid = valid & _hard_pixels(at_labels, labels, valid, ohem_threshold, ohem_min_kept)
     kept = torch.where(valid, loss, 0.0).sum()
     if normalization == "all":
         return kept / labels.numel()
@@ -85,26 +86,28 @@ def segmentation_loss(
 
 
 class _LossAt(torch.autograd.Function):
-    """Cross-entropy `(B, H, W)` of the logits at `sources` against the classes `truth`, both `(B, H, W)`.
+    """Cross-entropy `(B, H, W)` of the logits at `sources` against the `classes`, both `(B, H, W)`.
 
-    Keeps one number per pixel for the backward pass and makes one tensor of the size of the logits there; autograd of
-    `cross_entropy` keeps one and makes three, which is most of the memory of a step with 150 classes at full size.
+    Saves one number per pixel for the backward pass and allocates one tensor of the size of the logits there; autograd
+    of `cross_entropy` saves one such tensor and allocates three, most of the memory of a step with 150 classes at full
+    size.
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: torch.Tensor, truth: torch.Tensor, sources: torch.Tensor) -> torch.Tensor:
-        places = sources.flatten(1)
+    def forward(ctx: Any, logits: torch.Tensor, classes: torch.Tensor, sources: torch.Tensor) -> torch.Tensor:
+        places = sources.flatten(1)  # (B, H*W)
         normalizer = logits.logsumexp(1).flatten(1)  # (B, H*W)
-        index = truth.flatten(1) * normalizer.shape[1] + places
+        index = classes.flatten(1) * normalizer.shape[1] + places  # in the flattened (num_labels, H*W)
         ctx.save_for_backward(logits, normalizer, index, places)
-        return (normalizer.gather(1, places) - logits.flatten(1).gather(1, index)).view(truth.shape)
+        return (normalizer.gather(1, places) - logits.flatten(1).gather(1, index)).view(classes.shape)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         logits, normalizer, index, places = ctx.saved_tensors
         grad = grad.flatten(1)
-        weight = torch.zeros_like(normalizer).scatter_add_(1, places, grad)  # how often each pixel was judged
-        result = logits.new_empty(logits.shape)  # row by row, however the logits lie: flattened in place below
+        weight = torch.zeros_like(normalizer).scatter_add_(1, places, grad)  # of each pixel's logits
+        # The gradient is softmax * weight - one-hot * grad. Contiguous, because it is flattened in place below.
+        result = logits.new_empty(logits.shape)
         torch.sub(logits.flatten(2), normalizer[:, None], out=result.flatten(2))
         result.flatten(2).exp_().mul_(weight[:, None])
         result.flatten(1).scatter_add_(1, index, -grad)

@@ -1,1 +1,1 @@
-"""Every family by its folder: registration with the Auto classes, loading, tasks, and code for the hub."""
+"""Registration of the families with the Auto classes, loading of checkpoints, tasks, and code for the hub."""

@@ -1,4 +1,4 @@
-"""Open a trained checkpoint of a task for use, or say why it is none."""
+"""Load a trained checkpoint for a task, or say why it cannot be used."""
 
 import json
 from collections.abc import Iterator
@@ -15,16 +15,17 @@ from hf_denseseg.errors import InputError, RunError
 from hf_denseseg.models.auto.registration import families, family_classes
 from hf_denseseg.models.auto.tasks import SEMANTIC_SEGMENTATION, TASKS, task_of_class
 
-# What transformers and torch raise for files that are not what they should be, each from another place.
+# What transformers and torch raise for malformed files; each comes from another layer below `from_pretrained`.
 MALFORMED = (
     *(OSError, ValueError, RuntimeError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError),
     *(ImportError, RecursionError, MemoryError, SafetensorError, StrictDataclassError),
 )
+# Limits for an untrusted configuration: layers, any number in it, and bytes of weights that are always allowed.
 MOST_LAYERS, LARGEST_NUMBER, ALWAYS_TAKEN = 1000, 1 << 20, 1 << 28
 
 
 def task_of_checkpoint(checkpoint: str) -> str | None:
-    """Task that the configuration of a checkpoint names; None if it cannot be read or names none."""
+    """Task of a checkpoint according to its configuration; None if that cannot be read or names no task."""
     try:
         return task_of_class(_class_name(_read_config(checkpoint)))
     except MALFORMED:
@@ -34,18 +35,18 @@ def task_of_checkpoint(checkpoint: str) -> str | None:
 def load_trained_model(checkpoint: str, task: str = SEMANTIC_SEGMENTATION, **overrides: Any) -> PreTrainedModel:
     """Load a model for a task with all its weights, in eval mode.
 
-    A checkpoint may come from anywhere: no code in it is run, only safetensors are read, and no more memory is taken
-    than its weights fill.
+    A checkpoint may come from anywhere: no code in it is run, only safetensors are read, and a configuration that asks
+    for much more memory than the stored weights is refused.
 
     Args:
         checkpoint: folder or hub id.
         task: one of `TASKS`.
-        overrides: configuration fields; `ignore_mismatched_sizes=True` makes a head for other classes anew.
+        overrides: configuration fields; `ignore_mismatched_sizes=True` creates a new head for other classes.
 
     Raises:
-        InputError: no folder of a saved model, a model of another kind, one that lacks weights, overrides that
-            change the shape of the encoder's, a pickle, or a configuration of something far larger.
-        RunError: a hub id that cannot be fetched.
+        InputError: no folder of a saved model, a model of another kind, missing weights, overrides that change the
+            shape of encoder weights, a pickle, or a configuration that is far larger than the weights.
+        RunError: a hub id that cannot be downloaded.
     """
     folder = Path(checkpoint)
     if folder.exists() and not (folder / "config.json").exists():
@@ -73,15 +74,15 @@ def load_trained_model(checkpoint: str, task: str = SEMANTIC_SEGMENTATION, **ove
         raise
     except MALFORMED as error:
         raise InputError(
-            f"{checkpoint} is no whole {task.replace('-', ' ')} checkpoint: {_first_line(error)}"
+            f"{checkpoint} is no complete {task.replace('-', ' ')} checkpoint: {_first_line(error)}"
         ) from error
     mismatched = sorted(key for key, *_ in loaded["mismatched_keys"])
     encoder = [key for key in mismatched if key.startswith(f"{model.base_model_prefix}.")]
     if encoder:
         raise InputError(
             f"{checkpoint} holds {len(encoder)} encoder weights of another shape ({', '.join(encoder[:3])}): they "
-            "would start anew. Leave the sizes as they are in the checkpoint; positions are interpolated for pictures "
-            "of any size, so `image_size` stays too."
+            "would be random again. Leave the sizes as they are in the checkpoint; positions are interpolated for "
+            "images of any size, so `image_size` stays too."
         )
     lacking = sorted([*loaded["missing_keys"], *(() if overrides.get("ignore_mismatched_sizes") else mismatched)])
     if lacking:
@@ -93,13 +94,13 @@ def load_trained_model(checkpoint: str, task: str = SEMANTIC_SEGMENTATION, **ove
 
 
 def _class_of(checkpoint: str, task: str) -> Any:
-    """Our class that the checkpoint names, if it is one for the task; else the Auto class."""
+    """The class that the checkpoint names, if it is ours and for the task; else the Auto class."""
     names = TASKS[task]
     try:
         config = _read_config(checkpoint)
     except InputError:
         raise
-    except (OSError, ValueError):  # the Auto class says it better
+    except (OSError, ValueError):  # loading through the Auto class raises the better message
         return getattr(transformers, names.auto_class)
     named = _class_name(config)
     classes = family_classes(config.model_type) if config.model_type in families() else {}
@@ -108,17 +109,17 @@ def _class_of(checkpoint: str, task: str) -> Any:
 
 
 def _read_config(checkpoint: str) -> PreTrainedConfig:
-    """Configuration of a checkpoint, without running code that it may bring along.
+    """Configuration of a checkpoint, without running code that it may contain.
 
     Raises:
-        InputError: more than 1,000 layers, or a larger number than any model has.
+        InputError: more than 1,000 layers, or a number beyond that of any model.
     """
     file = Path(checkpoint) / "config.json"
     if file.exists():
         for key, value in _numbers(json.loads(file.read_text())):
             limit = MOST_LAYERS if "layers" in key or "depth" in key else LARGEST_NUMBER
             if abs(value) > limit:
-                raise InputError(f"{file}: {key} is {value}; at most {limit:,} is taken from a checkpoint.")
+                raise InputError(f"{file}: {key} is {value}; at most {limit:,} is accepted from a checkpoint.")
     return AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
 
 
@@ -127,7 +128,7 @@ def _class_name(config: PreTrainedConfig) -> str:
 
 
 def _check_size(folder: Path, kind: Any) -> None:
-    """Refuse a configuration that asks for far more weights than the folder holds; they would be made and filled.
+    """Refuse a configuration that asks for far more weights than the folder holds, which would exhaust the memory.
 
     Raises:
         InputError: more than 16 times the bytes that are stored.
@@ -147,7 +148,7 @@ def _check_size(folder: Path, kind: Any) -> None:
 
 
 def _numbers(value: Any, key: str = "") -> Iterator[tuple[str, int]]:
-    """Every whole number in a JSON value, with the key above it."""
+    """Every integer in a JSON value, with the key above it."""
     if isinstance(value, dict):
         for name, inner in value.items():
             yield from _numbers(inner, name)

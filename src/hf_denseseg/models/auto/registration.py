@@ -176,12 +176,12 @@ def create_image_processor(config: PreTrainedConfig, **options: Any) -> BaseImag
 def model_info(
     name_or_config: str | PreTrainedConfig, image_size: tuple[int, int] = (512, 512), **overrides: Any
 ) -> ModelInfo:
-    """Count parameters, multiply-adds and activations for one picture, without allocating weights.
+    """Count parameters, multiply-adds and activations for one image, without allocating weights.
 
     Args:
         name_or_config: one of `list_models()`, or a configuration whose `architectures` names the task class.
         image_size: (height, width) in pixels; of a name whose configuration has an `image_size` (a stored position
-            table), that is set to it, enlarged to whole patches.
+            table), that field is set to it, rounded up to whole patches.
         overrides: configuration fields for a name, for example `num_labels=19`.
     """
     config = name_or_config
@@ -231,7 +231,7 @@ def load_official(
     Args:
         family: name of a folder below `models/`.
         weights: `.safetensors`, `.pth`, `.bin` or `.tar` file, or a state dict, with the official key names.
-        hyper_parameters: sizes in the official words (JSON file or dict), or a published name.
+        hyper_parameters: sizes under the official names (JSON file or dict), or a published name.
         overrides: configuration fields, for example `num_labels=19`.
 
     Raises:
