@@ -1,4 +1,4 @@
-"""The same questions for every family: subclass `SegmentationModelTester`, name the classes, give tiny sizes."""
+"""Common tests of every family: subclass `SegmentationModelTester`, name the classes, give tiny sizes."""
 
 import copy
 import functools
@@ -33,7 +33,7 @@ def freeze_batch_norm(model: nn.Module) -> None:
 
 
 def fields(config: PreTrainedConfig) -> dict[str, Any]:
-    """Everything in a configuration but the folder that it came from."""
+    """All fields of a configuration except the folder that it was loaded from."""
     return {name: value for name, value in config.to_dict().items() if name != "_name_or_path"}
 
 
@@ -55,7 +55,7 @@ def pooling_exports_for_any_size() -> bool:
 
 
 class Logits(nn.Module):
-    """Tensors in, tensor out, as the exporter wants it."""
+    """Tensors in, tensor out, as the exporter needs it."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -66,23 +66,23 @@ class Logits(nn.Module):
 
 
 class SegmentationModelTester:
-    """Contract of a segmentation family; a subclass sets the attributes and adds what is special to its paper."""
+    """Contract of a segmentation family; a subclass sets the attributes and adds tests of its paper."""
 
     config_class: type[PreTrainedConfig]
     model_class: type[PreTrainedModel]
     base_class: type[PreTrainedModel]
     backbone_class: type[PreTrainedModel]
     tiny: dict[str, Any]
-    traced: dict[str, Any] = {}  # fewer layers where models are compiled and exported, which takes seconds for each
+    traced: dict[str, Any] = {}  # fewer layers for compiling and exporting, which take seconds each
     output_stride: int
     smallest_side = 13
     smallest_exported_side = 29
     typing_error = {"num_atention_heads": 2}
     pools = False  # whether a part of the model is a pooling layer
-    own_outputs: tuple[str, ...] = ()  # beside loss, logits and hidden states
+    own_outputs: tuple[str, ...] = ()  # outputs besides loss, logits and hidden states
 
     def logits_size(self, height: int, width: int) -> tuple[int, int]:
-        """Size of the logits for a picture of this size."""
+        """Size of the logits for an image of this size."""
         return -(-height // self.output_stride), -(-width // self.output_stride)
 
     @pytest.fixture
@@ -107,7 +107,7 @@ class SegmentationModelTester:
         labels[0, :5] = 255
         return {"pixel_values": torch.randn(2, 3, 48, 64, generator=generator), "labels": labels}
 
-    # --- saving, loading, initialising
+    # --- saving, loading, initializing
 
     @torch.no_grad()
     def test_saved_model_gives_the_same_logits_through_the_auto_class(self, model, batch, tmp_path):
@@ -145,7 +145,7 @@ class SegmentationModelTester:
         assert {name for name in report["missing_keys"] if name in own} == own
         assert not any(name.startswith(prefix) for name in report["missing_keys"])
 
-    def test_wrong_number_of_labels_raises_or_starts_anew_on_request(self, model, tmp_path):
+    def test_wrong_number_of_labels_raises_or_creates_a_new_head_on_request(self, model, tmp_path):
         model.save_pretrained(tmp_path)
         with pytest.raises(RuntimeError, match="size"):
             self.model_class.from_pretrained(tmp_path, num_labels=NUM_LABELS + 2)
@@ -153,8 +153,8 @@ class SegmentationModelTester:
         assert other.config.num_labels == NUM_LABELS + 2
         assert all(value.isfinite().all() for value in other.parameters())
 
-    def test_missing_weights_are_initialised_exactly_as_by_the_constructor(self, config, monkeypatch):
-        # Every draw starts from one seed, so that values do not depend on how many draws came before.
+    def test_missing_weights_are_initialized_exactly_as_by_the_constructor(self, config, monkeypatch):
+        # Every random draw starts from one seed, so that values do not depend on the number of draws before.
         for name in ("normal_", "uniform_"):
             draw = getattr(torch.Tensor, name)
 
@@ -169,7 +169,7 @@ class SegmentationModelTester:
         assert not different, f"{different[:5]} are not produced by _init_weights"
 
     @torch.no_grad()
-    def test_builds_on_the_meta_device_and_comes_to_life(self, config, batch):
+    def test_model_built_on_the_meta_device_can_be_initialized_later(self, config, batch):
         with torch.device("meta"):
             model = self.model_class(config)
         assert {value.device.type for value in model.state_dict().values()} == {"meta"}
@@ -199,7 +199,7 @@ class SegmentationModelTester:
     # --- outputs
 
     @torch.no_grad()
-    def test_forward_is_deterministic_and_pictures_do_not_mix(self, model, batch):
+    def test_forward_is_deterministic_and_images_do_not_mix(self, model, batch):
         together = model(batch["pixel_values"]).logits
         assert torch.equal(model(batch["pixel_values"]).logits, together)
         alone = model(batch["pixel_values"][1:]).logits
@@ -213,7 +213,7 @@ class SegmentationModelTester:
         assert logits.shape == (1, NUM_LABELS, *self.logits_size(height, width))
         assert logits.isfinite().all()
 
-    def test_picture_below_one_patch_is_refused_with_the_reason(self, model):
+    def test_image_below_one_patch_is_refused_with_the_reason(self, model):
         with pytest.raises(ValueError, match=f"at least {self.smallest_side}"):
             model(torch.zeros(1, 3, self.smallest_side - 1, 64))
 
@@ -244,7 +244,7 @@ class SegmentationModelTester:
     # --- training
 
     @pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])
-    def test_void_may_be_255_or_minus_100_in_any_integer_type(self, model, batch, dtype):
+    def test_ignored_labels_may_be_255_or_minus_100_in_any_integer_type(self, model, batch, dtype):
         expected = model(**batch).loss
         labels = batch["labels"].to(dtype)
         assert_same_outputs(model(batch["pixel_values"], labels=labels).loss, expected)
@@ -252,7 +252,7 @@ class SegmentationModelTester:
             labels = torch.where(labels == 255, -100, labels)
             assert_same_outputs(model(batch["pixel_values"], labels=labels).loss, expected)
 
-    def test_crop_that_is_all_void_gives_zero_loss_and_finite_gradients(self, model, batch):
+    def test_crop_of_ignored_pixels_gives_zero_loss_and_finite_gradients(self, model, batch):
         loss = model(batch["pixel_values"], labels=torch.full_like(batch["labels"], 255)).loss
         loss.backward()
         assert loss.item() == 0
@@ -278,13 +278,13 @@ class SegmentationModelTester:
         expected, found = gradients(model), gradients(other)
         learning = {name for name, each in model.named_parameters() if each.requires_grad}
         assert expected.keys() == found.keys() == learning
-        # Where no gradient is recorded attention may take another kernel: buffers are equal but for rounding.
+        # Without gradients attention may take another kernel, so buffers are equal only up to rounding.
         expected, found = expected | dict(model.named_buffers()), found | dict(other.named_buffers())
         for name, value in expected.items():
             torch.testing.assert_close(found[name], value, msg=lambda text, name=name: f"{name}: {text}")
 
     def test_accumulated_gradients_equal_the_large_batch(self, model, batch):
-        """Trap: a loss that Trainer divides by the number of items would be wrong by the number of steps."""
+        """A loss that Trainer divides by the number of items would be wrong by a factor of the number of steps."""
         assert model.accepts_loss_kwargs is False
         labels = torch.where(batch["labels"] == 255, 0, batch["labels"])
         model(batch["pixel_values"], labels=labels).loss.backward()
@@ -292,7 +292,7 @@ class SegmentationModelTester:
         model.zero_grad()
         for row in range(2):
             (model(batch["pixel_values"][row : row + 1], labels=labels[row : row + 1]).loss / 2).backward()
-        # Some gradients are zero but for rounding (the bias of the keys), so the largest one sets the scale.
+        # Some gradients are zero up to rounding (the bias of the keys), so the largest one sets the scale.
         scale = max(value.abs().max().item() for value in expected.values())
         for name, value in gradients(model).items():
             torch.testing.assert_close(value, expected[name], atol=1e-6 * scale, rtol=1e-3)
@@ -326,7 +326,7 @@ class SegmentationModelTester:
     # --- numerics
 
     @torch.no_grad()
-    def test_bfloat16_weights_take_float32_pictures(self, model, batch):
+    def test_bfloat16_weights_take_float32_images(self, model, batch):
         expected = model(**batch)
         low = model.to(torch.bfloat16)(**batch)
         assert low.logits.dtype == torch.bfloat16 and low.loss.dtype == torch.float32
@@ -385,7 +385,7 @@ class SegmentationModelTester:
     @pytest.mark.slow
     @torch.no_grad()
     def test_exports_with_fixed_shapes(self, traced_model, batch):
-        """Slow, since export for any size, or any batch, says almost all of it."""
+        """Slow, because export for any size, or any batch, covers almost all of it."""
         program = Logits(traced_model)
         exported = torch.export.export(program, (batch["pixel_values"],)).module()
         expected = program(batch["pixel_values"])

@@ -12,15 +12,15 @@ from transformers.modeling_outputs import SemanticSegmenterOutput
 
 
 def picture(mode: str = "RGB", size: tuple[int, int] = (40, 30), seed: int = 0) -> Image.Image:
-    """A picture of any mode, `size` = (width, height) as PIL has it."""
+    """Random image of any mode; `size` is (width, height), as in PIL."""
     noise = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     if mode == "I;16":
         return Image.fromarray(noise[..., 0].astype(np.uint16) * 257)
     return Image.fromarray(noise).convert(mode)
 
 
-def turned_picture(path: Any, size: tuple[int, int] = (40, 30)) -> Image.Image:
-    """A file whose EXIF says that it must be turned by 90 degrees."""
+def rotated_image(path: Any, size: tuple[int, int] = (40, 30)) -> Image.Image:
+    """Image file whose EXIF orientation asks for a rotation by 90 degrees."""
     exif = Image.Exif()
     exif[0x0112] = 6
     picture(size=size).save(path, exif=exif)
@@ -53,7 +53,7 @@ class ImageProcessorTester:
         assert difference.max() < 0.1 and difference.mean() < 5e-3
         assert torch.equal(outputs[0]["labels"], outputs[1]["labels"])
 
-    def test_values_are_normalised_by_mean_and_deviation_of_imagenet(self, processor):
+    def test_values_are_normalized_by_mean_and_deviation_of_imagenet(self, processor):
         pixel_values = processor(picture(), do_resize=False, return_tensors="pt")["pixel_values"][0]
         values = torch.from_numpy(np.array(picture())).permute(2, 0, 1) / 255
         mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
@@ -63,7 +63,7 @@ class ImageProcessorTester:
         assert processor(picture(size=(90, 60)), return_tensors="pt")["pixel_values"].shape[-2:] == (32, 48)
         assert max(processor(picture(size=(300, 20)), return_tensors="pt")["pixel_values"].shape[-2:]) == 64
 
-    def test_labels_follow_the_picture_and_reduce_zero_to_void(self, processor):
+    def test_labels_follow_the_image_and_reduce_zero_to_ignored(self, processor):
         maps = np.array([[0, 1], [2, 255]], dtype=np.uint8).repeat(8, axis=0).repeat(8, axis=1)
         batch = processor(picture(size=(16, 16)), segmentation_maps=maps, do_reduce_labels=True, return_tensors="pt")
         assert batch["labels"].dtype == torch.int64 and batch["labels"].shape == (1, 32, 32)
@@ -71,7 +71,7 @@ class ImageProcessorTester:
         assert corners.tolist() == [255, 0, 1, 255]
 
     @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1", "I;16", "CMYK"])
-    def test_every_mode_of_picture_becomes_three_channels(self, processor, mode):
+    def test_every_image_mode_becomes_three_channels(self, processor, mode):
         assert processor(picture(mode), return_tensors="pt")["pixel_values"].shape[1] == 3
 
     def test_sixteen_bit_is_scaled_and_not_clipped(self, processor):
@@ -81,16 +81,16 @@ class ImageProcessorTester:
         torch.testing.assert_close(deep, plain)
 
     def test_exif_rotation_is_applied(self, processor, tmp_path):
-        turned = turned_picture(tmp_path / "turned.png")
-        assert processor(turned, do_resize=False, return_tensors="pt")["pixel_values"].shape[-2:] == (40, 30)
+        rotated = rotated_image(tmp_path / "rotated.png")
+        assert processor(rotated, do_resize=False, return_tensors="pt")["pixel_values"].shape[-2:] == (40, 30)
 
-    def test_arrays_and_tensors_equal_pictures(self, processor):
+    def test_arrays_and_tensors_equal_images(self, processor):
         array = np.array(picture())
         expected = processor(picture(), return_tensors="pt")["pixel_values"]
         for given in (array, torch.from_numpy(array).permute(2, 0, 1), [array]):
             torch.testing.assert_close(processor(given, return_tensors="pt")["pixel_values"], expected)
 
-    def test_different_sizes_in_one_batch_are_refused_with_the_remedy(self, processor):
+    def test_different_sizes_in_one_batch_are_refused_with_a_fix(self, processor):
         with pytest.raises(ValueError, match="different sizes.*'height'"):
             processor([picture(size=(40, 30)), picture(size=(30, 40))], return_tensors="pt")
         assert len(processor([picture(size=(40, 30)), picture(size=(30, 40))])["pixel_values"]) == 2
@@ -124,16 +124,14 @@ class ImageProcessorTester:
             processor.post_process_semantic_segmentation(outputs, target_sizes=[(16, 21)])
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-    def test_pipeline_masks_have_the_size_of_their_picture_and_partition_it(self, dtype, tmp_path):
+    def test_pipeline_masks_have_the_size_of_their_image_and_partition_it(self, dtype, tmp_path):
         self.model_class(self.config_class(**self.tiny, num_labels=5)).save_pretrained(tmp_path)
         self.torchvision_class(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
         segment = pipeline("image-segmentation", model=str(tmp_path), dtype=dtype, device="cpu")
-        pictures = [
-            picture(mode, size=(40 + shift, 30)) for shift, mode in enumerate(("RGB", "L", "RGBA", "P", "I;16"))
-        ]
-        pictures.append(turned_picture(tmp_path / "turned.png", size=(50, 35)))
-        for given, masks in zip(pictures, segment(pictures, batch_size=4), strict=True):
-            width, height = (35, 50) if given is pictures[-1] else given.size
+        images = [picture(mode, size=(40 + shift, 30)) for shift, mode in enumerate(("RGB", "L", "RGBA", "P", "I;16"))]
+        images.append(rotated_image(tmp_path / "rotated.png", size=(50, 35)))
+        for given, masks in zip(images, segment(images, batch_size=4), strict=True):
+            width, height = (35, 50) if given is images[-1] else given.size
             covered = sum((np.asarray(found["mask"]) > 0).astype(int) for found in masks)
             assert covered.shape == (height, width) and (covered == 1).all()
             assert {found["label"] for found in masks} <= {f"LABEL_{k}" for k in range(5)}

@@ -1,8 +1,8 @@
 """The steps of docs/adding_an_architecture.md, followed: a toy family is added to a copy of the tree.
 
 `fixtures/toy_family/` holds what a contributor writes, where it would lie, and can be copied as a template. Nothing
-else of the tree is touched, and everything must follow by itself. There, `official_toy.py` stands for the authors'
-code, and `use_toy.py` does what a user does.
+else of the tree is touched, and everything else must adapt. There, `official_toy.py` plays the authors' code, and
+`use_toy.py` does what a user does.
 """
 
 import importlib.util
@@ -20,8 +20,8 @@ from reference import FIXTURES, REPOSITORY
 TEMPLATE = FIXTURES / "toy_family"
 PLACES = {"models": "src/hf_denseseg/models", "modeling_tests": "modeling_tests", "scripts": "scripts"}
 
-# What is asked of it: its own tests but those of compiler and exporter, which are slow, and the common ones.
-QUESTIONS = {
+# Tests that it has to pass: the common ones, and its own except those of compiler and exporter, which are slow.
+SELECTED_TESTS = {
     "models/test_modeling_toy": "not (compiles or exports)",
     "models/test_published_toy": "test",
     "models/test_parity": "toy or every_family",
@@ -64,7 +64,7 @@ def run(tree, *words):
 
 @pytest.fixture(scope="module")
 def output(tree, tmp_path_factory):
-    """What `use_toy.py` prints; it follows the README from names to cards and writes the README's tables anew."""
+    """What `use_toy.py` prints; it follows the README from names to cards and rewrites the README's tables."""
     return run(tree, TEMPLATE / "use_toy.py", tree, tmp_path_factory.mktemp("used"))
 
 
@@ -74,9 +74,9 @@ def test_the_folder_alone_makes_it_usable_everywhere(output, tree):
     assert line in (tree / "README.md").read_text().splitlines()
 
 
-def test_the_common_tests_can_be_asked_of_it(output, tree):
-    files = [f"modeling_tests/{name}.py" for name in QUESTIONS]
-    chosen = " or ".join(f"({Path(name).name} and ({questions}))" for name, questions in QUESTIONS.items())
+def test_it_passes_the_common_tests(output, tree):
+    files = [f"modeling_tests/{name}.py" for name in SELECTED_TESTS]
+    chosen = " or ".join(f"({Path(name).name} and ({tests}))" for name, tests in SELECTED_TESTS.items())
     report = run(tree, "-m", "pytest", "-v", "-p", "no:cacheprovider", *files, "-k", chosen)
     for name in files:
         assert re.search(rf"^{name}::.* PASSED", report, flags=re.MULTILINE), f"no test of {name} ran:\n{report}"

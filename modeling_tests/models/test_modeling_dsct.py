@@ -48,7 +48,7 @@ class TestDsctSapp:
     tiny, output_stride = {**TINY, "decode_head": "sapp", "align_corners": True}, 2
     test_sizes = SegmentationModelTester.test_any_size_gives_logits_of_the_stride
     test_gradients = SegmentationModelTester.test_every_parameter_learns
-    test_initialisation = SegmentationModelTester.test_missing_weights_are_initialised_exactly_as_by_the_constructor
+    test_initialization = SegmentationModelTester.test_missing_weights_are_initialized_exactly_as_by_the_constructor
     config_class, model_class = DsctConfig, DsctForSemanticSegmentation
     smallest_side, logits_size = SegmentationModelTester.smallest_side, SegmentationModelTester.logits_size
     config, model, batch = SegmentationModelTester.config, SegmentationModelTester.model, SegmentationModelTester.batch
@@ -152,7 +152,7 @@ def test_classifier_averages_the_losses_of_both_streams():
         ({"drop_path_rate": 1.5}, "probability"),
     ],
 )
-def test_sizes_that_do_not_fit_are_refused_with_the_remedy(fields, message):
+def test_sizes_that_do_not_fit_are_refused_with_a_fix(fields, message):
     with pytest.raises(StrictDataclassError, match=message):
         DsctConfig(**{**TINY, **fields})
 

@@ -109,7 +109,7 @@ class TestHlgUpernet:
     config, model, batch = SegmentationModelTester.config, SegmentationModelTester.model, TestHlgPup.batch
     test_sizes = SegmentationModelTester.test_any_size_gives_logits_of_the_stride
     test_gradients = SegmentationModelTester.test_every_parameter_learns
-    test_initialization = SegmentationModelTester.test_missing_weights_are_initialised_exactly_as_by_the_constructor
+    test_initialization = SegmentationModelTester.test_missing_weights_are_initialized_exactly_as_by_the_constructor
     test_saving = SegmentationModelTester.test_saved_model_gives_the_same_logits_through_the_auto_class
     test_base_weights = SegmentationModelTester.test_base_weights_load_into_the_task_model_and_back
 

@@ -57,7 +57,7 @@ class TestSetrNaive:
     tiny, output_stride = {**TINY, "decode_head": "naive"}, 16
     test_sizes = SetrTester.test_any_size_gives_logits_of_the_stride
     test_gradients = SetrTester.test_every_parameter_learns
-    test_initialization = SetrTester.test_missing_weights_are_initialised_exactly_as_by_the_constructor
+    test_initialization = SetrTester.test_missing_weights_are_initialized_exactly_as_by_the_constructor
     config_class, model_class, base_class = SetrTester.config_class, SetrTester.model_class, SetrTester.base_class
     smallest_side, logits_size = SetrTester.smallest_side, SetrTester.logits_size
     config, model, batch = SetrTester.config, SetrTester.model, SetrTester.batch
@@ -72,7 +72,7 @@ class TestSetrMla(TestSetrNaive):
     test_saving = SetrTester.test_saved_model_gives_the_same_logits_through_the_auto_class
     test_base_weights = SetrTester.test_base_weights_load_into_the_task_model_and_back
     test_checkpointing = SetrTester.test_gradient_checkpointing_changes_nothing_and_runs_batch_norms_once
-    test_pictures = SetrTester.test_forward_is_deterministic_and_pictures_do_not_mix
+    test_images = SetrTester.test_forward_is_deterministic_and_images_do_not_mix
     test_attention = SetrTester.test_eager_and_sdpa_attention_agree
     test_export = SetrTester.test_exports_with_dynamic_batch_height_and_width
 

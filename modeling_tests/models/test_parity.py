@@ -1,4 +1,4 @@
-"""Outputs of the official implementations, recorded outside, against ours.
+"""Recorded outputs of the official implementations against ours.
 
 Runs over every case below `$DENSESEG_REFERENCE` and `fixtures/`. A family says in `parity_<family>.py` how a case is
 run: `run_case(folder, config, inputs) -> {recorded name: tensor}`, and the tolerance in units of each tensor's
@@ -42,7 +42,7 @@ def test_recorded_tensors_are_reproduced(case):
     ours = parity.run_case(case, config, recorded)
     compared = [name for name in recorded if name not in parity.INPUTS]
     missing = [name for name in compared if name not in ours]
-    assert compared and not missing, f"nothing of ours answers to the recorded {missing}"
+    assert compared and not missing, f"we return nothing for the recorded {missing}"
     errors = {}
     for name in compared:
         expected = recorded[name].double()
@@ -53,7 +53,7 @@ def test_recorded_tensors_are_reproduced(case):
         allowed = allowed_error(parity, name, expected)
         if not error <= allowed:
             errors[name] = f"{error:.3g}, allowed {allowed:.3g}"
-    assert not errors, f"too far off: {errors}"
+    assert not errors, f"errors above tolerance: {errors}"
 
 
 def allowed_error(parity: ModuleType, name: str, expected: torch.Tensor) -> float:
