@@ -22,7 +22,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from hf_denseseg.cli import main
-from hf_denseseg.data.checks.segmentation import scan_source
+from hf_denseseg.data.checks.segmentation import scan_segmentation_source
 from hf_denseseg.data.labels import LabelSpec
 from hf_denseseg.data.reading import matlab
 from hf_denseseg.data.reading.matlab import read_matlab_ids
@@ -461,7 +461,7 @@ def test_a_test_split_without_published_labels_has_pictures_and_void_alone(tmp_p
     rows = list(load_segmentation(name, split, root=tmp_path).dataset)
     assert len(rows) == count and all((row["label"] == 255).all() for row in rows)
     assert rows[0]["id"] == ("bonn_000000_000019" if name == "cityscapes" else "ADE_test_00000000")
-    scan = scan_source(name, split, root=tmp_path)
+    scan = scan_segmentation_source(name, split, root=tmp_path)
     assert not scan.faults and scan.images == 3 and "keep the labels" in " ".join(scan.notes)
     with pytest.raises(InputError, match="never published"):
         pack(load_segmentation(name, split, root=tmp_path), tmp_path / "shards", "test")
@@ -483,7 +483,7 @@ def test_by_its_path_an_official_folder_or_archive_is_recognised(tmp_path):
     data = load_segmentation(tmp_path / "ADEChallengeData2016.zip", "validation")
     check(data, expected)
     assert data.spec == get_benchmark("ade20k").spec
-    assert scan_source(str(tmp_path), "val").spec == data.spec
+    assert scan_segmentation_source(str(tmp_path), "val").spec == data.spec
 
 
 def test_what_may_be_two_benchmarks_needs_the_name(tmp_path):
@@ -514,7 +514,7 @@ def test_missing_and_lone_files_are_named(tmp_path):
     lone.unlink()
     with pytest.raises(InputError, match=r"munster_000000_000019_leftImg8bit\.png has no label map"):
         load_segmentation("cityscapes", "val", root=tmp_path)
-    assert len(scan_source("cityscapes", "val", root=tmp_path).faults) == 1
+    assert len(scan_segmentation_source("cityscapes", "val", root=tmp_path).faults) == 1
     lone.write_bytes(content)
     next(tmp_path.glob("leftImg8bit/val/*/*000001_*")).unlink()
     with pytest.raises(InputError, match=r"munster_000001_000019_gtFine_labelIds\.png has no picture"):

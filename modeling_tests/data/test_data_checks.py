@@ -7,9 +7,10 @@ import pytest
 from PIL import Image
 
 from hf_denseseg.cli import main
-from hf_denseseg.data.checks.segmentation import scan_dataset
+from hf_denseseg.data.checks.segmentation import scan_segmentation
 from hf_denseseg.data.labels import LabelSpec, SegmentationData
 from hf_denseseg.data.segmentation import load_segmentation
+from hf_denseseg.training.optimization import load_class_weights
 
 
 def write_pairs(folder, masks):
@@ -47,7 +48,7 @@ def test_check_names_every_fault_with_its_file(tmp_path, capsys):
     for name, text in (
         ("labels/p1.png", "colour picture"),
         ("labels/p2.png", "Raw ids 77"),
-        ("labels/p3.png", "every pixel of the label map is void"),
+        ("labels/p3.png", "every pixel of the label map is ignored"),
         ("images/p4.png", "Sizes differ"),
         ("images/p5.png", "empty"),
         ("images/p6.png", "has no label map"),
@@ -73,7 +74,7 @@ def test_check_mentions_palettes_and_classes_that_never_occur(tmp_path, capsys):
     palette.save(tmp_path / "train/labels/p0.png")
     assert main(["data", "check", str(tmp_path)]) == 0
     out = capsys.readouterr().out
-    assert "No pixel of car, sky in 1 pictures" in out and "1 label maps are palette pictures" in out
+    assert "No pixel of car, sky in 1 images" in out and "1 label maps are palette images" in out
 
 
 def test_wrong_sources_end_with_code_2(tmp_path, capsys):
@@ -91,13 +92,27 @@ def test_stats_count_and_weigh_the_classes(tmp_path):
     output = tmp_path / "stats.json"
     assert main(["data", "stats", str(tmp_path / "data"), "--output", str(output)]) == 0
     stats = json.loads(output.read_text())
-    assert stats["pixels"] == [5, 1, 0] and stats["void_share"] == 0.25 and stats["sizes"] == {"1x4": 2}
+    assert stats["pixels"] == [5, 1, 0] and stats["ignored_fraction"] == 0.25 and stats["sizes"] == {"1x4": 2}
     enet = [1 / np.log(1.02 + 5 / 6), 1 / np.log(1.02 + 1 / 6), 0]
     assert stats["class_weights"]["enet"] == pytest.approx(enet, abs=1e-5)
     frequencies = [5 / 6, 1 / 4]  # pixels of the class / labelled pixels of the pictures that show it
     middle = np.median(frequencies)
     expected = [middle / frequencies[0], middle / frequencies[1], 0]
     assert stats["class_weights"]["median_frequency"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_class_weights_are_read_from_files_with_new_and_old_keys(tmp_path):
+    """Only `class_weights` is read, which files of earlier versions hold beside `shares` and `void_share`."""
+    write_pairs(tmp_path / "data", [good_mask()])
+    path = tmp_path / "stats.json"
+    assert main(["data", "stats", str(tmp_path / "data"), "--output", str(path)]) == 0
+    stats = json.loads(path.read_text())
+    assert {"images", "pixels", "fractions", "images_with_class", "ignored_fraction"} < set(stats)
+    renamed = {"fractions": "shares", "images_with_class": "pictures_with_class", "ignored_fraction": "void_share"}
+    old = tmp_path / "old.json"
+    old.write_text(json.dumps({renamed.get(key, key): value for key, value in stats.items()}))
+    for file in (path, old):
+        assert load_class_weights(f"{file}:enet", 3).tolist() == pytest.approx(stats["class_weights"]["enet"])
 
 
 def test_show_writes_a_picture(tmp_path):
@@ -114,16 +129,16 @@ def test_help_shows_an_example(action, capsys):
 
 
 def test_the_check_before_training_looks_at_pairs_spread_over_the_whole(tmp_path):
-    assert scan_dataset(load_segmentation("synthetic:8@40x48", "train")).faults == []
+    assert scan_segmentation(load_segmentation("synthetic:8@40x48", "train")).faults == []
     rows = [{"image": None, "label": np.full((2, 2), k % 2, np.uint8), "id": str(k)} for k in range(10)]
     rows[9]["label"] = np.full((2, 2), 255, np.uint8)
     data = SegmentationData(rows, LabelSpec("s", ("a", "b")))
-    faults = scan_dataset(data, limit=4).faults
+    faults = scan_segmentation(data, limit=4).faults
     assert len(faults) == 1 and str(faults[0]).startswith("9: every pixel")
-    assert scan_dataset(data, limit=4).images == 4
+    assert scan_segmentation(data, limit=4).images == 4
 
 
 def test_streams_are_checked_up_to_the_first_fault(tmp_path):
     write_pairs(tmp_path, [good_mask(), np.full((4, 4), 77, np.uint8), good_mask()])
-    faults = scan_dataset(load_segmentation(tmp_path, "train", streaming=True)).faults
+    faults = scan_segmentation(load_segmentation(tmp_path, "train", streaming=True)).faults
     assert len(faults) == 1 and "Raw ids 77" in str(faults[0])

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from hf_denseseg.data.augmentation.classification import MixedBatch, TrainImages, posterize, training_transform
 from hf_denseseg.data.augmentation.sampler import EpochSampler
-from hf_denseseg.data.checks.classification import check_pictures, scan_pictures
+from hf_denseseg.data.checks.classification import scan_classification
 from hf_denseseg.data.class_names import ClassNames
 from hf_denseseg.data.classification import load_classification
 from hf_denseseg.errors import InputError
@@ -97,10 +97,10 @@ def test_what_is_no_data_set_is_refused(name, message, tmp_path, monkeypatch):
 def test_check_names_the_damaged_picture(folder):
     (folder / "train" / "n02" / "n02_1.JPEG").write_bytes(b"")
     data = load_classification(folder, "train")
-    (fault,) = check_pictures(data)
+    (fault,) = scan_classification(data).faults
     assert "n02_1.JPEG is empty" in str(fault)
-    scan = scan_pictures(load_classification(folder, "val"))
-    assert scan.pictures.tolist() == [2, 0, 2] and "No picture of n02" in scan.notes[0]
+    scan = scan_classification(load_classification(folder, "val"))
+    assert scan.images_with_class.tolist() == [2, 0, 2] and "No image of n02" in scan.notes[0]
 
 
 def test_embedded_classes_are_balanced_repeatable_and_not_told_by_their_mean_colour():
@@ -231,7 +231,7 @@ def test_accuracies_agree_with_their_definition_and_with_evaluate():
     assert scores["top5"] == float((five == labels.numpy()[:, None]).any(1).mean())
     own = scores["per_class"][3]
     assert (
-        own["accuracy"] == pytest.approx((answers[labels == 3] == 3).mean()) and own["pictures"] == (labels == 3).sum()
+        own["accuracy"] == pytest.approx((answers[labels == 3] == 3).mean()) and own["images"] == (labels == 3).sum()
     )
     metric = evaluate.load(TOP_K_PATH)
     metric.add_batch(predictions=logits[:300], references=labels[:300])

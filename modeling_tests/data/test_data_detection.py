@@ -338,7 +338,7 @@ def test_chance_is_what_the_objects_of_another_picture_score():
     rows = [{"height": 40, "width": 60, "objects": [truth(0, box)]} for box in boxes]
     assert detection_metrics(rows, {}, ["a"])["chance"] == pytest.approx(1 / 3, abs=0.01)  # one of three is right
     alone = detection_metrics(rows[:1], {}, ["a"])
-    assert alone["chance"] is None and "With one picture" in chance_level("object-detection", alone)
+    assert alone["chance"] is None and "With one image" in chance_level("object-detection", alone)
 
 
 def test_answers_within_a_crowd_are_neither_right_nor_wrong():

@@ -95,7 +95,7 @@ def main(args: argparse.Namespace) -> int:
 
 def _load(args: argparse.Namespace) -> tuple[Any, Any, list[int] | None]:
     """Checkpoint, data and train ids of `--classes`, everything checked that can be before the model works."""
-    from hf_denseseg.data.checks.segmentation import scan_dataset
+    from hf_denseseg.data.checks.segmentation import scan_segmentation
     from hf_denseseg.data.segmentation import load_segmentation
     from hf_denseseg.inference.predict.segmentation import SegmentationPredictor
     from hf_denseseg.models.auto.pretrained import task_of_checkpoint
@@ -118,7 +118,7 @@ def _load(args: argparse.Namespace) -> tuple[Any, Any, list[int] | None]:
             f"{args.checkpoint} knows {predictor.model.config.num_labels} classes, {data.spec.name} has "
             f"{data.spec.num_labels}. Give the dataset the checkpoint was trained on."
         )
-    scan = scan_dataset(data, progress=True)
+    scan = scan_segmentation(data, progress=True)
     if scan.faults:
         more = f" (and {len(scan.faults) - 1} more; `denseseg data check` lists all)" if len(scan.faults) > 1 else ""
         raise InputError(f"{args.dataset}: {scan.faults[0]}{more}")

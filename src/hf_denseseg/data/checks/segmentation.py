@@ -1,14 +1,14 @@
-"""Look at every pair before training: what is wrong with which file, and what the labels are made of."""
+"""Read every pair of a segmentation dataset before training: faults with their file, pixels per class."""
 
-from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
 
+from hf_denseseg.data.checks.scan import Scan
 from hf_denseseg.data.labels import VOID, LabelSpec, SegmentationData
 from hf_denseseg.data.reading.images import Fault, check_same_size, is_palette, read_image, read_label
 from hf_denseseg.data.reading.references import describe_reference
@@ -17,139 +17,121 @@ from hf_denseseg.errors import InputError
 
 
 @dataclass
-class Scan:
+class SegmentationScan(Scan[LabelSpec]):
     """What a pass over the pairs found.
 
+    Also counted, `(num_labels,)` each: `pixels` of a class; `image_pixels`, the valid pixels of all the images that
+    show it; `images_with_class`, their number.
+
     Args:
-        spec: what the labels mean.
-        faults: pairs (or the whole) that cannot be used.
-        notes: what is unusual, but may be meant.
-        images: number of readable pairs.
-        pixels: pixels per class, `(num_labels,)`.
-        image_pixels: per class, labelled pixels of all the pictures that show it, `(num_labels,)`.
-        images_with: pictures that show a class, `(num_labels,)`.
-        void: void pixels.
-        sizes: (height, width) -> number of pictures.
+        ignored: ignored pixels.
     """
 
-    spec: LabelSpec
-    faults: list[Fault] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    images: int = 0
-    void: int = 0
-    sizes: Counter = field(default_factory=Counter)
+    ignored: int = 0
 
     def __post_init__(self) -> None:
-        self.pixels, self.image_pixels, self.images_with = np.zeros((3, self.spec.num_labels), dtype=np.int64)
+        self.pixels, self.image_pixels, self.images_with_class = np.zeros((3, self.spec.num_labels), dtype=np.int64)
 
     def add(self, name: str, label: np.ndarray) -> None:
         """Count one label map of train ids and 255."""
         counts = np.bincount(label.ravel(), minlength=256)
         pixels = counts[: self.spec.num_labels]
         self.images += 1
-        self.void += int(counts[VOID])
+        self.ignored += int(counts[VOID])
         self.pixels += pixels
         self.image_pixels += (pixels > 0) * pixels.sum()
-        self.images_with += pixels > 0
+        self.images_with_class += pixels > 0
         self.sizes[label.shape] += 1
         if not pixels.any():
-            remedy = "Take the pair out, or mend `raw_to_train` or `raw_void` of the label specification."
-            self.faults.append(Fault(name, f"every pixel of the label map is void. {remedy}"))
+            fix = "Take the pair out, or fix `raw_to_train` or `raw_void` of the label specification."
+            self.faults.append(Fault(name, f"every pixel of the label map is ignored. {fix}"))
 
-    def finish(self, whole: bool) -> "Scan":
-        """Judge the labels together; classes that never occur are only named after looking at all pairs."""
+    def finish(self, complete: bool) -> "SegmentationScan":
+        """Judge the labels together; classes that never occur are only named once all pairs were read."""
         zero = int(self.spec.table[0])
         only_zero = zero < self.spec.num_labels and 0 < self.pixels.sum() == self.pixels[zero]
-        if self.spec.num_labels > 1 and only_zero and self.void and self.spec.table[255] == VOID:
+        if self.spec.num_labels > 1 and only_zero and self.ignored and self.spec.table[255] == VOID:
             self.faults.append(
                 Fault(
                     "all label maps",
-                    "they hold only 0 and void: these look like black-and-white masks (0 and 255). Say what 255 means "
-                    "in the label specification, such as raw_to_train: {0: 0, 255: 1}.",
+                    "they hold only 0 and ignored pixels: these look like black-and-white masks (0 and 255). Say what "
+                    "255 means in the label specification, such as raw_to_train: {0: 0, 255: 1}.",
                 )
             )
-        absent = [name for name, count in zip(self.spec.classes, self.images_with, strict=True) if not count]
-        if whole and self.images and absent:
+        absent = [name for name, count in zip(self.spec.classes, self.images_with_class, strict=True) if not count]
+        if complete and self.images and absent:
             self.notes.append(
-                f"No pixel of {', '.join(absent)} in {self.images} pictures. If that is a surprise, compare the order "
+                f"No pixel of {', '.join(absent)} in {self.images} images. If that is unexpected, compare the order "
                 "of `classes` with the ids in the files."
             )
         return self
 
     @property
-    def shares(self) -> np.ndarray:
-        """Share of each class among the labelled pixels."""
+    def fractions(self) -> np.ndarray:
+        """Fraction of each class among the valid pixels."""
         return self.pixels / max(self.pixels.sum(), 1)
 
     @property
-    def void_share(self) -> float:
-        """Share of void among all pixels."""
-        return self.void / max(self.void + int(self.pixels.sum()), 1)
+    def ignored_fraction(self) -> float:
+        """Fraction of ignored pixels among all."""
+        return self.ignored / max(self.ignored + int(self.pixels.sum()), 1)
 
     def class_weights(self) -> dict[str, list[float]]:
         """Weights against imbalance; a class without pixels gets 0.
 
-        `enet`: 1 / ln(1.02 + share) (ENet, Sec. 5). `median_frequency`: median of the frequencies / own frequency, a
-        frequency being counted in the pictures that show the class (SegNet, Sec. 3).
+        `enet`: 1 / ln(1.02 + fraction) (ENet, Sec. 5). `median_frequency`: median of the frequencies / own frequency,
+        where the frequency of a class is its fraction of the images that show it (SegNet, Sec. 3).
         """
         seen = self.pixels > 0
         frequency = self.pixels / np.maximum(self.image_pixels, 1)
         middle = np.median(frequency[seen]) if seen.any() else 0.0
         weights = {
-            "enet": 1 / np.log(1.02 + self.shares),
+            "enet": 1 / np.log(1.02 + self.fractions),
             "median_frequency": middle / np.where(seen, frequency, 1.0),
         }
         return {name: np.where(seen, values, 0.0).round(6).tolist() for name, values in weights.items()}
 
 
-def scan_dataset(data: SegmentationData, limit: int | None = None, progress: bool = False) -> Scan:
+def scan_segmentation(data: SegmentationData, limit: int | None = None, progress: bool = False) -> SegmentationScan:
     """Read pairs, count their pixels and list their faults.
 
     Args:
         data: what `load_segmentation` returned.
-        limit: look at so many pairs, spread over the whole; None looks at all.
+        limit: read N pairs, spread over the whole; None reads all.
         progress: show a bar on a terminal.
     """
-    scan = Scan(data.spec)
-    rows = data.dataset
-    if hasattr(rows, "__len__"):
-        count = len(rows)
-        chosen = range(count) if limit is None or limit >= count else np.linspace(0, count - 1, limit).astype(int)
-        for index in tqdm(chosen, desc="pairs", disable=None if progress else True):
-            try:
-                row = rows[int(index)]
-            except InputError as error:
-                scan.faults.append(Fault(f"row {index}", str(error)))
-                continue
-            scan.add(row["id"], row["label"])
+    scan = SegmentationScan(data.spec)
+    if hasattr(data.dataset, "__len__"):
+        rows = scan.rows(data.dataset, limit, progress, "pairs")
     else:
-        for row in islice(_until_fault(rows, scan), limit):
-            scan.add(row["id"], row["label"])
-    return scan.finish(whole=limit is None)
+        rows = islice(_until_fault(data.dataset, scan), limit)
+    for row in rows:
+        scan.add(row["id"], row["label"])
+    return scan.finish(complete=limit is None)
 
 
-def scan_source(
+def scan_segmentation_source(
     name: str, split: str, *, spec: str | None = None, limit: int | None = None, progress: bool = False, **options: Any
-) -> Scan:
-    """Scan a data set by its name; in a folder of pairs, files without partner and damaged files are faults too.
+) -> SegmentationScan:
+    """Scan a dataset by its name; in a folder of pairs, files without a partner and damaged files are faults too.
 
     Args:
         name: as for `load_segmentation`.
         split: as for `load_segmentation`.
         spec: label specification file.
-        limit: look at so many pairs.
+        limit: read the first N pairs.
         progress: show a bar on a terminal.
         options: further arguments of `load_segmentation`.
     """
     root = options.pop("root", None)
     found = list_source(name, split, spec=spec, root=root)
     if found is None:
-        return scan_dataset(load_segmentation(name, split, spec=spec, **options), limit, progress)
-    scan, pairs = Scan(found.spec, notes=list(found.notes)), found.pairs
-    if not found.labelled:
-        scan.notes.append("The authors keep the labels of this split to themselves; only the pictures are read.")
+        return scan_segmentation(load_segmentation(name, split, spec=spec, **options), limit, progress)
+    scan, pairs = SegmentationScan(found.spec, notes=list(found.notes)), found.pairs
+    if not found.has_labels:
+        scan.notes.append("The authors keep the labels of this split to themselves; only the images are read.")
     scan.faults += [Fault(file, message) for file, message in pairs.lone_files()]
-    chosen = [key for key in sorted(pairs.images) if key in pairs.labels or not found.labelled]
+    chosen = [key for key in sorted(pairs.images) if key in pairs.labels or not found.has_labels]
     palettes = 0
     for key in tqdm(chosen[:limit], desc="pairs", disable=None if progress else True):
         called = describe_reference(pairs.images[key])
@@ -158,7 +140,7 @@ def scan_source(
         except InputError as error:
             scan.faults.append(Fault(called, str(error)))
             image = None
-        if not found.labelled:
+        if not found.has_labels:
             scan.images += 1
             continue
         file = pairs.labels[key]
@@ -172,11 +154,11 @@ def scan_source(
         scan.add(describe_reference(file), label)
         palettes += is_palette(file)
     if palettes:
-        scan.notes.append(f"{palettes} label maps are palette pictures: the index of a pixel is taken as its id.")
-    return scan.finish(whole=limit is None and found.labelled)
+        scan.notes.append(f"{palettes} label maps are palette images: the index of a pixel is taken as its id.")
+    return scan.finish(complete=limit is None and found.has_labels)
 
 
-def _until_fault(rows: Iterable[Any], scan: Scan) -> Iterator[Any]:
+def _until_fault(rows: Iterable[Any], scan: SegmentationScan) -> Iterator[Any]:
     """Rows of a stream; a faulty one ends it."""
     try:
         yield from rows

@@ -16,7 +16,7 @@ from hf_denseseg.data.augmentation.classification import (
     collate_eval,
     training_transform,
 )
-from hf_denseseg.data.checks.classification import check_pictures, scan_pictures
+from hf_denseseg.data.checks.classification import scan_classification
 from hf_denseseg.data.classification import ClassificationData, load_classification
 from hf_denseseg.data.reading.images import Fault
 from hf_denseseg.data.shards.streaming import StreamingTrainDataset
@@ -134,15 +134,15 @@ class ImageClassification(Task):
 
     def check(self, data: ClassificationData, limit: int | None) -> list[Fault]:
         """Read images; a stream is not looked at, since it would be read twice."""
-        return check_pictures(data, limit) if hasattr(data.dataset, "__len__") else []
+        return scan_classification(data, limit).faults if hasattr(data.dataset, "__len__") else []
 
     def inspect(self, name: str, split: str, limit: int | None, **source: Any) -> Inspection:
         """Read images and count classes and sizes."""
-        scan = scan_pictures(self.load_split(name, split, None, **source), limit, progress=True)
-        rows = list(zip(scan.spec.classes, scan.pictures.tolist(), strict=True))
+        scan = scan_classification(self.load_split(name, split, None, **source), limit, progress=True)
+        rows = list(zip(scan.spec.classes, scan.images_with_class.tolist(), strict=True))
         statistics = {
             "classes": list(scan.spec.classes),
-            "images": scan.pictures.tolist(),
+            "images_with_class": scan.images_with_class.tolist(),
             "sizes": sizes_as_json(scan.sizes),
         }
         table = table_of(("class", "images"), rows, scan.sizes)

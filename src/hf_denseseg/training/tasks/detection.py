@@ -18,7 +18,7 @@ from hf_denseseg.data.augmentation.detection import (
     collate_eval,
     collate_train,
 )
-from hf_denseseg.data.checks.detection import check_rows, scan_detections
+from hf_denseseg.data.checks.detection import scan_detection, scan_detection_source
 from hf_denseseg.data.detection import DetectionData, load_detection
 from hf_denseseg.data.reading.images import Fault
 from hf_denseseg.data.sources.coco import encode_mask, object_mask
@@ -163,16 +163,16 @@ class ObjectDetection(Task):
 
     def check(self, data: DetectionData, limit: int | None) -> list[Fault]:
         """Read images and compare them with their entries."""
-        return check_rows(data, limit)
+        return scan_detection(data, limit).faults
 
     def inspect(self, name: str, split: str, limit: int | None, **source: Any) -> Inspection:
         """Read entries and images and count objects and sizes."""
-        scan = scan_detections(name, split, masks=self.masks, limit=limit, progress=True, **source)
-        columns = (scan.objects.tolist(), scan.images_with.tolist(), scan.crowds.tolist())
+        scan = scan_detection_source(name, split, masks=self.masks, limit=limit, progress=True, **source)
+        columns = (scan.objects.tolist(), scan.images_with_class.tolist(), scan.crowds.tolist())
         statistics = {
             "classes": list(scan.spec.classes),
             **dict(zip(("objects", "images_with_class", "crowds"), columns, strict=True)),
-            "images_without_objects": scan.empty,
+            "images_without_objects": scan.images_without_objects,
             "sizes": sizes_as_json(scan.sizes),
         }
         rows = list(zip(scan.spec.classes, *columns, strict=True))

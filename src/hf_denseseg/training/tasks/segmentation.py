@@ -13,7 +13,7 @@ from hf_denseseg.data.augmentation.segmentation import (
     TrainAugmentation,
     TrainDataset,
 )
-from hf_denseseg.data.checks.segmentation import Scan, scan_dataset, scan_source
+from hf_denseseg.data.checks.segmentation import SegmentationScan, scan_segmentation, scan_segmentation_source
 from hf_denseseg.data.labels import SegmentationData
 from hf_denseseg.data.reading.images import Fault
 from hf_denseseg.data.segmentation import load_segmentation
@@ -64,7 +64,7 @@ class SemanticSegmentation(Task):
         """Read pairs; a stream is not looked at, since it would be read twice."""
         if not hasattr(data.dataset, "__len__"):
             return []
-        scan = scan_dataset(data, limit)
+        scan = scan_segmentation(data, limit)
         if scan.images and not scan.pixels.any():
             message = (
                 "every label map is void, so there is nothing to score. If the authors keep the labels to themselves, "
@@ -75,7 +75,7 @@ class SemanticSegmentation(Task):
 
     def inspect(self, name: str, split: str, limit: int | None, **source: Any) -> Inspection:
         """Read pairs and count their pixels."""
-        scan = scan_source(name, split, limit=limit, progress=True, **source)
+        scan = scan_segmentation_source(name, split, limit=limit, progress=True, **source)
         return Inspection(scan.faults, scan.notes, scan.images, _table(scan), _statistics(scan))
 
     def show(self, name: str, split: str, limit: int, **source: Any) -> Image.Image:
@@ -161,26 +161,26 @@ class SemanticSegmentation(Task):
             picture_grid(rows, trainer.spec).save(aside)
 
 
-def _table(scan: Scan) -> str:
-    """Share of each class, void, and the sizes, as lines of text."""
+def _table(scan: SegmentationScan) -> str:
+    """Fraction of each class, ignored pixels, and the sizes, as lines of text."""
     weights = scan.class_weights()
-    lines = [f"{'class':<20}{'share %':>10}{'images':>10}{'enet':>10}{'median':>10}"]
+    lines = [f"{'class':<20}{'pixels %':>10}{'images':>10}{'enet':>10}{'median':>10}"]
     for index, name in enumerate(scan.spec.classes):
         lines.append(
-            f"{name:<20}{100 * scan.shares[index]:>10.3f}{scan.images_with[index]:>10}"
+            f"{name:<20}{100 * scan.fractions[index]:>10.3f}{scan.images_with_class[index]:>10}"
             f"{weights['enet'][index]:>10.3f}{weights['median_frequency'][index]:>10.3f}"
         )
-    lines.append(f"{'(void, of all)':<20}{100 * scan.void_share:>10.3f}")
+    lines.append(f"{'(ignored, of all)':<20}{100 * scan.ignored_fraction:>10.3f}")
     return "\n".join([*lines, sizes_of(scan.sizes)])
 
 
-def _statistics(scan: Scan) -> dict[str, Any]:
+def _statistics(scan: SegmentationScan) -> dict[str, Any]:
     return {
         "classes": list(scan.spec.classes),
         "pixels": scan.pixels.tolist(),
-        "shares": scan.shares.tolist(),
-        "images_with_class": scan.images_with.tolist(),
-        "void_share": scan.void_share,
+        "fractions": scan.fractions.tolist(),
+        "images_with_class": scan.images_with_class.tolist(),
+        "ignored_fraction": scan.ignored_fraction,
         "sizes": sizes_as_json(scan.sizes),
         "class_weights": scan.class_weights(),
     }

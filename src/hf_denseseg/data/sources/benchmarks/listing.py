@@ -27,13 +27,13 @@ class Listing(NamedTuple):
         pairs: pictures and label maps; of a split without published labels only pictures.
         spec: what the ids in these label maps mean.
         notes: what is unusual, but may be meant.
-        labelled: whether the split has published labels.
+        has_labels: whether the split has published labels.
     """
 
     pairs: Pairs
     spec: LabelSpec
     notes: list[str]
-    labelled: bool
+    has_labels: bool
 
 
 def open_benchmark(name: str, root: str | Path | None = None) -> tuple[Benchmark, Tree]:
@@ -184,12 +184,12 @@ def merge_listings(listings: Mapping[str, Listing]) -> Listing:
         InputError: their label maps have different encodings, or one has none.
     """
     first, *others = listings.values()
-    if any((each.spec, each.labelled) != (first.spec, first.labelled) for each in others):
+    if any((each.spec, each.has_labels) != (first.spec, first.has_labels) for each in others):
         raise InputError(
             f"The label maps of {' and '.join(listings)} differ in kind. Use splits of one kind together."
         )
     pairs = merge_pairs({split: each.pairs for split, each in listings.items()})
-    return Listing(pairs, first.spec, [note for each in listings.values() for note in each.notes], first.labelled)
+    return Listing(pairs, first.spec, [note for each in listings.values() for note in each.notes], first.has_labels)
 
 
 def describe_benchmarks() -> str:
