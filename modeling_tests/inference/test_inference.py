@@ -20,15 +20,15 @@ from hf_denseseg.inference.pipeline import SlidingWindowSegmentationPipeline
 from hf_denseseg.inference.preprocessing import Preprocessing, view_size
 from hf_denseseg.inference.segmentation import (
     SMALL_MAP,
-    InferenceSettings,
     class_probabilities,
     predict_logits,
     resize_argmax,
     resize_confidence,
     segment,
     segment_with_confidence,
-    slide_logits,
 )
+from hf_denseseg.inference.settings import InferenceSettings
+from hf_denseseg.inference.sliding_window import slide_logits
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 PREPROCESSING = Preprocessing(MEAN, STD)

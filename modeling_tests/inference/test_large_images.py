@@ -1,4 +1,4 @@
-"""Labels band by band against those of the picture as a whole."""
+"""Predictions strip by strip against those of the image as a whole."""
 
 import numpy as np
 import pytest
@@ -13,23 +13,19 @@ from test_inference import PREPROCESSING, ToyModel, loop_slide, normalised, pict
 from closeness import assert_highest
 from hf_denseseg.errors import InputError
 from hf_denseseg.inference import large_images
-from hf_denseseg.inference.large_images import segment_in_bands
-from hf_denseseg.inference.segmentation import (
-    InferenceSettings,
-    class_probabilities,
-    segment_with_confidence,
-    slide_logits,
-)
-from hf_denseseg.inference.sliding_window import slide_rows
+from hf_denseseg.inference.large_images import segment_in_strips
+from hf_denseseg.inference.segmentation import class_probabilities, segment_with_confidence
+from hf_denseseg.inference.settings import InferenceSettings
+from hf_denseseg.inference.sliding_window import slide_logits, slide_rows
 
 
-def in_bands(model, image, settings):
-    """Ids and confidence of all bands, which must follow each other without a gap."""
+def in_strips(model, image, settings):
+    """Ids and confidence of all strips, which must follow each other without a gap."""
     opened = Image.fromarray(image.permute(1, 2, 0).numpy())
-    bands = list(segment_in_bands(model, opened, settings, PREPROCESSING))
-    tops = [0, *np.cumsum([len(band.ids) for band in bands])]
-    assert [band.top for band in bands] == tops[:-1] and tops[-1] == image.shape[1]
-    return torch.cat([band.ids for band in bands]), torch.cat([band.confidence for band in bands])
+    strips = list(segment_in_strips(model, opened, settings, PREPROCESSING))
+    tops = [0, *np.cumsum([len(strip.ids) for strip in strips])]
+    assert [strip.top for strip in strips] == tops[:-1] and tops[-1] == image.shape[1]
+    return torch.cat([strip.ids for strip in strips]), torch.cat([strip.confidence for strip in strips])
 
 
 @hypothesis_settings(max_examples=8, deadline=None)
@@ -46,7 +42,7 @@ def test_ids_at_the_pictures_own_size_are_those_of_summed_windows_bit_for_bit(
     stride = tuple(max(int(length * share), 1) for length, share in zip(crop, step, strict=True))
     model, image = ToyModel(), picture(*size)
     settings = InferenceSettings("slide", crop, stride, window_batch_size=window_batch_size, pad_to_window=pad)
-    ids, confidence = in_bands(model, image, settings)
+    ids, confidence = in_strips(model, image, settings)
     padding = [max(c - s, 0) if pad else 0 for c, s in zip(crop, size, strict=True)]
     values = F.pad(normalised(image), (0, padding[1], 0, padding[0]))
     logits, _ = loop_slide(model, values, crop, stride)
@@ -79,7 +75,7 @@ def test_scales_flip_and_resizing_agree_with_the_whole_picture(values, align_cor
     settings = InferenceSettings(
         **{"mode": "slide", "crop_size": (24, 24), "stride": (16, 16), "window_batch_size": 9, **values}
     )
-    ids, confidence = in_bands(model, image, settings)
+    ids, confidence = in_strips(model, image, settings)
     expected_ids, expected = segment_with_confidence(model, image, settings, PREPROCESSING)
     torch.testing.assert_close(confidence, expected, atol=2e-5, rtol=1e-4)
     differ = ids != expected_ids  # only where two classes are equally probable
@@ -90,7 +86,7 @@ def test_scales_flip_and_resizing_agree_with_the_whole_picture(values, align_cor
 def test_flip_at_the_pictures_own_size_gives_the_same_ids():
     model, image = ToyModel(), picture(131, 41)
     settings = InferenceSettings("slide", (24, 24), (16, 16), flip=True)
-    assert_highest(in_bands(model, image, settings)[0], class_probabilities(model, image, settings, PREPROCESSING))
+    assert_highest(in_strips(model, image, settings)[0], class_probabilities(model, image, settings, PREPROCESSING))
 
 
 def test_rows_are_handed_on_when_the_last_window_over_them_is_done():
@@ -113,7 +109,7 @@ def test_memory_does_not_grow_with_the_height():
         opened = Image.fromarray(picture(height, 64).permute(1, 2, 0).numpy())
         settings = InferenceSettings("slide", (32, 32), (16, 16))
         with torch.profiler.profile(profile_memory=True) as profile:
-            for _ in segment_in_bands(ToyModel(), opened, settings, PREPROCESSING):
+            for _ in segment_in_strips(ToyModel(), opened, settings, PREPROCESSING):
                 pass
         largest.append(max(event.self_cpu_memory_usage for event in profile.events()))
     assert largest[0] == largest[1] < 96 * 64 * 5 * 4
@@ -122,6 +118,6 @@ def test_memory_does_not_grow_with_the_height():
 def test_a_picture_too_large_to_be_seen_at_once_is_refused_with_the_remedy(monkeypatch):
     monkeypatch.setattr(large_images, "LARGEST_VIEW", 100)
     with pytest.raises(InputError, match="--crop_size 512 512"):
-        in_bands(ToyModel(), picture(11, 10), InferenceSettings())
-    in_bands(ToyModel(), picture(10, 10), InferenceSettings())
-    in_bands(ToyModel(), picture(11, 10), InferenceSettings("slide", (8, 8)))
+        in_strips(ToyModel(), picture(11, 10), InferenceSettings())
+    in_strips(ToyModel(), picture(10, 10), InferenceSettings())
+    in_strips(ToyModel(), picture(11, 10), InferenceSettings("slide", (8, 8)))

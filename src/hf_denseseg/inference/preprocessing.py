@@ -4,11 +4,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from PIL import Image
 from torch import nn
-from torchvision.transforms.v2.functional import resize
+from torchvision.transforms.v2.functional import pil_to_tensor, resize
 
 from hf_denseseg.inference.settings import InferenceSettings
-from hf_denseseg.inference.sliding_window import Size, padded_size, size_of
+from hf_denseseg.inference.sliding_window import Size, pad_right_and_bottom, padded_size, size_of
 
 
 class Preprocessing(NamedTuple):
@@ -72,29 +73,81 @@ def _scale_even_part(length: int, scale: float) -> int:
     return max(int(scale * (length - odd)) + odd, 1)
 
 
-def _views(
-    model: nn.Module, image: torch.Tensor, settings: InferenceSettings, preprocessing: Preprocessing
-) -> Iterator[tuple[torch.Tensor, bool]]:
-    """Normalised `(1, 3, h, w)` on the model's device for each scale and flip, and whether it is flipped."""
+class View(NamedTuple):
+    """An image at one scale, perhaps flipped, of which a model is given windows.
+
+    Args:
+        image: bytes `(3, h, w)`, or a PIL image; either may stay on the CPU, for windows are moved one by one.
+        flipped: whether the model sees it flipped from left to right.
+        preprocessing: of the checkpoint.
+        weight: any weight of the model; decides device and dtype of the windows.
+    """
+
+    image: torch.Tensor | Image.Image
+    flipped: bool
+    preprocessing: Preprocessing
+    weight: torch.Tensor
+
+    @property
+    def size(self) -> Size:
+        """`(height, width)`."""
+        return size_of(self.image)
+
+    def window(self, y: int, x: int, size: Size) -> torch.Tensor:
+        """Normalized pixels `(1, 3, h, w)`, 0 beyond the right and the lower edge."""
+        height, width = self.size
+        bottom, left, right = min(y + size[0], height), x, min(x + size[1], width)
+        if self.flipped:
+            left, right = width - right, width - left
+        if isinstance(self.image, Image.Image):
+            pixels = pil_to_tensor(self.image.crop((left, y, right, bottom)))
+        else:
+            pixels = self.image[:, y:bottom, left:right]
+        values = self.preprocessing.normalize(pixels.to(self.weight.device), self.weight.dtype)[None]
+        return pad_right_and_bottom(values.flip(-1) if self.flipped else values, size)
+
+
+def views(
+    model: nn.Module, image: torch.Tensor | Image.Image, settings: InferenceSettings, preprocessing: Preprocessing
+) -> Iterator[View]:
+    """Each scale of an image, and each flipped too with `flip`.
+
+    Args:
+        model: decides device and dtype of what it is given.
+        image: bytes `(3, H, W)`, moved to the model's device at once; or a large PIL image, which stays where it is.
+        settings: test protocol.
+        preprocessing: of the checkpoint.
+    """
     weight = next(model.parameters(), torch.empty(0))
-    image = image.to(weight.device)
-    if settings.mode == "whole":
-        image = pad_with_mean(image, padded_size(size_of(image), settings), preprocessing.mean)
+    image = image.to(weight.device) if isinstance(image, torch.Tensor) else image
+    canvas = canvas_size(size_of(image), settings)
+    if canvas != size_of(image):
+        image = pad_with_mean(as_bytes(image), canvas, preprocessing.mean)
     for scale in settings.scales:
-        size = view_size(size_of(image), scale, settings)
-        # Antialiased like the image processors, and on bytes, so that a resized picture is the processor's.
-        view = image if size == size_of(image) else resize(image, list(size), antialias=True)
-        pixel_values = preprocessing.normalize(view, weight.dtype)[None]
-        yield pixel_values, False
+        view = View(resized(image, view_size(canvas, scale, settings)), False, preprocessing, weight)
+        yield view
         if settings.flip:
-            yield pixel_values.flip(-1), True
+            yield view._replace(flipped=True)
+
+
+def canvas_size(size: Size, settings: InferenceSettings) -> Size:
+    """Size that an image is padded to before it is resized: with `pad_to_window` and without windows the window's."""
+    return padded_size(size, settings) if settings.mode == "whole" else size
+
+
+def as_bytes(image: torch.Tensor | Image.Image) -> torch.Tensor:
+    """An image as bytes `(3, H, W)`."""
+    return pil_to_tensor(image) if isinstance(image, Image.Image) else image
+
+
+def resized(image: torch.Tensor | Image.Image, size: Size) -> torch.Tensor | Image.Image:
+    """An image at another size; antialiased and on bytes, so that it is what the image processors make of it."""
+    return image if size == size_of(image) else resize(as_bytes(image), list(size), antialias=True)
 
 
 def pad_with_mean(image: torch.Tensor, size: Size, mean: Sequence[float]) -> torch.Tensor:
-    """Bytes `(3, H, W)`, padded to `size` with the mean colour in whole bytes, as training crops are."""
+    """Bytes `(3, H, W)`, padded at the right and bottom with the mean color in whole bytes, as training crops are."""
     height, width = size_of(image)
-    if (height, width) == size:
-        return image
     color = (torch.tensor(mean) * 255).round().clamp(0, 255).to(image)
     padded = color.view(3, 1, 1).repeat(1, *size)
     padded[:, :height, :width] = image

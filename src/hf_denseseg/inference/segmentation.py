@@ -5,34 +5,33 @@ and SETR: logits of overlapping windows are averaged by visit count, probabiliti
 """
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from hf_denseseg.inference.preprocessing import Preprocessing, _views
+from hf_denseseg.inference.preprocessing import Preprocessing, views
 from hf_denseseg.inference.settings import InferenceSettings
-from hf_denseseg.inference.sliding_window import Size, align_corners_of, padded_size, size_of, slide_logits, upsample
+from hf_denseseg.inference.sliding_window import (
+    Size,
+    align_corners_of,
+    crop,
+    join_rows,
+    logit_rows,
+    size_of,
+    upsample,
+)
+from hf_denseseg.inference.strips import result_sizes, score_strips, view_logits
 
 SMALL_MAP = 2**22  # elements of full-size logits (16 MiB) that are not worth cutting
 
 
-@torch.no_grad()
 def predict_logits(model: nn.Module, pixel_values: torch.Tensor, settings: InferenceSettings) -> torch.Tensor:
-    """Logits of a normalised batch: the model's own resolution for the whole image, `(H, W)` for sliding windows.
+    """Logits of a normalized batch: the model's own resolution for the whole image, `(H, W)` for sliding windows.
 
     A window that covers the image is the whole image, bit for bit, unless the image is padded to it.
     """
-    if settings.mode == "slide":
-        crop_size, _ = settings.window()
-        height, width = size_of(pixel_values)
-        canvas = padded_size((height, width), settings)
-        if canvas != (height, width):
-            padded = F.pad(pixel_values, (0, canvas[1] - width, 0, canvas[0] - height))
-            return slide_logits(model, padded, settings)[..., :height, :width]
-        if pixel_values.shape[-2] > crop_size[0] or pixel_values.shape[-1] > crop_size[1]:
-            return slide_logits(model, pixel_values, settings)
-    return model(pixel_values=pixel_values).logits
+    return join_rows(logit_rows(model, partial(crop, pixel_values), size_of(pixel_values), settings))
 
 
 def segment(
@@ -42,14 +41,14 @@ def segment(
     preprocessing: Preprocessing,
     size: Size | None = None,
 ) -> torch.Tensor:
-    """Label every pixel of one picture.
+    """Predict the class of every pixel of one image.
 
     Args:
         model: segmentation model in eval mode.
         image: `(3, H, W)` uint8, any device.
-        settings: how to look at the picture.
+        settings: test protocol.
         preprocessing: of the checkpoint.
-        size: `(height, width)` of the result; None is the picture's own size.
+        size: `(height, width)` of the result; None is the image's own size.
 
     Returns:
         `(height, width)` int64 class ids.
@@ -57,7 +56,7 @@ def segment(
     if settings.views > 1:
         return class_probabilities(model, image, settings, preprocessing, size).argmax(0)
     logits = _single_view(model, image, settings, preprocessing)
-    (height, width), canvas = _result_sizes(image, size, settings)
+    (height, width), canvas = result_sizes(size_of(image), size, settings)
     return resize_argmax(logits, canvas, align_corners_of(model), settings.chunk_classes)[0, :height, :width]
 
 
@@ -73,12 +72,11 @@ def segment_with_confidence(
         confidence, ids = class_probabilities(model, image, settings, preprocessing, size).max(0)
         return ids, confidence
     logits = _single_view(model, image, settings, preprocessing)
-    (height, width), canvas = _result_sizes(image, size, settings)
+    (height, width), canvas = result_sizes(size_of(image), size, settings)
     ids, confidence = resize_confidence(logits, canvas, align_corners_of(model), settings.chunk_classes)
     return ids[0, :height, :width], confidence[0, :height, :width]
 
 
-@torch.no_grad()
 def class_probabilities(
     model: nn.Module,
     image: torch.Tensor,
@@ -86,25 +84,20 @@ def class_probabilities(
     preprocessing: Preprocessing,
     size: Size | None = None,
 ) -> torch.Tensor:
-    """Probabilities `(num_labels, height, width)` of one picture, averaged over all scales and flips.
+    """Probabilities `(num_labels, height, width)` of one image, averaged over all scales and flips.
 
     Each view's logits are resized to `size` first. With `average="logits"` these are averaged and the softmax comes
     last.
     """
-    (height, width), canvas = _result_sizes(image, size, settings)
-    total = None
-    for pixel_values, flipped in _views(model, image, settings, preprocessing):
-        logits = predict_logits(model, pixel_values, settings)
-        if flipped:
-            logits = logits.flip(-1)
-        if settings.accumulation_device:
-            logits = logits.to(settings.accumulation_device)
-        logits = upsample(logits, canvas, align_corners_of(model))[..., :height, :width]
-        part = logits.softmax(1) if settings.average == "probabilities" else logits
-        total = part if total is None else total.add_(part)
-    assert total is not None  # the settings hold at least one scale
-    total = total.div_(settings.views)[0]
-    return total if settings.average == "probabilities" else total.softmax(0)
+    _, scores = next(score_strips(model, image, settings, preprocessing, size))  # all rows are one strip
+    return (scores.softmax(1) if settings.views == 1 else scores)[0]
+
+
+def _single_view(
+    model: nn.Module, image: torch.Tensor, settings: InferenceSettings, preprocessing: Preprocessing
+) -> torch.Tensor:
+    """Logits of the only view, not resized: for the argmax that needs only a few classes at full resolution."""
+    return join_rows(view_logits(model, next(views(model, image, settings, preprocessing)), settings))
 
 
 def resize_argmax(
@@ -134,23 +127,6 @@ def resize_confidence(
     """As `resize_argmax`, with the softmax probability `(B, height, width)` of the class that won."""
     ids, best, log_sum = _winners(logits, size, align_corners, chunk_classes, with_sum=True)
     return ids, (best - log_sum).exp_()
-
-
-def _result_sizes(image: torch.Tensor, size: Size | None, settings: InferenceSettings) -> tuple[Size, Size]:
-    """Size of the result, and of the larger map it is cut from when the picture as a whole was padded."""
-    own = size_of(image)
-    wanted = size or own
-    canvas = padded_size(own, settings) if settings.mode == "whole" else own
-    height, width = (round(w * c / o) for w, c, o in zip(wanted, canvas, own, strict=True))
-    return wanted, (height, width)
-
-
-@torch.no_grad()
-def _single_view(
-    model: nn.Module, image: torch.Tensor, settings: InferenceSettings, preprocessing: Preprocessing
-) -> torch.Tensor:
-    pixel_values, _ = next(_views(model, image, settings, preprocessing))
-    return predict_logits(model, pixel_values, settings)
 
 
 @torch.no_grad()

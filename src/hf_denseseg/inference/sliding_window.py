@@ -1,15 +1,18 @@
 """Overlapping windows: where they lie, and the mean of their logits, row by row from the top down."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 
 from hf_denseseg.inference.settings import InferenceSettings
 
 Size = tuple[int, int]
+WindowAt = Callable[[int, int, Size], torch.Tensor]  # pixels `(B, 3, h, w)` of the window at (y, x) of size (h, w)
 
 
 def window_corners(size: Size, crop_size: Size, stride: Size) -> list[tuple[int, int]]:
@@ -22,7 +25,7 @@ def window_corners(size: Size, crop_size: Size, stride: Size) -> list[tuple[int,
 
 
 def slide_rows(
-    model: nn.Module, window_at: Callable[[int, int, Size], torch.Tensor], size: Size, settings: InferenceSettings
+    model: nn.Module, window_at: WindowAt, size: Size, settings: InferenceSettings
 ) -> Iterator[torch.Tensor]:
     """Average the logits of overlapping windows by visit count, and hand on each row when its last window is added.
 
@@ -67,32 +70,75 @@ def slide_rows(
             total, visits, top = total[:, :, done:].clone(), visits[done:].clone(), top + done
 
 
+def logit_rows(
+    model: nn.Module, window_at: WindowAt, size: Size, settings: InferenceSettings
+) -> Iterator[tuple[torch.Tensor, int]]:
+    """Run a model on an image of `size`: in windows if `settings` say so and they do not cover it, else once.
+
+    A window that covers the image is the whole image, bit for bit, unless the image is padded to it.
+
+    Args:
+        model: see `slide_rows`.
+        window_at: see `slide_rows`; beyond the right and lower edge of the image it gives 0.
+        size: `(height, width)` of the image.
+        settings: test protocol.
+
+    Yields:
+        Neighboring rows of logits `(B, num_labels, n, w)` from the top down, and how many rows there are in all. Rows
+        of windows have the image's resolution and are on the accumulation device; of a model that is run once all rows
+        come together, at its own resolution, on its own device.
+    """
+    if settings.mode == "slide":
+        crop_size, _ = settings.window()
+        canvas = padded_size(size, settings)
+        if canvas != size or size[0] > crop_size[0] or size[1] > crop_size[1]:
+            for rows in slide_rows(model, window_at, canvas, settings):
+                yield rows[:, :, : size[0], : size[1]], size[0]
+                del rows  # before the next ones are made
+            return
+    with torch.no_grad():
+        logits = model(pixel_values=window_at(0, 0, size)).logits
+    yield logits, logits.shape[2]
+
+
+def join_rows(blocks: Iterable[tuple[torch.Tensor, int]]) -> torch.Tensor:
+    """All rows of `logit_rows` in one tensor; not a copy if they came together."""
+    joined, done = None, 0
+    for rows, height in blocks:
+        if rows.shape[2] == height:
+            return rows
+        if joined is None:
+            joined = rows.new_empty(*rows.shape[:2], height, rows.shape[3])
+        joined[:, :, done : done + rows.shape[2]] = rows
+        done += rows.shape[2]
+    assert joined is not None  # there is at least one window
+    return joined
+
+
 def slide_logits(model: nn.Module, pixel_values: torch.Tensor, settings: InferenceSettings) -> torch.Tensor:
     """Average the logits of overlapping windows by visit count, see `slide_rows`.
 
     Args:
         model: called as `model(pixel_values=...)`, returns `.logits` of any resolution; put it in eval mode first.
-        pixel_values: `(B, 3, H, W)`, normalised, on the model's device.
+        pixel_values: `(B, 3, H, W)`, normalized, on the model's device.
         settings: as for `slide_rows`.
 
     Returns:
         `(B, num_labels, H, W)` float32 on the accumulation device.
     """
     size = size_of(pixel_values)
+    return join_rows((rows, size[0]) for rows in slide_rows(model, partial(crop, pixel_values), size, settings))
 
-    def window_at(y: int, x: int, crop: Size) -> torch.Tensor:
-        return pixel_values[:, :, y : y + crop[0], x : x + crop[1]]
 
-    logits, done = None, 0
-    for rows in slide_rows(model, window_at, size, settings):
-        if rows.shape[2] == size[0]:
-            return rows
-        if logits is None:
-            logits = rows.new_empty(*rows.shape[:2], *size)
-        logits[:, :, done : done + rows.shape[2]] = rows
-        done += rows.shape[2]
-    assert logits is not None  # there is at least one window
-    return logits
+def crop(values: torch.Tensor, y: int, x: int, size: Size) -> torch.Tensor:
+    """The window `(..., h, w)` at `(y, x)` of a batch; beyond the right and the lower edge it is 0."""
+    return pad_right_and_bottom(values[..., y : y + size[0], x : x + size[1]], size)
+
+
+def pad_right_and_bottom(values: torch.Tensor, size: Size) -> torch.Tensor:
+    """Pad `(..., h, w)` with 0 to `size`."""
+    height, width = size_of(values)
+    return values if (height, width) == size else F.pad(values, (0, size[1] - width, 0, size[0] - height))
 
 
 def padded_size(size: Size, settings: InferenceSettings) -> Size:
@@ -116,6 +162,6 @@ def upsample(logits: torch.Tensor, size: Size, align_corners: bool) -> torch.Ten
     return F.interpolate(logits, size=size, mode="bilinear", align_corners=align_corners)
 
 
-def size_of(image: torch.Tensor) -> Size:
-    """`(height, width)` of a picture or map."""
-    return image.shape[-2], image.shape[-1]
+def size_of(image: torch.Tensor | Image.Image) -> Size:
+    """`(height, width)` of an image or a map."""
+    return (image.height, image.width) if isinstance(image, Image.Image) else (image.shape[-2], image.shape[-1])

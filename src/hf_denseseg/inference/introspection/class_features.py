@@ -12,14 +12,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
-from torchvision.transforms.v2.functional import pil_to_tensor, resize
+from torchvision.transforms.v2.functional import pil_to_tensor
 from transformers import PreTrainedModel
 
 from hf_denseseg.errors import InputError
 from hf_denseseg.inference.introspection.attention import Size, picture_view
-from hf_denseseg.inference.preprocessing import Preprocessing, view_size
+from hf_denseseg.inference.preprocessing import Preprocessing, View, resized, view_size
 from hf_denseseg.inference.settings import InferenceSettings
-from hf_denseseg.inference.sliding_window import window_corners
+from hf_denseseg.inference.sliding_window import size_of, window_corners
 
 
 class _Classifications(TorchFunctionMode):
@@ -108,34 +108,26 @@ def labelled_features(
     """
     for row in rows:
         label = torch.from_numpy(np.array(row["label"]))
-        view = _view(row["image"], tokens, preprocessing, settings)
+        image = pil_to_tensor(row["image"]).to(tokens.device)
+        image = resized(image, view_size(size_of(image), 1.0, settings))
+        view = View(image, False, preprocessing, tokens)
         for window, place in _windows(view, settings):
             with _Classifications(len(tokens), tokens) as watched:
                 logits = model(pixel_values=window).logits
             _, features, scores = watched.calls[-1]
             # HLG pads an image and cuts its logits; others resize theirs.
             height, width = (min(a, b) for a, b in zip(logits.shape[-2:], scores.shape[-2:], strict=True))
-            labels = _cell_labels(label, place, view.shape[-2:], (height, width))
+            labels = _cell_labels(label, place, view.size, (height, width))
             predictions = scores[0, :, :height, :width].argmax(0).cpu()
             yield LabelledFeatures(features[0, :, :height, :width], labels, predictions)
 
 
-def _view(image: Any, tokens: torch.Tensor, preprocessing: Preprocessing, settings: InferenceSettings) -> torch.Tensor:
-    """A picture as the protocol shows it to the model at scale 1: `(1, 3, h, w)`."""
-    pixels = pil_to_tensor(image).to(tokens.device)
-    size = view_size(pixels.shape[-2:], 1.0, settings)
-    if size != pixels.shape[-2:]:
-        pixels = resize(pixels, list(size), antialias=True)
-    return preprocessing.normalize(pixels, tokens.dtype)[None]
-
-
-def _windows(view: torch.Tensor, settings: InferenceSettings) -> Iterator[tuple[torch.Tensor, tuple[int, ...]]]:
+def _windows(view: View, settings: InferenceSettings) -> Iterator[tuple[torch.Tensor, tuple[int, ...]]]:
     """The windows of a view, each with its place (y, x, height, width); the view itself without windows."""
-    height, width = view.shape[-2:]
-    crop, stride = settings.window() if settings.mode == "slide" else ((height, width), (height, width))
-    crop = (min(crop[0], height), min(crop[1], width))
-    for y, x in window_corners((height, width), crop, stride):
-        yield view[..., y : y + crop[0], x : x + crop[1]], (y, x, *crop)
+    crop, stride = settings.window() if settings.mode == "slide" else (view.size, view.size)
+    crop = (min(crop[0], view.size[0]), min(crop[1], view.size[1]))
+    for y, x in window_corners(view.size, crop, stride):
+        yield view.window(y, x, crop), (y, x, *crop)
 
 
 def _cell_labels(label: torch.Tensor, place: tuple[int, ...], view: Sequence[int], grid: Size) -> torch.Tensor:

@@ -27,7 +27,7 @@ from hf_denseseg.inference.introspection.attention import (
     spread_layers,
 )
 from hf_denseseg.inference.introspection.refinement import look_at_refinement
-from hf_denseseg.inference.large_images import segment_in_bands
+from hf_denseseg.inference.large_images import segment_in_strips
 from hf_denseseg.inference.predict.outputs import (
     KINDS,
     OutputSettings,
@@ -197,8 +197,8 @@ class SegmentationPredictor:
             if not self.tiling_announced:
                 logger.info("Images above %d pixels are segmented in strips of rows.", self.outputs.tile_above_pixels)
                 self.tiling_announced = True
-            for band in segment_in_bands(self.model, image, self.settings, self.preprocessing):
-                yield band.top, band.ids.cpu().numpy(), band.confidence.cpu().numpy(), []
+            for strip in segment_in_strips(self.model, image, self.settings, self.preprocessing):
+                yield strip.top, strip.ids.cpu().numpy(), strip.confidence.cpu().numpy(), []
         elif everything:
             scores = class_probabilities(self.model, pil_to_tensor(image), self.settings, self.preprocessing)
             confidence, ids = scores.max(0)
