@@ -1,5 +1,6 @@
 """What a checkpoint's image processor does to an image, and the views of it that a protocol asks for."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -8,6 +9,7 @@ from PIL import Image
 from torch import nn
 from torchvision.transforms.v2.functional import pil_to_tensor, resize
 
+from hf_denseseg.data.image_sizes import fit_factor, scaled_size
 from hf_denseseg.inference.settings import InferenceSettings
 from hf_denseseg.inference.sliding_window import Size, pad_right_and_bottom, padded_size, size_of
 
@@ -59,13 +61,11 @@ def view_size(size: Size, scale: float, settings: InferenceSettings) -> Size:
     factor = scale
     if settings.base_size:
         short, long = sorted(int(limit * scale) for limit in settings.base_size)
-        factor = short / min(size)
-        if not settings.raise_short_side or len(settings.scales) == 1:
-            factor = min(factor, long / max(size))
+        unlimited = settings.raise_short_side and len(settings.scales) > 1
+        factor = fit_factor(size, short, math.inf if unlimited else long)
     if settings.raise_short_side:
         factor = max(factor, min(settings.window()[0]) / min(size))
-    height, width = (max(int(length * factor + 0.5), 1) for length in size)
-    return height, width
+    return scaled_size(size, factor)
 
 
 def _scale_even_part(length: int, scale: float) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from hf_denseseg.visualization.layout import Palette
+from hf_denseseg.visualization.layout import Palette, fit_width
 
 _MASK_SHARE = 0.45  # of a mask's colour over the picture
 
@@ -37,7 +37,7 @@ def draw_objects(
         drawn = Image.fromarray(painted.round().astype(np.uint8))
     factor = 1.0 if width is None else width / image.width
     if width is not None:
-        drawn = drawn.resize((width, max(1, round(image.height * factor))), Image.Resampling.BILINEAR)
+        drawn = fit_width(drawn, width, Image.Resampling.BILINEAR)
     draw, font = ImageDraw.Draw(drawn), ImageFont.load_default(size=11)
     for box, name, color in zip(boxes, names, colors, strict=True):
         left, top, right, bottom = (value * factor for value in box)

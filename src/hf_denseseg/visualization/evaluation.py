@@ -9,7 +9,7 @@ from PIL import Image
 from hf_denseseg.data.labels import VOID
 from hf_denseseg.visualization.class_features import class_matrix
 from hf_denseseg.visualization.label_maps import colorize
-from hf_denseseg.visualization.layout import PICKED, VOID_COLOR, Palette, heat_scale, labelled_rows
+from hf_denseseg.visualization.layout import PICKED, VOID_COLOR, Palette, fit_width, heat_scale, labelled_rows
 
 CELL_WIDTH = 300  # pixels of each part of a strip
 
@@ -40,10 +40,9 @@ def answer_strip(image: torch.Tensor, label: torch.Tensor, prediction: torch.Ten
     }
     row = []
     for title, part in parts.items():
-        size = (CELL_WIDTH, max(round(part.height * CELL_WIDTH / part.width), 1))
         # Label colours by nearest pixel, so that no colour appears that means another class.
         kind = Image.Resampling.NEAREST if title in ("truth", "prediction") else Image.Resampling.BOX
-        row.append((title, part.resize(size, kind)))
+        row.append((title, fit_width(part, CELL_WIDTH, kind)))
     return labelled_rows([row])
 
 

@@ -79,7 +79,13 @@ def picture_grid(
     """
     font = ImageFont.load_default(size=13)
     cells = [[to_pil(image), *(colorize(ids, spec.palette) for ids in maps)] for image, *maps in rows]
-    scaled = [[fit_width(cell, cell_width, first=k == 0) for k, cell in enumerate(row)] for row in cells]
+    scaled = [
+        [
+            fit_width(image, cell_width, Image.Resampling.BILINEAR),
+            *(fit_width(label_map, cell_width, Image.Resampling.NEAREST) for label_map in maps),
+        ]
+        for image, *maps in cells
+    ]
     columns = max((len(row) for row in scaled), default=1)
     width = columns * (cell_width + GAP) + GAP
     names = legend(spec, width)

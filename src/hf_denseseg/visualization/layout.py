@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 
+from hf_denseseg.data.image_sizes import scaled_size
+
 Palette = Sequence[tuple[int, int, int]]
 GAP = 6  # pixels between cells
 LINE = 20  # height of a line of text
@@ -90,13 +92,16 @@ def to_pil(image: Image.Image | torch.Tensor) -> Image.Image:
     return image.convert("RGB")
 
 
-def fit_width(picture: Image.Image, width: int, first: bool) -> Image.Image:
-    """Scale to a width; label colours by nearest pixel, so that no colour appears that means another class."""
-    height = max(round(picture.height * width / picture.width), 1)
-    return picture.resize((width, height), Image.Resampling.BILINEAR if first else Image.Resampling.NEAREST)
+def fit_width(image: Image.Image, width: int, resample: Image.Resampling) -> Image.Image:
+    """Resize to a width, the ratio kept.
+
+    Take `NEAREST` for label colors, so that no color appears that means another class.
+    """
+    height, _ = scaled_size((image.height, image.width), width / image.width)
+    return image.resize((width, height), resample)
 
 
-def fit_into(picture: Image.Image, side: int) -> Image.Image:
+def fit_into(image: Image.Image, side: int) -> Image.Image:
     """Resize so that the longest side has `side` pixels."""
-    factor = side / max(picture.size)
-    return picture.resize((max(round(picture.width * factor), 1), max(round(picture.height * factor), 1)))
+    height, width = scaled_size((image.height, image.width), side / max(image.size))
+    return image.resize((width, height))

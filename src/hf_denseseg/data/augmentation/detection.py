@@ -12,6 +12,7 @@ from PIL import Image
 from transformers.image_processing_utils import BaseImageProcessor
 
 from hf_denseseg.data.augmentation.sampler import EpochSampler, LoadedData, RowDataset, TrainRows
+from hf_denseseg.data.image_sizes import fit_factor, scaled_size
 from hf_denseseg.data.sources.coco import object_mask, trainable
 from hf_denseseg.errors import InputError
 
@@ -74,8 +75,8 @@ class DetectionAugmentation:
 
     def scaled_size(self, height: int, width: int, short_side: int) -> tuple[int, int]:
         """The (height, width) that a picture is resized to."""
-        factor = min(short_side / min(height, width), self.long_side / max(height, width))
-        return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
+        size = (height, width)
+        return scaled_size(size, fit_factor(size, short_side, self.long_side))
 
 
 class TrainDetections(TrainRows):

@@ -13,6 +13,7 @@ from PIL import Image
 
 from hf_denseseg.data.augmentation.photometric import PHOTOMETRIC
 from hf_denseseg.data.augmentation.sampler import RowDataset, TrainRows
+from hf_denseseg.data.image_sizes import fit_factor, scaled_size
 from hf_denseseg.data.labels import VOID, SegmentationData
 from hf_denseseg.errors import InputError
 
@@ -99,9 +100,8 @@ class TrainAugmentation:
         share = rng.random()
         ratio = share * (high - low) + low if self.ratios is None else self.ratios[int(share * len(self.ratios))]
         base = self.base_size or (height, width)
-        long_edge, short_edge = int(max(base) * ratio), int(min(base) * ratio)
-        factor = min(long_edge / max(height, width), short_edge / min(height, width))
-        return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
+        size = (height, width)
+        return scaled_size(size, fit_factor(size, int(min(base) * ratio), int(max(base) * ratio)))
 
     def _crop(
         self, label: Image.Image, size: tuple[int, int], rng: np.random.Generator

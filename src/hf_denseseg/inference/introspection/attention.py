@@ -18,6 +18,7 @@ from torch import nn
 from torchvision.transforms.v2.functional import resize
 from transformers import PreTrainedModel
 
+from hf_denseseg.data.image_sizes import scaled_size
 from hf_denseseg.errors import InputError
 from hf_denseseg.inference.introspection.refinement import can_refine
 from hf_denseseg.inference.preprocessing import Preprocessing
@@ -315,9 +316,9 @@ class _DecoderReader:
 
 def _reduced(features: torch.Tensor) -> torch.Tensor:
     """`(1, C, H, W)` -> `(C, h, w)` on the CPU, averaged down to `STORED_SIDE`. A copy: ReLUs work in place."""
-    factor = max(*features.shape[-2:], STORED_SIDE) / STORED_SIDE
-    height, width = (max(round(side / factor), 1) for side in features.shape[-2:])
-    return F.adaptive_avg_pool2d(features.float(), (height, width))[0].cpu()
+    size = (features.shape[-2], features.shape[-1])
+    smaller = scaled_size(size, min(STORED_SIDE / max(size), 1))
+    return F.adaptive_avg_pool2d(features.float(), smaller)[0].cpu()
 
 
 def check_showable(model: PreTrainedModel, settings: ShowSettings) -> None:

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor
 
+from hf_denseseg.data.image_sizes import scaled_size
 from hf_denseseg.data.labels import LabelSpec, color_wheel
 from hf_denseseg.errors import InputError, RunError
 from hf_denseseg.files import atomic_path
@@ -243,8 +244,7 @@ class SegmentationPredictor:
             figures["attention"] = attention_sheet(image, points, layers, found.attention[-1].rollout)
         if "features" in kinds:
             numbers = self.show.layers or range(1, len(found.features) + 1)
-            factor = FEATURE_SIDE / max(image.size)
-            size = (max(round(image.height * factor), 1), max(round(image.width * factor), 1))
+            size = scaled_size((image.height, image.width), FEATURE_SIDE / max(image.size))
             encoder = {f"layer {k}": found.features[k - 1] for k in numbers}
             decoder = {f"decoder {part}": each for part, each in found.decoder.items()}
             groups = [
