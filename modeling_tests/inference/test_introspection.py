@@ -14,19 +14,10 @@ import hf_denseseg
 from closeness import assert_same_outputs
 from hf_denseseg.cli import main
 from hf_denseseg.errors import InputError
-from hf_denseseg.inference.introspection.attention import (
-    ShowSettings,
-    attention_rollout,
-    check_showable,
-    feature_picture,
-    inspect_model,
-    picture_view,
-    position_similarity,
-    position_table,
-    relative_points,
-    spread_layers,
-    token_grid,
-)
+from hf_denseseg.inference.introspection.attention import attention_rollout, relative_points, spread_layers, token_grid
+from hf_denseseg.inference.introspection.features import feature_picture
+from hf_denseseg.inference.introspection.inspection import ShowSettings, check_showable, inspect_model, picture_view
+from hf_denseseg.inference.introspection.positions import position_similarity, position_table
 from hf_denseseg.inference.preprocessing import Preprocessing
 from hf_denseseg.models.auto.registration import create_image_processor
 from test_published_dsct import REDUCED as TINY_DSCT
@@ -298,7 +289,7 @@ def test_show_writes_readable_sheets_and_masks_once(checkpoints, street, tmp_pat
     show(checkpoints / "setr-pup-vit-base", *words, "--point", 1, 2, 120, 60, 60, 30)
     assert "0 images predicted, 1 were finished before" in capsys.readouterr().out
     show(checkpoints / "setr-pup-vit-base", *words, "--point", 5, 5)
-    assert "1 pictures labelled, 0 left out" in capsys.readouterr().out
+    assert "1 images predicted, 0 left out" in capsys.readouterr().out
 
 
 def test_show_does_not_change_the_masks(checkpoints, street, tmp_path):

@@ -5,7 +5,7 @@ import dataclasses
 from typing import Any
 
 from hf_denseseg.errors import InputError
-from hf_denseseg.inference.introspection.attention import ShowSettings
+from hf_denseseg.inference.introspection.inspection import ShowSettings
 from hf_denseseg.inference.predict.inputs import MAX_PIXELS, Source
 from hf_denseseg.inference.predict.outputs import TILE_ABOVE_PIXELS, OutputSettings
 from hf_denseseg.inference.settings import InferenceSettings

@@ -16,10 +16,10 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from transformers import PreTrainedModel
 
 from hf_denseseg.errors import InputError
-from hf_denseseg.inference.introspection.attention import Size, picture_view
+from hf_denseseg.inference.introspection.inspection import picture_view
 from hf_denseseg.inference.preprocessing import Preprocessing, View, resized, view_size
 from hf_denseseg.inference.settings import InferenceSettings
-from hf_denseseg.inference.sliding_window import size_of, window_corners
+from hf_denseseg.inference.sliding_window import Size, size_of, window_corners
 
 
 class _Classifications(TorchFunctionMode):

@@ -16,17 +16,10 @@ from hf_denseseg.data.image_sizes import scaled_size
 from hf_denseseg.data.labels import LabelSpec, color_wheel
 from hf_denseseg.errors import InputError, RunError
 from hf_denseseg.files import atomic_path
-from hf_denseseg.inference.introspection.attention import (
-    ShowSettings,
-    check_showable,
-    feature_picture,
-    inspect_model,
-    picture_view,
-    position_similarity,
-    position_table,
-    relative_points,
-    spread_layers,
-)
+from hf_denseseg.inference.introspection.attention import relative_points, spread_layers
+from hf_denseseg.inference.introspection.features import feature_picture
+from hf_denseseg.inference.introspection.inspection import ShowSettings, check_showable, inspect_model, picture_view
+from hf_denseseg.inference.introspection.positions import position_similarity, position_table
 from hf_denseseg.inference.introspection.refinement import look_at_refinement
 from hf_denseseg.inference.large_images import segment_in_strips
 from hf_denseseg.inference.predict.outputs import (

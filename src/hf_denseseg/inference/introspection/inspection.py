@@ -1,0 +1,159 @@
+"""What goes on inside a model: attention of picked points, features of the layers, likeness of the positions.
+
+The SETR paper shows these (IJCV 2024, Figures 7 and 10 to 14, Appendix A). Nothing here knows a family: the grid of
+tokens follows from their number and the shape of the picture, attention is read where modules hand it out, features
+are the model's `hidden_states` and what the parts of its `decode_head` give. In a model of two streams only attention
+is traced: what convolutions carry from place to place is not in the rollout.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torchvision.transforms.v2.functional import resize
+from transformers import PreTrainedModel
+
+from hf_denseseg.errors import InputError
+from hf_denseseg.inference.introspection.attention import AttentionReader, LayerAttention
+from hf_denseseg.inference.introspection.features import DecoderReader, layer_maps
+from hf_denseseg.inference.introspection.positions import position_table
+from hf_denseseg.inference.introspection.refinement import can_refine
+from hf_denseseg.inference.preprocessing import Preprocessing
+
+KINDS = ("attention", "features", "positions", "refinement")
+SIDE = 32  # sides of a picture looked into are multiples of it (and of the patch): no stage of an encoder rounds them
+
+
+@dataclass(frozen=True)
+class ShowSettings:
+    """Which pictures of a model's inside to make.
+
+    Args:
+        kinds: some of `KINDS`.
+        points: picked points (x, y) in pixels of the picture, from its upper left corner; empty is its centre.
+        layers: layers shown, counted from 1; empty is all for features, four for attention.
+        size: longest side in pixels at which the model looks. Memory grows with its fourth power.
+
+    Raises:
+        InputError: `size` is less than 32 pixels.
+    """
+
+    kinds: tuple[str, ...]
+    points: tuple[tuple[float, float], ...] = ()
+    layers: tuple[int, ...] = ()
+    size: int = 512
+
+    def __post_init__(self) -> None:
+        if self.size < SIDE:
+            raise InputError(f"Show size is {self.size} pixels; at least {SIDE} are needed (the default is 512).")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Values as JSON holds them."""
+        return json.loads(json.dumps(asdict(self)))
+
+
+@dataclass
+class Inspection:
+    """What one look into a model gave; empty where it shows nothing.
+
+    Args:
+        attention: one entry per layer.
+        features: `(C, h, w)` after each layer.
+        decoder: `(C, h, w)` after each part of the decode head, in the order of their work.
+    """
+
+    attention: list[LayerAttention] = field(default_factory=list)
+    features: list[torch.Tensor] = field(default_factory=list)
+    decoder: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+@torch.no_grad()
+def inspect_model(
+    model: PreTrainedModel,
+    pixel_values: torch.Tensor,
+    points: Sequence[tuple[float, float]] = ((0.5, 0.5),),
+    kinds: Sequence[str] = KINDS,
+) -> Inspection:
+    """Look once into a model at work; afterwards it is as before.
+
+    Args:
+        model: segmentation model in eval mode.
+        pixel_values: `(1, 3, H, W)`, normalised; `picture_view` gives a size that fits.
+        points: picked points (x, y) as shares of width and height, from 0 to less than 1.
+        kinds: what is wanted, some of `KINDS`; the rest stays empty.
+    """
+    size = (pixel_values.shape[-2], pixel_values.shape[-1])
+    reader, found = AttentionReader(size, points), Inspection()
+    decoder = DecoderReader(model) if "features" in kinds else None
+    hooks = decoder.hooks if decoder else []
+    implementation = model.config._attn_implementation
+    try:
+        if "attention" in kinds:
+            # Only attention that is written out has weights to show.
+            model.set_attn_implementation("eager")
+            hooks += [module.register_forward_hook(reader) for module in model.modules()]
+        outputs = model(pixel_values=pixel_values, output_hidden_states="features" in kinds)
+    finally:
+        model.set_attn_implementation(implementation)
+        for hook in hooks:
+            hook.remove()
+    found.attention = reader.layers if reader.uniform else []
+    found.decoder = decoder.maps if decoder else {}
+    found.features = layer_maps(outputs.hidden_states or (), size)
+    return found
+
+
+def check_showable(model: PreTrainedModel, settings: ShowSettings) -> None:
+    """Try on a small blank picture whether a model can show what is wanted.
+
+    Raises:
+        InputError: it cannot, or it has no such layer.
+    """
+    side = _view_unit(model)
+    weight = next(model.parameters())
+    found = inspect_model(model, weight.new_zeros(1, 3, 2 * side, 3 * side))
+    counts = {"attention": len(found.attention), "features": len(found.features)}
+    possible = [kind for kind, count in counts.items() if count]
+    possible += ["positions"] if position_table(model) else []
+    possible += ["refinement"] if can_refine(model) else []
+    reasons = {
+        "attention": "not every layer attends from all patches to all patches of one grid",
+        "features": "its layers give no maps",
+        "positions": "its encoder learns no table of positions",
+        "refinement": "it refines no boundaries",
+    }
+    for kind in settings.kinds:
+        if kind not in possible:
+            able = f"It can show: {', '.join(possible)}." if possible else "It can show nothing; leave out --show."
+            raise InputError(f"{type(model).__name__} cannot show {kind}: {reasons[kind]}. {able}")
+    last = min((counts[kind] for kind in settings.kinds if kind in counts), default=0)
+    for layer in settings.layers:
+        if last and not 1 <= layer <= last:
+            raise InputError(f"Layer {layer} does not exist. {type(model).__name__} has layers 1 to {last}.")
+
+
+def picture_view(image: torch.Tensor, model: PreTrainedModel, size: int, preprocessing: Preprocessing) -> torch.Tensor:
+    """Make a picture ready to be looked into.
+
+    Args:
+        image: `(3, H, W)` uint8.
+        model: decides device, dtype and the multiple that both sides are rounded down to.
+        size: longest side in pixels; smaller pictures are not enlarged.
+        preprocessing: of the checkpoint.
+
+    Returns:
+        `(1, 3, h, w)`, normalised; sides are at least one multiple.
+    """
+    unit, weight = _view_unit(model), next(model.parameters())
+    factor = min(size / max(image.shape[-2:]), 1)
+    view = [max(int(side * factor) // unit, 1) * unit for side in image.shape[-2:]]
+    image = resize(image.to(weight.device), view, antialias=True)
+    return preprocessing.normalize(image, weight.dtype)[None]
+
+
+def _view_unit(model: PreTrainedModel) -> int:
+    patch = getattr(model.config, "patch_size", None)
+    return math.lcm(SIDE, patch) if isinstance(patch, int) else SIDE
