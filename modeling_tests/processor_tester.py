@@ -11,7 +11,7 @@ from transformers import AutoImageProcessor, PreTrainedConfig, PreTrainedModel, 
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
 
-def picture(mode: str = "RGB", size: tuple[int, int] = (40, 30), seed: int = 0) -> Image.Image:
+def random_image(mode: str = "RGB", size: tuple[int, int] = (40, 30), seed: int = 0) -> Image.Image:
     """Random image of any mode; `size` is (width, height), as in PIL."""
     noise = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     if mode == "I;16":
@@ -23,7 +23,7 @@ def rotated_image(path: Any, size: tuple[int, int] = (40, 30)) -> Image.Image:
     """Image file whose EXIF orientation asks for a rotation by 90 degrees."""
     exif = Image.Exif()
     exif[0x0112] = 6
-    picture(size=size).save(path, exif=exif)
+    random_image(size=size).save(path, exif=exif)
     return Image.open(path)
 
 
@@ -45,7 +45,7 @@ class ImageProcessorTester:
         maps = np.random.default_rng(0).integers(0, 7, (60, 90))
         outputs = [
             chosen(size={"height": 32, "width": 48})(
-                picture(size=(90, 60)), segmentation_maps=maps, return_tensors="pt", do_reduce_labels=True
+                random_image(size=(90, 60)), segmentation_maps=maps, return_tensors="pt", do_reduce_labels=True
             )
             for chosen in (self.torchvision_class, self.pil_class)
         ]
@@ -54,29 +54,31 @@ class ImageProcessorTester:
         assert torch.equal(outputs[0]["labels"], outputs[1]["labels"])
 
     def test_values_are_normalized_by_mean_and_deviation_of_imagenet(self, processor):
-        pixel_values = processor(picture(), do_resize=False, return_tensors="pt")["pixel_values"][0]
-        values = torch.from_numpy(np.array(picture())).permute(2, 0, 1) / 255
+        pixel_values = processor(random_image(), do_resize=False, return_tensors="pt")["pixel_values"][0]
+        values = torch.from_numpy(np.array(random_image())).permute(2, 0, 1) / 255
         mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
         torch.testing.assert_close(pixel_values, (values - mean[:, None, None]) / deviation[:, None, None])
 
     def test_resize_keeps_the_ratio_up_to_the_longest_edge(self, processor):
-        assert processor(picture(size=(90, 60)), return_tensors="pt")["pixel_values"].shape[-2:] == (32, 48)
-        assert max(processor(picture(size=(300, 20)), return_tensors="pt")["pixel_values"].shape[-2:]) == 64
+        assert processor(random_image(size=(90, 60)), return_tensors="pt")["pixel_values"].shape[-2:] == (32, 48)
+        assert max(processor(random_image(size=(300, 20)), return_tensors="pt")["pixel_values"].shape[-2:]) == 64
 
     def test_labels_follow_the_image_and_reduce_zero_to_ignored(self, processor):
         maps = np.array([[0, 1], [2, 255]], dtype=np.uint8).repeat(8, axis=0).repeat(8, axis=1)
-        batch = processor(picture(size=(16, 16)), segmentation_maps=maps, do_reduce_labels=True, return_tensors="pt")
+        batch = processor(
+            random_image(size=(16, 16)), segmentation_maps=maps, do_reduce_labels=True, return_tensors="pt"
+        )
         assert batch["labels"].dtype == torch.int64 and batch["labels"].shape == (1, 32, 32)
         corners = batch["labels"][0, [0, 0, -1, -1], [0, -1, 0, -1]]
         assert corners.tolist() == [255, 0, 1, 255]
 
     @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1", "I;16", "CMYK"])
     def test_every_image_mode_becomes_three_channels(self, processor, mode):
-        assert processor(picture(mode), return_tensors="pt")["pixel_values"].shape[1] == 3
+        assert processor(random_image(mode), return_tensors="pt")["pixel_values"].shape[1] == 3
 
     def test_sixteen_bit_is_scaled_and_not_clipped(self, processor):
-        deep = processor(picture("I;16"), return_tensors="pt")["pixel_values"]
-        channel = np.asarray(picture())[..., 0]
+        deep = processor(random_image("I;16"), return_tensors="pt")["pixel_values"]
+        channel = np.asarray(random_image())[..., 0]
         plain = processor(Image.fromarray(channel), return_tensors="pt")["pixel_values"]
         torch.testing.assert_close(deep, plain)
 
@@ -85,19 +87,19 @@ class ImageProcessorTester:
         assert processor(rotated, do_resize=False, return_tensors="pt")["pixel_values"].shape[-2:] == (40, 30)
 
     def test_arrays_and_tensors_equal_images(self, processor):
-        array = np.array(picture())
-        expected = processor(picture(), return_tensors="pt")["pixel_values"]
+        array = np.array(random_image())
+        expected = processor(random_image(), return_tensors="pt")["pixel_values"]
         for given in (array, torch.from_numpy(array).permute(2, 0, 1), [array]):
             torch.testing.assert_close(processor(given, return_tensors="pt")["pixel_values"], expected)
 
     def test_different_sizes_in_one_batch_are_refused_with_a_fix(self, processor):
         with pytest.raises(ValueError, match="different sizes.*'height'"):
-            processor([picture(size=(40, 30)), picture(size=(30, 40))], return_tensors="pt")
-        assert len(processor([picture(size=(40, 30)), picture(size=(30, 40))])["pixel_values"]) == 2
+            processor([random_image(size=(40, 30)), random_image(size=(30, 40))], return_tensors="pt")
+        assert len(processor([random_image(size=(40, 30)), random_image(size=(30, 40))])["pixel_values"]) == 2
 
     def test_options_of_a_call_do_not_stay(self, processor):
         before = processor.to_dict()
-        processor(picture(), do_resize=False, image_mean=[0.0, 0.0, 0.0], do_reduce_labels=True)
+        processor(random_image(), do_resize=False, image_mean=[0.0, 0.0, 0.0], do_reduce_labels=True)
         assert processor.to_dict() == before
 
     def test_settings_survive_saving_and_either_backend_loads(self, processor, tmp_path):
@@ -110,7 +112,7 @@ class ImageProcessorTester:
             loaded = AutoImageProcessor.from_pretrained(tmp_path, backend=backend)
             assert type(loaded) is expected
             assert (loaded.do_normalize, loaded.align_corners) == (False, True)
-            assert loaded(picture(), return_tensors="pt")["pixel_values"].shape == (1, 3, 20, 30)
+            assert loaded(random_image(), return_tensors="pt")["pixel_values"].shape == (1, 3, 20, 30)
 
     def test_masks_come_at_the_asked_size(self, processor):
         outputs = SemanticSegmenterOutput(logits=torch.randn(2, 4, 8, 10))
@@ -128,7 +130,9 @@ class ImageProcessorTester:
         self.model_class(self.config_class(**self.tiny, num_labels=5)).save_pretrained(tmp_path)
         self.torchvision_class(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
         segment = pipeline("image-segmentation", model=str(tmp_path), dtype=dtype, device="cpu")
-        images = [picture(mode, size=(40 + shift, 30)) for shift, mode in enumerate(("RGB", "L", "RGBA", "P", "I;16"))]
+        images = [
+            random_image(mode, size=(40 + shift, 30)) for shift, mode in enumerate(("RGB", "L", "RGBA", "P", "I;16"))
+        ]
         images.append(rotated_image(tmp_path / "rotated.png", size=(50, 35)))
         for given, masks in zip(images, segment(images, batch_size=4), strict=True):
             width, height = (35, 50) if given is images[-1] else given.size

@@ -20,7 +20,7 @@ from hf_denseseg import HlgConfig, HlgForObjectDetection, HlgImageProcessor
 from hf_denseseg.models.hlg import modeling_hlg_detection as detection
 from hf_denseseg.models.hlg.detections_hlg import retinanet_detections, to_corners, to_normalized
 from hf_denseseg.models.hlg.modeling_hlg import HlgModelOutput
-from processor_tester import picture
+from processor_tester import random_image
 from reference import reference_folder
 
 # Section 7 of the specification: Tables 10 and 11 in millions.
@@ -345,7 +345,7 @@ class TestRetinaNet(DetectionModelTester):
         model.save_pretrained(tmp_path)
         processor.save_pretrained(tmp_path)
         detect = pipeline("object-detection", model=str(tmp_path))
-        image = picture(size=(90, 60))
+        image = random_image(size=(90, 60))
         found = detect(image, threshold=0.1)
         with torch.no_grad():
             outputs = model(**processor(image, return_tensors="pt"))

@@ -14,7 +14,7 @@ from hf_denseseg.errors import InputError
 from hf_denseseg.models.hlg import annotations_hlg
 from hf_denseseg.models.hlg.annotations_hlg import to_mask
 from hf_denseseg.models.hlg.detections_hlg import paste_masks
-from processor_tester import picture
+from processor_tester import random_image
 
 BOTH = pytest.mark.parametrize("backend", [HlgImageProcessor, HlgImageProcessorPil])
 SMALL = {"shortest_edge": 64, "longest_edge": 100}
@@ -60,7 +60,7 @@ def test_unknown_task_proposes_the_nearest():
 def test_classifier_sees_the_center_of_the_image(backend):
     """Shorter side to 256, bicubic, then 224 x 224 from the center: Swin's loader, whose settings are released."""
     processor = backend(task="image-classification")
-    image = picture(size=(400, 300))
+    image = random_image(size=(400, 300))
     uncropped = processor(image, do_center_crop=False, return_tensors="pt")["pixel_values"]
     assert uncropped.shape == (1, 3, 256, 341)
     found = processor(image, return_tensors="pt")["pixel_values"]
@@ -74,14 +74,16 @@ def test_classifier_sees_the_center_of_the_image(backend):
     "size, expected", [((640, 480), (800, 1066)), ((500, 200), (533, 1333)), ((100, 100), (800, 800))]
 )
 def test_detection_resizes_to_800_by_1333_at_most(backend, size, expected):
-    found = backend(task="object-detection")(picture(size=size), do_pad=False, return_tensors="pt")["pixel_values"]
+    found = backend(task="object-detection")(random_image(size=size), do_pad=False, return_tensors="pt")[
+        "pixel_values"
+    ]
     assert found.shape[-2:] == expected
 
 
 @BOTH
 def test_images_of_a_batch_are_padded_to_a_common_multiple_of_32(backend):
     processor = backend(task="object-detection", size=SMALL)
-    images = [picture(size=(90, 60)), picture(size=(50, 70))]
+    images = [random_image(size=(90, 60)), random_image(size=(50, 70))]
     batch = processor(images, return_tensors="pt")
     assert batch["pixel_values"].shape == (2, 3, 96, 96) and batch["pixel_mask"].shape == (2, 96, 96)
     for index, image in enumerate(images):
@@ -105,7 +107,7 @@ def test_annotations_become_normalized_boxes_and_masks_of_the_resized_image(back
     mask[15:45, 30:60] = True
     annotation = {"image_id": 7, "annotations": [thing([30, 15, 30, 30], 3, segmentation=mask)]}
     processor = backend(task="instance-segmentation", size=SMALL)
-    batch = processor(picture(size=(90, 60)), annotations=annotation, return_tensors="pt")
+    batch = processor(random_image(size=(90, 60)), annotations=annotation, return_tensors="pt")
     label = batch["labels"][0]
     height, width = label["size"].tolist()
     assert (
@@ -116,7 +118,7 @@ def test_annotations_become_normalized_boxes_and_masks_of_the_resized_image(back
     assert label["area"].item() == pytest.approx(900 * 64 * 96 / 60 / 90)
     rows, columns = label["masks"][0].any(1).nonzero(), label["masks"][0].any(0).nonzero()
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (16, 47, 32, 63)
-    without = processor(picture(size=(90, 60)), annotations=annotation, return_segmentation_masks=False)
+    without = processor(random_image(size=(90, 60)), annotations=annotation, return_segmentation_masks=False)
     assert "masks" not in without["labels"][0]
 
 
@@ -129,7 +131,7 @@ def test_crowds_and_boxes_without_extent_are_dropped_and_others_clipped():
         thing([95, 10, 10, 5]),  # beyond the right border of 90
     ]
     processor = HlgImageProcessor(task="object-detection", size=SMALL)
-    label = processor(picture(size=(90, 60)), annotations={"image_id": 0, "annotations": things})["labels"][0]
+    label = processor(random_image(size=(90, 60)), annotations={"image_id": 0, "annotations": things})["labels"][0]
     expected = torch.tensor([[10 / 90, 20 / 60, 20 / 90, 20 / 60], [85 / 90, 55 / 60, 10 / 90, 10 / 60]])
     torch.testing.assert_close(label["boxes"], expected)
     assert label["class_labels"].tolist() == [1, 2]
@@ -138,7 +140,7 @@ def test_crowds_and_boxes_without_extent_are_dropped_and_others_clipped():
 def test_image_without_objects_has_empty_labels():
     for task in ("object-detection", "instance-segmentation"):
         processor = HlgImageProcessor(task=task, size=SMALL)
-        label = processor(picture(size=(90, 60)), annotations={"image_id": 0, "annotations": []})["labels"][0]
+        label = processor(random_image(size=(90, 60)), annotations={"image_id": 0, "annotations": []})["labels"][0]
         assert label["boxes"].shape == (0, 4) and label["class_labels"].dtype == torch.int64
         assert ("masks" in label) == (task == "instance-segmentation")
         assert task == "object-detection" or label["masks"].shape == (0, 64, 96)
@@ -155,15 +157,15 @@ def test_image_without_objects_has_empty_labels():
 )
 def test_annotations_that_cannot_be_read_are_refused_with_image_and_object(annotations, message):
     with pytest.raises(InputError, match=message):
-        HlgImageProcessor(task="object-detection", size=SMALL)(picture(), annotations=annotations)
+        HlgImageProcessor(task="object-detection", size=SMALL)(random_image(), annotations=annotations)
 
 
 def test_labels_of_another_task_are_refused():
     annotations = {"image_id": 1, "annotations": []}
     with pytest.raises(InputError, match="'semantic-segmentation'"):
-        HlgImageProcessor()(picture(), annotations=annotations)
+        HlgImageProcessor()(random_image(), annotations=annotations)
     with pytest.raises(InputError, match="no labels of object-detection"):
-        HlgImageProcessor(task="object-detection")(picture(), segmentation_maps=np.zeros((30, 40)))
+        HlgImageProcessor(task="object-detection")(random_image(), segmentation_maps=np.zeros((30, 40)))
 
 
 def test_masks_are_decoded_from_every_format_of_coco():

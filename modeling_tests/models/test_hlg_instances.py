@@ -17,7 +17,7 @@ from hf_denseseg import HlgForInstanceSegmentation, HlgImageProcessor
 from hf_denseseg.errors import InputError
 from hf_denseseg.models.hlg import modeling_hlg_detection as detection
 from hf_denseseg.models.hlg.detections_hlg import to_corners
-from processor_tester import picture
+from processor_tester import random_image
 
 SIZE = (96, 128)
 
@@ -311,7 +311,7 @@ class TestMaskRcnn(DetectionModelTester):
         segment = pipeline("image-segmentation", model=str(folder))
         assert type(segment.model) is HlgForInstanceSegmentation
         options = {} if subtask is None else {"subtask": subtask}
-        image = picture(size=(90, 60))
+        image = random_image(size=(90, 60))
         found = segment(image, threshold=0.1, mask_threshold=0.3, overlap_mask_area_threshold=0.1, **options)
         assert found and all(each["mask"].size == (90, 60) and each["score"] > 0.1 for each in found)
         assert all(each["mask"].getextrema()[1] == 255 and each["label"].startswith("LABEL_") for each in found)
@@ -320,12 +320,12 @@ class TestMaskRcnn(DetectionModelTester):
     def test_semantic_maps_of_instances_are_refused(self, folder):
         segment = pipeline("image-segmentation", model=str(folder))
         with pytest.raises(ValueError, match="semantic is not supported"):
-            segment(picture(size=(90, 60)), subtask="semantic")
+            segment(random_image(size=(90, 60)), subtask="semantic")
 
     def test_detection_pipeline_loads_it_as_a_detector(self, folder, caplog):
         detect = pipeline("object-detection", model=str(folder))
         assert type(detect.model) is HlgForInstanceSegmentation
-        found = detect(picture(size=(90, 60)), threshold=0.1)
+        found = detect(random_image(size=(90, 60)), threshold=0.1)
         assert found and all(0 <= each["box"]["xmin"] <= each["box"]["xmax"] <= 90 for each in found)
         assert "not supported" not in caplog.text
 

@@ -1,7 +1,7 @@
 """Image processors that all families share: any image to `pixel_values`, any map to `labels`, logits to masks.
 
-These are Segformer's of transformers with what differs: the ratio of the image is kept, every image mode is read as in
-training, label maps may have any type of whole numbers, and masks are resized with the model's `align_corners`.
+They extend transformers' Segformer processors: the aspect ratio is kept, every image mode is read as in training,
+label maps may have any integer type, and masks are resized with the model's `align_corners`.
 """
 
 from collections.abc import Sequence
@@ -23,11 +23,11 @@ from hf_denseseg.errors import InputError
 
 
 class SegmentationImageProcessorKwargs(ImagesKwargs, total=False):
-    """Options besides those of every image processor.
+    """Options in addition to those of every image processor.
 
     Args:
-        do_reduce_labels: whether raw label 0 is void: 0 -> 255, k -> k - 1, 255 stays.
-        align_corners: how `post_process_semantic_segmentation` resizes logits; give what the model was trained with.
+        do_reduce_labels: whether raw label 0 is ignored: 0 -> 255, k -> k - 1, 255 stays.
+        align_corners: how `post_process_semantic_segmentation` resizes logits; use the model's setting.
     """
 
     do_reduce_labels: bool
@@ -35,7 +35,7 @@ class SegmentationImageProcessorKwargs(ImagesKwargs, total=False):
 
 
 class _SegmentationMixin:
-    """What both backends do differently from Segformer's."""
+    """Differences of both backends from Segformer's."""
 
     valid_kwargs = SegmentationImageProcessorKwargs
     size = {"shortest_edge": 512, "longest_edge": 2048}
@@ -49,17 +49,17 @@ class _SegmentationMixin:
         segmentation_maps: ImageInput | None = None,
         **kwargs: Unpack[SegmentationImageProcessorKwargs],
     ) -> BatchFeature:
-        """Prepare pictures, and label maps of the same sizes, for the model.
+        """Prepare images, and label maps of the same sizes, for the model.
 
         Args:
-            images: one picture or a list; PIL of any mode, arrays or tensors.
+            images: one image or a list; PIL of any mode, arrays or tensors.
             segmentation_maps: one `(H, W)` map of class ids or a list.
 
         Returns:
             `pixel_values` `(B, 3, h, w)` and, with maps, `labels` `(B, h, w)` int64.
 
         Raises:
-            InputError: tensors are asked for but the pictures come out in different sizes.
+            InputError: tensors are requested, but the resized images have different sizes.
         """
         return super().preprocess(_upright(images), segmentation_maps, **kwargs)  # type: ignore[misc]
 
@@ -68,7 +68,7 @@ class _SegmentationMixin:
         sizes = sorted({tuple(each.shape[-2:]) for each in data["pixel_values"]})
         if return_tensors is not None and len(sizes) > 1:
             raise InputError(
-                f"The pictures of this batch come out in different sizes {sizes} and cannot be stacked. Process them "
+                f"The resized images of this batch have different sizes {sizes} and cannot be stacked. Process them "
                 "one by one, or give a fixed size such as size={'height': 512, 'width': 512}."
             )
         return BatchFeature(data=data, tensor_type=return_tensors)
@@ -79,22 +79,22 @@ class _SegmentationMixin:
         target_sizes: Sequence[tuple[int, int]] | torch.Tensor | None = None,
         return_segmentation_scores: bool = False,
     ) -> list:
-        """Turn logits into one map of class ids per picture.
+        """Turn logits into one map of class ids per image.
 
         Args:
             outputs: model output with `logits` `(B, num_labels, h, w)`.
             target_sizes: `(height, width)` of each map; None keeps the resolution of the logits.
-            return_segmentation_scores: also give the resized logits `(num_labels, height, width)`.
+            return_segmentation_scores: also return the resized logits `(num_labels, height, width)`.
 
         Returns:
             `(height, width)` LongTensors, or outputs with `segmentation` and `segmentation_scores`.
 
         Raises:
-            ValueError: not one target size per picture.
+            ValueError: not one target size per image.
         """
         logits = outputs.logits
         if target_sizes is not None and len(target_sizes) != len(logits):
-            raise ValueError(f"{len(target_sizes)} target sizes were given for {len(logits)} pictures. Give one each.")
+            raise ValueError(f"{len(target_sizes)} target sizes were given for {len(logits)} images. Give one each.")
         results = []
         for index in range(len(logits)):
             scores = logits[index : index + 1]
@@ -119,13 +119,13 @@ class SegmentationImageProcessorPil(_SegmentationMixin, SegformerImageProcessorP
     """The same with PIL and numpy."""
 
     def reduce_label(self, image: np.ndarray) -> np.ndarray:
-        """As of the other backend; the method of Segformer would write into the caller's map."""
+        """As in the other backend; Segformer's method would write into the caller's map."""
         raw = image.astype(np.int64)
         return np.where((raw == 0) | (raw == 255), 255, raw - 1)
 
 
 def _upright(images: Any) -> Any:
-    """Apply `to_rgb` to every PIL picture of a (nested) list and leave everything else."""
+    """Apply `to_rgb` to every PIL image of a (nested) list and leave everything else."""
     if isinstance(images, list | tuple):
         return [_upright(image) for image in images]
     return to_rgb(images) if isinstance(images, Image.Image) else images
