@@ -1,1 +1,1 @@
-"""One folder per paper, `auto/` that finds and opens them, and what they share that holds no weights."""
+"""One folder per paper, `auto/` to find and load them, and shared code that holds no weights."""

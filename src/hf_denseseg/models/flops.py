@@ -1,6 +1,6 @@
 """Count parameters, multiply-adds and activations of a model on the meta device, where nothing is allocated."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -77,7 +78,7 @@ def _like(value: Any) -> Any:
 
 
 @cache
-def _makes_new_tensors(func: Any) -> bool:
+def _makes_new_tensors(func: OpOverload) -> bool:
     return not any(each.alias_info for each in (*func._schema.arguments, *func._schema.returns))
 
 
@@ -94,7 +95,9 @@ class _Counter(TorchDispatchMode):
     def __post_init__(self) -> None:
         super().__init__()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: OpOverload, types: Collection[type], args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         if not _makes_new_tensors(func):
             return self._count(func, args, kwargs)
@@ -114,7 +117,7 @@ class _Counter(TorchDispatchMode):
             setattr(self.counts, name, getattr(self.counts, name) + more)
         return _like(output)
 
-    def _count(self, func: Any, args: Any, kwargs: Any) -> Any:
+    def _count(self, func: OpOverload, args: tuple, kwargs: dict[str, Any]) -> Any:
         packet = func._overloadpacket
         if packet not in flop_registry and packet not in _NORMS and func is not _ATEN.size.default:
             # Composite operations such as `linear` are counted by their parts.

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.autograd.function import FunctionCtx
 
 
 def classification_loss(labels: torch.Tensor, logits: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -94,7 +95,7 @@ class _LossAt(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: torch.Tensor, classes: torch.Tensor, sources: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: FunctionCtx, logits: torch.Tensor, classes: torch.Tensor, sources: torch.Tensor) -> torch.Tensor:
         places = sources.flatten(1)  # (B, H*W)
         normalizer = logits.logsumexp(1).flatten(1)  # (B, H*W)
         index = classes.flatten(1) * normalizer.shape[1] + places  # in the flattened (num_labels, H*W)

@@ -77,6 +77,7 @@ def load_trained_model(checkpoint: str, task: str = SEMANTIC_SEGMENTATION, **ove
             f"{checkpoint} is no complete {task.replace('-', ' ')} checkpoint: {_first_line(error)}"
         ) from error
     mismatched = sorted(key for key, *_ in loaded["mismatched_keys"])
+    # A head for other classes may be replaced on request, encoder weights never.
     encoder = [key for key in mismatched if key.startswith(f"{model.base_model_prefix}.")]
     if encoder:
         raise InputError(
@@ -135,7 +136,7 @@ def _check_size(folder: Path, kind: Any) -> None:
     """
     stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     config = _read_config(str(folder))
-    with torch.device("meta"):
+    with torch.device("meta"):  # shapes only
         model = (
             kind(config) if isinstance(kind, type) and issubclass(kind, PreTrainedModel) else kind.from_config(config)
         )

@@ -59,6 +59,7 @@ def auto_models(classes: dict[str, type]) -> dict[str, list[str]]:
     prefix = next(name for name, each in classes.items() if issubclass(each, PreTrainedConfig)).removesuffix("Config")
     pairs = [(auto_class, task.ending) for task in TASKS.values() for auto_class in task.auto_classes]
     found: dict[str, list[str]] = {}
+    # In the order of TASKS: without a name in the checkpoint, the Auto class takes the first.
     for auto_class, ending in [*pairs, ("AutoBackbone", "Backbone"), ("AutoModel", "Model")]:
         if prefix + ending in classes:
             found.setdefault(auto_class, []).append(prefix + ending)
@@ -88,6 +89,7 @@ def _register_family(classes: dict[str, type]) -> None:
             # The pipelines look class names up here, and log an error for a class that is missing.
             table = getattr(modeling_auto, f"MODEL_FOR_{task.upper().replace('-', '_')}_MAPPING_NAMES")
             table[model_type] = tuple(names) if len(names) > 1 else names[0]
+    # Named backends, since transformers would take a positional class for the PIL one.
     processors = {"torchvision": f"{prefix}ImageProcessor", "pil": f"{prefix}ImageProcessorPil"}
     AutoImageProcessor.register(
         config_class,
@@ -185,6 +187,7 @@ def model_info(
         overrides: configuration fields for a name, for example `num_labels=19`.
     """
     config = name_or_config
+    # A stored position table fits one size only: count at the size that was asked for, not at that of the variant.
     if isinstance(config, str):
         fields = create_config(config)
         if hasattr(fields, "image_size") and hasattr(fields, "patch_size"):
@@ -214,6 +217,7 @@ def reference_implementation(model: PreTrainedModel) -> PreTrainedModel:
     replacements = family_module(model.config.model_type, "reference").REFERENCE_CLASSES
     model = copy.deepcopy(model)
     for module in model.modules():
+        # Parameters stay where they are; only `forward` changes.
         module.__class__ = replacements.get(type(module), type(module))
         if isinstance(module, PreTrainedModel):
             module.config._attn_implementation = "eager"

@@ -24,6 +24,7 @@ def write_shim(folder: str | Path) -> None:
     classes = family_classes(config["model_type"])
     prefix = next(name for name in classes if name.endswith("Config")).removesuffix("Config")
     saved = config.get("architectures") or []
+    # An `auto_map` has room for one class per Auto class: the one that was saved, else the family's first.
     models = {
         auto_class: next((name for name in names if name in saved), names[0])
         for auto_class, names in auto_models(classes).items()

@@ -1,6 +1,7 @@
 """The backbone of HFGD: four raw maps of a network of transformers or timm, for images of any size."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -51,16 +52,17 @@ def build_backbone(config: HfgdConfig) -> PreTrainedModel:
     return backbone
 
 
-def feature_maps(backbone: Any, pixel_values: torch.Tensor, **wanted: bool | None) -> BackboneOutput:
+def feature_maps(backbone: nn.Module, pixel_values: torch.Tensor, **wanted: bool | None) -> BackboneOutput:
     """Run a backbone in the dtype of its weights; `wanted` are outputs to request where it supports them."""
     dtype = next(backbone.parameters()).dtype
     # Convolutions are faster in this layout on CPUs and tensor cores, and their outputs keep it.
     pixel_values = pixel_values.to(dtype).contiguous(memory_format=torch.channels_last)
-    return backbone.forward_with_filtered_kwargs(pixel_values, **{name: True for name, on in wanted.items() if on})
+    forward = cast(Callable[..., BackboneOutput], backbone.forward_with_filtered_kwargs)
+    return forward(pixel_values, **{name: True for name, on in wanted.items() if on})
 
 
 @torch.no_grad()
-def check_levels(backbone: Any) -> list[int]:
+def check_levels(backbone: nn.Module) -> list[int]:
     """Run the backbone on a blank image, check the strides of its maps and return their channels.
 
     Raises:

@@ -5,13 +5,22 @@ and the class tokens replace its classifier.
 """
 
 import copy
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from transformers import AutoModelForSemanticSegmentation, PreTrainedConfig
+from transformers import (
+    AutoModelForSemanticSegmentation,
+    PreTrainedConfig,
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
+    UperNetForSemanticSegmentation,
+)
 from transformers.modeling_outputs import BackboneOutput
 from transformers.modeling_utils import PreTrainedModel
+from transformers.models.segformer.modeling_segformer import SegformerDecodeHead
+from transformers.models.upernet.modeling_upernet import UperNetHead
 
 from hf_denseseg.errors import InputError
 from hf_denseseg.models.hfgd.configuration_hfgd import HfgdConfig
@@ -37,7 +46,7 @@ class WrappedParts(NamedTuple):
 class UperNetTeacher(nn.Module):
     """Pyramid pooling of an UperNet head: `(B, C5, h, w)` -> `(B, hidden_size, h, w)`."""
 
-    def __init__(self, head: Any) -> None:
+    def __init__(self, head: UperNetHead) -> None:
         super().__init__()
         self.channels = head.channels
         self.psp_modules, self.bottleneck = head.psp_modules, head.bottleneck
@@ -53,13 +62,13 @@ def _coarsest(maps: list[torch.Tensor]) -> torch.Tensor:
 class UperNetStudent(nn.Module):
     """The rest of an UperNet head, with the teacher's map in place of the pyramid pooling."""
 
-    def __init__(self, head: Any) -> None:
+    def __init__(self, head: UperNetHead) -> None:
         super().__init__()
         self.channels = head.channels
         self.head = head
         head.classifier = nn.Identity()
         head.psp_modules, head.bottleneck = nn.Identity(), nn.Identity()
-        head.psp_forward = _coarsest
+        head.psp_forward = _coarsest  # type: ignore[method-assign]
 
     def forward(self, low: list[torch.Tensor], top: torch.Tensor, image_size: Size) -> torch.Tensor:
         return self.head([*low[:-1], top])
@@ -68,7 +77,7 @@ class UperNetStudent(nn.Module):
 class SegformerTeacher(HfgdConvNormAct):
     """One 1x1 convolution of the coarsest map to the head's width: SegFormer has no context module of its own."""
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: SegformerConfig) -> None:
         super().__init__(config.hidden_sizes[-1], config.decoder_hidden_size)
         self.channels = config.decoder_hidden_size
 
@@ -79,7 +88,7 @@ class SegformerTeacher(HfgdConvNormAct):
 class SegformerStudent(nn.Module):
     """A SegFormer head: it reads all four maps of the encoder, but not the teacher's map."""
 
-    def __init__(self, head: Any, channels: int) -> None:
+    def __init__(self, head: SegformerDecodeHead, channels: int) -> None:
         super().__init__()
         self.channels = channels
         self.head = head
@@ -113,19 +122,19 @@ class SegformerMaps(nn.Module):
         )
 
 
-def _upernet(model: Any) -> WrappedParts:
+def _upernet(model: UperNetForSemanticSegmentation) -> WrappedParts:
     head = model.decode_head
     return WrappedParts(model.backbone, UperNetTeacher(head), UperNetStudent(head))
 
 
-def _segformer(model: Any) -> WrappedParts:
+def _segformer(model: SegformerForSemanticSegmentation) -> WrappedParts:
     channels = model.config.decoder_hidden_size
     return WrappedParts(
         SegformerMaps(model.segformer), SegformerTeacher(model.config), SegformerStudent(model.decode_head, channels)
     )
 
 
-GUIDABLE = {"upernet": _upernet, "segformer": _segformer}
+GUIDABLE: dict[str, Callable[[Any], WrappedParts]] = {"upernet": _upernet, "segformer": _segformer}
 """Model type -> function that takes such a model apart."""
 
 
