@@ -3,8 +3,6 @@
 import contextlib
 import json
 import os
-import re
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,11 +12,9 @@ from hf_denseseg.cli import COMMANDS, main, parse_arguments
 from hf_denseseg.evaluation.score_names import constant_prediction_miou
 from hf_denseseg.models.auto.registration import create_image_processor
 from model_tester import pooling_exports_for_any_size
-from reference import FIXTURES, REPOSITORY
+from reference import FIXTURES
 from test_published_dsct import REDUCED as TINY
 from test_published_setr import REDUCED as SETR
-
-CARDS = REPOSITORY / "model_cards"
 
 
 @pytest.fixture(scope="module")
@@ -164,38 +160,6 @@ def test_push_uploads_the_folder_to_the_named_repository(checkpoint, capsys, mon
     assert main(["push", str(checkpoint), "someone/something"]) == 0
     assert calls[0] == "someone/something"
     assert (calls[1]["repo_id"], calls[1]["folder_path"]) == ("someone/something", checkpoint)
-
-
-COUNTS = r"([\d.]+) M parameters with .* classes, ([\d.]+) G .* counting \(([\d.]+) G executed"
-
-
-@pytest.mark.parametrize("counted", ["one of a family", pytest.param("all", marks=pytest.mark.slow)])
-def test_cards_show_published_and_unmeasured_numbers(tmp_path, capsys, monkeypatch, counted):
-    """What is not counted again, since that takes a minute, is taken from the card itself."""
-    from huggingface_hub import ModelCard
-
-    seen = set()
-
-    def info(name, image_size, num_labels):
-        family = name.partition("-")[0]
-        if counted == "all" or family not in seen:
-            seen.add(family)
-            return hf_denseseg.model_info(name, image_size=image_size, num_labels=num_labels)
-        figures = re.search(COUNTS, (CARDS / f"{name}.md").read_text()).groups()
-        parameters, published, executed = (
-            float(figure) * factor for figure, factor in zip(figures, (1e6, 1e9, 1e9), strict=True)
-        )
-        return SimpleNamespace(
-            image_size=image_size, parameters=parameters, multiply_adds=published, executed_multiply_adds=executed
-        )
-
-    monkeypatch.setattr("hf_denseseg.reports.model_card.model_info", info)
-    assert main(["card", "--recipes", str(REPOSITORY / "scripts" / "recipes"), "--output", str(tmp_path)]) == 0
-    text = (tmp_path / "dsct-base-sac.md").read_text()
-    assert "| ADE20K val | 160,000 | 48.66 / 49.27 | not measured | `dsct_base_sac_ade20k_160k` |" in text
-    assert ModelCard(text).data.model_name == "dsct-base-sac"
-    written, kept = ({path.name: path.read_text() for path in folder.glob("*.md")} for folder in (tmp_path, CARDS))
-    assert written == kept, "run `denseseg card`"
 
 
 def test_damaged_and_foreign_checkpoints_are_refused(checkpoint, tmp_path, capsys):

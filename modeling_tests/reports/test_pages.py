@@ -11,8 +11,8 @@ from hf_denseseg.data.labels import LabelSpec
 from hf_denseseg.evaluation.segmentation_scores import Evaluation, count_image
 from hf_denseseg.reports.class_table import class_table, percent
 from hf_denseseg.reports.evaluation_page import Drawn, write_page
-from hf_denseseg.reports.html import image_uri, render
 from hf_denseseg.reports.model_card import write_card
+from hf_denseseg.reports.rendering import image_uri, render
 from hf_denseseg.reports.run_page import format_scores, write_report
 
 HOSTILE = ("<script>alert(1)</script>", "salt & pepper", 'the "left" one\'s')
@@ -129,7 +129,7 @@ def test_a_value_that_a_template_lacks_is_an_error():
     import jinja2
 
     with pytest.raises(jinja2.UndefinedError, match="results"):
-        render("run_page", title="t")
+        render("run_page.html", title="t")
 
 
 def test_files_and_drawn_images_are_embedded():

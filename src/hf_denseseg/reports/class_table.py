@@ -31,7 +31,8 @@ class ClassTable:
 
     def as_markdown(self) -> str:
         """A Markdown table of the fractions, without the counts."""
-        head, *rows = (f"| {' | '.join(cells[:-1])} |" for cells in (self.heads, *self.rows))
+        lines = [[cell.replace("|", "\\|") for cell in cells[:-1]] for cells in (self.heads, *self.rows)]
+        head, *rows = (f"| {' | '.join(cells)} |" for cells in lines)
         return "\n".join([head, "|" + "---|" * (len(self.heads) - 1), *rows])
 
 

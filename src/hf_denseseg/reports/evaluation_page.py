@@ -15,7 +15,7 @@ from hf_denseseg.evaluation.segmentation_scores import ImageScore, confusions
 from hf_denseseg.evaluation.size_recall import SIZES
 from hf_denseseg.files import write_atomic
 from hf_denseseg.reports.class_table import class_table, percent
-from hf_denseseg.reports.html import image_uri, render
+from hf_denseseg.reports.rendering import image_uri, render
 from hf_denseseg.visualization.evaluation import confusion_picture
 
 SHOWN_CONFUSIONS = 15
@@ -100,7 +100,7 @@ def write_page(
     name = "/".join(Path(results["model"]).parts[-2:])  # a run's folder and `model`, or a hub id
     matrix = confusion_picture(torch.tensor(scores["confusion_matrix"]), spec.classes)
     page = render(
-        "evaluation_page",
+        "evaluation_page.html",
         title=f"{name} on {results['dataset']}",
         results=results,
         scores=scores,

@@ -14,9 +14,9 @@ from hf_denseseg.files import write_atomic
 from hf_denseseg.models.auto.registration import create_config, model_info
 from hf_denseseg.models.auto.tasks import SEMANTIC_SEGMENTATION, TASKS, task_of_class
 from hf_denseseg.reports.class_table import class_table, percent
+from hf_denseseg.reports.rendering import render
 
 NOT_MEASURED = "not measured"
-TEMPLATES = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -140,9 +140,11 @@ def write_card(folder: Path, results: dict[str, Any], spec: Any) -> None:
     )
     published = recipe.get("published") or {}
     rows = [f"| {label} | {percent(published.get(key))} | {percent(scores[key])} |" for key, label in means.items()]
-    card = ModelCard.from_template(
-        data,
-        template_path=str(TEMPLATES / "run_card.md.jinja"),
+    card = render(
+        "run_card.md",
+        card_data=data.to_yaml(),
+        name=name,
+        pipeline=tag,
         paper=paper_of(results["model_type"]),
         words=words,
         results=results,
@@ -156,7 +158,7 @@ def write_card(folder: Path, results: dict[str, Any], spec: Any) -> None:
         data_license=spec.licence,
         data_citation=spec.citation,
     )
-    write_atomic(folder / "README.md", f"{card}\n")
+    write_atomic(folder / "README.md", str(ModelCard(card)))
 
 
 def variant_card(name: str, rows: Iterable[PublishedRow]) -> str:
@@ -186,15 +188,16 @@ def variant_card(name: str, rows: Iterable[PublishedRow]) -> str:
         tags=["hf_denseseg", family, task],
         model_name=name,
     )
-    card = ModelCard.from_template(
-        data,
-        template_path=str(TEMPLATES / "variant_card.md.jinja"),
+    card = render(
+        "variant_card.md",
+        card_data=data.to_yaml(),
+        name=name,
         paper=paper_of(family),
         words=words,
         info=info,
         rows="\n".join(lines),
     )
-    return f"{card}\n"
+    return str(ModelCard(card))
 
 
 def paper_of(family: str) -> dict[str, str]:

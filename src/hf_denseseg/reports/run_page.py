@@ -7,7 +7,7 @@ from hf_denseseg.data.labels import color_wheel
 from hf_denseseg.evaluation.score_names import SCORE_NAMES, chance_level, describe_protocol
 from hf_denseseg.files import write_atomic
 from hf_denseseg.reports.class_table import class_table, percent
-from hf_denseseg.reports.html import image_uri, render
+from hf_denseseg.reports.rendering import image_uri, render
 
 SHOWN_SCORE = 0.5  # of objects in the images of a report
 # What the images of the report show.
@@ -39,7 +39,7 @@ def write_report(output: Path, results: dict[str, Any], spec: Any) -> None:
     if training:
         numbers.append(("training", f"{training['wall_seconds'] / 60:.1f} min"))
     page = render(
-        "run_page",
+        "run_page.html",
         title=f"{results['model']} on {results['dataset']}",
         results=results,
         protocol=describe_protocol(task, results["protocol"]),

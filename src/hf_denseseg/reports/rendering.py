@@ -1,4 +1,4 @@
-"""Self-contained HTML pages: one autoescaping template environment, and images embedded as data URIs."""
+"""Templates of pages and cards: one environment that escapes HTML, and images embedded as data URIs."""
 
 import base64
 import io
@@ -11,8 +11,9 @@ from hf_denseseg.reports.class_table import percent
 
 _ENVIRONMENT = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent),
-    autoescape=True,
+    autoescape=lambda name: name is not None and name.endswith(".html.jinja"),  # cards are Markdown
     undefined=jinja2.StrictUndefined,
+    keep_trailing_newline=True,
     trim_blocks=True,
     lstrip_blocks=True,
 )
@@ -20,8 +21,12 @@ _ENVIRONMENT.filters["percent"] = percent
 
 
 def render(template: str, **values: object) -> str:
-    """Fill in a template of this folder, such as `"run_page"`; every value is escaped."""
-    return _ENVIRONMENT.get_template(f"{template}.html.jinja").render(**values)
+    """Fill in a template of this folder, such as `"run_page.html"`; in HTML every value is escaped.
+
+    Raises:
+        jinja2.UndefinedError: the template uses a value that is not given.
+    """
+    return _ENVIRONMENT.get_template(f"{template}.jinja").render(**values)
 
 
 def image_uri(image: bytes | Image.Image, kind: str) -> str:
