@@ -1,4 +1,4 @@
-"""The evaluator: mmsegmentation's numbers, every protocol on models whose answer is known, killed runs, the page."""
+"""The evaluator: mmsegmentation's scores, every protocol on models of known prediction, killed runs, the page."""
 
 import csv
 import html
@@ -67,7 +67,7 @@ def mmseg_scores(pairs, count):
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 10**6), count=st.integers(1, 12), images=st.integers(1, 5))
 def test_scores_equal_mmsegmentation_on_random_maps(seed, count, images):
-    """Void, absent classes, a single class, images of several sizes, in any order and in two halves."""
+    """Ignored pixels, absent classes, a single class, images of several sizes, in any order and one of them twice."""
     rng = np.random.default_rng(seed)
     pairs = []
     for _ in range(images):
@@ -79,7 +79,7 @@ def test_scores_equal_mmsegmentation_on_random_maps(seed, count, images):
     vectors = [count_image(torch.from_numpy(p), torch.from_numpy(t).to(torch.uint8), count) for p, t in pairs]
     for number in rng.permutation(images):
         evaluation.add(int(number), vectors[number])
-    evaluation.add(0, vectors[0])  # an image that two processes looked at
+    evaluation.add(0, vectors[0])  # an image that two processes have predicted
     scores, expected = evaluation.scores(), mmseg_scores(pairs, count)
     assert {key: scores[key] for key in expected} == pytest.approx(expected, abs=1e-12)
     for number, (prediction, label) in enumerate(pairs):
@@ -91,7 +91,7 @@ def test_scores_equal_mmsegmentation_on_random_maps(seed, count, images):
         assert evaluation.images[number].mean_iou == pytest.approx(np.mean(ious), abs=1e-12)
 
 
-def test_confusions_and_worst_pictures_are_those_that_were_made():
+def test_confusions_and_worst_images_are_found():
     evaluation = Evaluation(spec_of(3))
     label = torch.zeros(10, 10, dtype=torch.uint8)
     label[5:] = 1
@@ -104,7 +104,7 @@ def test_confusions_and_worst_pictures_are_those_that_were_made():
     assert confusions(evaluation.scores()) == [("class 1", "class 2", 70, 70 / 200)]
 
 
-def test_a_image_of_void_alone_has_no_score_and_changes_none():
+def test_a_fully_ignored_image_has_no_score_and_changes_none():
     evaluation, label = Evaluation(spec_of(2)), torch.tensor([[0, 1], [1, 1]])
     evaluation.add(0, count_image(label, label, 2))
     before = evaluation.scores()
@@ -158,7 +158,7 @@ def evaluator(tmp_path, predict, pairs, count, weight=0.0, **protocol):
 
 
 def halves(width):
-    """-> 1 in the left half of what the model sees, 0 in the right one."""
+    """1 in the left half of the columns that the model is given, 0 in the right half."""
     return (torch.arange(width) < width / 2).float()
 
 
@@ -168,18 +168,18 @@ def left_half(pixel_values):
 
 
 def by_size(pixel_values):
-    """Surely 1 in images above 12 rows, less surely 0 in others."""
+    """Class 1 with logits (0, 3) in images of more than 12 rows, class 0 with logits (1, 0) in others."""
     high = pixel_values.shape[-2] > 12
     values = torch.tensor([0.0, 3.0] if high else [1.0, 0.0])
     return values.view(1, 2, 1, 1).expand(len(pixel_values), 2, *pixel_values.shape[-2:])
 
 
 @pytest.mark.parametrize(
-    ("answer", "protocol", "columns"),
+    ("predict", "protocol", "columns"),
     [
         (left_half, {}, [1] * 8 + [0] * 8),
         (left_half, {"mode": "slide", "crop_size": (12, 8), "stride": (12, 8)}, [1, 1, 1, 1, 0, 0, 0, 0] * 2),
-        # Windows at 0, 4 and 8: where two say the opposite the first class wins, as in argmax.
+        # Windows at 0, 4 and 8: where two windows contradict each other the first class wins, as in argmax.
         (left_half, {"mode": "slide", "crop_size": (12, 8), "stride": (12, 4)}, [1] * 4 + [0] * 12),
         (left_half, {"flip": True}, [0] * 16),
         (by_size, {}, [0] * 16),
@@ -191,12 +191,12 @@ def by_size(pixel_values):
         (by_size, {"scales": (0.5, 1.0, 2.0), "average": "logits"}, [1] * 16),  # (-1 - 1 + 3) / 3 > 0
     ],
 )
-def test_each_protocol_gives_the_answer_worked_out_by_hand(tmp_path, answer, protocol, columns):
+def test_each_protocol_gives_the_prediction_worked_out_by_hand(tmp_path, predict, protocol, columns):
     """12x16 images, counted at the label's own resolution."""
     rng = np.random.default_rng(0)
     label = torch.from_numpy(rng.integers(0, 2, (12, 16), dtype=np.uint8))
     label[0, :5] = VOID
-    trainer = evaluator(tmp_path, answer, [(torch.zeros(3, 12, 16, dtype=torch.uint8), label)], 2, **protocol)
+    trainer = evaluator(tmp_path, predict, [(torch.zeros(3, 12, 16, dtype=torch.uint8), label)], 2, **protocol)
     trainer.evaluate()
     prediction = np.tile(columns, (12, 1))
     expected = [[int(((label.numpy() == t) & (prediction == p)).sum()) for p in (0, 1)] for t in (0, 1)]
@@ -219,8 +219,8 @@ def recipe_protocols():
 
 
 def test_every_protocol_of_the_recipes_counts_every_pixel_of_every_image(tmp_path):
-    """Images of one color each, of several sizes, and a model that names the color: whatever is resized, padded
-    or cut, the answer is known."""
+    """Images of one color each, of several sizes, and a model that predicts the color: however they are resized,
+    padded or cropped, the prediction is known."""
     rng = np.random.default_rng(1)
     pairs, expected = [], np.zeros((3, 3), dtype=np.int64)
     for number, shape in enumerate([(20, 31), (33, 33), (9, 64)]):
@@ -234,7 +234,7 @@ def test_every_protocol_of_the_recipes_counts_every_pixel_of_every_image(tmp_pat
     assert len(protocols) >= 8
     trainer = evaluator(tmp_path, lambda pixel_values: 9 * pixel_values, pairs, 3)
     for values in protocols:
-        # What is padded around a whole image has the mean color; black has no say in the color.
+        # The padding of a whole image has the mean color, black here, which changes no prediction.
         trainer.settings = InferenceSettings.from_dict(values)
         trainer.evaluate()
         assert trainer.scores["confusion_matrix"] == expected.tolist(), values
@@ -243,7 +243,7 @@ def test_every_protocol_of_the_recipes_counts_every_pixel_of_every_image(tmp_pat
 # The journal
 
 
-def test_a_line_that_was_cut_short_is_not_read(tmp_path):
+def test_a_truncated_line_is_not_read(tmp_path):
     journal = Journal(tmp_path / "journal", {"checkpoint": "a"}, 0)
     assert not journal.prepare()
     entries = [Entry(number, 5, {"id": f"n {number}", "counts": [7, 2**60]}) for number in range(3)]
@@ -265,7 +265,7 @@ def interrupted(trainer):
     return trainer.scores
 
 
-def test_only_the_same_evaluation_goes_on_and_changed_pictures_are_counted_again(tmp_path, caplog, monkeypatch):
+def test_only_the_same_evaluation_continues_and_changed_images_are_counted_again(tmp_path, caplog, monkeypatch):
     caplog.set_level("INFO")
     label = torch.tensor([[0, 1], [1, VOID]], dtype=torch.uint8)
     pairs = [(torch.full((3, 2, 2), value, dtype=torch.uint8), label) for value in (0, 50, 100)]
@@ -305,9 +305,9 @@ DATA = ["--dataset", "synthetic:60@48x64", "--use_cpu"]
 
 
 @pytest.fixture(scope="module")
-def whole(checkpoint, tmp_path_factory):
-    """Folder of an undisturbed evaluation of 12 images."""
-    folder = tmp_path_factory.mktemp("whole")
+def complete(checkpoint, tmp_path_factory):
+    """Folder of an uninterrupted evaluation of 12 images."""
+    folder = tmp_path_factory.mktemp("complete")
     assert main(["evaluate", checkpoint, *DATA, "--output_dir", str(folder)]) == 0
     return folder
 
@@ -317,8 +317,8 @@ def counted(folder):
     return sum(len(file.read_text().split()) > 0 and file.read_text().count("\n") - 1 for file in files)
 
 
-def test_killed_evaluation_goes_on_with_two_processes_to_the_same_numbers(checkpoint, whole, tmp_path):
-    """kill -9 in the middle, then two processes: everything that is written equals an undisturbed evaluation."""
+def test_killed_evaluation_continues_with_two_processes_to_the_same_scores(checkpoint, complete, tmp_path):
+    """kill -9 in the middle, then two processes: everything that is written equals an uninterrupted evaluation."""
     words, folder = ["evaluate", checkpoint, *DATA, "--output_dir", str(tmp_path / "killed")], tmp_path / "killed"
     process = processes.start(words)
     deadline = time.monotonic() + 120
@@ -330,39 +330,39 @@ def test_killed_evaluation_goes_on_with_two_processes_to_the_same_numbers(checkp
     assert not (folder / "results.json").exists() and 3 <= counted(folder) < 12
     processes.run_two(words, "29561", tmp_path)
     assert "of 12 images were finished before" in (tmp_path / "rank0.txt").read_text()
-    expected, again = (json.loads((each / "results.json").read_text()) for each in (whole, folder))
+    expected, again = (json.loads((each / "results.json").read_text()) for each in (complete, folder))
     assert again["scores"] == expected["scores"] and expected["images"] == 12
     for name in ("classes.csv", "images.csv", "confusion.csv"):
-        assert (folder / name).read_text() == (whole / name).read_text(), name
+        assert (folder / name).read_text() == (complete / name).read_text(), name
     assert not (folder / "evaluation_journal").exists()
 
 
 # What is written
 
 
-def test_tables_and_page_tell_what_results_json_holds(checkpoint, whole):
-    results = json.loads((whole / "results.json").read_text())
+def test_tables_and_page_show_what_results_json_holds(checkpoint, complete):
+    results = json.loads((complete / "results.json").read_text())
     scores = results["scores"]
-    tables = {name: list(csv.DictReader((whole / f"{name}.csv").open())) for name in ("classes", "images")}
+    tables = {name: list(csv.DictReader((complete / f"{name}.csv").open())) for name in ("classes", "images")}
     assert [row["class"] for row in tables["classes"]] == list(SYNTHETIC_SPEC.classes)
     for row, expected in zip(tables["classes"], scores["per_class"], strict=True):
         for key in ("iou", "accuracy", "boundary_iou", "recall_small", "recall_large"):
             assert row[key] == ("" if expected[key] is None else str(expected[key]))
     own = [float(row["mean_iou"]) for row in tables["images"]]
     assert len(own) == 12 and scores["mean_image_iou"] == pytest.approx(np.mean(own), abs=1e-12)
-    confused = list(csv.DictReader((whole / "confusion.csv").open()))
+    confused = list(csv.DictReader((complete / "confusion.csv").open()))
     matrix = np.array(scores["confusion_matrix"])
     assert sum(int(row["pixels"]) for row in confused) == matrix.sum() - np.trace(matrix)
-    page = (whole / "index.html").read_text()
+    page = (complete / "index.html").read_text()
     assert page.count("data:image/jpeg") == 8 and page.count("<figure>") == 8  # 6 worst and 2 best of 12
     worst = min(tables["images"], key=lambda row: float(row["mean_iou"]))["id"]
     assert page.index(f"<figcaption>{worst}:") == page.index("<figcaption>")
     assert "http" not in re.sub(r"base64,[^\"]*", "", page) and "src=" not in page.replace('src="data:', "")
     assert f"{100 * scores['boundary_iou']:.2f} %" in page and results["command"] in html.unescape(page)
-    assert checkpoint not in page and str(whole) not in page
+    assert checkpoint not in page and str(complete) not in page
 
 
-def test_a_faulty_image_is_named_and_what_was_counted_is_kept(tmp_path):
+def test_a_faulty_image_is_named_and_finished_counts_are_kept(tmp_path):
     label = torch.zeros(2, 2, dtype=torch.uint8)
 
     class Faulty(Samples):

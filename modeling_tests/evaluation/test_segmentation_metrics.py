@@ -25,11 +25,11 @@ def loop_matrix(prediction, label, num_labels, ignore_index):
     return matrix
 
 
-def random_maps(seed, num_labels, shape=(17, 23), void=255, void_share=0.2):
+def random_maps(seed, num_labels, shape=(17, 23), ignore_index=255, ignored_fraction=0.2):
     rng = np.random.default_rng(seed)
     prediction = rng.integers(0, num_labels, shape)
     label = rng.integers(0, num_labels, shape)
-    label[rng.random(shape) < void_share] = void
+    label[rng.random(shape) < ignored_fraction] = ignore_index
     return prediction, label
 
 
@@ -50,7 +50,7 @@ def test_matrix_equals_a_loop_over_the_pixels(seed, num_labels, ignore_index, dt
 
 
 def test_more_classes_than_a_byte_holds_are_counted():
-    prediction, label = random_maps(0, 847, void=-1)
+    prediction, label = random_maps(0, 847, ignore_index=-1)
     expected = loop_matrix(prediction, label, 847, -1)
     np.testing.assert_array_equal(confusion_matrix(prediction, label, 847, -1).numpy(), expected)
 
@@ -64,7 +64,7 @@ def test_matrix_on_the_accelerator_equals_the_cpu():
     assert matrix.cpu().equal(confusion_matrix(prediction, label, 19))
 
 
-def test_void_may_be_predicted_where_the_label_is_void():
+def test_the_ignore_index_may_be_predicted_where_the_label_is_ignored():
     matrix = confusion_matrix(np.array([0, 1, 255]), np.array([0, 255, 255]), 2)
     assert matrix.tolist() == [[1, 0], [0, 0]]
 
@@ -76,11 +76,11 @@ def test_void_may_be_predicted_where_the_label_is_void():
         ([0, 2], [0, 1], r"prediction holds ids .*2"),
         ([0, 2], [0, 255], r"prediction holds ids .*2"),
         ([0, 1], [0, 2], r"label holds ids .*2"),
-        ([0, 255], [0, 1], "prediction is void"),
+        ([0, 255], [0, 1], r"prediction is 255 \(ignored\) at labeled pixels"),
         ([0, 254], [0, 1], r"prediction holds ids"),
     ],
 )
-def test_ids_that_are_neither_class_nor_void_are_refused(prediction, label, message, dtype):
+def test_ids_that_are_neither_class_nor_ignored_are_refused(prediction, label, message, dtype):
     with pytest.raises(InputError, match=message):
         confusion_matrix(torch.tensor(prediction, dtype=dtype), torch.tensor(label, dtype=dtype), 2)
 
@@ -94,7 +94,7 @@ def test_ids_without_a_bin_are_refused_and_never_wrap_around(bad):
         confusion_matrix(torch.tensor([0, bad]), good, 2)
 
 
-def test_input_that_is_no_pair_of_label_maps_is_refused():
+def test_input_that_is_not_a_pair_of_label_maps_is_refused():
     ids = torch.zeros(2, 3, dtype=torch.int64)
     with pytest.raises(InputError, match="one of the 3 classes"):
         confusion_matrix(ids, ids, 3, ignore_index=0)
@@ -108,12 +108,12 @@ def test_input_that_is_no_pair_of_label_maps_is_refused():
         confusion_matrix(ids, ids, 3, ignore_index=65535)
 
 
-def mmseg_areas(pairs, num_labels, void=255):
+def mmseg_areas(pairs, num_labels, ignore_index=255):
     """The histograms of mmsegmentation's and `evaluate`'s mean IoU: intersection, union, label area."""
     totals = np.zeros((3, num_labels))
     edges = np.arange(num_labels + 1)
     for prediction, label in pairs:
-        kept = label != void
+        kept = label != ignore_index
         prediction, label = prediction[kept], label[kept]
         intersect = np.histogram(prediction[prediction == label], edges)[0]
         area_prediction, area_label = np.histogram(prediction, edges)[0], np.histogram(label, edges)[0]
@@ -149,7 +149,7 @@ def test_metrics_equal_the_formulas_of_mmsegmentation(seed, num_labels, images):
             assert row["iou"] == pytest.approx(expected_iou, abs=1e-12)
 
 
-def test_a_perfect_prediction_scores_one_whatever_is_void_or_absent():
+def test_a_perfect_prediction_scores_one_whatever_is_ignored_or_absent():
     label = np.array([[0, 1, 255], [3, 3, 255]])
     prediction = np.where(label == 255, 2, label)
     for absent in ("zero", "skip"):
@@ -159,7 +159,7 @@ def test_a_perfect_prediction_scores_one_whatever_is_void_or_absent():
 
 
 def test_a_class_that_is_only_predicted_counts_as_zero_or_is_skipped_as_named():
-    """Six classes, five perfect, one false-positive pixel of the sixth on a void-free map."""
+    """Six classes, five perfect, one false-positive pixel of the sixth on a map without ignored pixels."""
     label = np.repeat(np.arange(5), 1000)
     prediction = label.copy()
     prediction[0] = 5
@@ -201,7 +201,7 @@ def test_metrics_refuse_an_unknown_convention_and_a_wrong_number_of_names():
         segmentation_metrics(matrix, ["a", "b", "c"])
 
 
-def test_evaluate_opens_the_module_offline_and_gives_the_same_figures(tmp_path):
+def test_evaluate_opens_the_module_offline_and_gives_the_same_scores(tmp_path):
     evaluate = pytest.importorskip("evaluate")
     assert huggingface_hub.constants.HF_HUB_OFFLINE, "run the tests with HF_HUB_OFFLINE=1"
     pairs = [random_maps(seed, 4, size) for seed, size in enumerate([(6, 9), (5, 4), (9, 6)])]
@@ -227,7 +227,7 @@ def test_evaluate_opens_the_module_offline_and_gives_the_same_figures(tmp_path):
         late.compute()
 
 
-def test_one_class_and_pictures_of_void_alone_are_scored():
+def test_one_class_and_fully_ignored_images_are_scored():
     meter = ConfusionMeter(1)
     meter.update([np.zeros((3, 4), int), np.zeros((2, 2), int)], [np.full((3, 4), 255), np.zeros((2, 2), int)])
     assert meter.compute(["all"])["mean_iou"] == 1.0 and meter.matrix.tolist() == [[4]]
@@ -250,8 +250,8 @@ def test_categories_are_scored_by_the_rule_of_cityscapes(seed):
         missed, false = matrix[own].sum() - right, matrix[np.ix_(others, own)].sum()
         expected.append(right / (right + missed + false) if right + missed + false else None)
     assert [row["iou"] for row in result["per_category"]] == pytest.approx(expected, abs=1e-12)
-    there = [iou for iou in expected if iou is not None]
-    assert result["category_iou"] == (pytest.approx(np.mean(there), abs=1e-12) if there else None)
+    defined = [iou for iou in expected if iou is not None]
+    assert result["category_iou"] == (pytest.approx(np.mean(defined), abs=1e-12) if defined else None)
 
 
 def test_classes_confused_within_a_category_are_right():

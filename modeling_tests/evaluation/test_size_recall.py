@@ -33,7 +33,7 @@ def flood(label):
 
 def random_label(rng, shape):
     label = rng.integers(0, 3, shape, dtype=np.uint8)
-    label[rng.random(shape) < 0.5] = 1  # joins some, so that there are segments of all forms
+    label[rng.random(shape) < 0.5] = 1  # merges some, so that there are segments of all shapes
     label[rng.random(shape) < 0.1] = VOID
     return label
 
@@ -65,7 +65,7 @@ def test_counts_equal_a_loop_over_the_segments(seed, height, width):
 
 
 def test_limits_are_those_of_coco_on_its_usual_image():
-    """480x640: small is below 32x32 pixels, large from 96x96 on; recall is of pixels, not of segments."""
+    """480x640: small is below 32x32 pixels, large at least 96x96; recall counts pixels, not segments."""
     label = np.zeros((480, 640), dtype=np.uint8)
     label[10:42, 10:42] = 1  # 32x32: medium
     label[100:131, 100:133] = 1  # 31x33 = 1023: small
@@ -82,7 +82,7 @@ def test_limits_are_those_of_coco_on_its_usual_image():
     assert recall["medium"]["recall"] == 9215 / (9215 + 1024)
 
 
-def test_missing_scipy_is_told_before_work_begins(monkeypatch):
+def test_missing_scipy_is_reported_before_any_work(monkeypatch):
     check_installed()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install 'hf-denseseg\[train\]'"):

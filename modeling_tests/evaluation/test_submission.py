@@ -1,4 +1,4 @@
-"""Submission files: what the servers of Cityscapes and ADE20K ask for, and every way to get it wrong."""
+"""Submission files: what the servers of Cityscapes and ADE20K require, and each fault that is refused."""
 
 import io
 import shutil
@@ -42,9 +42,9 @@ def read(path):
 
 
 @pytest.fixture
-def answers(tmp_path):
-    """A folder of right answers."""
-    folder = tmp_path / "answers"
+def predictions(tmp_path):
+    """A folder of correct files."""
+    folder = tmp_path / "predictions"
     folder.mkdir()
     for place, name in enumerate(BERLIN):
         (folder / f"{name}_gtFine_labelIds.png").write_bytes(png(np.full((8, 16), CITYSCAPES_IDS[place])))
@@ -52,23 +52,23 @@ def answers(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "ids"), [("cityscapes", CITYSCAPES_IDS), ("ade20k", list(range(1, 151)))])
-def test_answers_hold_the_official_ids(name, ids):
+def test_predictions_hold_the_official_ids(name, ids):
     server = server_for(get_benchmark(name).spec)
     assert server is SERVERS[name] and server.ids == set(ids)
     image = Image.open(io.BytesIO(encode_prediction(server, np.arange(len(ids), dtype=np.uint8)[None])))
     assert image.mode == "L" and np.array(image).tolist() == [ids]
-    # Train ids, if the data were read from label maps that hold these, become the official ids all the same.
+    # Data read from label maps of train ids are submitted with the official ids too.
     other = next(spec for key, spec in get_benchmark(name).encodings.items() if key == "train_ids")
     assert server_for(other) is server
 
 
-def test_right_answers_are_packed_and_pass_as_zip_and_in_subfolders(answers, tmp_path):
-    pack_submission(answers, tmp_path / "out.zip", "cityscapes", SIZES)
+def test_correct_predictions_are_packed_and_pass_as_zip_and_in_subfolders(predictions, tmp_path):
+    pack_submission(predictions, tmp_path / "out.zip", "cityscapes", SIZES)
     validate_submission(tmp_path / "out.zip", "cityscapes", SIZES)
     assert sorted(read(tmp_path / "out.zip")) == [f"{name}_gtFine_labelIds.png" for name in BERLIN]
-    (answers / "berlin").mkdir()
-    shutil.move(answers / f"{BERLIN[0]}_gtFine_labelIds.png", answers / "berlin" / f"{BERLIN[0]}_ours.png")
-    validate_submission(answers, "cityscapes", SIZES)
+    (predictions / "berlin").mkdir()
+    shutil.move(predictions / f"{BERLIN[0]}_gtFine_labelIds.png", predictions / "berlin" / f"{BERLIN[0]}_ours.png")
+    validate_submission(predictions, "cityscapes", SIZES)
 
 
 def replaced(folder, data):
@@ -76,49 +76,52 @@ def replaced(folder, data):
 
 
 FAULTS = {
-    "no answer": (lambda folder: (folder / f"{BERLIN[1]}_gtFine_labelIds.png").unlink(), f"{BERLIN[1]} has no answer"),
-    "two answers": (lambda folder: (folder / f"{BERLIN[1]}.png").write_bytes(png(np.full((8, 16), 7))), "has several"),
+    "no file": (
+        lambda folder: (folder / f"{BERLIN[1]}_gtFine_labelIds.png").unlink(),
+        f"{BERLIN[1]} has no prediction",
+    ),
+    "two files": (lambda folder: (folder / f"{BERLIN[1]}.png").write_bytes(png(np.full((8, 16), 7))), "has several"),
     "another name": (
         lambda folder: (folder / "berlin_000009_000019.png").write_bytes(png(np.full((8, 16), 7))),
-        "berlin_000009_000019.png answers no image",
+        "berlin_000009_000019.png belongs to no image",
     ),
-    "a stray file": (lambda folder: (folder / "notes.txt").write_text("x"), "notes.txt answers no image"),
+    "a stray file": (lambda folder: (folder / "notes.txt").write_text("x"), "notes.txt belongs to no image"),
     "train ids": (lambda folder: replaced(folder, png(np.full((8, 16), 0))), r"holds the ids \[0\].*train ids"),
-    "void": (lambda folder: replaced(folder, png(np.full((8, 16), 255))), r"holds the ids \[255\]"),
+    "the ignore index": (lambda folder: replaced(folder, png(np.full((8, 16), 255))), r"holds the ids \[255\]"),
     "another size": (lambda folder: replaced(folder, png(np.full((16, 8), 7))), "is 16x8, its image 8x16"),
     "colors": (lambda folder: replaced(folder, png(np.full((8, 16), 7), "RGB")), "has the mode RGB"),
     "a palette": (lambda folder: replaced(folder, png(np.full((8, 16), 7), "P")), "has the mode P"),
-    "no image": (lambda folder: replaced(folder, b"no image"), "is no PNG that can be read"),
+    "no image": (lambda folder: replaced(folder, b"no image"), "is not a readable PNG"),
     "a cut file": (
         lambda folder: replaced(folder, png(np.random.default_rng(0).integers(7, 9, (8, 16)))[:-30]),
-        "is no PNG that can be read",
+        "is not a readable PNG",
     ),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_each_fault_is_named_and_no_zip_is_written(answers, tmp_path, fault):
+def test_each_fault_is_named_and_no_zip_is_written(predictions, tmp_path, fault):
     damage, message = FAULTS[fault]
-    damage(answers)
+    damage(predictions)
     with pytest.raises(InputError, match=message):
-        validate_submission(answers, "cityscapes", SIZES)
+        validate_submission(predictions, "cityscapes", SIZES)
     with pytest.raises(RunError, match=message):
-        pack_submission(answers, tmp_path / "out.zip", "cityscapes", SIZES)
+        pack_submission(predictions, tmp_path / "out.zip", "cityscapes", SIZES)
     assert not (tmp_path / "out.zip").exists()
 
 
-def test_names_of_ade20k_are_taken_to_the_letter(tmp_path):
+def test_names_of_ade20k_must_match_exactly(tmp_path):
     name = "ADE_test_00000001"
     (tmp_path / f"{name}.png").write_bytes(png(np.full((3, 4), 150)))
     validate_submission(tmp_path, "ade20k", {name: (3, 4)})
     (tmp_path / f"{name}.png").rename(tmp_path / f"{name}_mine.png")
-    with pytest.raises(InputError, match=r"_mine.png answers no image[^$]*ADE_test_00000001 has no answer"):
+    with pytest.raises(InputError, match=r"_mine.png belongs to no image[^$]*ADE_test_00000001 has no prediction"):
         validate_submission(tmp_path, "ade20k", {name: (3, 4)})
 
 
-def test_a_file_that_is_no_zip_is_refused(tmp_path):
+def test_a_file_that_is_not_a_zip_is_refused(tmp_path):
     (tmp_path / "out.zip").write_bytes(b"PK no zip")
-    with pytest.raises(InputError, match="is no zip that can be read"):
+    with pytest.raises(InputError, match="is not a readable zip"):
         validate_submission(tmp_path / "out.zip", "cityscapes", SIZES)
 
 
@@ -137,7 +140,7 @@ def city(tmp_path_factory):
     return root
 
 
-def test_a_test_split_is_predicted_and_an_interrupted_run_goes_on(city, tmp_path, monkeypatch):
+def test_a_test_split_is_predicted_and_an_interrupted_run_continues(city, tmp_path, monkeypatch):
     from hf_denseseg.training.tasks.segmentation_trainer import SegmentationTrainer
 
     predicted, predict = [], SegmentationTrainer.predict_labels
@@ -155,14 +158,14 @@ def test_a_test_split_is_predicted_and_an_interrupted_run_goes_on(city, tmp_path
     assert main(words) == 1 and not (tmp_path / "city.zip").exists()
     assert main(words) == 0
     assert predicted == [*BERLIN[:2], "stopped", BERLIN[2]]
-    answers = read(tmp_path / "city.zip")
+    files = read(tmp_path / "city.zip")
     validate_submission(tmp_path / "city.zip", "cityscapes", dict.fromkeys(BERLIN, (24, 40)) | {BERLIN[1]: (32, 64)})
     recipe = load_recipe(None, ["--model", words[1], *words[2:9], "--output_dir", str(tmp_path / "again")])
     data = recipe.task.load(recipe.data, "eval")
     trainer = training_run._build_evaluator(recipe, data)
     for number, name in enumerate(BERLIN):
         expected = np.array(CITYSCAPES_IDS)[predict(trainer, trainer.eval_dataset[number])]
-        np.testing.assert_array_equal(answers[f"{name}_gtFine_labelIds.png"], expected)
+        np.testing.assert_array_equal(files[f"{name}_gtFine_labelIds.png"], expected)
     assert not list((tmp_path / "out").iterdir())
 
 
@@ -174,7 +177,7 @@ def test_a_test_split_is_predicted_and_an_interrupted_run_goes_on(city, tmp_path
         (["--dataset", "cityscapes", "--data_root", ".", "--eval_split", "test"], "evaluate ... --submission ZIP"),
     ],
 )
-def test_what_no_server_takes_is_refused_before_any_work(city, tmp_path, monkeypatch, capsys, words, message):
+def test_what_no_server_accepts_is_refused_before_any_work(city, tmp_path, monkeypatch, capsys, words, message):
     monkeypatch.chdir(city)
     assert main(["evaluate", str(city / "model"), *words, "--use_cpu", "--output_dir", str(tmp_path)]) == 2
     assert message in capsys.readouterr().err

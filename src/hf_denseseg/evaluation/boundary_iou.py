@@ -1,11 +1,11 @@
 """Boundary IoU (Cheng et al., "Boundary IoU: Improving Object-Centric Image Segmentation Evaluation", CVPR 2021).
 
-A class's mask is a set of pixels; its boundary region is what lies within `boundary_width` of a pixel that is not in
-the mask, or of the image's edge. Boundary IoU is the IoU of the two boundary regions. The distance is the authors':
-the larger of the two coordinate differences, since they erode with squares.
+The boundary region of a class's mask is the part of it within `boundary_width` of a pixel outside the mask, or of the
+image's edge. Boundary IoU is the IoU of the boundary regions of prediction and label. Distance is the larger of the
+two coordinate differences, as in the authors' code, which erodes with squares.
 
-Whether a pixel is in the boundary region of its own class does not depend on which class that is: it is if the square
-around it holds another id. So one pass over the label map serves all classes.
+A pixel lies in the boundary region of its own class if the square around it holds another id, whichever class that
+is. So one pass over the label map serves all classes.
 """
 
 import math
@@ -14,12 +14,12 @@ import torch
 
 from hf_denseseg.data.labels import VOID
 
-WIDTH_SHARE = 0.02  # of the image's diagonal; the authors' setting for COCO, Cityscapes and others
+WIDTH_FRACTION = 0.02  # of the image's diagonal; the authors' setting for COCO, Cityscapes and others
 
 
 def boundary_width(size: tuple[int, int]) -> int:
     """Width of the boundary region in pixels for an image of `(height, width)`: 2 % of its diagonal, at least 1."""
-    return max(round(WIDTH_SHARE * math.hypot(*size)), 1)
+    return max(round(WIDTH_FRACTION * math.hypot(*size)), 1)
 
 
 def boundary_region(ids: torch.Tensor, width: int) -> torch.Tensor:
@@ -30,35 +30,39 @@ def boundary_region(ids: torch.Tensor, width: int) -> torch.Tensor:
         width: see `boundary_width`.
 
     Returns:
-        `(H, W)` bool: whether the square that reaches `width` pixels to each side holds another id or leaves the
-        image.
+        `(H, W)` bool: whether the square that reaches `width` pixels to each side holds another id or extends beyond
+        the image.
     """
-    height, wide = ids.shape
+    rows, columns = ids.shape
     margin = width - 1
-    # Place j of a row of edges lies between the pixels j - 1 and j; the image's two edges are places 0 and `wide`.
-    edges = torch.zeros(height, wide + 1 + 2 * margin, dtype=torch.bool, device=ids.device)
-    row = edges[:, margin : margin + wide + 1]
-    row[:, 1:wide] = ids[:, 1:] != ids[:, :-1]
-    row[:, [0, wide]] = True
-    crossed = _any_of(edges, 2 * width, dim=1)  # by the row of `width` pixels to each side
-    edges = torch.zeros(height + 1 + 2 * margin, wide, dtype=torch.bool, device=ids.device)
-    column = edges[margin : margin + height + 1]
-    column[1:height] = ids[1:] != ids[:-1]
-    column[[0, height]] = True
-    # A square is of one id if its middle column is, and all its rows are.
-    column[:height] |= crossed
-    column[1:] |= crossed
-    return _any_of(edges, 2 * width, dim=0)
+    # Edge j of a row lies between its pixels j - 1 and j; edges 0 and `columns` are those of the image. Outside it lie
+    # `margin` edges on each side that are never set, so that all windows below are equally long.
+    edges = torch.zeros(rows, columns + 1 + 2 * margin, dtype=torch.bool, device=ids.device)
+    inner = edges[:, margin : margin + columns + 1]
+    inner[:, 1:columns] = ids[:, 1:] != ids[:, :-1]
+    inner[:, [0, columns]] = True
+    # The `width` pixels to each side of pixel j, and j itself, have the 2 * width edges j + 1 - width to j + width
+    # between them: the row of the square around j holds one id if none of these is set.
+    crossed = _any_of(edges, 2 * width, dim=1)  # (H, W)
+    edges = torch.zeros(rows + 1 + 2 * margin, columns, dtype=torch.bool, device=ids.device)
+    inner = edges[margin : margin + rows + 1]
+    inner[1:rows] = ids[1:] != ids[:-1]
+    inner[[0, rows]] = True
+    # The square holds one id if its middle column does and each of its rows does. A row that does not sets the edges
+    # above and below it, so one pass over the columns finds both.
+    inner[:rows] |= crossed
+    inner[1:] |= crossed
+    return _any_of(edges, 2 * width, dim=0)  # (H, W)
 
 
 def boundary_counts(prediction: torch.Tensor, label: torch.Tensor, num_labels: int) -> torch.Tensor:
-    """Pixels of the boundary regions of one image, which add up over images.
+    """Count the pixels of the boundary regions of one image; the counts add up over images.
 
-    Void belongs to no mask: the prediction is void where the label is, so that both masks end at the same place.
+    Ignored pixels belong to no mask: the prediction is ignored where the label is, so that both masks end there.
 
     Args:
         prediction: `(H, W)` class ids, integers below 256.
-        label: `(H, W)` class ids and 255 = void, on the same device.
+        label: `(H, W)` class ids and 255 = ignored, on the same device.
         num_labels: number of classes C.
 
     Returns:
@@ -66,29 +70,30 @@ def boundary_counts(prediction: torch.Tensor, label: torch.Tensor, num_labels: i
     """
     width = boundary_width((label.shape[0], label.shape[1]))
     label = label.to(torch.uint8)
-    prediction = _void_where(label == VOID, prediction.to(torch.uint8))
-    predicted = _void_where(~boundary_region(prediction, width), prediction)
-    true = _void_where(~boundary_region(label, width), label)
-    both = _void_where(predicted != true, true)
+    prediction = _ignored_where(label == VOID, prediction.to(torch.uint8))
+    # Label maps (H, W) of the boundary regions alone: everything else is set to 255, which is not counted below.
+    predicted = _ignored_where(~boundary_region(prediction, width), prediction)
+    true = _ignored_where(~boundary_region(label, width), label)
+    both = _ignored_where(predicted != true, true)
     return torch.stack([torch.bincount(ids.flatten(), minlength=256)[:num_labels] for ids in (both, predicted, true)])
 
 
 def boundary_iou(counts: torch.Tensor) -> list[float | None]:
-    """Boundary IoU per class of summed `boundary_counts`; None for a class that is nowhere."""
+    """Boundary IoU per class of summed `boundary_counts`; None for a class that occurs in neither."""
     both, predicted, true = counts.tolist()
     unions = [p + t - b for b, p, t in zip(both, predicted, true, strict=True)]
     return [b / union if union else None for b, union in zip(both, unions, strict=True)]
 
 
-def _void_where(mask: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """Bytes with 255 where the mask is set: as bits, since `torch.where` takes six times as long on bytes."""
-    return ids | mask.view(torch.uint8).neg()
+def _ignored_where(mask: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Bytes, 255 where the mask is set; by bit operations, since `torch.where` takes six times as long on bytes."""
+    return ids | mask.view(torch.uint8).neg()  # True is the byte 1, whose negative is 255
 
 
 def _any_of(flags: torch.Tensor, length: int, dim: int) -> torch.Tensor:
-    """Whether any of `length` flags from each place on is set; `length - 1` places fewer.
+    """Whether any flag is set in each window of `length` flags; `length - 1` positions fewer along `dim`.
 
-    Spans are doubled, so that the work grows with the logarithm of the length.
+    The window is doubled until it is long enough, so that the work grows with the logarithm of its length.
     """
     span = 1
     while span < length:

@@ -1,4 +1,4 @@
-"""What tells classes apart: numbers from class tokens and pixel features (HFGD, Figure 4)."""
+"""How separable classes are: numbers from class tokens and pixel features (HFGD, Figure 4)."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ SILHOUETTE_POINTS = 4000  # a silhouette takes the distances of all pairs
 def token_confidence(tokens: torch.Tensor) -> torch.Tensor:
     """Dependencies between classes: softmax over the products of a class token with all tokens (Appendix C.1).
 
-    Row i is what the classifier answers, its bias left out, to a pixel whose feature is the token of class i. The
-    higher the diagonal, the less a class leans on others. The paper names no formula; it refers to CAR, whose code
-    takes the softmax of such products too, of class centres, divided by sqrt(C). That division is left out here:
-    without it the values are the classifier's own probabilities, which rise with the length of the tokens too. The
+    Row i is what the classifier predicts, without its bias, for a pixel whose feature is the token of class i. The
+    higher the diagonal, the less a class depends on others. The paper gives no formula; it refers to CAR, whose code
+    also takes the softmax of such products, of class centers, divided by sqrt(C). That division is left out here:
+    without it the values are the classifier's own probabilities, which also rise with the length of the tokens. The
     weights of a kernel count as one long token.
 
     Args:
@@ -37,7 +37,8 @@ class PixelFeatures:
 
     Args:
         samples: for each class `(n, C)` float32, n from 0 to the number asked for.
-        confusion: `(K, K)` int64, all labelled cells of the feature maps; rows = truth, columns = answer.
+        confusion: `(K, K)` int64, all labeled cells of the feature maps; rows = ground truth, columns =
+            prediction.
     """
 
     samples: list[torch.Tensor]
@@ -45,7 +46,7 @@ class PixelFeatures:
 
 
 class _Reservoir:
-    """An even sample of the features of each class: every feature draws a number, the `points` smallest stay."""
+    """A uniform sample of the features of each class: every feature draws a number, the `points` smallest stay."""
 
     def __init__(self, num_labels: int, points: int, seed: int) -> None:
         self.points = points
@@ -54,7 +55,7 @@ class _Reservoir:
         self.samples = [torch.empty(0, 0) for _ in range(num_labels)]
 
     def add(self, features: torch.Tensor, labels: torch.Tensor) -> None:
-        """Offer features `(C, h, w)` with their labels `(h, w)`; void is no class."""
+        """Offer features `(C, h, w)` with their labels `(h, w)`; ignored ones are left out."""
         features, labels = features.flatten(1), labels.flatten()
         drawn = torch.rand(len(labels), generator=self.generator, dtype=torch.float64)
         for k in labels.unique().tolist():
@@ -72,13 +73,13 @@ class _Reservoir:
 def sample_features(
     parts: Iterable[tuple[torch.Tensor, torch.Tensor, torch.Tensor]], num_labels: int, points: int, seed: int
 ) -> PixelFeatures:
-    """Sample the features of each class evenly, and count what they were predicted as.
+    """Sample the features of each class uniformly, and count what they were predicted as.
 
     Args:
         parts: features `(C, h, w)`, labels `(h, w)` of train ids and 255, and predictions `(h, w)`.
         num_labels: number of classes.
-        points: most features of a class.
-        seed: of the sample.
+        points: largest number of features kept per class.
+        seed: of the random sample.
     """
     reservoir, confusion = _Reservoir(num_labels, points, seed), torch.zeros(num_labels, num_labels, dtype=torch.int64)
     for features, labels, predictions in parts:
@@ -88,10 +89,10 @@ def sample_features(
 
 
 def most_confused(confusion: torch.Tensor, count: int = SHOWN_CLASSES) -> list[int]:
-    """Classes that are taken for each other most often: the worst pair, then the next, until there are `count`.
+    """Classes that are confused with each other most often: the worst pair, then the next, until there are `count`.
 
-    A pair's score is the share of the first class that is called the second, plus the reverse; of equal pairs the one
-    with more pixels comes first. Classes without a pixel are left out.
+    A pair's score is the fraction of the first class that is predicted as the second, plus the reverse; of equal pairs
+    the one with more pixels comes first. Classes without a pixel are left out.
 
     Returns:
         Train ids in ascending order.
@@ -106,13 +107,13 @@ def most_confused(confusion: torch.Tensor, count: int = SHOWN_CLASSES) -> list[i
 
 
 def separability(samples: Sequence[torch.Tensor]) -> dict[str, float | None]:
-    """How well the classes lie apart in the feature space itself, before any projection.
+    """How well the classes are separated in the feature space itself, before any projection.
 
     With m_k the mean of class k and m the mean of all m_k, every class weighing the same,
     `scatter_ratio` = mean_k |m_k - m|^2 / mean_k mean_(x in k) |x - m_k|^2 (None if no class has any spread);
     `silhouette` = mean over features x of (b - a) / max(a, b), where a is the mean distance to the others of its class
-    and b the smallest mean distance to another class: 1 apart, 0 on the border, negative inside another class. Of each
-    class it takes the same number of features, `SILHOUETTE_POINTS` in all at most. Neither depends on scale or
+    and b the smallest mean distance to another class: 1 far apart, 0 on the border, negative inside another class. It
+    uses the same number of features of each class, at most `SILHOUETTE_POINTS` in all. Neither depends on scale or
     rotation.
 
     Args:
@@ -126,11 +127,11 @@ def separability(samples: Sequence[torch.Tensor]) -> dict[str, float | None]:
     ratio = between / float(within.mean()) if within.any() else None
     few = [each[: SILHOUETTE_POINTS // len(centered)] for each in centered]
     sizes = torch.tensor([len(each) for each in few])
-    own = F.one_hot(torch.arange(len(few)).repeat_interleave(sizes)).bool()
+    own = F.one_hot(torch.arange(len(few)).repeat_interleave(sizes)).bool()  # (n, K): the class of each point
     points = torch.cat(few)
     sums = torch.cdist(points, points) @ own.double()  # (n, K): summed distance to each class
     nearest = (sums / sizes).masked_fill(own, torch.inf).amin(1)
-    others = sums[own] / (sizes.repeat_interleave(sizes) - 1).clamp(min=1)
+    others = sums[own] / (sizes.repeat_interleave(sizes) - 1).clamp(min=1)  # (n,): its distance to itself is 0
     widths = (nearest - others) / torch.maximum(nearest, others).clamp(min=torch.finfo(torch.float64).tiny)
-    alone = (sizes == 1).repeat_interleave(sizes)
+    alone = (sizes == 1).repeat_interleave(sizes)  # by definition a class of one point scores 0
     return {"scatter_ratio": ratio, "silhouette": float(widths.masked_fill(alone, 0).mean())}

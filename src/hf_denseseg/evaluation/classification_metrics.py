@@ -9,7 +9,7 @@ from hf_denseseg.errors import InputError
 
 
 def true_class_rank(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Place of the true class among the scores of an image, from 0; of equal scores the smaller id comes first.
+    """Rank of the true class among the scores of an image, from 0; of equal scores the smaller id comes first.
 
     So rank 0 means that `argmax` gives the true class, also where scores are equal.
 
@@ -21,7 +21,7 @@ def true_class_rank(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         `(B,)` int64.
 
     Raises:
-        InputError: the shapes do not fit, or a label is no class.
+        InputError: the shapes do not match, or a label is not a class.
     """
     count = logits.shape[-1]
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:
@@ -32,19 +32,19 @@ def true_class_rank(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         )
     own = logits.gather(1, labels[:, None])
     earlier = torch.arange(count, device=logits.device)[None] < labels[:, None]
-    # A score that is no number ranks the true class last.
+    # The rank is the number of classes that come before the true one; a NaN score ranks it last.
     before = (logits > own) | ((logits == own) & earlier)
     return torch.where(own[:, 0].isnan(), count - 1, before.sum(1))
 
 
 class AccuracyMeter:
-    """Counts, per class, of images and of those whose true class has rank 0 or one of the first five."""
+    """Counts, per class, of images, and of those whose true class has rank 0 or is among the first five."""
 
     def __init__(self, num_labels: int) -> None:
         self.counts = torch.zeros(3, num_labels, dtype=torch.int64)  # images, rank 0, rank below 5
 
     def update(self, ranks: torch.Tensor, labels: torch.Tensor) -> None:
-        """Add images by rank `(B,)` and label `(B,)`, see `true_class_rank`."""
+        """Add images, given rank `(B,)` (see `true_class_rank`) and label `(B,)` of each."""
         for row, chosen in zip(self.counts, (ranks >= 0, ranks < 1, ranks < 5), strict=True):
             row += torch.bincount(labels[chosen].cpu(), minlength=len(row))
 

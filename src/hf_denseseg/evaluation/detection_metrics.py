@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 KINDS = {"box": "bbox", "mask": "segm"}
-_PARTS = ("ap", "ap_50", "ap_75", "ap_small", "ap_medium", "ap_large")  # the first six figures of COCO's summary
+_PARTS = ("ap", "ap_50", "ap_75", "ap_small", "ap_medium", "ap_large")  # the first six numbers of COCO's summary
 
 
 def detection_metrics(
@@ -17,41 +17,42 @@ def detection_metrics(
     classes: Sequence[str],
     masks: bool = False,
 ) -> dict[str, Any]:
-    """Average precision over IoU 0.5 to 0.95, at most 100 answers per image; crowds are ignored regions.
+    """Average precision over IoU 0.5 to 0.95, at most 100 predictions per image; crowds are ignored regions.
 
     Args:
         rows: images with `height`, `width` and `objects` (`category`, `bbox`, `area`, `iscrowd`, `segmentation`).
-        found: number of a row -> answers with `category`, `score`, `bbox` (x, y, width, height in pixels) and, with
-            masks, `segmentation` (RLE).
+        found: number of a row -> predictions with `category`, `score`, `bbox` (x, y, width, height in pixels) and,
+            with masks, `segmentation` (RLE).
         classes: names of the categories.
         masks: whether mask AP is counted too.
 
     Returns:
         `box_ap`, `box_ap_50`, `box_ap_75`, `box_ap_small`, `box_ap_medium`, `box_ap_large`, with masks the same for
-        `mask`, `chance` (box AP of answering with the objects of the next image), `objects`, and `per_class`, a list
-        of `class`, `box_ap`, `box_ap_50`, perhaps `mask_ap`, and `objects`. All are fractions; None stands for a
-        figure that does not exist, since no object of that class or size, or no other image, is there.
+        `mask`, `chance` (box AP of predicting the objects of the next image), `objects`, and `per_class`, a list of
+        `class`, `box_ap`, `box_ap_50`, with masks `mask_ap` and `mask_ap_50`, and `objects`. APs are fractions, and
+        None where there is nothing to score: no object of that class or size, or no other image.
     """
-    truth = _truth(rows, classes, masks)
+    ground_truth = _ground_truth(rows, classes, masks)
     counts = [0] * len(classes)
-    for annotation in truth.dataset["annotations"]:
+    for annotation in ground_truth.dataset["annotations"]:
         counts[annotation["category_id"] - 1] += not annotation["iscrowd"]
     result: dict[str, Any] = {"objects": sum(counts)}
     per_class: list[dict[str, Any]] = [{"class": name} for name in classes]
     for name, kind in KINDS.items():
         if name == "mask" and not masks:
             continue
-        figures, by_class = _evaluate(truth, _answers(found, kind), kind)
-        result |= {f"{name}_{part}": value for part, value in zip(_PARTS, figures, strict=True)}
+        overall, by_class = _evaluate(ground_truth, _predictions(found, kind), kind)
+        result |= {f"{name}_{part}": value for part, value in zip(_PARTS, overall, strict=True)}
         for row, values in zip(per_class, by_class, strict=True):
             row |= {f"{name}_ap": values[0], f"{name}_ap_50": values[1]}
-    result["chance"] = _evaluate(truth, _answers(_of_the_next(rows), "bbox"), "bbox")[0][0] if rows[1:] else None
+    by_chance = _predictions(_objects_of_the_next(rows), "bbox")
+    result["chance"] = _evaluate(ground_truth, by_chance, "bbox")[0][0] if rows[1:] else None
     result["per_class"] = [row | {"objects": count} for row, count in zip(per_class, counts, strict=True)]
     return result
 
 
-def _of_the_next(rows: Sequence[Mapping[str, Any]]) -> dict[int, list[dict[str, Any]]]:
-    """Answer to every image with the objects of the next one."""
+def _objects_of_the_next(rows: Sequence[Mapping[str, Any]]) -> dict[int, list[dict[str, Any]]]:
+    """For every image the objects of the next one, as a prediction that has not seen it."""
     return {
         place: [
             {"category": each["category"], "score": 1.0, "bbox": each["bbox"]}
@@ -62,7 +63,7 @@ def _of_the_next(rows: Sequence[Mapping[str, Any]]) -> dict[int, list[dict[str, 
     }
 
 
-def _truth(rows: Sequence[Mapping[str, Any]], classes: Sequence[str], masks: bool) -> Any:
+def _ground_truth(rows: Sequence[Mapping[str, Any]], classes: Sequence[str], masks: bool) -> Any:
     """The annotations as pycocotools holds them; it takes id 0 for "no object", so all ids count from 1."""
     import json
 
@@ -85,7 +86,7 @@ def _truth(rows: Sequence[Mapping[str, Any]], classes: Sequence[str], masks: boo
     return _indexed({"images": images, "annotations": annotations, "categories": categories})
 
 
-def _answers(found: Mapping[int, Sequence[Mapping[str, Any]]], kind: str) -> list[dict[str, Any]]:
+def _predictions(found: Mapping[int, Sequence[Mapping[str, Any]]], kind: str) -> list[dict[str, Any]]:
     return [
         {
             "image_id": place + 1,
@@ -109,23 +110,25 @@ def _indexed(dataset: dict[str, Any]) -> Any:
 
 
 def _evaluate(
-    truth: Any, answers: list[dict[str, Any]], kind: str
+    ground_truth: Any, predictions: list[dict[str, Any]], kind: str
 ) -> tuple[list[float | None], list[tuple[float | None, float | None]]]:
-    """The six figures of all classes, and (AP, AP at IoU 0.5) of each."""
+    """The six numbers over all classes, and (AP, AP at IoU 0.5) of each class."""
     from pycocotools.cocoeval import COCOeval
 
     with contextlib.redirect_stdout(io.StringIO()):  # it prints its tables
-        # Without any answer there is nothing to load.
-        results = truth.loadRes(answers) if answers else _indexed({**truth.dataset, "annotations": []})
-        evaluation = COCOeval(truth, results, kind)
+        # `loadRes` fails on an empty list.
+        results = (
+            ground_truth.loadRes(predictions) if predictions else _indexed({**ground_truth.dataset, "annotations": []})
+        )
+        evaluation = COCOeval(ground_truth, results, kind)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    precision = evaluation.eval["precision"][:, :, :, 0, -1]  # (IoU, recall, class), all sizes, 100 answers
+    precision = evaluation.eval["precision"][:, :, :, 0, -1]  # (IoU, recall, class): all sizes, 100 predictions
     by_class = [(_mean(precision[:, :, k]), _mean(precision[0, :, k])) for k in range(precision.shape[2])]
     return [None if value < 0 else float(value) for value in evaluation.stats[:6]], by_class
 
 
 def _mean(values: np.ndarray) -> float | None:
-    known = values[values > -1]
+    known = values[values > -1]  # pycocotools writes -1 where a class has no object
     return float(known.mean()) if known.size else None

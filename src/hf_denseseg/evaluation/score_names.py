@@ -1,4 +1,4 @@
-"""What the scores of each task are called, and what they are compared with, in words."""
+"""Labels of each task's scores, and sentences on their chance level and test protocol."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,11 +13,11 @@ class ScoreNames:
     """Labels of what `scores` in `results.json` holds.
 
     Args:
-        metrics: key in the scores -> label of a fraction; the first is the one that counts.
+        metrics: key in the scores -> label of a fraction; the first is the main metric.
         columns: key in a row of the per-class table -> label of a fraction; the first is drawn as a bar.
-        counted: key in a row of the per-class table that counts things, and its label.
+        counted: key of the count in a row of the per-class table, and its label.
         scored_on: what the scores are counted over.
-        hub_metrics: key in the scores -> name of the metric on the hub, where it is another.
+        hub_metrics: key in the scores -> name of the metric on the hub, where it differs.
     """
 
     metrics: dict[str, str]
@@ -28,7 +28,7 @@ class ScoreNames:
 
     @property
     def main_metric(self) -> tuple[str, str]:
-        """Key and label of the metric that counts."""
+        """Key and label of the main metric."""
         return next(iter(self.metrics.items()))
 
     def means(self, scores: dict[str, Any]) -> dict[str, str]:
@@ -76,7 +76,7 @@ SCORE_NAMES = {
 
 
 def chance_level(task: str, scores: dict[str, Any]) -> str:
-    """A sentence on what a constant prediction (of a detector: another image's objects) would score."""
+    """A sentence on the score of a constant prediction (for a detector: of another image's objects)."""
     if task == "semantic-segmentation":
         miou, name = constant_prediction_miou(scores)
         return f'Always predicting "{name}" would give {100 * miou:.1f} % mIoU.'
@@ -90,10 +90,10 @@ def chance_level(task: str, scores: dict[str, Any]) -> str:
 
 
 def constant_prediction_miou(scores: dict[str, Any]) -> tuple[float, str]:
-    """Chance level of segmentation: the mIoU of the best constant prediction, and the class it names."""
+    """Chance level of segmentation: the mIoU of the best constant prediction, and its class."""
     pixels = {row["class"]: row["pixels"] for row in scores["per_class"]}
     name = max(pixels, key=lambda key: pixels[key])
-    present = sum(count > 0 for count in pixels.values())
+    present = sum(count > 0 for count in pixels.values())  # all of them have IoU 0, except the predicted one
     return pixels[name] / sum(pixels.values()) / present, name
 
 

@@ -10,28 +10,29 @@ from hf_denseseg.errors import InputError
 
 LabelMap = torch.Tensor | np.ndarray
 ABSENT_CONVENTIONS = ("zero", "skip")
-# Bins are kept for every id between the smallest and the largest legal one, so a far-off void id costs memory.
+# There is a bin for every id between the smallest and the largest legal one, so a distant ignore_index costs memory.
 LARGEST_ID_RANGE = 4096
 
 
 def confusion_matrix(prediction: LabelMap, label: LabelMap, num_labels: int, ignore_index: int = 255) -> torch.Tensor:
     """Count the pixels of each (true class, predicted class) pair exactly.
 
-    One histogram of joint ids, without a mask: void and unknown ids fall into bins of their own and are read there.
+    One histogram of joint ids, without a mask: ignored and unknown ids have bins of their own, which are checked
+    afterwards.
 
     Args:
-        prediction: class ids of any shape and integer dtype, on any device; anything is allowed where `label` is void
-            as long as it is a class or void.
-        label: true class ids of the same shape; `ignore_index` marks void.
+        prediction: class ids of any shape and integer dtype, on any device; where `label` is ignored, any class or
+            `ignore_index` is allowed.
+        label: true class ids of the same shape; `ignore_index` marks ignored pixels.
         num_labels: number of classes C.
-        ignore_index: void id, outside 0..C-1.
+        ignore_index: id of ignored pixels, outside 0..C-1.
 
     Returns:
-        `(C, C)` int64 on the device of `prediction`, rows = truth, columns = prediction.
+        `(C, C)` int64 on the device of `prediction`, rows = ground truth, columns = prediction.
 
     Raises:
-        InputError: shapes differ, an id is neither a class nor void, a labelled pixel is predicted void, or
-            `ignore_index` is a class.
+        InputError: shapes differ, an id is neither a class nor `ignore_index`, a labeled pixel is predicted as
+            ignored, or `ignore_index` is a class.
     """
     low, high = _id_range(num_labels, ignore_index)
     prediction = _integer_map(prediction, "prediction")
@@ -43,14 +44,17 @@ def confusion_matrix(prediction: LabelMap, label: LabelMap, num_labels: int, ign
         )
     for ids, role in ((prediction, "prediction"), (label, "label")):
         _check_range(ids, low, high, role)
-    width = high - low + 1
-    joint = torch.add(prediction.to(torch.int32), label.to(torch.int32), alpha=width)  # one pass
-    if low:
+    width = high - low + 1  # ids low..high, so that a pair of ids is one number below width * width
+    joint = torch.add(prediction.to(torch.int32), label.to(torch.int32), alpha=width)  # one pass: p + width * label
+    if low:  # a negative ignore_index: shift both ids to start at 0
         joint -= low * (width + 1)
-    counts = torch.bincount(joint.flatten(), minlength=width * width).view(width, width)
-    matrix = counts[-low : num_labels - low, -low : num_labels - low]
-    void_row = counts[ignore_index - low]
-    counted = matrix.sum() + void_row[-low : num_labels - low].sum() + void_row[ignore_index - low]
+    counts = torch.bincount(joint.flatten(), minlength=width * width).view(width, width)  # (label, prediction)
+    classes = slice(-low, num_labels - low)  # bins of the ids 0..C-1
+    matrix = counts[classes, classes]
+    ignored = counts[ignore_index - low]  # what was predicted at ignored pixels
+    # Every pixel is labeled and predicted as a class, or ignored in the label and predicted as a class or ignored;
+    # a pixel that is counted nowhere else has an id that is not legal there.
+    counted = matrix.sum() + ignored[classes].sum() + ignored[ignore_index - low]
     if int(counted) != label.numel():
         raise InputError(_unknown_ids(counts.cpu(), low, num_labels, ignore_index))
     return matrix.clone()
@@ -62,7 +66,7 @@ def _id_range(num_labels: int, ignore_index: int) -> tuple[int, int]:
     if 0 <= ignore_index < num_labels:
         raise InputError(
             f"ignore_index {ignore_index} is one of the {num_labels} classes, so its false positives would vanish. "
-            "Encode void pixels as 255 (or -100) and keep every class in the metric."
+            "Encode ignored pixels as 255 (or -100) and keep every class in the metric."
         )
     low, high = min(0, ignore_index), max(num_labels - 1, ignore_index)
     if high - low >= LARGEST_ID_RANGE:
@@ -81,14 +85,14 @@ def _integer_map(ids: LabelMap, role: str) -> torch.Tensor:
 
 
 def _check_range(ids: torch.Tensor, low: int, high: int, role: str) -> None:
-    """Refuse ids that have no bin; bytes always have one with the usual void id 255, which saves a pass."""
+    """Refuse ids that have no bin; bytes always have one with the usual ignore_index 255, which saves a pass."""
     if ids.numel() == 0 or (ids.dtype == torch.uint8 and high >= 255):
         return
     smallest, largest = (int(value) for value in torch.aminmax(ids))
     if smallest < low or largest > high:
         raise InputError(
             f"The {role} holds ids from {smallest} to {largest}, legal are {low} to {high}. "
-            "Map raw ids to train ids and padding to the void id first."
+            "Map raw ids to train ids and padding to the ignore_index first."
         )
 
 
@@ -98,12 +102,12 @@ def _unknown_ids(counts: torch.Tensor, low: int, num_labels: int, ignore_index: 
         unknown = [index + low for index in totals.nonzero().flatten().tolist() if index + low not in legal]
         if unknown:
             return (
-                f"The {role} holds ids {unknown[:8]}, legal are 0 to {num_labels - 1} and {ignore_index} (void). "
+                f"The {role} holds ids {unknown[:8]}, legal are 0 to {num_labels - 1} and {ignore_index} (ignored). "
                 "Check `num_labels` and the label specification."
             )
     return (
-        f"The prediction is void ({ignore_index}) at labelled pixels. "
-        "Predict a class for every pixel; only labels may be void."
+        f"The prediction is {ignore_index} (ignored) at labeled pixels. "
+        "Predict a class for every pixel; only labels may be ignored."
     )
 
 
@@ -128,8 +132,8 @@ class ConfusionMeter:
             )
         # All pairs are counted before any is added: a refused batch leaves the meter as it was.
         matrices = [
-            confusion_matrix(each, truth, self.num_labels, self.ignore_index)
-            for each, truth in zip(predictions, labels, strict=True)
+            confusion_matrix(predicted, true, self.num_labels, self.ignore_index)
+            for predicted, true in zip(predictions, labels, strict=True)
         ]
         for matrix in matrices:
             self.add(matrix)
@@ -149,46 +153,51 @@ class ConfusionMeter:
 
 
 def segmentation_metrics(matrix: LabelMap, classes: Sequence[str], absent: str = "zero") -> dict[str, Any]:
-    """Summarise a confusion matrix; all figures are fractions.
+    """Summarize a confusion matrix in fractions.
 
     IoU = TP / (TP + FP + FN) of the summed counts, then the mean over classes. A class in neither labels nor
     predictions has no IoU and is left out. One that is only predicted counts as 0 under `"zero"` (mmsegmentation,
     `evaluate`; the papers' numbers) and is left out under `"skip"` (detectron2, ultralytics).
 
     Args:
-        matrix: `(C, C)` counts, rows = truth.
+        matrix: `(C, C)` counts, rows = ground truth.
         classes: C names.
         absent: convention of `mean_iou` and of the per-class IoU.
 
     Returns:
         `mean_iou`, `pixel_accuracy`, `mean_accuracy`, `frequency_weighted_iou`, `absent` (the convention's name),
-        `mean_iou_by_absent` (both), `pixels` (labelled) and `per_class`, a list of `class`, `iou`, `accuracy`,
-        `pixels`; None stands for a figure that does not exist.
+        `mean_iou_by_absent` (both), `pixels` (labeled ones) and `per_class`, a list of `class`, `iou`, `accuracy`,
+        `pixels`; a value is None where it is not defined.
 
     Raises:
-        InputError: unknown convention, or the matrix does not fit the names.
+        InputError: unknown convention, or a matrix and names of different length.
     """
     if absent not in ABSENT_CONVENTIONS:
         raise InputError(f"absent={absent!r} is unknown. Use one of {', '.join(map(repr, ABSENT_CONVENTIONS))}.")
     counts = torch.as_tensor(matrix).cpu().numpy()
     if counts.shape != (len(classes), len(classes)):
         raise InputError(f"A {counts.shape} confusion matrix does not fit {len(classes)} class names.")
-    true_positive, truth, predicted = counts.diagonal(), counts.sum(1), counts.sum(0)
-    with np.errstate(invalid="ignore"):
-        accuracy = true_positive / truth
-        iou = {"zero": true_positive / (truth + predicted - true_positive)}
-    iou["skip"] = np.where(truth > 0, iou["zero"], np.nan)
-    total = int(truth.sum())
+    true_positive, labeled, predicted = counts.diagonal(), counts.sum(1), counts.sum(0)  # (C,) each
+    with np.errstate(invalid="ignore"):  # 0 / 0 gives NaN, which means "not defined" below
+        accuracy = true_positive / labeled
+        iou = {"zero": true_positive / (labeled + predicted - true_positive)}
+    iou["skip"] = np.where(labeled > 0, iou["zero"], np.nan)
+    total = int(labeled.sum())
     return {
         "mean_iou": _mean(iou[absent]),
         "pixel_accuracy": int(true_positive.sum()) / total if total else None,
         "mean_accuracy": _mean(accuracy),
-        "frequency_weighted_iou": float(np.nansum(iou["zero"] * truth) / total) if total else None,
+        "frequency_weighted_iou": float(np.nansum(iou["zero"] * labeled) / total) if total else None,
         "absent": absent,
         "mean_iou_by_absent": {name: _mean(iou[name]) for name in ABSENT_CONVENTIONS},
         "pixels": total,
         "per_class": [
-            {"class": name, "iou": _number(iou[absent][k]), "accuracy": _number(accuracy[k]), "pixels": int(truth[k])}
+            {
+                "class": name,
+                "iou": _number(iou[absent][k]),
+                "accuracy": _number(accuracy[k]),
+                "pixels": int(labeled[k]),
+            }
             for k, name in enumerate(classes)
         ],
     }
@@ -199,11 +208,11 @@ def category_metrics(
 ) -> dict[str, Any]:
     """IoU of groups of classes, as Cityscapes scores its categories.
 
-    Classes that are confused within a category are right; the matrix is merged, then IoU is taken as for classes. A
-    class in no category makes false positives and has no IoU of its own.
+    A pixel is right if it is predicted as any class of its category: rows and columns of the matrix are merged, then
+    IoU is computed as for classes. A class in no category counts as false positives and has no IoU of its own.
 
     Args:
-        matrix: `(C, C)` counts, rows = truth.
+        matrix: `(C, C)` counts, rows = ground truth.
         classes: C names.
         categories: category -> names of its classes.
 
@@ -213,10 +222,10 @@ def category_metrics(
     """
     grouped = [name for names in categories.values() for name in names]
     rest = [name for name in classes if name not in grouped]
-    places = [[classes.index(name) for name in names] for names in (*categories.values(), rest)]
+    groups = [[classes.index(name) for name in names] for names in (*categories.values(), rest)]
     counts = torch.as_tensor(matrix).cpu()
-    rows = torch.stack([counts[place].sum(0) for place in places])
-    merged = torch.stack([rows[:, place].sum(1) for place in places], dim=1)
+    rows = torch.stack([counts[group].sum(0) for group in groups])  # (G, C), the last row for the rest
+    merged = torch.stack([rows[:, group].sum(1) for group in groups], dim=1)  # (G, G)
     table = segmentation_metrics(merged, [*categories, ""])["per_class"][:-1]
     ious = [row["iou"] for row in table if row["iou"] is not None]
     return {

@@ -1,6 +1,6 @@
-"""What is counted of an image, and what the sums over all images say.
+"""The counts of an image, and the scores of their sums over all images.
 
-Everything is an int64 count that adds up exactly over images and processes in any order; only the figures derived at
+All counts are int64 and add up exactly over images and processes in any order; only the scores derived from them at
 the end are fractions.
 """
 
@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 import torch
 
 from hf_denseseg.data.labels import LabelSpec
-from hf_denseseg.evaluation.boundary_iou import WIDTH_SHARE, boundary_counts, boundary_iou
+from hf_denseseg.evaluation.boundary_iou import WIDTH_FRACTION, boundary_counts, boundary_iou
 from hf_denseseg.evaluation.segmentation_metrics import category_metrics, confusion_matrix, segmentation_metrics
 from hf_denseseg.evaluation.size_recall import SIZE_LIMITS, SIZES, size_counts, size_recall
 
 
 class ImageScore(NamedTuple):
-    """How one image was answered.
+    """How well one image was predicted.
 
     Args:
         mean_iou: IoU within the image, mean over the classes in its label map; None if all pixels are ignored.
@@ -35,10 +35,10 @@ class ImageScore(NamedTuple):
 class Confusion(NamedTuple):
     """Pixels of one class that were taken for another."""
 
-    truth: str
+    ground_truth: str
     predicted: str
     pixels: int
-    share: float  # of the true class's pixels
+    fraction: float  # of the true class's pixels
 
 
 def count_image(prediction: torch.Tensor, label: torch.Tensor, num_labels: int) -> torch.Tensor:
@@ -46,7 +46,7 @@ def count_image(prediction: torch.Tensor, label: torch.Tensor, num_labels: int) 
 
     Args:
         prediction: `(H, W)` class ids, all of them classes.
-        label: `(H, W)` class ids and 255 = void, at the label's own resolution.
+        label: `(H, W)` class ids and 255 = ignored, at the label's own resolution.
         num_labels: number of classes C, at most 254.
 
     Returns:
@@ -58,7 +58,7 @@ def count_image(prediction: torch.Tensor, label: torch.Tensor, num_labels: int) 
     """
     label = label.to(prediction.device)
     matrix = confusion_matrix(prediction, label, num_labels)
-    # Known to be classes and void now, so bytes hold them.
+    # `confusion_matrix` has checked that only classes and 255 occur, so bytes hold them.
     prediction, label = prediction.to(torch.uint8), label.to(torch.uint8)
     boundary = boundary_counts(prediction, label, num_labels)
     sizes = torch.from_numpy(size_counts(prediction.cpu().numpy(), label.cpu().numpy(), num_labels))
@@ -66,7 +66,7 @@ def count_image(prediction: torch.Tensor, label: torch.Tensor, num_labels: int) 
 
 
 def _parts(counts: torch.Tensor, num_labels: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Matrix, boundary and sizes of what `count_image` flattened."""
+    """The three arrays that `count_image` flattened."""
     square = num_labels**2
     matrix, boundary, sizes = counts.split([square, 3 * num_labels, 9 * num_labels])
     return matrix.view(num_labels, num_labels), boundary.view(3, num_labels), sizes.view(3, 3, num_labels)
@@ -79,8 +79,8 @@ class Evaluation:
         spec: names of the classes, and their categories if there are any.
 
     Attributes:
-        images: number of an image in its dataset -> how it was answered.
-        length: places in the vector that `count_image` gives.
+        images: number of an image in its dataset -> its score.
+        length: of the vector that `count_image` returns.
     """
 
     def __init__(self, spec: LabelSpec) -> None:
@@ -91,28 +91,28 @@ class Evaluation:
 
     @property
     def matrix(self) -> torch.Tensor:
-        """Confusion matrix `(C, C)` of all images so far, rows = truth."""
+        """Confusion matrix `(C, C)` of all images so far, rows = ground truth."""
         return _parts(self._counts, self.spec.num_labels)[0]
 
     def add(self, index: int, counts: torch.Tensor) -> None:
-        """Take in what `count_image` gave for an image; an image that was taken in before is left out."""
+        """Add the result of `count_image` for an image; an image that was added before is left out."""
         if index not in self.images:
             self._counts += counts
             self.images[index] = image_score(_parts(counts, self.spec.num_labels)[0])
 
     def merge(self, other: "Evaluation") -> None:
-        """Take in what another process counted of other images."""
+        """Add the counts of other images, made by another process."""
         self._counts += other._counts
         self.images |= other.images
 
     def scores(self) -> dict[str, Any]:
-        """All figures, as fractions.
+        """All scores, as fractions.
 
         Returns:
-            What `segmentation_metrics` gives, and: `boundary_iou` (mean over the classes that have one) and
-            `boundary_width` (share of the diagonal); `size_recall` (`small`, `medium`, `large`: `segments`, `pixels`,
-            `recall`) and `size_limits` (shares of the image); `mean_image_iou` (mean over images of the mean
-            over the classes in each: another figure than `mean_iou`, and not the benchmarks'); `category_iou` and
+            The result of `segmentation_metrics`, and: `boundary_iou` (mean over the classes that have one) and
+            `boundary_width` (fraction of the diagonal); `size_recall` (`small`, `medium`, `large`: `segments`,
+            `pixels`, `recall`) and `size_limits` (fractions of the image); `mean_image_iou` (mean over images of the
+            mean over the classes in each: not `mean_iou`, and not what the benchmarks report); `category_iou` and
             `per_category` if the specification has categories; `confusion_matrix`. Each row of `per_class` gets
             `boundary_iou` and `recall_small`, `recall_medium`, `recall_large`.
         """
@@ -123,12 +123,12 @@ class Evaluation:
             row["boundary_iou"] = near[k]
             row.update({f"recall_{size}": recall[size]["per_class"][k] for size in SIZES})
         scores["boundary_iou"] = _mean(near)
-        scores["boundary_width"] = WIDTH_SHARE
+        scores["boundary_width"] = WIDTH_FRACTION
         scores["size_recall"] = {
             size: {key: value for key, value in recall[size].items() if key != "per_class"} for size in SIZES
         }
         scores["size_limits"] = list(SIZE_LIMITS)
-        # By number, since a sum of fractions depends on its order.
+        # In the order of their numbers, since a sum of floating-point numbers depends on its order.
         scores["mean_image_iou"] = _mean([self.images[index].mean_iou for index in sorted(self.images)])
         if self.spec.categories:
             scores |= category_metrics(matrix, self.spec.classes, self.spec.categories)
@@ -149,33 +149,32 @@ class Evaluation:
 
 
 def image_score(matrix: torch.Tensor) -> ImageScore:
-    """Score of an image with this confusion matrix."""
-    right, truth, predicted = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
-    pixels = int(truth.sum())
+    """Score of an image, given its confusion matrix `(C, C)`."""
+    right, labeled, predicted = matrix.diagonal(), matrix.sum(1), matrix.sum(0)  # (C,) each
+    pixels = int(labeled.sum())
     if not pixels:
         return ImageScore(None, None, 0, None)
-    shown = truth > 0
-    iou = (right.double() / (truth + predicted - right))[shown]
+    iou = (right.double() / (labeled + predicted - right))[labeled > 0]
     wrong = matrix - torch.diag(right)
-    place = int(wrong.argmax())
-    most = int(wrong.flatten()[place])
-    confusion = (*divmod(place, len(matrix)), most / pixels) if most else None
+    worst = int(wrong.argmax())  # index into the flattened matrix: true class * C + predicted class
+    most = int(wrong.flatten()[worst])
+    confusion = (*divmod(worst, len(matrix)), most / pixels) if most else None
     return ImageScore(float(iou.mean()), int(right.sum()) / pixels, pixels, confusion)
 
 
 def confusions(scores: dict[str, Any]) -> list[Confusion]:
-    """Every pair of classes that was confused, the largest share of the true class's pixels first."""
+    """Every pair of classes that was confused, the largest fraction of the true class's pixels first."""
     names = [row["class"] for row in scores["per_class"]]
     pairs = []
-    for truth, counts in zip(names, scores["confusion_matrix"], strict=True):
+    for true, counts in zip(names, scores["confusion_matrix"], strict=True):
         pairs += [
-            Confusion(truth, predicted, pixels, pixels / sum(counts))
+            Confusion(true, predicted, pixels, pixels / sum(counts))
             for predicted, pixels in zip(names, counts, strict=True)
-            if pixels and predicted != truth
+            if pixels and predicted != true
         ]
-    return sorted(pairs, key=lambda pair: (-pair.share, -pair.pixels))
+    return sorted(pairs, key=lambda pair: (-pair.fraction, -pair.pixels))
 
 
 def _mean(values: list[float | None]) -> float | None:
-    there = [value for value in values if value is not None]
-    return math.fsum(there) / len(there) if there else None
+    defined = [value for value in values if value is not None]
+    return math.fsum(defined) / len(defined) if defined else None

@@ -1,11 +1,11 @@
 """Files for the evaluation servers of Cityscapes and ADE20K: one label map per image of the split, in one zip.
 
-Both servers take 8-bit PNG files of the image's size that hold the ids of the official label maps, not train ids. A
-file is found by its name alone, in whatever folder of the zip it lies.
+Both servers take 8-bit PNG files of the image's size with the ids of the official label maps, not train ids. Files are
+matched to images by name alone; the folder inside the zip does not matter.
 
-- Cityscapes: `<city>_<sequence>_<frame>*.png`, exactly one for each image, as its script
-  `evalPixelLevelSemanticLabeling.py` looks for it; the 19 scored ones of the ids of `labels.py`.
-- ADE20K: the image's name with the ending `.png`, ids 1 to 150, as the benchmark's development kit says.
+- Cityscapes: `<city>_<sequence>_<frame>*.png`, exactly one per image, as its script
+  `evalPixelLevelSemanticLabeling.py` requires; of the ids in its `labels.py` the 19 that are scored.
+- ADE20K: the image's name with the extension `.png`, ids 1 to 150, as in the benchmark's development kit.
 """
 
 import io
@@ -28,14 +28,14 @@ SHOWN_FAULTS = 10
 
 
 class Server(NamedTuple):
-    """What a server wants.
+    """The files that a server expects.
 
     Args:
         title: name for messages.
         benchmark: name of its dataset.
         id_pattern: regular expression of the ids of its images.
-        ending: what follows the id in the names we give.
-        free_ending: whether anything may stand between the id and `.png`.
+        ending: what follows the id in the names of the files we write.
+        free_ending: whether any text may stand between the id and `.png`.
     """
 
     title: str
@@ -54,8 +54,8 @@ class Server(NamedTuple):
         """Ids that a file may hold."""
         return set(self.spec.raw_to_train)
 
-    def takes(self, file: str, image: str) -> bool:
-        """Whether a file of this name (without folders) is the answer to an image."""
+    def accepts(self, file: str, image: str) -> bool:
+        """Whether a file of this name (without folders) is the prediction of an image."""
         if self.free_ending:
             return file.startswith(image) and file.endswith(".png")
         return file == f"{image}.png"
@@ -68,10 +68,10 @@ SERVERS = {
 
 
 def server_for(spec: LabelSpec) -> Server:
-    """The server that scores this labelling.
+    """The server that scores these classes.
 
     Raises:
-        InputError: none is known.
+        InputError: there is none.
     """
     for server in SERVERS.values():
         if server.spec.name == spec.name and server.spec.classes == spec.classes:
@@ -84,29 +84,29 @@ def server_for(spec: LabelSpec) -> Server:
 
 
 def check_target(path: Path) -> None:
-    """Refuse a path that is no zip, before any work is done.
+    """Refuse a path that is not a zip, before any work is done.
 
     Raises:
         InputError: it does not end in .zip.
     """
     if path.suffix != ".zip":
-        raise InputError(f"--submission {path}: the server takes one zip. Give a path that ends in .zip.")
+        raise InputError(f"--submission {path}: the server takes a single zip. Give a path that ends in .zip.")
 
 
 def check_images(server: Server, images: Iterable[str]) -> None:
-    """Refuse images that the server does not know by name, before any work is done.
+    """Refuse images whose names the server does not know, before any work is done.
 
     Raises:
-        InputError: ids that are repeated or not of the server's form.
+        InputError: ids that are repeated, or do not have the server's form.
     """
     counts = Counter(images)
     faults = [f"{name} occurs {count} times" for name, count in counts.items() if count > 1]
-    faults += [f"{name} is no name of an image" for name in counts if not re.fullmatch(server.id_pattern, name)]
+    faults += [f"{name} is not the name of an image" for name in counts if not re.fullmatch(server.id_pattern, name)]
     _refuse(faults, f"The images cannot be submitted to {server.title}", "Use the official files with their names.")
 
 
 def encode_prediction(server: Server, prediction: np.ndarray) -> bytes:
-    """PNG file with the official ids of a map `(H, W)` of train ids."""
+    """Encode a map `(H, W)` of train ids as a PNG file with the official ids."""
     raw = server.spec.decode(prediction).astype(np.uint8)
     data = io.BytesIO()
     Image.fromarray(raw).save(data, "PNG")
@@ -114,16 +114,17 @@ def encode_prediction(server: Server, prediction: np.ndarray) -> bytes:
 
 
 def validate_submission(path: str | Path, server: str, images: Mapping[str, tuple[int, int]]) -> None:
-    """Check a zip, or a folder that is to become one, as the server will read it.
+    """Check a zip, or a folder that will be zipped, as the server will read it.
 
     Args:
-        path: zip file or folder; folders inside do not matter.
+        path: zip file or folder; folders inside it do not matter.
         server: one of `SERVERS`.
         images: id of every image of the split -> its `(height, width)`.
 
     Raises:
-        InputError: an image without an answer or with several, files that answer none, or a file that is damaged, no
-            8-bit gray PNG, of another size than its image, or holds ids that are not official. All are listed.
+        InputError: an image without a file or with several, files that belong to no image, or a file that is damaged,
+            is not an 8-bit gray PNG, differs from its image in size, or holds ids that are not official. All are
+            listed.
     """
     path, rule = Path(path), SERVERS[server]
     if path.is_dir():
@@ -135,15 +136,15 @@ def validate_submission(path: str | Path, server: str, images: Mapping[str, tupl
                 members = [name for name in archive.namelist() if not name.endswith("/")]
                 faults = _faults(members, archive.read, rule, images)
         except (OSError, zipfile.BadZipFile) as error:
-            raise InputError(f"{path} is no zip that can be read ({error}). Write it again.") from error
+            raise InputError(f"{path} is not a readable zip ({error}). Write it again.") from error
     _refuse(faults, f"{path} would be refused by the server of {rule.title}", "Fix or remove them.")
 
 
 def pack_submission(folder: Path, path: Path, server: str, images: Mapping[str, tuple[int, int]]) -> None:
-    """Write the zip of a folder of answers, once they are found to be right.
+    """Check a folder of predictions, and write its zip.
 
     Args:
-        folder: the answers.
+        folder: the predictions, one PNG per image.
         path: zip file to write.
         server: one of `SERVERS`.
         images: see `validate_submission`.
@@ -163,24 +164,24 @@ def pack_submission(folder: Path, path: Path, server: str, images: Mapping[str, 
 def _faults(
     files: Iterable[str], read: Callable[[str], bytes], server: Server, images: Mapping[str, tuple[int, int]]
 ) -> list[str]:
-    """What is wrong, a line each."""
-    answers: dict[str, list[str]] = {image: [] for image in images}
+    """What is wrong with the files, one line per fault."""
+    files_of: dict[str, list[str]] = {image: [] for image in images}
     faults = []
     for file in files:
-        image = _image_of(file.rpartition("/")[2], server, answers)
+        image = _image_of(file.rpartition("/")[2], server, files_of)
         if image is None:
-            faults.append(f"{file} answers no image of the split")
+            faults.append(f"{file} belongs to no image of the split")
         else:
-            answers[image].append(file)
+            files_of[image].append(file)
             faults += [f"{file} {fault}" for fault in _file_faults(read(file), server, images[image])]
-    faults += [f"{image} has no answer" for image, found in answers.items() if not found]
-    return faults + [f"{each} has several: {', '.join(found)}" for each, found in answers.items() if len(found) > 1]
+    faults += [f"{image} has no prediction" for image, found in files_of.items() if not found]
+    return faults + [f"{each} has several: {', '.join(found)}" for each, found in files_of.items() if len(found) > 1]
 
 
 def _image_of(file: str, server: Server, images: Mapping[str, list[str]]) -> str | None:
     begin = re.match(server.id_pattern, file)
     image = begin.group() if begin else ""
-    return image if image in images and server.takes(file, image) else None
+    return image if image in images and server.accepts(file, image) else None
 
 
 def _file_faults(data: bytes, server: Server, size: tuple[int, int]) -> list[str]:
@@ -188,7 +189,7 @@ def _file_faults(data: bytes, server: Server, size: tuple[int, int]) -> list[str
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
             mode, ids = image.mode, np.asarray(image)
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
-        return [f"is no PNG that can be read ({error})"]
+        return [f"is not a readable PNG ({error})"]
     if mode != "L" or ids.dtype != np.uint8:
         return [f"has the mode {mode}; it must have one gray channel of 8 bits (mode L)"]
     faults = []

@@ -61,7 +61,7 @@ def write_tables(output: Path, scores: dict[str, Any], pictures: Iterable[tuple[
     write_atomic(
         output / "images.csv",
         _csv(
-            ["id", "mean_iou", "pixel_accuracy", "pixels", "confused", "with", "share_of_pixels"],
+            ["id", "mean_iou", "pixel_accuracy", "pixels", "confused", "with", "fraction_of_pixels"],
             [
                 [name, *score[:3], *((names[score.confusion[0]], names[score.confusion[1]], score.confusion[2])
                                      if score.confusion else (None, None, None))]
@@ -71,7 +71,7 @@ def write_tables(output: Path, scores: dict[str, Any], pictures: Iterable[tuple[
     )  # fmt: skip
     write_atomic(
         output / "confusion.csv",
-        _csv(["truth", "predicted", "pixels", "share_of_truth"], confusions(scores)),
+        _csv(["ground_truth", "predicted", "pixels", "fraction_of_ground_truth"], confusions(scores)),
     )
 
 

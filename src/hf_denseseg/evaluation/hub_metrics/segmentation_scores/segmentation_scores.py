@@ -18,16 +18,16 @@ Maps may differ in size; memory does not grow with their number.
 _INPUTS = """
 Args:
     predictions: sequence of integer maps (height, width), ids 0..num_labels-1.
-    references: sequence of true maps, ignore_index where void.
+    references: sequence of ground truth maps, ignore_index where pixels are ignored.
     num_labels: number of classes; at `evaluate.load(..., num_labels=...)`, or with the first call that adds maps.
-    ignore_index: void id, no class (default 255).
-    absent: "zero" (default; mmsegmentation's mean) or "skip" (classes without labelled pixels left out).
+    ignore_index: id of ignored pixels, not a class (default 255).
+    absent: "zero" (default; mmsegmentation's mean) or "skip" (classes without labeled pixels left out).
     classes: names (default "0", "1", ...).
 """
 
 
 class SegmentationScores(evaluate.Metric):
-    """Counts at once what `add` and `add_batch` bring, instead of writing maps to Arrow (104 MiB per large image)."""
+    """Counts in `add` and `add_batch` already, instead of writing maps to Arrow (104 MiB per large image)."""
 
     def __init__(self, *args: Any, num_labels: int | None = None, ignore_index: int = 255, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -74,14 +74,14 @@ class SegmentationScores(evaluate.Metric):
         classes: Any = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """Count the given maps if any, return the figures of all counted so far, and start again."""
+        """Count the given maps, if any, return the scores of all maps so far, and start again."""
         if predictions is not None:
             self.add_batch(predictions=predictions, references=references, **kwargs)
         if self.meter is None:
             raise InputError("Nothing was added. Give predictions and references, or call add_batch first.")
         meter, self.meter = self.meter, None
         result = meter.compute(classes or [str(k) for k in range(meter.num_labels)], absent)
-        # The names of the hub's `mean_iou`, so that this module takes its place.
+        # Also under the names of the hub's `mean_iou`, so that this module can replace it.
         result["overall_accuracy"] = result["pixel_accuracy"]
         result["per_category_iou"] = [row["iou"] for row in result["per_class"]]
         result["per_category_accuracy"] = [row["accuracy"] for row in result["per_class"]]

@@ -11,7 +11,7 @@ from hf_denseseg.errors import InputError
 from hf_denseseg.evaluation.classification_metrics import AccuracyMeter, true_class_rank
 
 _DESCRIPTION = """
-Share of images whose true class has the highest score (of equal ones the smaller id counts), or one of the five
+Fraction of images whose true class has the highest score (of equal ones the smaller id counts), or one of the five
 highest. Only counts are kept.
 """
 
@@ -24,7 +24,7 @@ Args:
 
 
 class TopKAccuracy(evaluate.Metric):
-    """Counts at once what `add_batch` brings, instead of writing scores to Arrow."""
+    """Counts in `add_batch` already, instead of writing scores to Arrow."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -50,12 +50,12 @@ class TopKAccuracy(evaluate.Metric):
     def compute(
         self, *, predictions: Any = None, references: Any = None, classes: Any = None, **kwargs: Any
     ) -> dict[str, Any]:
-        """Count the given scores if any, return the figures of all counted so far, and start again."""
+        """Count the given scores, if any, return the accuracies of all images so far, and start again."""
         if predictions is not None:
             self.add_batch(predictions=predictions, references=references)
         if self.meter is None:
             raise InputError("Nothing was added. Give predictions and references, or call add_batch first.")
         meter, self.meter = self.meter, None
         result = meter.compute(classes or [str(k) for k in range(meter.counts.shape[1])])
-        # The names of the hub's `accuracy`, so that this module takes its place.
+        # Also under the names of the hub's `accuracy`, so that this module can replace it.
         return result | {"accuracy": result["top1"], "top_5_accuracy": result["top5"]}
