@@ -20,7 +20,6 @@ from hf_denseseg.data.augmentation.segmentation import (
     EvalDataset,
     TrainAugmentation,
     TrainDataset,
-    collate_eval,
     collate_train,
 )
 from hf_denseseg.data.labels import LabelSpec, SegmentationData
@@ -365,8 +364,8 @@ def test_evaluation_gives_pairs_at_their_own_size():
         {"image": Image.new("RGB", (3, 5), (9, 9, 9)), "label": np.full((5, 3), 255, np.uint8), "id": "b"},
     ]
     dataset = EvalDataset(SegmentationData(rows, LabelSpec("s", ("x",))))
-    batch = collate_eval([dataset[0], dataset[1]])
-    assert batch["index"].tolist() == [0, 1] and batch["ids"] == ["a", "b"]
-    assert [tuple(image.shape) for image in batch["images"]] == [(3, 4, 6), (3, 5, 3)]
-    assert batch["images"][0][:, 2, 2].tolist() == [1, 2, 3]
-    assert batch["labels"][1].dtype == torch.uint8 and (batch["labels"][1] == 255).all()
+    samples = [dataset[0], dataset[1]]
+    assert [sample["index"] for sample in samples] == [0, 1] and [sample["id"] for sample in samples] == ["a", "b"]
+    assert [tuple(sample["image"].shape) for sample in samples] == [(3, 4, 6), (3, 5, 3)]
+    assert samples[0]["image"][:, 2, 2].tolist() == [1, 2, 3]
+    assert samples[1]["label"].dtype == torch.uint8 and (samples[1]["label"] == 255).all()

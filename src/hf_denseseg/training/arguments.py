@@ -216,6 +216,12 @@ class DataArguments:
         default=False, metadata={"tasks": SEGMENTATION, "help": "average with the horizontally flipped image"}
     )
 
+    def split_of(self, part: str) -> tuple[str, int | None]:
+        """Name of the split of `part` (`"train"` or `"eval"`), and how many of its images are used; None is all."""
+        if part == "train":
+            return self.train_split, self.max_train_samples
+        return self.eval_split, self.max_eval_samples
+
 
 @dataclass
 class TaskTrainingArguments(TrainingArguments):

@@ -23,7 +23,10 @@ from hf_denseseg.inference.predict.runner import Work, run
 logger = logging.getLogger(__name__)
 
 # Arguments of the Trainer that change the last bits of what a model predicts.
-COMPUTATION = ("bf16", "fp16", "bf16_full_eval", "fp16_full_eval", "tf32", "channels_last")
+COMPUTATION = (
+    *("bf16", "fp16", "bf16_full_eval", "fp16_full_eval", "tf32", "channels_last"),
+    "per_device_eval_batch_size",
+)
 
 
 def processes_of(trainer: Any) -> Processes:

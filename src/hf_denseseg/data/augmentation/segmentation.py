@@ -187,13 +187,3 @@ class EvalDataset(RowDataset):
 def collate_train(samples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """Stack augmented pairs: `pixel_values` uint8 `(B, 3, h, w)`, `labels` and other targets uint8 `(B, h, w)`."""
     return {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
-
-
-def collate_eval(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Gather pairs of any sizes: `index` int64 `(B,)`, and lists `images`, `labels`, `ids`."""
-    return {
-        "index": torch.tensor([sample["index"] for sample in samples], dtype=torch.int64),
-        "images": [sample["image"] for sample in samples],
-        "labels": [sample["label"] for sample in samples],
-        "ids": [sample["id"] for sample in samples],
-    }

@@ -114,16 +114,16 @@ class ImageClassification(Task):
 
     def load(self, arguments: DataArguments, part: str) -> ClassificationData:
         """Load images and their classes."""
-        training = part == "train"
+        split, limit = arguments.split_of(part)
         return load_classification(
             arguments.dataset,
-            arguments.train_split if training else arguments.eval_split,
+            split,
             root=arguments.data_root,
             names=arguments.label_spec,
             columns=arguments.dataset_columns,
             revision=arguments.dataset_revision,
-            streaming=arguments.streaming and training,
-            limit=arguments.max_train_samples if training else arguments.max_eval_samples,
+            streaming=arguments.streaming and part == "train",
+            limit=limit,
         )
 
     def load_split(

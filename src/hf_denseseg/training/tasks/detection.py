@@ -147,14 +147,14 @@ class ObjectDetection(Task):
 
     def load(self, arguments: DataArguments, part: str) -> DetectionData:
         """Load images and their objects."""
-        training = part == "train"
+        split, limit = arguments.split_of(part)
         return load_detection(
             arguments.dataset,
-            arguments.train_split if training else arguments.eval_split,
+            split,
             root=arguments.data_root,
             masks=self.masks,
-            filter_empty=arguments.filter_empty and training,
-            limit=arguments.max_train_samples if training else arguments.max_eval_samples,
+            filter_empty=arguments.filter_empty and part == "train",
+            limit=limit,
         )
 
     def load_split(self, name: str, split: str, limit: int | None, **source: Any) -> DetectionData:

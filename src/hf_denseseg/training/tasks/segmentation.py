@@ -44,16 +44,16 @@ class SemanticSegmentation(Task):
 
     def load(self, arguments: DataArguments, part: str) -> SegmentationData:
         """Load pairs of images and label maps."""
-        training = part == "train"
+        split, limit = arguments.split_of(part)
         return load_segmentation(
             arguments.dataset,
-            arguments.train_split if training else arguments.eval_split,
+            split,
             spec=arguments.label_spec,
             columns=arguments.dataset_columns,
             root=arguments.data_root,
             revision=arguments.dataset_revision,
-            streaming=arguments.streaming and training,
-            limit=arguments.max_train_samples if training else arguments.max_eval_samples,
+            streaming=arguments.streaming and part == "train",
+            limit=limit,
         )
 
     def load_split(self, name: str, split: str, limit: int | None, **source: Any) -> SegmentationData:
