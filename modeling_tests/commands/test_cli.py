@@ -171,7 +171,7 @@ def test_damaged_and_foreign_checkpoints_are_refused(checkpoint, tmp_path, capsy
     (damaged / "model.safetensors").write_bytes((checkpoint / "model.safetensors").read_bytes()[:2000])
     words = ["--dataset", "synthetic", "--output_dir", str(tmp_path / "out")]
     assert main(["evaluate", str(damaged), *words]) == 2
-    assert "no whole semantic segmentation checkpoint" in capsys.readouterr().err
+    assert "no complete semantic segmentation checkpoint" in capsys.readouterr().err
     config = SegformerConfig(hidden_sizes=[8] * 4, depths=[1] * 4, num_attention_heads=[1] * 4)
     SegformerModel(config).save_pretrained(tmp_path / "foreign")
     assert main(["evaluate", str(tmp_path / "foreign"), *words]) == 2

@@ -4,7 +4,10 @@ import pytest
 
 from hf_denseseg.commands.evaluate import _check_keys
 from hf_denseseg.errors import InputError
-from hf_denseseg.training.recipe import recipe_fields
+from hf_denseseg.models.auto.registration import create_image_processor, create_model
+from hf_denseseg.training.recipe import load_recipe, recipe_fields
+from hf_denseseg.training.run import build_image_processor
+from test_published_hlg import REDUCED
 
 
 @pytest.mark.parametrize(
@@ -30,3 +33,15 @@ def test_keys_that_have_an_effect_are_taken():
     tests = [f"--{key}" for key in recipe_fields() if key.startswith("test_") and "flip" in key]
     _check_keys([*tests, "--max_eval_samples", "3", "--per_device_eval_batch_size", "2"], "semantic-segmentation")
     _check_keys(["--crop_size", "64", "64", "--crop_pct", "0.9"], "image-classification")
+
+
+def test_a_classifier_is_tested_at_its_own_crop_unless_another_is_given(tmp_path):
+    model = create_model("hlg-tiny", num_labels=3, **REDUCED)
+    create_image_processor(model.config, size={"shortest_edge": 71}, crop_size=64).save_pretrained(tmp_path)
+    sizes = []
+    for words in ([], ["--crop_pct", "0.8"], ["--crop_pct", "0.8", "--crop_size", "32", "48"]):
+        recipe = load_recipe(None, ["--task", "image-classification", "--model", str(tmp_path), *words])
+        processor = build_image_processor(recipe, model)
+        crop = processor.crop_size
+        sizes.append((processor.size["shortest_edge"], (crop["height"], crop["width"])))
+    assert sizes == [(71, (64, 64)), (80, (64, 64)), (40, (32, 48))]

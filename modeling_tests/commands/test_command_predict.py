@@ -257,7 +257,7 @@ def test_a_checkpoint_of_another_kind_or_without_a_processor_is_refused(checkpoi
         run(tmp_path / "bare", photos, "--output_dir", tmp_path / "out")
     (tmp_path / "other").mkdir()
     (tmp_path / "other/config.json").write_text(json.dumps({"model_type": "bert", "hidden_size": 8}))
-    with pytest.raises(InputError, match="no whole semantic segmentation checkpoint"):
+    with pytest.raises(InputError, match="no complete semantic segmentation checkpoint"):
         run(tmp_path / "other", photos, "--output_dir", tmp_path / "out")
     SegformerForImageClassification(SegformerConfig(**CONFIG)).save_pretrained(tmp_path / "classifier")
     SegformerImageProcessor().save_pretrained(tmp_path / "classifier")

@@ -104,7 +104,7 @@ def test_the_command_line_checks_coco_by_name(tmp_path, capsys, monkeypatch):
     words = ["data", "check", "coco", "--split", "val2017", "--task", "object-detection"]
     assert main([*words, "--data_root", str(tmp_path)]) == 0
     monkeypatch.setenv("DENSESEG_DATA_ROOT", str(tmp_path))
-    assert main(words) == 0 and "3 pictures, no faults" in capsys.readouterr().out
+    assert main(words) == 0 and "3 images, no faults" in capsys.readouterr().out
 
 
 SHADES = {synset: 10 * label % 250 for synset, (label, _) in SYNSETS.items()}

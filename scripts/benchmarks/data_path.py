@@ -1,6 +1,6 @@
 """Share of the training loop's time in which it waits for data: 2 loader workers before a tiny model.
 
-The trainer measures it itself (`data_wait_share` in results.json). Sources: the embedded scenes, and pairs like
+The trainer measures it itself (`data_wait_fraction` in results.json). Sources: the embedded scenes, and pairs like
 CamVid's (360x480, JPEG and PNG) as a folder of files, as packed shards that are indexed, and as shards that are
 streamed. Every source is also read without a model: what a picture costs in CPU time of a worker, and of the training
 process, which receives it. CPU times stand up to other load; the shares and rates do not.
@@ -99,7 +99,7 @@ def train(trainer: Any, args: argparse.Namespace) -> dict[str, float]:
     before = time.process_time()
     trainer.train()
     return {
-        "data_wait_share": trainer.data_time.fraction,
+        "data_wait_fraction": trainer.data_time.fraction,
         "training_process_cpu_ms_per_picture": (time.process_time() - before) * 1000 / args.steps / args.batch_size,
         "step_ms": trainer.data_time.total * 1000 / (args.steps - 1),
     }
@@ -126,7 +126,7 @@ def readme_rows(result: dict) -> list[tuple[str, str, str]]:
     """(what, ours, peer) for the table of the README."""
     figures = dict(result["figures"])
     shape = figures.pop("pictures")
-    shares = [100 * each["data_wait_share"] for each in figures.values()]
+    shares = [100 * each["data_wait_fraction"] for each in figures.values()]
     what = f"time a tiny model waits for {shape['workers']} loader workers, {len(shares)} sources"
     return [(what, f"{min(shares):.1f} to {max(shares):.1f} % of training", "–")]
 

@@ -6,6 +6,7 @@ import platform
 import resource
 import shlex
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -197,12 +198,16 @@ def _check_task(arguments: ModelArguments) -> None:
 
 def build_image_processor(recipe: Recipe, model: PreTrainedModel) -> Any:
     """The checkpoint's image processor, or the family's, set to the size that the recipe tests at."""
-    options = recipe.task.processor_options(recipe.data)
     if not (Path(recipe.model.model) / "preprocessor_config.json").exists():
-        return create_image_processor(model.config, **options)
-    given = {"crop_size"} | {key for key in recipe.given if key.startswith("test_")}
-    wanted = recipe.task.name != SEMANTIC_SEGMENTATION and given & recipe.given.keys()
-    return AutoImageProcessor.from_pretrained(recipe.model.model, **(options if wanted else {}))
+        return create_image_processor(model.config, **recipe.task.processor_options(recipe.data))
+    saved = AutoImageProcessor.from_pretrained(recipe.model.model)
+    given = {key for key in recipe.given if key in ("crop_size", "crop_pct") or key.startswith("test_")}
+    if recipe.task.name == SEMANTIC_SEGMENTATION or not given:
+        return saved
+    data, crop = recipe.data, getattr(saved, "crop_size", None)
+    if crop and "crop_size" not in given:  # the checkpoint's crop, not the default of recipes
+        data = replace(data, crop_size=[crop["height"], crop["width"]])
+    return AutoImageProcessor.from_pretrained(recipe.model.model, **recipe.task.processor_options(data))
 
 
 def _prepare_folder(recipe: Recipe, output: Path) -> dict[str, Any] | None:

@@ -10,11 +10,9 @@ from transformers.configuration_utils import PreTrainedConfig
 from hf_denseseg.errors import reject_misspelled_fields
 from hf_denseseg.models.hfgd.variants_hfgd import LEVELS, VARIANTS
 
-NORM_EPS = 1e-3
-"""Epsilon of every BatchNorm outside the backbone (authors' code)."""
+NORM_EPS = 1e-3  # epsilon of every BatchNorm outside the backbone (authors' code)
 
-REGULARIZED = ("cae", "sa_car")
-"""Extra encodings that class-aware regularization acts on."""
+REGULARIZED = ("cae", "sa_car")  # extra encodings that class-aware regularization acts on
 
 
 @strict
