@@ -29,20 +29,22 @@ class Processes:
 
     @classmethod
     def launched(cls) -> "Processes":
-        """Read what the launcher says.
+        """This process among those of the launcher; alone without one, for which accelerate is not needed.
 
         Raises:
             InputError: there are several, and accelerate is not installed.
         """
-        rank, count, local_rank = (int(os.environ.get(key, d)) for key, d in _VARIABLES.items())
-        if count > 1:
-            try:
-                import accelerate  # noqa: F401
-            except ImportError as error:
-                raise InputError(
-                    "Several processes need accelerate. Install it: pip install 'hf-denseseg[train]'."
-                ) from error
-        return cls(rank, count, local_rank)
+        if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+            return cls()
+        try:
+            from accelerate import PartialState
+        except ImportError as error:
+            raise InputError(
+                "Several processes need accelerate. Install it: pip install 'hf-denseseg[train]'."
+            ) from error
+        # Each process has its own model; only records are exchanged, for which gloo is enough on every machine.
+        state = PartialState(cpu=True, timeout=LONGEST_WAIT)
+        return cls(state.process_index, state.num_processes, state.local_process_index)
 
     def device(self, wanted: str | None) -> str:
         """The device asked for; by default the GPU with this process's number, or the CPU.
@@ -75,11 +77,4 @@ class Processes:
             return [value]
         from accelerate.utils import gather_object
 
-        from accelerate import PartialState
-
-        # Each process has its own model; only records are exchanged, for which gloo is enough on every machine.
-        PartialState(cpu=True, timeout=LONGEST_WAIT)
         return gather_object([value])
-
-
-_VARIABLES = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}
