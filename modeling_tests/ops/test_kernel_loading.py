@@ -125,6 +125,7 @@ def replace(path, old, new):
 
 
 def test_without_build_and_network_plain_torch_runs(tmp_path, monkeypatch, caplog, fresh_search):
+    monkeypatch.delenv("LOCAL_KERNELS", raising=False)
     monkeypatch.setattr(kernel_loading, "BUILD", tmp_path / "nothing")
     expect_plain_torch(caplog, f"hub {KERNEL}")
 
