@@ -34,7 +34,7 @@ WHOLE = InferenceSettings()
 
 
 class ColorModel(nn.Module):
-    """Its features are the colours of a picture averaged over cells of 2x2 pixels, its class tokens the main colours.
+    """Its features are the colors of an image averaged over cells of 2x2 pixels, its class tokens the primary colors.
 
     `functional` calls the classifier as a function with stopped gradients, as HFGD does; `pad` adds a margin to the
     maps and cuts the logits, as HLG does.
@@ -60,7 +60,7 @@ class ColorModel(nn.Module):
 
 
 def stripes(widths, height=8):
-    """A picture of red, green and blue stripes with its labels."""
+    """An image of red, green and blue stripes with its labels."""
     labels = np.repeat(np.arange(3), widths)[None].repeat(height, 0).astype(np.uint8)
     colors = np.eye(3, dtype=np.uint8) * 255
     return {"image": Image.fromarray(colors[labels]), "label": labels}
@@ -68,7 +68,7 @@ def stripes(widths, height=8):
 
 def collect(model, rows, settings=WHOLE, points=500, seed=0):
     tokens = class_features.find_class_tokens(model)
-    parts = class_features.labelled_features(model, tokens, rows, PLAIN, settings)
+    parts = class_features.labeled_features(model, tokens, rows, PLAIN, settings)
     return class_separability.sample_features(parts, len(tokens), points, seed)
 
 
@@ -127,14 +127,14 @@ def test_token_confidence_equals_plain_loops():
             assert float(confidence[i, j]) == pytest.approx(exponentials[j] / sum(exponentials), rel=1e-6)
 
 
-def test_token_confidence_is_what_the_classifier_answers_to_a_token():
+def test_token_confidence_is_what_the_classifier_predicts_for_a_token():
     classifier = nn.Conv2d(6, 4, kernel_size=1, bias=False)
     with torch.no_grad():
-        answers = classifier(classifier.weight).softmax(1)[..., 0, 0]
+        predicted = classifier(classifier.weight).softmax(1)[..., 0, 0]
         wide = nn.Conv2d(6, 4, kernel_size=3, bias=False)
-        wide_answers = wide(wide.weight).softmax(1)[..., 0, 0]
-    torch.testing.assert_close(class_separability.token_confidence(classifier.weight).float(), answers)
-    torch.testing.assert_close(class_separability.token_confidence(wide.weight).float(), wide_answers)
+        predicted_wide = wide(wide.weight).softmax(1)[..., 0, 0]
+    torch.testing.assert_close(class_separability.token_confidence(classifier.weight).float(), predicted)
+    torch.testing.assert_close(class_separability.token_confidence(wide.weight).float(), predicted_wide)
 
 
 def test_orthogonal_tokens_depend_on_no_other_class_and_equal_ones_on_all():
@@ -151,7 +151,7 @@ def test_features_are_the_classifiers_input_under_the_true_label(model):
         assert len(samples) == found.confusion[k, k]
 
 
-def test_void_and_absent_classes_give_no_features():
+def test_ignored_pixels_and_absent_classes_give_no_features():
     row = stripes([4, 6, 10])
     row["label"] = np.where(row["label"] == 1, 255, row["label"]).astype(np.uint8)
     assert [len(each) for each in collect(ColorModel(), [row]).samples] == [8, 0, 20]
@@ -196,8 +196,8 @@ def test_the_seed_decides_the_sample():
     assert not torch.equal(first.samples[2], other.samples[2])
 
 
-def test_the_sample_is_even_over_all_pictures():
-    """A feature tells its picture; 400 of 1,600 cells, 4 pictures: 100 each, give or take four deviations of 7.5."""
+def test_the_sample_is_even_over_all_images():
+    """A feature tells its image; 400 of 1,600 cells, 4 images: 100 each, give or take four deviations of 7.5."""
     rows = []
     for value in (10, 60, 110, 160):
         image = Image.fromarray(np.full((40, 40, 3), value, dtype=np.uint8))
@@ -258,15 +258,15 @@ def test_separability_tells_separated_classes_from_mixed_ones_at_any_scale_and_r
 
 def test_pca_equals_numpys_singular_vectors():
     features = torch.randn(30, 5) * torch.tensor([1, 4, 2, 0.5, 0.1]) + 3
-    plane, share = figures.project(features)
-    centred = features.double().numpy() - features.double().numpy().mean(0)
-    _, values, rows = np.linalg.svd(centred)
-    expected = centred @ rows[:2].T
+    plane, variance = figures.project(features)
+    centered = features.double().numpy() - features.double().numpy().mean(0)
+    _, values, rows = np.linalg.svd(centered)
+    expected = centered @ rows[:2].T
     np.testing.assert_allclose(plane.abs(), np.abs(expected), atol=1e-5)
     assert (plane.gather(0, plane.abs().argmax(0, keepdim=True)) > 0).all()
-    assert share == pytest.approx((values[:2] ** 2).sum() / (values**2).sum())
-    flat, share = figures.project(torch.tensor([[1.0], [2.0]]))
-    assert flat[:, 1].tolist() == [0, 0] and share == pytest.approx(1)
+    assert variance == pytest.approx((values[:2] ** 2).sum() / (values**2).sum())
+    flat, variance = figures.project(torch.tensor([[1.0], [2.0]]))
+    assert flat[:, 1].tolist() == [0, 0] and variance == pytest.approx(1)
 
 
 def test_other_projections_get_the_features_and_the_seed(monkeypatch):
@@ -281,8 +281,8 @@ def test_other_projections_get_the_features_and_the_seed(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "umap", types.SimpleNamespace(UMAP=Umap))
     features = torch.randn(10, 4)
-    plane, share = figures.project(features, "umap", seed=3)
-    assert share is None
+    plane, variance = figures.project(features, "umap", seed=3)
+    assert variance is None
     torch.testing.assert_close(plane.float(), 2 * (features - features.mean(0))[:, :2])
 
 
@@ -299,30 +299,30 @@ def test_real_projections_keep_two_far_clouds_apart(name, module):
 def test_the_matrix_names_every_class_and_its_diagonal_is_bright(count):
     names = [f"class number {k}" for k in range(count)]
     confidence = class_separability.token_confidence(9 * torch.eye(count))
-    sheet = np.asarray(figures.token_sheet(confidence, names)).astype(int)
-    assert max(sheet.shape[:2]) < 2400
+    figure = np.asarray(figures.token_figure(confidence, names)).astype(int)
+    assert max(figure.shape[:2]) < 2400
     cell = min(max(1000 // count, 12), 40)
-    corner = sheet.shape[0] - 6 - 20 - 6 - cell * count  # below: scale and gaps
+    corner = figure.shape[0] - 6 - 20 - 6 - cell * count  # below: scale and gaps
     margin = corner - 20
     for k in (0, count - 1):
         # Not the middle of a cell: values are written there.
-        bright, dark = (sheet[corner + k * cell + 1, 6 + margin + j * cell + 1] for j in (k, (k + 1) % count))
+        bright, dark = (figure[corner + k * cell + 1, 6 + margin + j * cell + 1] for j in (k, (k + 1) % count))
         assert tuple(bright) == (253, 231, 37) and tuple(dark) == (68, 1, 84)
 
 
-def test_dots_have_the_colours_of_their_classes():
+def test_dots_have_the_colors_of_their_classes():
     spec = LabelSpec("test", ("left", "right", "unused"), ((200, 10, 10), (10, 10, 200), (10, 200, 10)))
     samples = {k: torch.randn(50, 4) + 40 * k for k in (0, 1)}
-    sheet, share = figures.feature_sheet(samples, spec, "title")
-    assert share > 0.9
-    colors = np.asarray(sheet)[20:-40].astype(int)  # without title and legend
+    figure, variance = figures.feature_figure(samples, spec, "title")
+    assert variance > 0.9
+    colors = np.asarray(figure)[20:-40].astype(int)  # without title and legend
     found = {tuple(color) for color in colors.reshape(-1, 3)}
     assert {(200, 10, 10), (10, 10, 200)} <= found and (10, 200, 10) not in found
     places = [np.argwhere((colors == color).all(-1))[:, 1] for color in ((200, 10, 10), (10, 10, 200))]
     assert places[0].max() < places[1].min() or places[1].max() < places[0].min()
 
 
-def test_the_command_writes_two_pictures_and_the_numbers_the_same_each_time(checkpoint, tmp_path, capsys):
+def test_the_command_writes_two_figures_and_the_numbers_the_same_each_time(checkpoint, tmp_path, capsys):
     words = [checkpoint, "--dataset", "synthetic@64x96", "--limit", 3, "--points", 20]
     for name in ("one", "two"):
         assert run(*words, "--output", tmp_path / name) == 0
@@ -363,7 +363,7 @@ def test_named_classes_are_shown(checkpoint, tmp_path):
         (["--device", "warp"], "Device 'warp' cannot be used"),
     ],
 )
-def test_wrong_wishes_end_with_a_reason_and_no_file(checkpoint, tmp_path, capsys, words, message):
+def test_wrong_options_end_with_a_reason_and_no_file(checkpoint, tmp_path, capsys, words, message):
     words = ["--dataset", "synthetic@64x96", *words]
     assert run(checkpoint, "--output", tmp_path / "out", *words) == 2
     assert message in capsys.readouterr().err

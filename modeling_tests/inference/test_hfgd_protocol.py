@@ -42,7 +42,7 @@ def test_sides_of_the_six_views_are_those_worked_out_by_hand(height, width):
     assert found == list(zip(SIDES[height], SIDES[width], strict=True))
 
 
-def test_with_a_box_the_fitted_picture_is_what_is_scaled():
+def test_with_a_box_the_fitted_image_is_what_is_scaled():
     settings = InferenceSettings(scales=RATIOS, base_size=(513, 513), keep_odd=True)
     assert view_size((1026, 500), 1.0, settings) == (513, 250)
     assert view_size((1026, 500), 0.5, settings) == (257, 125)
@@ -51,7 +51,7 @@ def test_with_a_box_the_fitted_picture_is_what_is_scaled():
 
 
 class Model(nn.Module):
-    """Strided convolution with padding: borders matter, and so does what lies beyond the picture."""
+    """Strided convolution with padding: borders matter, and so does what lies beyond the image."""
 
     def __init__(self, align_corners=True):
         super().__init__()
@@ -72,39 +72,39 @@ def resize_logits(logits, size):
         place = np.arange(length) * (len(values) - 1) / max(length - 1, 1)
         below = np.floor(place).astype(int).clip(0, len(values) - 1)
         above = np.minimum(below + 1, len(values) - 1)
-        share = (place - below).reshape(-1, 1, 1)
-        logits = np.moveaxis(values[below] * (1 - share) + values[above] * share, 0, axis)
+        fraction = (place - below).reshape(-1, 1, 1)
+        logits = np.moveaxis(values[below] * (1 - fraction) + values[above] * fraction, 0, axis)
     return logits
 
 
-def resize_picture(picture, size):
+def resize_image(image, size):
     """(H, W, 3) bytes -> (height, width, 3) bytes, antialiased.
 
     By torchvision as in the image processors: it resizes bytes in whole numbers on processors with AVX2, elsewhere in
     float32, and the two round some bytes differently.
     """
-    pixels = torch.from_numpy(picture.transpose(2, 0, 1).copy())
+    pixels = torch.from_numpy(image.transpose(2, 0, 1).copy())
     return resize(pixels, list(size), antialias=True).numpy().transpose(1, 2, 0)
 
 
 def logits_of(model, pixels):
-    """(h, w, 3) normalised -> (K, ., .) at the resolution of the model."""
+    """(h, w, 3) normalized -> (K, ., .) at the resolution of the model."""
     batch = torch.tensor(pixels.transpose(2, 0, 1)[None].copy(), dtype=torch.float32)
     with torch.no_grad():
         return model(batch).logits[0].double().numpy()
 
 
-def plain_probabilities(model, picture, window, ratios, flips):
-    """The authors' order: pad the picture, scale it, mirror it; average logits at its padded size; cut; softmax."""
-    height, width = picture.shape[:2]
+def plain_probabilities(model, image, window, ratios, flips):
+    """The authors' order: pad the image, scale it, flip it; average logits at its padded size; cut; softmax."""
+    height, width = image.shape[:2]
     padded = np.empty((max(height, window[0]), max(width, window[1]), 3), np.uint8)
     padded[:] = MEAN_COLOR
-    padded[:height, :width] = picture
+    padded[:height, :width] = image
     total, views = 0, 0
     for flip in flips:
         for ratio in ratios:
             size = tuple(int(ratio * (side - side % 2)) + side % 2 for side in padded.shape[:2])
-            pixels = (resize_picture(padded, size) / 255 - np.array(MEAN)) / np.array(STD)
+            pixels = (resize_image(padded, size) / 255 - np.array(MEAN)) / np.array(STD)
             logits = logits_of(model, pixels[:, ::-1] if flip else pixels)
             logits = resize_logits(logits, padded.shape[:2])
             total = total + (logits[:, :, ::-1] if flip else logits)
@@ -114,7 +114,7 @@ def plain_probabilities(model, picture, window, ratios, flips):
     return powers / powers.sum(0)
 
 
-def picture(height, width):
+def blotted_image(height, width):
     blots = np.random.default_rng(height * width).integers(0, 256, (height // 6 + 2, width // 6 + 2, 3))
     return blots.repeat(6, axis=0).repeat(6, axis=1)[:height, :width].astype(np.uint8)
 
@@ -131,7 +131,7 @@ CASES = [((33, 33), (21, 30)), ((33, 33), (47, 20)), ((33, 33), (39, 45)), ((33,
 @pytest.mark.parametrize("ratios", [RATIOS, (1.0,)], ids=["12 views", "1 view"])
 @pytest.mark.parametrize("window, size", CASES, ids=str)
 def test_protocol_equals_the_plain_loop(window, size, ratios):
-    model, image, settings = Model(), picture(*size), settings_of(window, ratios)
+    model, image, settings = Model(), blotted_image(*size), settings_of(window, ratios)
     pixels = torch.from_numpy(image.transpose(2, 0, 1).copy())
     expected = plain_probabilities(model, image, window, ratios, (False, True)[: 1 + settings.flip])
     model.seen.clear()
@@ -148,7 +148,7 @@ def test_protocol_equals_the_plain_loop(window, size, ratios):
 
 
 def test_every_part_of_the_protocol_can_be_told_from_its_absence():
-    model, pixels = Model(), torch.from_numpy(picture(21, 45).transpose(2, 0, 1).copy())
+    model, pixels = Model(), torch.from_numpy(blotted_image(21, 45).transpose(2, 0, 1).copy())
     full = class_probabilities(model, pixels, settings_of((33, 33)), PREPROCESSING)
     for part in ({"keep_odd": False}, {"pad_to_window": False}, {"average": "probabilities"}, {"flip": False}):
         other = class_probabilities(model, pixels, settings_of((33, 33), **part), PREPROCESSING)
@@ -156,8 +156,8 @@ def test_every_part_of_the_protocol_can_be_told_from_its_absence():
 
 
 def test_a_result_of_another_size_leaves_out_the_padding_too():
-    """A label map of twice the size shows the same picture, not the beginning of the padded one."""
-    model, image = Model(align_corners=False), picture(21, 30)
+    """A label map of twice the size shows the same image, not the beginning of the padded one."""
+    model, image = Model(align_corners=False), blotted_image(21, 30)
     pixels = torch.from_numpy(image.transpose(2, 0, 1).copy())
     settings = settings_of((33, 33), (1.0,))
     small = class_probabilities(model, pixels, settings, PREPROCESSING)

@@ -64,11 +64,11 @@ class ConstantModel(ToyModel):
         return types.SimpleNamespace(logits=logits)
 
 
-def picture(height, width, seed=0):
+def random_image(height, width, seed=0):
     return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (3, height, width), dtype=np.uint8))
 
 
-def normalised(image):
+def normalized(image):
     mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
     return ((image / 255 - mean) / std)[None]
 
@@ -112,9 +112,9 @@ def loop_slide(model, pixel_values, crop, stride):
     batch=st.integers(1, 2),
 )
 def test_sliding_window_equals_the_plain_loop(align_corners, size, crop, step, window_batch_size, batch):
-    stride = tuple(max(int(length * share), 1) for length, share in zip(crop, step, strict=True))
+    stride = tuple(max(int(length * fraction), 1) for length, fraction in zip(crop, step, strict=True))
     model = ToyModel(align_corners=align_corners)
-    pixel_values = torch.cat([normalised(picture(*size, seed)) for seed in range(batch)])
+    pixel_values = torch.cat([normalized(random_image(*size, seed)) for seed in range(batch)])
     settings = InferenceSettings("slide", crop, stride, window_batch_size=window_batch_size)
     expected, count = loop_slide(model, pixel_values, crop, stride)
     assert count.min() >= 1
@@ -157,9 +157,9 @@ def test_constant_logits_stay_constant():
 
 @pytest.mark.parametrize("crop", [(20, 31), (21, 40), (512, 512)])
 def test_a_window_that_covers_the_image_is_the_whole_image_bit_for_bit(crop):
-    model, image = ToyModel(), picture(20, 31)
+    model, image = ToyModel(), random_image(20, 31)
     whole, slide = InferenceSettings(), InferenceSettings("slide", crop)
-    pixel_values = normalised(image)
+    pixel_values = normalized(image)
     assert predict_logits(model, pixel_values, slide).equal(predict_logits(model, pixel_values, whole))
     upsampled = upsample(model(pixel_values).logits, (20, 31))
     assert slide_logits(model, pixel_values, slide).equal(upsampled)
@@ -172,14 +172,14 @@ def test_a_window_that_covers_the_image_is_the_whole_image_bit_for_bit(crop):
 @pytest.mark.parametrize("average", ["probabilities", "logits"])
 @pytest.mark.parametrize("mode", ["whole", "slide"])
 def test_scales_and_flip_equal_the_plain_loop(mode, average):
-    model, image, scales = ToyModel(), picture(30, 41), (0.5, 1.0, 1.75)
+    model, image, scales = ToyModel(), random_image(30, 41), (0.5, 1.0, 1.75)
     settings = InferenceSettings(mode, (24, 24), (16, 16), scales, True, base_size=(32, 64), average=average)
     parts = []
     for scale in scales:
         factor = min(int(32 * scale) / 30, int(64 * scale) / 41)
         size = [int(30 * factor + 0.5), int(41 * factor + 0.5)]
         for flip in (False, True):
-            pixel_values = normalised(resize(image, size, antialias=True))
+            pixel_values = normalized(resize(image, size, antialias=True))
             pixel_values = pixel_values.flip(-1) if flip else pixel_values
             with torch.no_grad():
                 # A window that covers the view is the whole view, and its logits are resized once.
@@ -200,21 +200,21 @@ def test_scales_and_flip_equal_the_plain_loop(mode, average):
 
 
 def test_flip_changes_nothing_for_a_model_that_commutes_with_it():
-    model, image = PixelModel(), picture(13, 22)
+    model, image = PixelModel(), random_image(13, 22)
     plain = class_probabilities(model, image, InferenceSettings(), PREPROCESSING)
     flipped = class_probabilities(model, image, InferenceSettings(flip=True), PREPROCESSING)
     torch.testing.assert_close(plain, flipped)
 
 
 def test_flip_changes_the_result_of_a_model_that_does_not():
-    model, image = ToyModel(), picture(13, 22)
+    model, image = ToyModel(), random_image(13, 22)
     plain = class_probabilities(model, image, InferenceSettings(), PREPROCESSING)
     flipped = class_probabilities(model, image, InferenceSettings(flip=True), PREPROCESSING)
     assert (plain - flipped).abs().max() > 1e-3
 
 
-def test_the_result_has_the_pictures_own_size_or_the_one_asked_for():
-    model, image = ToyModel(), picture(33, 50)
+def test_the_result_has_the_images_own_size_or_the_one_asked_for():
+    model, image = ToyModel(), random_image(33, 50)
     for flip in (False, True):
         settings = InferenceSettings(base_size=(16, 32), flip=flip)
         assert segment(model, image, settings, PREPROCESSING).shape == (33, 50)
@@ -222,9 +222,9 @@ def test_the_result_has_the_pictures_own_size_or_the_one_asked_for():
 
 
 def test_one_view_equals_resizing_all_logits_then_argmax():
-    model, image = ToyModel(num_labels=19), picture(33, 50)
+    model, image = ToyModel(num_labels=19), random_image(33, 50)
     with torch.no_grad():
-        expected = upsample(model(normalised(image)).logits, (33, 50))
+        expected = upsample(model(normalized(image)).logits, (33, 50))
     ids, confidence = segment_with_confidence(model, image, InferenceSettings(), PREPROCESSING)
     assert_highest(ids, expected[0])
     assert ids.dtype == torch.int64
@@ -233,7 +233,7 @@ def test_one_view_equals_resizing_all_logits_then_argmax():
 
 def test_scores_can_be_gathered_on_another_device():
     settings = InferenceSettings("slide", (16, 16), accumulation_device="meta")
-    assert slide_logits(ToyModel(), normalised(picture(20, 31)), settings).device.type == "meta"
+    assert slide_logits(ToyModel(), normalized(random_image(20, 31)), settings).device.type == "meta"
 
 
 @pytest.mark.parametrize(
@@ -350,7 +350,7 @@ def test_settings_survive_yaml_values_and_a_round_trip(tmp_path):
         ({"accumulation_device": "gpu7"}, "no device"),
     ],
 )
-def test_wrong_settings_are_refused_with_the_remedy(values, message):
+def test_wrong_settings_are_refused_with_the_fix(values, message):
     with pytest.raises(InputError, match=message):
         InferenceSettings.from_dict(values)
 
@@ -359,12 +359,12 @@ def test_preprocessing_reads_what_the_image_processor_does():
     processor = SegformerImageProcessor(size={"height": 24, "width": 32}, image_mean=MEAN, image_std=STD)
     preprocessing = Preprocessing.from_image_processor(processor)
     assert preprocessing == (MEAN, STD, (24, 96))
-    image = picture(24, 32)
+    image = random_image(24, 32)
     expected = processor(image, return_tensors="pt", do_resize=False)["pixel_values"][0]
     torch.testing.assert_close(preprocessing.normalize(image), expected)
-    assert preprocessing.normalize(image).equal(normalised(image)[0])
-    assert preprocessing.normalize(image[None].expand(2, -1, -1, -1)).equal(normalised(image).expand(2, -1, -1, -1))
-    assert preprocessing.normalize(image, torch.bfloat16).equal(normalised(image)[0].bfloat16())
+    assert preprocessing.normalize(image).equal(normalized(image)[0])
+    assert preprocessing.normalize(image[None].expand(2, -1, -1, -1)).equal(normalized(image).expand(2, -1, -1, -1))
+    assert preprocessing.normalize(image, torch.bfloat16).equal(normalized(image)[0].bfloat16())
     raw = SegformerImageProcessor(do_rescale=False, do_resize=False, image_mean=[100.0] * 3, image_std=[50.0] * 3)
     preprocessing = Preprocessing.from_image_processor(raw)
     assert preprocessing.base_size is None
@@ -392,9 +392,11 @@ def segformer():
     return model, SegformerImageProcessor(do_resize=False)
 
 
-def test_pipeline_slides_over_pictures_of_mixed_sizes_and_scores_the_masks(segformer):
+def test_pipeline_slides_over_images_of_mixed_sizes_and_scores_the_masks(segformer):
     model, processor = segformer
-    pictures = [Image.fromarray(picture(h, w, h).permute(1, 2, 0).numpy()) for h, w in [(40, 60), (33, 33), (20, 70)]]
+    images = [
+        Image.fromarray(random_image(h, w, h).permute(1, 2, 0).numpy()) for h, w in [(40, 60), (33, 33), (20, 70)]
+    ]
     settings = InferenceSettings("slide", (32, 32), (20, 20))
     segmenter = pipeline(
         "image-segmentation",
@@ -405,9 +407,9 @@ def test_pipeline_slides_over_pictures_of_mixed_sizes_and_scores_the_masks(segfo
         stride=(20, 20),
         batch_size=2,
     )
-    results = segmenter(pictures)
+    results = segmenter(images)
     assert len(results) == 3
-    for image, result in zip(pictures, results, strict=True):
+    for image, result in zip(images, results, strict=True):
         pixel_values = processor(image, return_tensors="pt")["pixel_values"]
         probabilities = slide_logits(model, pixel_values, settings)[0].softmax(0)
         assert all(row["mask"].size == image.size and row["mask"].mode == "L" for row in result)
@@ -421,7 +423,7 @@ def test_pipeline_slides_over_pictures_of_mixed_sizes_and_scores_the_masks(segfo
 
 def test_pipeline_without_a_window_equals_the_plain_pipeline(segformer):
     model, processor = segformer
-    image = Image.fromarray(picture(40, 60).permute(1, 2, 0).numpy())
+    image = Image.fromarray(random_image(40, 60).permute(1, 2, 0).numpy())
     ours = pipeline(
         "image-segmentation",
         model=model,

@@ -1,4 +1,4 @@
-"""Looking into a model: the mathematics against plain loops, and `denseseg predict --show` from end to end."""
+"""The internals of a model: the mathematics against plain loops, and `denseseg predict --show` from end to end."""
 
 import json
 import math
@@ -15,8 +15,8 @@ from closeness import assert_same_outputs
 from hf_denseseg.cli import main
 from hf_denseseg.errors import InputError
 from hf_denseseg.inference.introspection.attention import attention_rollout, relative_points, spread_layers, token_grid
-from hf_denseseg.inference.introspection.features import feature_picture
-from hf_denseseg.inference.introspection.inspection import ShowSettings, check_showable, inspect_model, picture_view
+from hf_denseseg.inference.introspection.features import feature_image
+from hf_denseseg.inference.introspection.inspection import ShowSettings, check_showable, inspect_model, inspection_view
 from hf_denseseg.inference.introspection.positions import position_similarity, position_table
 from hf_denseseg.inference.preprocessing import Preprocessing
 from hf_denseseg.models.auto.registration import create_image_processor
@@ -106,29 +106,29 @@ def test_rollout_of_nothing_is_refused():
         attention_rollout([])
 
 
-def test_feature_picture_does_not_depend_on_offset_scale_and_rotation_of_the_channels():
+def test_feature_image_does_not_depend_on_offset_scale_and_rotation_of_the_channels():
     features = torch.randn(6, 5, 7).double() * torch.tensor([9, 5, 3, 1, 1, 1])[:, None, None]
-    picture = feature_picture(features, (10, 14))
-    assert picture.shape == (3, 10, 14) and picture.dtype == torch.uint8
+    colored = feature_image(features, (10, 14))
+    assert colored.shape == (3, 10, 14) and colored.dtype == torch.uint8
     rotation, _ = torch.linalg.qr(torch.randn(6, 6).double())
     turned = torch.einsum("ij,jhw->ihw", rotation, features)
     for other in (features * 7, features + torch.randn(6, 1, 1), features.flip(0), turned):
-        assert (feature_picture(other, (10, 14)).int() - picture.int()).abs().max() <= 1
+        assert (feature_image(other, (10, 14)).int() - colored.int()).abs().max() <= 1
 
 
-def test_feature_picture_separates_what_differs():
+def test_feature_image_separates_what_differs():
     """Two halves that differ in one channel among noise get clearly different red; the largest score is bright."""
     features = torch.randn(16, 8, 8) * 0.01
     features[3, :, :2] += 5
-    red = feature_picture(features, (8, 8))[0].float()
+    red = feature_image(features, (8, 8))[0].float()
     assert red[:, :2].min() > red[:, 2:].max() + 100
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 4), (2, 4, 4), (5, 1, 1), (5, 4, 4)])
-def test_feature_picture_of_few_channels_or_of_none_that_varies_is_painted_too(shape):
-    flat = feature_picture(torch.ones(shape), (6, 6))
+def test_feature_image_of_few_channels_or_of_none_that_varies_is_painted_too(shape):
+    flat = feature_image(torch.ones(shape), (6, 6))
     assert flat.shape == (3, 6, 6) and ((flat == 127) | (flat == 128)).all()
-    assert feature_picture(torch.rand(shape), (6, 6)).shape == (3, 6, 6)
+    assert feature_image(torch.rand(shape), (6, 6)).shape == (3, 6, 6)
 
 
 def test_token_grid_follows_from_the_number_of_tokens():
@@ -144,7 +144,7 @@ def test_layers_are_spread_as_in_the_paper():
     assert spread_layers(3) == (1, 2, 3) and spread_layers(1) == (1,)
 
 
-def test_a_look_gives_what_the_models_own_outputs_say(model):
+def test_inspection_gives_what_the_models_own_outputs_say(model):
     """Attention row and rollout of the picked token, and the features, from the tensors the model itself returns."""
     pixel_values = torch.randn(1, 3, 64, 96)
     point = (0.7, 0.3)  # column 4 of 6, row 1 of 4
@@ -166,7 +166,7 @@ def test_a_look_gives_what_the_models_own_outputs_say(model):
         torch.testing.assert_close(found.features[number - 1], tokens.T.reshape(-1, 4, 6))
 
 
-def test_a_look_leaves_no_hook_and_no_other_result(model):
+def test_inspection_leaves_no_hook_and_no_other_result(model):
     pixel_values = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
         before = model(pixel_values).logits
@@ -193,7 +193,7 @@ def test_decoder_parts_are_shown_in_the_order_of_their_work():
     assert list(mla.decoder) == [*(f"streams.{k}" for k in range(4)), "classifier"]
 
 
-def test_the_look_is_bounded_whatever_the_size_of_the_picture(model):
+def test_the_inspected_image_is_bounded_whatever_the_size_of_the_original(model):
     preprocessing = Preprocessing((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     for size, expected in (
         ((1024, 2048), (64, 128)),
@@ -202,10 +202,10 @@ def test_the_look_is_bounded_whatever_the_size_of_the_picture(model):
         ((3, 900), (32, 128)),
     ):
         image = torch.zeros(3, *size, dtype=torch.uint8)
-        assert picture_view(image, model, 128, preprocessing).shape == (1, 3, *expected)
+        assert inspection_view(image, model, 128, preprocessing).shape == (1, 3, *expected)
 
 
-def test_points_are_shares_of_the_sides_and_the_centre_by_default():
+def test_points_are_fractions_of_the_sides_and_the_center_by_default():
     assert relative_points((), (10, 20), "a.png") == [(0.5, 0.5)]
     assert relative_points([(0, 0), (19.5, 5)], (10, 20), "a.png") == [(0.0, 0.0), (0.975, 0.5)]
     for point in ((20, 0), (0, 10), (-1, 3)):
@@ -236,7 +236,7 @@ def test_what_a_model_cannot_show_is_refused_with_what_it_can():
 
 
 def test_attention_forced_onto_one_patch_is_brightest_there(checkpoints, street, tmp_path):
-    """Positions alone make the tokens; one of them is the key that every query looks for."""
+    """Positions alone make the tokens; one of them is the key of every query."""
     model = tiny_model("setr-pup-vit-base")
     row, column = 1, 3
     with torch.no_grad():
@@ -261,14 +261,14 @@ def test_attention_forced_onto_one_patch_is_brightest_there(checkpoints, street,
     Image.new("RGB", (64, 64)).save(tmp_path / "black.png")
     words = [tmp_path / "black.png", "--output_dir", tmp_path / "out", "--show", "attention", "--layers", 4]
     assert show(tmp_path / "forced", *words, "--point", 8, 60) == 0
-    sheet = np.asarray(Image.open(tmp_path / "out/shown/black_attention.png")).astype(int)
-    # Second row, first tile: the mean of the heads over a black picture, 300 pixels wide from (6, 20 + 300 + 6 + 20).
-    tile = sheet[346:646, 6:306]
+    figure = np.asarray(Image.open(tmp_path / "out/shown/black_attention.png")).astype(int)
+    # Second row, first tile: the mean of the heads over a black image, 300 pixels wide from (6, 20 + 300 + 6 + 20).
+    tile = figure[346:646, 6:306]
     y, x = np.unravel_index(tile.sum(-1).argmax(), tile.shape[:2])
     assert (y // 75, x // 75) == (row, column)
 
 
-def test_show_writes_readable_sheets_and_masks_once(checkpoints, street, tmp_path, capsys):
+def test_show_writes_readable_figures_and_masks_once(checkpoints, street, tmp_path, capsys):
     output = tmp_path / "out"
     words = [street, "--output_dir", output, "--show_size", 64, "--show", "attention", "features", "positions"]
     assert show(checkpoints / "setr-pup-vit-base", *words, "--point", 1, 2, 120, 60, "--point", 60, 30) == 0
@@ -278,11 +278,11 @@ def test_show_writes_readable_sheets_and_masks_once(checkpoints, street, tmp_pat
     for path in (output / "shown").iterdir():
         colors = Image.open(path).getcolors(10**6)
         assert len(colors) > 50, f"{path.name} is empty"
-    # The red dot of the second of three points: picture tiles are 300 pixels wide.
-    sheet = np.asarray(Image.open(output / "shown/street_attention.png"))
+    # The red dot of the second of three points: image tiles are 300 pixels wide.
+    figure = np.asarray(Image.open(output / "shown/street_attention.png"))
     height = round(300 * 70 / 130)
     top = 5 * (20 + height + 6) + 20
-    assert tuple(sheet[top + round(60 / 70 * height), 6 + round(120 / 130 * 300)]) == (255, 0, 0)
+    assert tuple(figure[top + round(60 / 70 * height), 6 + round(120 / 130 * 300)]) == (255, 0, 0)
     record = json.loads((output / "results.json").read_text())["images"][0]
     assert record["attention"] == "shown/street_attention.png"
     capsys.readouterr()
@@ -317,14 +317,14 @@ def test_show_does_not_change_the_masks(checkpoints, street, tmp_path):
         (["--show_size", 64], "--show_size changes nothing here. Add --show attention"),
     ],
 )
-def test_wrong_wishes_end_before_any_work(checkpoints, street, tmp_path, capsys, words, message):
+def test_wrong_options_end_before_any_work(checkpoints, street, tmp_path, capsys, words, message):
     assert show(checkpoints / "dsct-tiny-sac", street, "--output_dir", tmp_path / "out", *words) == 2
     assert not list((tmp_path / "out").glob("*/*"))
     error = capsys.readouterr().err
     assert error.count("error:") == 1 and re.search(message, error)
 
 
-def test_a_picture_that_lacks_the_point_is_left_out_with_the_reason(checkpoints, street, tmp_path, capsys):
+def test_an_image_that_lacks_the_point_is_left_out_with_the_reason(checkpoints, street, tmp_path, capsys):
     Image.new("RGB", (200, 100)).save(tmp_path / "large.png")
     words = [
         street,

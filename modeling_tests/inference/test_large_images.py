@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from PIL import Image
-from test_inference import PREPROCESSING, ToyModel, loop_slide, normalised, picture
+from test_inference import PREPROCESSING, ToyModel, loop_slide, normalized, random_image
 
 from closeness import assert_highest
 from hf_denseseg.errors import InputError
@@ -36,15 +36,13 @@ def in_strips(model, image, settings):
     window_batch_size=st.integers(1, 7),
     pad=st.booleans(),
 )
-def test_ids_at_the_pictures_own_size_are_those_of_summed_windows_bit_for_bit(
-    size, crop, step, window_batch_size, pad
-):
-    stride = tuple(max(int(length * share), 1) for length, share in zip(crop, step, strict=True))
-    model, image = ToyModel(), picture(*size)
+def test_ids_at_the_images_own_size_are_those_of_summed_windows_bit_for_bit(size, crop, step, window_batch_size, pad):
+    stride = tuple(max(int(length * fraction), 1) for length, fraction in zip(crop, step, strict=True))
+    model, image = ToyModel(), random_image(*size)
     settings = InferenceSettings("slide", crop, stride, window_batch_size=window_batch_size, pad_to_window=pad)
     ids, confidence = in_strips(model, image, settings)
     padding = [max(c - s, 0) if pad else 0 for c, s in zip(crop, size, strict=True)]
-    values = F.pad(normalised(image), (0, padding[1], 0, padding[0]))
+    values = F.pad(normalized(image), (0, padding[1], 0, padding[0]))
     logits, _ = loop_slide(model, values, crop, stride)
     logits = logits[0, :, : size[0], : size[1]]
     if pad or size[0] > crop[0] or size[1] > crop[1]:
@@ -70,8 +68,8 @@ def test_ids_at_the_pictures_own_size_are_those_of_summed_windows_bit_for_bit(
     ],
     ids=str,
 )
-def test_scales_flip_and_resizing_agree_with_the_whole_picture(values, align_corners):
-    model, image = ToyModel(align_corners=align_corners), picture(70, 41)
+def test_scales_flip_and_resizing_agree_with_the_whole_image(values, align_corners):
+    model, image = ToyModel(align_corners=align_corners), random_image(70, 41)
     settings = InferenceSettings(
         **{"mode": "slide", "crop_size": (24, 24), "stride": (16, 16), "window_batch_size": 9, **values}
     )
@@ -83,15 +81,15 @@ def test_scales_flip_and_resizing_agree_with_the_whole_picture(values, align_cor
     torch.testing.assert_close(confidence[differ], expected[differ])
 
 
-def test_flip_at_the_pictures_own_size_gives_the_same_ids():
-    model, image = ToyModel(), picture(131, 41)
+def test_flip_at_the_images_own_size_gives_the_same_ids():
+    model, image = ToyModel(), random_image(131, 41)
     settings = InferenceSettings("slide", (24, 24), (16, 16), flip=True)
     assert_highest(in_strips(model, image, settings)[0], class_probabilities(model, image, settings, PREPROCESSING))
 
 
 def test_rows_are_handed_on_when_the_last_window_over_them_is_done():
     """Window 8, step 4, height 20: rows 0-3 are finished when the second row of windows begins, and so on."""
-    model, values, seen = ToyModel(), normalised(picture(20, 8)), []
+    model, values, seen = ToyModel(), normalized(random_image(20, 8)), []
 
     def window_at(y, x, size):
         seen.append(y)
@@ -106,7 +104,7 @@ def test_memory_does_not_grow_with_the_height():
     """Largest single allocation at 96 and at 384 rows."""
     largest = []
     for height in (96, 384):
-        opened = Image.fromarray(picture(height, 64).permute(1, 2, 0).numpy())
+        opened = Image.fromarray(random_image(height, 64).permute(1, 2, 0).numpy())
         settings = InferenceSettings("slide", (32, 32), (16, 16))
         with torch.profiler.profile(profile_memory=True) as profile:
             for _ in segment_in_strips(ToyModel(), opened, settings, PREPROCESSING):
@@ -115,9 +113,9 @@ def test_memory_does_not_grow_with_the_height():
     assert largest[0] == largest[1] < 96 * 64 * 5 * 4
 
 
-def test_a_picture_too_large_to_be_seen_at_once_is_refused_with_the_remedy(monkeypatch):
+def test_an_image_too_large_to_be_run_on_at_once_is_refused_with_the_fix(monkeypatch):
     monkeypatch.setattr(large_images, "LARGEST_VIEW", 100)
     with pytest.raises(InputError, match="--crop_size 512 512"):
-        in_strips(ToyModel(), picture(11, 10), InferenceSettings())
-    in_strips(ToyModel(), picture(10, 10), InferenceSettings())
-    in_strips(ToyModel(), picture(11, 10), InferenceSettings("slide", (8, 8)))
+        in_strips(ToyModel(), random_image(11, 10), InferenceSettings())
+    in_strips(ToyModel(), random_image(10, 10), InferenceSettings())
+    in_strips(ToyModel(), random_image(11, 10), InferenceSettings("slide", (8, 8)))

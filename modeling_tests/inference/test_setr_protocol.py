@@ -17,7 +17,7 @@ PREPROCESSING = Preprocessing(MEAN, STD)
 RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 TOLERANCE = 1e-5
 
-# Data set -> box, window, stride: the published numbers, and about a sixteenth of them for the tiny model.
+# Dataset -> box, window, stride: the published numbers, and about a sixteenth of them for the tiny model.
 PUBLISHED = {
     "cityscapes": ((2049, 1025), 768, 512),
     "ade20k": ((2048, 512), 512, 341),
@@ -29,7 +29,7 @@ TINY = {
     "pascal_context": ((33, 33), 30, 20),
 }
 
-# Worked out by hand: the short side is max(window, int(short limit * ratio)), the long side follows the picture.
+# Worked out by hand: the short side is max(window, int(short limit * ratio)), the long side follows the image.
 SHORT_SIDES = {
     "cityscapes": (768, 768, 1025, 1281, 1537, 1793),
     "ade20k": (512, 512, 512, 640, 768, 896),
@@ -76,25 +76,25 @@ def test_view_size_of_a_single_scale_is_fitted_into_the_box(data, size):
 
 
 def resize_logits(logits, size):
-    """(K, h, w) -> (K, height, width), always between two neighbours: bilinear without antialiasing."""
+    """(K, h, w) -> (K, height, width), always between two neighbors: bilinear without antialiasing."""
     for axis, length in ((1, size[0]), (2, size[1])):
         values = np.moveaxis(logits, axis, 0)
         place = (np.arange(length) + 0.5) * len(values) / length - 0.5
         place = place.clip(0, len(values) - 1)
         below = np.floor(place).astype(int)
         above = np.minimum(below + 1, len(values) - 1)
-        share = (place - below).reshape(-1, 1, 1)
-        logits = np.moveaxis(values[below] * (1 - share) + values[above] * share, 0, axis)
+        fraction = (place - below).reshape(-1, 1, 1)
+        logits = np.moveaxis(values[below] * (1 - fraction) + values[above] * fraction, 0, axis)
     return logits
 
 
-def resize_picture(picture, size):
+def resize_image(image, size):
     """(H, W, 3) bytes -> (height, width, 3) bytes, antialiased.
 
     By torchvision as in the image processors: it resizes bytes in whole numbers on processors with AVX2, elsewhere in
     float32, and the two round some bytes differently.
     """
-    pixels = torch.from_numpy(picture.transpose(2, 0, 1).copy())
+    pixels = torch.from_numpy(image.transpose(2, 0, 1).copy())
     return resize(pixels, list(size), antialias=True).numpy().transpose(1, 2, 0)
 
 
@@ -113,7 +113,7 @@ def corners(length, window, stride):
 
 
 def logits_of(model, pixels):
-    """(h, w, 3) normalised -> (K, ., .) at the resolution of the model."""
+    """(h, w, 3) normalized -> (K, ., .) at the resolution of the model."""
     batch = torch.tensor(pixels.transpose(2, 0, 1)[None].copy(), dtype=torch.float32)
     with torch.no_grad():
         return model(batch).logits[0].double().numpy()
@@ -122,7 +122,7 @@ def logits_of(model, pixels):
 def slide(model, pixels, window, stride):
     height, width, _ = pixels.shape
     if height <= window and width <= window:
-        return logits_of(model, pixels)  # ours: one window is resized once, straight to the picture
+        return logits_of(model, pixels)  # ours: one window is resized once, straight to the image
     total, visits = np.zeros((model.config.num_labels, height, width)), np.zeros((height, width))
     for top in corners(height, window, stride):
         for left in corners(width, window, stride):
@@ -133,10 +133,10 @@ def slide(model, pixels, window, stride):
     return total / visits
 
 
-def plain_probabilities(model, picture, protocol, ratios, flips, raised=True):
-    """The protocol in the words of the official code; `picture` is (H, W, 3) bytes."""
+def plain_probabilities(model, image, protocol, ratios, flips, raised=True):
+    """The protocol in the words of the official code; `image` is (H, W, 3) bytes."""
     (first, second), window, stride = protocol
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     parts = []
     for ratio in ratios:
         limits = (int(first * ratio), int(second * ratio))
@@ -146,7 +146,7 @@ def plain_probabilities(model, picture, protocol, ratios, flips, raised=True):
         elif raised and min(height, width) * factor < window:
             factor = window / min(height, width)
         size = (math.floor(height * factor + 0.5), math.floor(width * factor + 0.5))
-        pixels = (resize_picture(picture, size) / 255 - np.array(MEAN)) / np.array(STD)
+        pixels = (resize_image(image, size) / 255 - np.array(MEAN)) / np.array(STD)
         for flip in flips:
             logits = slide(model, pixels[:, ::-1] if flip else pixels, window, stride)
             part = softmax(resize_logits(logits, (height, width)))
@@ -169,14 +169,14 @@ def model():
         image_size=48,
         num_labels=4,
     )
-    with torch.no_grad():  # random weights that tell pictures, places and neighbours apart
+    with torch.no_grad():  # random weights that tell images, places and neighbors apart
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.normal_(std=1.5 / parameter[0].numel() ** 0.5)
     return model.eval()
 
 
-def picture(height, width):
+def blotted_image(height, width):
     """Blots of some pixels: what is smaller would be averaged away."""
     blots = np.random.default_rng(height * width).integers(0, 256, (height // 6 + 2, width // 6 + 2, 3))
     return blots.repeat(6, axis=0).repeat(6, axis=1)[:height, :width].astype(np.uint8)
@@ -193,32 +193,32 @@ def compare(model, image, settings, expected):
 
 
 # Odd sides, upright, elongated, smaller than the window on both sides or on one, square.
-PICTURES = [
+IMAGES = [
     *[("cityscapes", size) for size in ((61, 83), (17, 25), (64, 19))],
     *[("ade20k", size) for size in ((75, 51), (21, 17), (23, 97), (45, 45))],
     *[("pascal_context", size) for size in ((31, 47), (29, 17), (17, 65))],
 ]
 
 
-@pytest.mark.parametrize("data, size", PICTURES)
+@pytest.mark.parametrize("data, size", IMAGES)
 def test_multi_scale_test_equals_the_plain_loop(model, data, size):
-    image, settings = picture(*size), settings_of(TINY[data], flip=True)
+    image, settings = blotted_image(*size), settings_of(TINY[data], flip=True)
     expected = plain_probabilities(model, image, TINY[data], RATIOS, (False, True))
     compare(model, image, settings, expected)
     single = plain_probabilities(model, image, TINY[data], (1.0,), (False,))
     assert np.abs(single - expected).max() > 0.1  # so the comparison can tell protocols apart
 
 
-@pytest.mark.parametrize("data, size", PICTURES)
+@pytest.mark.parametrize("data, size", IMAGES)
 def test_single_scale_test_equals_the_plain_loop(model, data, size):
-    image, settings = picture(*size), settings_of(TINY[data], (1.0,))
+    image, settings = blotted_image(*size), settings_of(TINY[data], (1.0,))
     compare(model, image, settings, plain_probabilities(model, image, TINY[data], (1.0,), (False,)))
 
 
 @pytest.mark.parametrize("size", [(70, 212), (212, 70)], ids=str)
 def test_a_view_below_the_window_is_seen_through_smaller_windows_unless_raised(model, size):
     """The box gives 43 pixels on the short side, the window has 48: the official windows are cut to 43 x 48."""
-    image, protocol = picture(*size), TINY["cityscapes"]
+    image, protocol = blotted_image(*size), TINY["cityscapes"]
     settings = InferenceSettings("slide", (48, 48), (32, 32), base_size=protocol[0])
     assert sorted(view_size(size, 1.0, settings)) == [43, 129]
     compare(model, image, settings, plain_probabilities(model, image, protocol, (1.0,), (False,), raised=False))

@@ -59,12 +59,12 @@ def main(args: argparse.Namespace) -> int:
     model, spec = predictor.model, data.spec
     tokens = class_features.find_class_tokens(model)
     rows = tqdm(data.dataset, desc="features", unit="image", disable=None)
-    parts = class_features.labelled_features(model, tokens, rows, predictor.preprocessing, predictor.settings)
+    parts = class_features.labeled_features(model, tokens, rows, predictor.preprocessing, predictor.settings)
     found = class_separability.sample_features(parts, len(tokens), args.points, args.seed)
     _check_present([len(each) for each in found.samples], chosen, spec, "point on the feature maps")
     samples = {k: found.samples[k] for k in chosen or class_separability.most_confused(found.confusion)}
     title = f"features of {spec.name}, {args.split}"
-    plane, variance = figures.feature_sheet(samples, spec, title, args.projection, args.seed)
+    plane, variance = figures.feature_figure(samples, spec, title, args.projection, args.seed)
     apart = class_separability.separability(list(samples.values()))
     diagonal = (confidence := class_separability.token_confidence(tokens)).diagonal()
     numbers = {
@@ -83,7 +83,7 @@ def main(args: argparse.Namespace) -> int:
         "protocol": predictor.settings.to_dict(),
         "versions": {"hf_denseseg": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
     }
-    for name, picture in (("tokens", figures.token_sheet(confidence, spec.classes)), ("features", plane)):
+    for name, picture in (("tokens", figures.token_figure(confidence, spec.classes)), ("features", plane)):
         with atomic_path(output / f"{name}.png") as aside:
             picture.save(aside)
     write_atomic(output / "features.json", json.dumps(numbers, indent=1) + "\n")

@@ -15,11 +15,11 @@ from hf_denseseg.inference.sliding_window import align_corners_of
 
 
 class SlidingWindowSegmentationPipeline(ImageSegmentationPipeline):
-    """`pipeline("image-segmentation")` with sliding windows, pictures of mixed sizes, and a score for each mask.
+    """`pipeline("image-segmentation")` with sliding windows, images of mixed sizes, and a score for each mask.
 
     Used as `pipeline("image-segmentation", model=..., pipeline_class=SlidingWindowSegmentationPipeline,
-    crop_size=(512, 512), stride=(341, 341))`; without `crop_size` the whole image is seen at once. `score` is the mean
-    probability of the class over its mask. `batch_size` counts windows of one picture, not pictures.
+    crop_size=(512, 512), stride=(341, 341))`; without `crop_size` the model is run on the whole image. `score` is the
+    mean probability of the class over its mask. `batch_size` counts windows of one image, not images.
     """
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:
@@ -40,7 +40,7 @@ class SlidingWindowSegmentationPipeline(ImageSegmentationPipeline):
         return super().preprocess(image, *args, **kwargs)
 
     def get_iterator(self, inputs: Any, num_workers: int, batch_size: int, *args: Any) -> Any:
-        """Feed the pictures one by one: they differ in size, and the windows are batched already."""
+        """Feed the images one by one: they differ in size, and the windows are batched already."""
         return super().get_iterator(inputs, num_workers, 1, *args)
 
     def _forward(  # type: ignore[override]

@@ -51,8 +51,8 @@ class Preprocessing(NamedTuple):
 def view_size(size: Size, scale: float, settings: InferenceSettings) -> Size:
     """Size of one scale: the ratio is kept inside `scale * base_size` (its short and long limit, in any order).
 
-    Without a base size the picture's own size is multiplied. With `raise_short_side` a short side below the window's
-    is raised to it, the ratio still kept; if there are several scales, the long limit does not count (SETR). With
+    Without a base size the image's own size is multiplied. With `raise_short_side` a short side below the window's is
+    raised to it, the ratio still kept; if there are several scales, the long limit does not count (SETR). With
     `keep_odd` each side of what scale 1 gives is scaled by itself, its even part only, so that 513 becomes 257 (HFGD).
     """
     if settings.keep_odd and scale != 1:

@@ -1,4 +1,4 @@
-"""From a picture to a label map: whole image or sliding window, several scales, flip, at bounded memory.
+"""From an image to a label map: whole image or sliding window, several scales, flip, at bounded memory.
 
 The evaluation, `denseseg predict` and the pipeline all call these functions. The protocol is the one of mmsegmentation
 and SETR: logits of overlapping windows are averaged by visit count, probabilities are averaged over scales and flips.

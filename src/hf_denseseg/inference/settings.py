@@ -1,4 +1,4 @@
-"""How a picture is looked at when it is segmented; saved beside a checkpoint as `inference_settings.json`."""
+"""The protocol by which an image is segmented; saved beside a checkpoint as `inference_settings.json`."""
 
 import dataclasses
 import json
@@ -18,21 +18,21 @@ SETTINGS_FILE = "inference_settings.json"
 
 @dataclass(frozen=True)
 class InferenceSettings:
-    """Protocol of inference; all sizes are `(height, width)` in pixels.
+    """Test protocol; all sizes are `(height, width)` in pixels.
 
     Args:
         mode: `"whole"` image or `"slide"` (overlapping windows).
         crop_size: window, needed for `"slide"`.
         stride: step of the window; default two thirds of it (512 -> 341, 769 -> 513).
         scales: ratios of the multi-scale test.
-        flip: also look at the mirrored picture.
-        base_size: the picture is resized into this size times the scale, ratio kept; None is its own size.
+        flip: also run the model on the image flipped horizontally.
+        base_size: the image is resized into this size times the scale, ratio kept; None is its own size.
         raise_short_side: the short side never gets smaller than the window's; with several scales the short side
             alone is fitted into `base_size`, and the long side follows (SETR's test protocol).
         keep_odd: each side n is scaled by itself, to `int(scale * (n - n % 2)) + n % 2`: 513 -> 257, 385, 641 (HFGD).
-        pad_to_window: what is smaller than the window is padded to it at the right and bottom, with the mean colour.
+        pad_to_window: what is smaller than the window is padded to it at the right and bottom, with the mean color.
             With `"slide"` that is each view (mmsegmentation and UN-EPT; else the window shrinks to the view), with
-            `"whole"` the picture itself, before it is resized (HFGD).
+            `"whole"` the image itself, before it is resized (HFGD).
         average: what is averaged over scales and flips, `"probabilities"` or `"logits"`.
         window_batch_size: windows per model call.
         accumulation_device: where full-size scores are summed, e.g. `"cpu"`; None is the model's device.
@@ -97,7 +97,7 @@ class InferenceSettings:
 
     @property
     def views(self) -> int:
-        """Number of times the picture is looked at: scales, twice if flipped."""
+        """Number of views of an image: its scales, twice as many with `flip`."""
         return len(self.scales) * (2 if self.flip else 1)
 
     def window(self) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -149,7 +149,7 @@ class InferenceSettings:
             values = json.loads(Path(path).read_text())
         except ValueError as error:
             raise InputError(
-                f"{path} is not valid JSON ({error}). Mend it, or delete it to use the defaults."
+                f"{path} is not valid JSON ({error}). Fix it, or delete it to use the defaults."
             ) from error
         if not isinstance(values, dict):
             raise InputError(f'{path} holds no settings. It must be one JSON object, e.g. {{"mode": "whole"}}.')

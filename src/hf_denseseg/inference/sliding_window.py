@@ -34,7 +34,7 @@ def slide_rows(
 
     Args:
         model: called as `model(pixel_values=...)`, returns `.logits` of any resolution; put it in eval mode first.
-        window_at: gives the normalised pixels `(B, 3, h, w)` of the window at `(y, x)` of size `(h, w)`.
+        window_at: gives the normalized pixels `(B, 3, h, w)` of the window at `(y, x)` of size `(h, w)`.
         size: `(height, width)` of what the windows cover.
         settings: `crop_size`, `stride`, `window_batch_size` (windows per model call, times B) and
             `accumulation_device` are read.

@@ -16,7 +16,7 @@ from hf_denseseg.evaluation.size_recall import SIZES
 from hf_denseseg.files import write_atomic
 from hf_denseseg.reports.class_table import class_table, percent
 from hf_denseseg.reports.rendering import image_uri, render
-from hf_denseseg.visualization.evaluation import confusion_picture
+from hf_denseseg.visualization.evaluation import confusion_figure
 
 SHOWN_CONFUSIONS = 15
 HEADLINES = {
@@ -98,7 +98,7 @@ def write_page(
     """
     scores = results["scores"]
     name = "/".join(Path(results["model"]).parts[-2:])  # a run's folder and `model`, or a hub id
-    matrix = confusion_picture(torch.tensor(scores["confusion_matrix"]), spec.classes)
+    matrix = confusion_figure(torch.tensor(scores["confusion_matrix"]), spec.classes)
     page = render(
         "evaluation_page.html",
         title=f"{name} on {results['dataset']}",

@@ -1,4 +1,4 @@
-"""Boxes and masks over pictures, with names and scores."""
+"""Boxes and masks over images, with names and scores."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from hf_denseseg.visualization.layout import Palette, fit_width
 
-_MASK_SHARE = 0.45  # of a mask's colour over the picture
+_MASK_OPACITY = 0.45
 
 
 def draw_objects(
@@ -18,11 +18,11 @@ def draw_objects(
     masks: Sequence[np.ndarray] | None = None,
     width: int | None = None,
 ) -> Image.Image:
-    """Draw boxes with names, and masks under them, over a picture.
+    """Draw boxes with names, and masks under them, over an image.
 
     Args:
-        image: the picture.
-        boxes: left, top, right, bottom in pixels of the picture.
+        image: any mode.
+        boxes: left, top, right, bottom in pixels of the image.
         names: text above each box.
         colors: of each box.
         masks: `(H, W)` of each box, 0 outside the object.
@@ -33,7 +33,7 @@ def draw_objects(
         painted = np.array(drawn, dtype=np.float32)
         for mask, color in zip(masks, colors, strict=True):
             inside = np.asarray(mask).astype(bool)
-            painted[inside] += _MASK_SHARE * (np.array(color, dtype=np.float32) - painted[inside])
+            painted[inside] += _MASK_OPACITY * (np.array(color, dtype=np.float32) - painted[inside])
         drawn = Image.fromarray(painted.round().astype(np.uint8))
     factor = 1.0 if width is None else width / image.width
     if width is not None:
@@ -44,6 +44,6 @@ def draw_objects(
         draw.rectangle((left, top, max(left, right), max(top, bottom)), outline=color, width=2)
         text = draw.textbbox((left, max(top, 12)), name, font=font, anchor="lb")
         draw.rectangle(text, fill=color)
-        dark = sum(color) > 380  # dark text on a light ground
+        dark = sum(color) > 380  # dark text on a light background
         draw.text((left, max(top, 12)), name, fill=(0, 0, 0) if dark else (255, 255, 255), font=font, anchor="lb")
     return drawn

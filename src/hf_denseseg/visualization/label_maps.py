@@ -13,7 +13,7 @@ from hf_denseseg.visualization.layout import GAP, INK, LINE, PAPER, Palette, fit
 
 
 def colorize(ids: torch.Tensor | np.ndarray, palette: Palette) -> Image.Image:
-    """Paint class ids `(H, W)` with their colours; void and every id beyond the palette are black."""
+    """Paint class ids `(H, W)` with their colors; ignored pixels and every id beyond the palette are black."""
     table = np.zeros((max(len(palette), 256) + 1, 3), dtype=np.uint8)
     table[: len(palette)] = np.asarray(palette, dtype=np.uint8)
     indices = np.asarray(torch.as_tensor(ids).cpu()).astype(np.int64)
@@ -24,28 +24,28 @@ def colorize(ids: torch.Tensor | np.ndarray, palette: Palette) -> Image.Image:
 def overlay(
     image: Image.Image | torch.Tensor, ids: torch.Tensor | np.ndarray, palette: Palette, opacity: float = 0.5
 ) -> Image.Image:
-    """Lay the colours of `ids` over a picture of the same size; void pixels stay as they are.
+    """Lay the colors of `ids` over an image of the same size; ignored pixels stay as they are.
 
     Args:
-        image: PIL picture, or `(3, H, W)` uint8.
+        image: PIL image, or `(3, H, W)` uint8.
         ids: `(H, W)` class ids.
-        palette: one colour per class.
-        opacity: 0 shows the picture alone, 1 the colours alone.
+        palette: one color per class.
+        opacity: 0 shows the image alone, 1 the colors alone.
 
     Raises:
         InputError: the sizes differ, or `opacity` is outside 0..1.
     """
-    picture, ids = to_pil(image), np.asarray(torch.as_tensor(ids).cpu())
+    shown, ids = to_pil(image), np.asarray(torch.as_tensor(ids).cpu())
     if not 0 <= opacity <= 1:
         raise InputError(f"Overlay opacity is {opacity}. Give a number from 0 to 1.")
-    if ids.shape != (picture.height, picture.width):
+    if ids.shape != (shown.height, shown.width):
         raise InputError(
-            f"The label map is {ids.shape[0]}x{ids.shape[1]}, the picture {picture.height}x{picture.width} "
-            "(height x width). Segment at the picture's own size."
+            f"The label map is {ids.shape[0]}x{ids.shape[1]}, the image {shown.height}x{shown.width} "
+            "(height x width). Segment at the image's own size."
         )
-    blended = Image.blend(picture, colorize(ids, palette), opacity)
+    blended = Image.blend(shown, colorize(ids, palette), opacity)
     known = Image.fromarray(((ids >= 0) & (ids < len(palette))).astype(np.uint8) * 255)
-    return Image.composite(blended, picture, known)
+    return Image.composite(blended, shown, known)
 
 
 def legend(spec: LabelSpec, width: int = 640) -> Image.Image:
@@ -54,28 +54,28 @@ def legend(spec: LabelSpec, width: int = 640) -> Image.Image:
     cell = max(int(font.getlength(name)) for name in spec.classes) + LINE + 2 * GAP
     columns = max(width // cell, 1)
     rows = -(-len(spec.classes) // columns)
-    picture = Image.new("RGB", (max(width, cell), rows * LINE + GAP), PAPER)
-    draw = ImageDraw.Draw(picture)
+    swatches = Image.new("RGB", (max(width, cell), rows * LINE + GAP), PAPER)
+    draw = ImageDraw.Draw(swatches)
     for index, (name, color) in enumerate(zip(spec.classes, spec.palette, strict=True)):
         x, y = index % columns * cell + GAP, index // columns * LINE + GAP
         draw.rectangle((x, y, x + LINE - GAP, y + LINE - GAP), fill=color)
         draw.text((x + LINE, y), name, fill=INK, font=font)
-    return picture
+    return swatches
 
 
-def picture_grid(
+def prediction_grid(
     rows: Iterable[Sequence[Any]],
     spec: LabelSpec,
-    titles: Sequence[str] = ("picture", "truth", "prediction"),
+    titles: Sequence[str] = ("image", "ground truth", "prediction"),
     cell_width: int = 320,
 ) -> Image.Image:
-    """Arrange results in a grid: one row per picture, its label maps beside it in colour, the legend below.
+    """Arrange results in a grid: one row per image, its label maps beside it in color, the legend below.
 
     Args:
-        rows: per picture the image (PIL or `(3, H, W)` uint8), then one or more `(H, W)` label maps.
-        spec: names and colours.
+        rows: per image the image itself (PIL or `(3, H, W)` uint8), then one or more `(H, W)` label maps.
+        spec: names and colors.
         titles: heading of each column; surplus ones are not shown.
-        cell_width: width of a picture in pixels.
+        cell_width: width of an image in pixels.
     """
     font = ImageFont.load_default(size=13)
     cells = [[to_pil(image), *(colorize(ids, spec.palette) for ids in maps)] for image, *maps in rows]

@@ -1,4 +1,4 @@
-"""Pictures for people: label maps in colour, overlays, legends, grids of results, the inside of a model, curves."""
+"""What figures share: colors, spacing, heat maps, labeled rows of images."""
 
 from collections.abc import Sequence
 
@@ -14,10 +14,10 @@ GAP = 6  # pixels between cells
 LINE = 20  # height of a line of text
 INK = (40, 40, 40)
 PAPER = (255, 255, 255)
-VOID_COLOR = (0, 0, 0)
+IGNORED_COLOR = (0, 0, 0)
 PICKED = (255, 0, 0)
-# Colour map "viridis", from dark blue through green to yellow: even steps of value look even, in grey and to the
-# colour-blind too.
+# Color map "viridis", from dark blue through green to yellow: even steps of value look even, in gray and to the
+# color-blind too.
 VIRIDIS = (
     (68, 1, 84), (72, 26, 108), (71, 47, 125), (65, 68, 135), (57, 86, 140), (49, 104, 142), (42, 120, 142),
     (35, 136, 142), (31, 152, 139), (34, 168, 132), (53, 183, 121), (84, 197, 104), (122, 209, 81), (165, 219, 54),
@@ -41,7 +41,7 @@ def heat_map(values: torch.Tensor, size: tuple[int, int] | None = None) -> Image
 
 
 def heat_scale(low: str, high: str, meaning: str) -> Image.Image:
-    """The colours of `heat_map` as a strip between the values of its ends, and what they mean."""
+    """The color bar of `heat_map` between the values of its ends, and what they mean."""
     font = ImageFont.load_default(size=13)
     start = int(font.getlength(low)) + GAP
     end = start + 128
@@ -54,35 +54,35 @@ def heat_scale(low: str, high: str, meaning: str) -> Image.Image:
     return scale
 
 
-def labelled_rows(rows: Sequence[Sequence[tuple[str, Image.Image]]], footer: Image.Image | None = None) -> Image.Image:
-    """Arrange pictures of any size in rows, a line of text above each, a footer below all."""
+def labeled_rows(rows: Sequence[Sequence[tuple[str, Image.Image]]], footer: Image.Image | None = None) -> Image.Image:
+    """Arrange images of any size in rows, a line of text above each, a footer below all."""
     font = ImageFont.load_default(size=13)
-    widths = [[max(picture.width, int(font.getlength(label)) + 1) for label, picture in row] for row in rows]
-    heights = [max(picture.height for _, picture in row) for row in rows]
+    widths = [[max(image.width, int(font.getlength(label)) + 1) for label, image in row] for row in rows]
+    heights = [max(image.height for _, image in row) for row in rows]
     width = max(GAP + sum(each + GAP for each in row) for row in widths)
     below = footer.height + GAP if footer else 0
-    sheet = Image.new(
+    figure = Image.new(
         "RGB",
         (max(width, footer.width + 2 * GAP if footer else 0), sum(LINE + each + GAP for each in heights) + below),
         PAPER,
     )
-    draw, y = ImageDraw.Draw(sheet), 0
+    draw, y = ImageDraw.Draw(figure), 0
     for row, row_widths, height in zip(rows, widths, heights, strict=True):
         x = GAP
-        for (label, picture), cell in zip(row, row_widths, strict=True):
+        for (label, image), cell in zip(row, row_widths, strict=True):
             draw.text((x, y + 2), label, fill=INK, font=font)
-            sheet.paste(picture, (x, y + LINE))
+            figure.paste(image, (x, y + LINE))
             x += cell + GAP
         y += LINE + height + GAP
     if footer:
-        sheet.paste(footer, (GAP, y))
-    return sheet
+        figure.paste(footer, (GAP, y))
+    return figure
 
 
-def picture_sheet(cells: Sequence[tuple[str, Image.Image]], columns: int = 6, side: int = 160) -> Image.Image:
-    """Arrange pictures of any size in lines of `columns`, each no larger than `side` pixels, a text above each."""
-    scaled = [(text, fit_into(picture, side)) for text, picture in cells]
-    return labelled_rows([scaled[start : start + columns] for start in range(0, len(scaled), columns)])
+def thumbnail_grid(cells: Sequence[tuple[str, Image.Image]], columns: int = 6, side: int = 160) -> Image.Image:
+    """Arrange images of any size in rows of `columns`, the longest side of each `side` pixels, a text above each."""
+    scaled = [(text, fit_into(image, side)) for text, image in cells]
+    return labeled_rows([scaled[start : start + columns] for start in range(0, len(scaled), columns)])
 
 
 def to_pil(image: Image.Image | torch.Tensor) -> Image.Image:

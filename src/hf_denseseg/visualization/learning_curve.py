@@ -11,7 +11,7 @@ from hf_denseseg.files import atomic_path
 def save_learning_curve(
     history: Sequence[Mapping[str, Any]], path: str | Path, score: str = "eval_mean_iou", name: str = "mIoU"
 ) -> None:
-    """Draw loss and a score over the steps of a run into a picture file.
+    """Draw loss and a score over the steps of a run into an image file.
 
     Args:
         history: the Trainer's `log_history`; entries with `loss` and with the score are drawn.

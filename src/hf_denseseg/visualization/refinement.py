@@ -1,6 +1,6 @@
 """Label maps before and after boundary refinement, as Figure 4 of the UN-EPT paper shows them.
 
-Any model can be shown that takes `output_refined_logits` and then gives `coarse_logits`, `refined_logits` and
+This works for every model that takes `output_refined_logits` and then gives `coarse_logits`, `refined_logits` and
 `refinement_offsets`.
 """
 
@@ -13,16 +13,16 @@ import torch
 from PIL import Image
 
 from hf_denseseg.visualization.label_maps import colorize
-from hf_denseseg.visualization.layout import PAPER, PICKED, Palette, labelled_rows
+from hf_denseseg.visualization.layout import PAPER, PICKED, Palette, labeled_rows
 
 STEPS = ((0, -1), (-1, -1), (-1, 0), (-1, 1), (0, 1), (1, 1), (1, 0), (1, -1))  # (row, column)
-DIAL = 90  # side of the footer that explains the colours
-FADED = 0.75  # share of white in the picture behind boundary and changed pixels
+DIAL = 90  # side of the footer that explains the colors
+FADED = 0.75  # fraction of white in the image behind boundary and changed pixels
 
 
 @dataclass
 class Refinement:
-    """What a model's refinement did to one picture.
+    """What a model's refinement did to one image.
 
     Args:
         coarse: `(H, W)` class ids before.
@@ -36,55 +36,55 @@ class Refinement:
 
     @property
     def changed(self) -> torch.Tensor:
-        """`(H, W)`: whether the class is another one."""
+        """`(H, W)`: where the class has changed."""
         return self.coarse != self.refined
 
 
 def step_color(row: float, column: float) -> tuple[int, int, int]:
-    """Colour of a direction: its angle is the hue."""
+    """Color of a direction: its angle is the hue."""
     red, green, blue = colorsys.hsv_to_rgb((math.atan2(row, column) / (2 * math.pi)) % 1, 1, 0.9)
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def direction_picture(picture: Image.Image, offsets: torch.Tensor) -> Image.Image:
-    """Paint boundary pixels in the colour of their step, over a faded picture of the same size."""
-    painted = np.array(_faded(picture))
+def direction_image(image: Image.Image, offsets: torch.Tensor) -> Image.Image:
+    """Paint boundary pixels in the color of their step, over a faded image of the same size."""
+    painted = np.array(_faded(image))
     for row, column in STEPS:
         here = (offsets[0].sign() == row) & (offsets[1].sign() == column)
         painted[here.numpy()] = step_color(row, column)
     return Image.fromarray(painted)
 
 
-def refinement_sheet(picture: Image.Image, refinement: Refinement, palette: Palette) -> Image.Image:
-    """Arrange picture, coarse map, boundary with directions, refined map and changed pixels in one row.
+def refinement_figure(image: Image.Image, refinement: Refinement, palette: Palette) -> Image.Image:
+    """Arrange image, coarse map, boundary with directions, refined map and changed pixels in one row.
 
     Args:
-        picture: resized to the maps.
-        refinement: what `look_at_refinement` gave.
-        palette: one colour per class.
+        image: resized to the maps.
+        refinement: what `inspect_refinement` gave.
+        palette: one color per class.
     """
     height, width = refinement.coarse.shape
-    picture = picture.convert("RGB").resize((width, height))
-    changed = np.array(_faded(picture))
+    image = image.convert("RGB").resize((width, height))
+    changed = np.array(_faded(image))
     changed[refinement.changed.numpy()] = PICKED
     boundary = float((refinement.offsets != 0).any(0).float().mean())
     row = [
-        ("picture", picture),
+        ("image", image),
         ("coarse", colorize(refinement.coarse, palette)),
-        (f"boundary: {boundary:.1%} of the pixels", direction_picture(picture, refinement.offsets)),
+        (f"boundary: {boundary:.1%} of the pixels", direction_image(image, refinement.offsets)),
         ("refined", colorize(refinement.refined, palette)),
         (f"changed: {float(refinement.changed.float().mean()):.2%}", Image.fromarray(changed)),
     ]
-    return labelled_rows([row], footer=_dial())
+    return labeled_rows([row], footer=_dial())
 
 
-def _faded(picture: Image.Image) -> Image.Image:
-    grey = picture.convert("L").convert("RGB")
-    return Image.blend(grey, Image.new("RGB", grey.size, PAPER), FADED)
+def _faded(image: Image.Image) -> Image.Image:
+    gray = image.convert("L").convert("RGB")
+    return Image.blend(gray, Image.new("RGB", gray.size, PAPER), FADED)
 
 
 def _dial() -> Image.Image:
-    """The eight colours, each where its step leads to from the middle."""
+    """The eight colors, each where its step leads to from the middle."""
     dial = Image.new("RGB", (DIAL, DIAL), PAPER)
     cell = DIAL // 3
     for row, column in STEPS:

@@ -1,1 +1,1 @@
-"""What a model attends to, its features, and what tells its classes apart."""
+"""The internals of a model: attention, feature maps, position embeddings, class tokens, refinement."""

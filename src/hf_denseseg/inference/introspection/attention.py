@@ -1,4 +1,4 @@
-"""Attention of picked points, traced back to the patches of the picture (IJCV 2024, Figures 11, 13 and 14)."""
+"""Attention of picked points, traced back to the patches of the image (IJCV 2024, Figures 11, 13 and 14)."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -9,7 +9,7 @@ from torch import nn
 
 from hf_denseseg.errors import InputError
 
-EXTRA_TOKENS = 2  # at most so many tokens besides the patches: class token, distillation token
+EXTRA_TOKENS = 2  # largest number of tokens besides the patches: class token, distillation token
 
 Size = tuple[int, int]
 
@@ -19,8 +19,8 @@ class LayerAttention:
     """How picked points attend in one layer.
 
     Args:
-        heads: `(points, heads, h, w)` share of attention that each head gives to each patch.
-        rollout: `(points, h, w)` attention traced back from this layer to the patches of the picture.
+        heads: `(points, heads, h, w)` attention weight that each head gives to each patch.
+        rollout: `(points, h, w)` attention traced back from this layer to the patches of the image.
     """
 
     heads: torch.Tensor
@@ -34,7 +34,7 @@ def attention_rollout(attentions: Iterable[torch.Tensor]) -> torch.Tensor:
         attentions: `(N, N)` or `(heads, N, N)` of each layer, first layer first; heads are averaged.
 
     Returns:
-        `(N, N)`: how much of each token of the picture (column) is in each token of the last layer (row).
+        `(N, N)`: how much of each token of the image (column) is in each token of the last layer (row).
     """
     rollout = None
     for attention in attentions:
@@ -45,7 +45,7 @@ def attention_rollout(attentions: Iterable[torch.Tensor]) -> torch.Tensor:
 
 
 def _roll(rollout: torch.Tensor | None, attention: torch.Tensor) -> torch.Tensor:
-    """Go on by one layer; half of a token comes past the attention, on the residual path."""
+    """Trace back one more layer; half of a token comes past the attention, on the residual path."""
     mean = attention.float().flatten(0, -3).mean(0) if attention.ndim > 2 else attention.float()
     mixed = mean / 2 + torch.eye(len(mean), device=mean.device) / 2
     mixed = mixed / mixed.sum(-1, keepdim=True)
@@ -53,11 +53,11 @@ def _roll(rollout: torch.Tensor | None, attention: torch.Tensor) -> torch.Tensor
 
 
 def token_grid(length: int, size: Size) -> Size | None:
-    """Grid (h, w) of a sequence of tokens: as many patches, apart from extra leading tokens, in the picture's shape.
+    """Grid (h, w) of a sequence of tokens: all tokens but extra leading ones, in the aspect ratio of the image.
 
     Args:
         length: number of tokens.
-        size: (height, width) of the picture, multiples of the patch.
+        size: (height, width) of the image, multiples of the patch.
 
     Returns:
         None if no grid fits. Two never do, except for a handful of tokens.
@@ -121,12 +121,12 @@ def spread_layers(count: int, shown: int = 4) -> tuple[int, ...]:
 
 
 def relative_points(points: Sequence[tuple[float, float]], size: Size, name: str) -> list[tuple[float, float]]:
-    """Turn picked points into shares of the picture's sides; no point is the centre.
+    """Turn picked points into fractions of the image's sides; without points it is the center.
 
     Args:
         points: (x, y) in pixels.
-        size: (height, width) of the picture.
-        name: how to call the picture in messages.
+        size: (height, width) of the image.
+        name: how messages call the image.
 
     Raises:
         InputError: a point lies outside.

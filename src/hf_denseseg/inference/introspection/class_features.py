@@ -2,7 +2,7 @@
 
 The HFGD paper shows both (Figures 4 and 6, Appendix C.1). A class token is a class's weight in the last convolution,
 the one that classifies pixels; a pixel's feature is the input of that convolution there. Nothing here knows a family:
-the convolution is found by watching one forward pass.
+the convolution is found by recording one forward pass.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,16 +16,16 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from transformers import PreTrainedModel
 
 from hf_denseseg.errors import InputError
-from hf_denseseg.inference.introspection.inspection import picture_view
+from hf_denseseg.inference.introspection.inspection import inspection_view
 from hf_denseseg.inference.preprocessing import Preprocessing, View, resized, view_size
 from hf_denseseg.inference.settings import InferenceSettings
 from hf_denseseg.inference.sliding_window import Size, size_of, window_corners
 
 
 class _Classifications(TorchFunctionMode):
-    """Keeps weight, input and output of convolutions that give one channel per class, wherever they are called.
+    """Records weight, input and output of convolutions that give one channel per class, wherever they are called.
 
-    A hook on modules would miss what is called as a function, such as HFGD's classifier with stopped gradients.
+    A hook on modules would miss convolutions called as functions, such as HFGD's classifier with stopped gradients.
     """
 
     def __init__(self, num_labels: int, weight: torch.Tensor | None = None) -> None:
@@ -47,7 +47,7 @@ class _Classifications(TorchFunctionMode):
 def find_class_tokens(model: PreTrainedModel) -> torch.Tensor:
     """Find the weight of the convolution that classifies pixels.
 
-    It is the last one called, on a small blank picture, that has an output channel per class and that the logits
+    It is the last one called, on a small blank image, that has an output channel per class and that the logits
     depend on: auxiliary heads may run too.
 
     Args:
@@ -60,7 +60,7 @@ def find_class_tokens(model: PreTrainedModel) -> torch.Tensor:
         InputError: the model classifies pixels in another way.
     """
     centered = Preprocessing((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    blank = picture_view(torch.zeros(3, 64, 96, dtype=torch.uint8), model, 96, centered)
+    blank = inspection_view(torch.zeros(3, 64, 96, dtype=torch.uint8), model, 96, centered)
     with torch.enable_grad(), _Classifications(int(model.config.num_labels or 0)) as watched:
         logits = model(pixel_values=blank.requires_grad_()).logits
     outputs = [output for _, _, output in watched.calls if output.requires_grad]
@@ -75,7 +75,7 @@ def find_class_tokens(model: PreTrainedModel) -> torch.Tensor:
     )
 
 
-class LabelledFeatures(NamedTuple):
+class LabeledFeatures(NamedTuple):
     """The features a classifier was given for one image or window, on the grid of its feature map.
 
     Args:
@@ -90,13 +90,13 @@ class LabelledFeatures(NamedTuple):
 
 
 @torch.no_grad()
-def labelled_features(
+def labeled_features(
     model: PreTrainedModel,
     tokens: torch.Tensor,
     rows: Iterable[Mapping[str, Any]],
     preprocessing: Preprocessing,
     settings: InferenceSettings,
-) -> Iterator[LabelledFeatures]:
+) -> Iterator[LabeledFeatures]:
     """What the classifier of a model is given and predicts, for each image (with windows: each window) at scale 1.
 
     Args:
@@ -119,7 +119,7 @@ def labelled_features(
             height, width = (min(a, b) for a, b in zip(logits.shape[-2:], scores.shape[-2:], strict=True))
             labels = _cell_labels(label, place, view.size, (height, width))
             predictions = scores[0, :, :height, :width].argmax(0).cpu()
-            yield LabelledFeatures(features[0, :, :height, :width], labels, predictions)
+            yield LabeledFeatures(features[0, :, :height, :width], labels, predictions)
 
 
 def _windows(view: View, settings: InferenceSettings) -> Iterator[tuple[torch.Tensor, tuple[int, ...]]]:

@@ -14,15 +14,15 @@ from hf_denseseg.inference.introspection.attention import Size, token_grid
 STORED_SIDE = 256  # longest side of a stored feature map; larger ones are averaged down
 
 
-def feature_picture(features: torch.Tensor, size: Size) -> torch.Tensor:
-    """Paint a feature map: its first three principal components are red, green and blue.
+def feature_image(features: torch.Tensor, size: Size) -> torch.Tensor:
+    """Color a feature map: its first three principal components are red, green and blue.
 
-    Offset, scale and rotation of the channels do not change the picture. The largest score of each component counts as
-    positive, and a component's colours span its 1st to 99th percentile.
+    Offset, scale and rotation of the channels do not change the image. The largest score of each component counts as
+    positive, and a component's colors span its 1st to 99th percentile.
 
     Args:
         features: `(C, h, w)`.
-        size: `(height, width)` of the picture.
+        size: `(height, width)` of the result.
 
     Returns:
         `(3, height, width)` uint8.
@@ -62,10 +62,11 @@ def layer_maps(states: Sequence[torch.Tensor], size: Size) -> list[torch.Tensor]
 
 
 class DecoderReader:
-    """Forward hooks that read the maps of the parts of `decode_head`, lists opened, in the order of their work.
+    """Forward hooks that read the maps of the parts of `decode_head`, in the order they run in.
 
-    For PUP the paper's U1 to U5 are these, apart from `norm`: up-sampled when they are shown instead of before. Left
-    out are parts without weights (dropout), and a norm right behind a part that is shown.
+    Of a list of parts each member is read. For PUP these are the paper's U1 to U5, apart from `norm`, but upsampled
+    only for the figure. Parts without weights (dropout) are left out, and so is a norm right behind a part that is
+    shown.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:

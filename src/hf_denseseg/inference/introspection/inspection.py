@@ -1,9 +1,9 @@
-"""What goes on inside a model: attention of picked points, features of the layers, likeness of the positions.
+"""The internals of a model: attention of picked points, feature maps, similarity of the position embeddings.
 
 The SETR paper shows these (IJCV 2024, Figures 7 and 10 to 14, Appendix A). Nothing here knows a family: the grid of
-tokens follows from their number and the shape of the picture, attention is read where modules hand it out, features
-are the model's `hidden_states` and what the parts of its `decode_head` give. In a model of two streams only attention
-is traced: what convolutions carry from place to place is not in the rollout.
+tokens follows from their number and the aspect ratio of the image, attention is read where modules return it, features
+are the model's `hidden_states` and the outputs of the parts of its `decode_head`. In a model of two streams only
+attention is traced: what convolutions carry from place to place is not in the rollout.
 """
 
 import json
@@ -24,18 +24,18 @@ from hf_denseseg.inference.introspection.refinement import can_refine
 from hf_denseseg.inference.preprocessing import Preprocessing
 
 KINDS = ("attention", "features", "positions", "refinement")
-SIDE = 32  # sides of a picture looked into are multiples of it (and of the patch): no stage of an encoder rounds them
+SIDE = 32  # sides of an inspected image are multiples of it (and of the patch), so that no stage rounds them
 
 
 @dataclass(frozen=True)
 class ShowSettings:
-    """Which pictures of a model's inside to make.
+    """Which figures of a model's internals to make.
 
     Args:
         kinds: some of `KINDS`.
-        points: picked points (x, y) in pixels of the picture, from its upper left corner; empty is its centre.
+        points: picked points (x, y) in pixels of the image, from its upper left corner; empty is its center.
         layers: layers shown, counted from 1; empty is all for features, four for attention.
-        size: longest side in pixels at which the model looks. Memory grows with its fourth power.
+        size: longest side in pixels of the image that the model is run on. Memory grows with its fourth power.
 
     Raises:
         InputError: `size` is less than 32 pixels.
@@ -57,12 +57,12 @@ class ShowSettings:
 
 @dataclass
 class Inspection:
-    """What one look into a model gave; empty where it shows nothing.
+    """What one run of a model showed; empty where it shows nothing.
 
     Args:
         attention: one entry per layer.
         features: `(C, h, w)` after each layer.
-        decoder: `(C, h, w)` after each part of the decode head, in the order of their work.
+        decoder: `(C, h, w)` after each part of the decode head, in the order they run in.
     """
 
     attention: list[LayerAttention] = field(default_factory=list)
@@ -77,12 +77,12 @@ def inspect_model(
     points: Sequence[tuple[float, float]] = ((0.5, 0.5),),
     kinds: Sequence[str] = KINDS,
 ) -> Inspection:
-    """Look once into a model at work; afterwards it is as before.
+    """Run a model once and read its internals; afterwards it is as before.
 
     Args:
         model: segmentation model in eval mode.
-        pixel_values: `(1, 3, H, W)`, normalised; `picture_view` gives a size that fits.
-        points: picked points (x, y) as shares of width and height, from 0 to less than 1.
+        pixel_values: `(1, 3, H, W)`, normalized; `inspection_view` gives a size that fits.
+        points: picked points (x, y) as fractions of width and height, from 0 to less than 1.
         kinds: what is wanted, some of `KINDS`; the rest stays empty.
     """
     size = (pixel_values.shape[-2], pixel_values.shape[-1])
@@ -107,7 +107,7 @@ def inspect_model(
 
 
 def check_showable(model: PreTrainedModel, settings: ShowSettings) -> None:
-    """Try on a small blank picture whether a model can show what is wanted.
+    """Check with a small blank image whether a model can show what is asked for.
 
     Raises:
         InputError: it cannot, or it has no such layer.
@@ -135,17 +135,19 @@ def check_showable(model: PreTrainedModel, settings: ShowSettings) -> None:
             raise InputError(f"Layer {layer} does not exist. {type(model).__name__} has layers 1 to {last}.")
 
 
-def picture_view(image: torch.Tensor, model: PreTrainedModel, size: int, preprocessing: Preprocessing) -> torch.Tensor:
-    """Make a picture ready to be looked into.
+def inspection_view(
+    image: torch.Tensor, model: PreTrainedModel, size: int, preprocessing: Preprocessing
+) -> torch.Tensor:
+    """Resize and normalize an image that a model is inspected on.
 
     Args:
         image: `(3, H, W)` uint8.
         model: decides device, dtype and the multiple that both sides are rounded down to.
-        size: longest side in pixels; smaller pictures are not enlarged.
+        size: longest side in pixels; smaller images are not enlarged.
         preprocessing: of the checkpoint.
 
     Returns:
-        `(1, 3, h, w)`, normalised; sides are at least one multiple.
+        `(1, 3, h, w)`, normalized; sides are at least one multiple.
     """
     unit, weight = _view_unit(model), next(model.parameters())
     factor = min(size / max(image.shape[-2:]), 1)

@@ -25,7 +25,7 @@ def position_similarity(table: torch.Tensor, grid: Size) -> torch.Tensor:
 def position_table(model: PreTrainedModel) -> tuple[torch.Tensor, Size] | None:
     """The learned table of absolute positions `(1, extra + h*w, C)` and its grid (h, w); None if there is none.
 
-    It is the parameter called `position_embeddings`; the grid is that of the training picture, `image_size`.
+    It is the parameter called `position_embeddings`; the grid is that of the training images, `image_size`.
     """
     for name, parameter in model.named_parameters():
         if name.endswith("position_embeddings") and parameter.ndim == 3:

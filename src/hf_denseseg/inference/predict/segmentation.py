@@ -17,10 +17,10 @@ from hf_denseseg.data.labels import LabelSpec, color_wheel
 from hf_denseseg.errors import InputError, RunError
 from hf_denseseg.files import atomic_path
 from hf_denseseg.inference.introspection.attention import relative_points, spread_layers
-from hf_denseseg.inference.introspection.features import feature_picture
-from hf_denseseg.inference.introspection.inspection import ShowSettings, check_showable, inspect_model, picture_view
+from hf_denseseg.inference.introspection.features import feature_image
+from hf_denseseg.inference.introspection.inspection import ShowSettings, check_showable, inspect_model, inspection_view
 from hf_denseseg.inference.introspection.positions import position_similarity, position_table
-from hf_denseseg.inference.introspection.refinement import look_at_refinement
+from hf_denseseg.inference.introspection.refinement import inspect_refinement
 from hf_denseseg.inference.large_images import segment_in_strips
 from hf_denseseg.inference.predict.outputs import (
     KINDS,
@@ -34,9 +34,9 @@ from hf_denseseg.inference.predict.predictor import Prediction, checkpoint_state
 from hf_denseseg.inference.preprocessing import Preprocessing
 from hf_denseseg.inference.segmentation import InferenceSettings, class_probabilities, segment_with_confidence
 from hf_denseseg.models.auto.pretrained import load_image_processor, load_trained_model
-from hf_denseseg.visualization.attention import attention_sheet, feature_sheet, position_sheet
+from hf_denseseg.visualization.attention import attention_figure, feature_figure, position_figure
 from hf_denseseg.visualization.label_maps import overlay
-from hf_denseseg.visualization.refinement import refinement_sheet
+from hf_denseseg.visualization.refinement import refinement_figure
 
 logger = logging.getLogger(__name__)
 
@@ -209,7 +209,7 @@ class SegmentationPredictor:
             found = position_table(self.model)
             assert found is not None  # `check_showable` has seen it
             with atomic_path(output / "shown" / "positions.png") as aside:
-                position_sheet(position_similarity(*found).cpu()).save(aside)
+                position_figure(position_similarity(*found).cpu()).save(aside)
         if "parquet" in self.outputs.write:
             said["table"] = write_table(records, output)
         if "video" in self.outputs.write:
@@ -226,23 +226,23 @@ class SegmentationPredictor:
         if self.show is None or not kinds:
             return {}
         points = relative_points(self.show.points, (image.height, image.width), name)
-        view = picture_view(pil_to_tensor(image), self.model, self.show.size, self.preprocessing)
+        view = inspection_view(pil_to_tensor(image), self.model, self.show.size, self.preprocessing)
         found = inspect_model(self.model, view, points, kinds)
         figures = {}
         if "refinement" in kinds:
-            figures["refinement"] = refinement_sheet(image, look_at_refinement(self.model, view), self.palette)
+            figures["refinement"] = refinement_figure(image, inspect_refinement(self.model, view), self.palette)
         if "attention" in kinds:
             numbers = self.show.layers or spread_layers(len(found.attention))
             layers = {k: (found.attention[k - 1].heads, found.attention[k - 1].rollout) for k in numbers}
-            figures["attention"] = attention_sheet(image, points, layers, found.attention[-1].rollout)
+            figures["attention"] = attention_figure(image, points, layers, found.attention[-1].rollout)
         if "features" in kinds:
             numbers = self.show.layers or range(1, len(found.features) + 1)
             size = scaled_size((image.height, image.width), FEATURE_SIDE / max(image.size))
             encoder = {f"layer {k}": found.features[k - 1] for k in numbers}
             decoder = {f"decoder {part}": each for part, each in found.decoder.items()}
             groups = [
-                {label: Image.fromarray(feature_picture(each, size).permute(1, 2, 0).numpy()) for label, each in maps}
+                {label: Image.fromarray(feature_image(each, size).permute(1, 2, 0).numpy()) for label, each in maps}
                 for maps in (encoder.items(), decoder.items())
             ]
-            figures["features"] = feature_sheet(image, [group for group in groups if group])
+            figures["features"] = feature_figure(image, [group for group in groups if group])
         return figures

@@ -27,7 +27,7 @@ from hf_denseseg.training.arguments import DataArguments, TaskTrainingArguments
 from hf_denseseg.training.evaluation import processes_of
 from hf_denseseg.training.tasks.task import Inspection, Task, sizes_as_json, spread, table_of
 from hf_denseseg.training.trainer import TaskTrainer
-from hf_denseseg.visualization.layout import picture_sheet
+from hf_denseseg.visualization.layout import thumbnail_grid
 
 BICUBIC = 3  # PIL's number
 DRAWN_CANDIDATES = 48
@@ -152,7 +152,7 @@ class ImageClassification(Task):
         """Images with the names of their classes, spread over the whole."""
         data = self.load_split(name, split, limit, **source)
         cells = [(data.spec.classes[row["label"]], row["image"]) for row in data.dataset]
-        return picture_sheet(cells)
+        return thumbnail_grid(cells)
 
     def processor_options(self, arguments: DataArguments) -> dict[str, Any]:
         """Short side so that the crop covers the share that the recipe says, then the central crop."""
@@ -222,7 +222,7 @@ class ImageClassification(Task):
         wrong = [each for each in found if each[1] != each[3]]
         right = [each for each in found if each[1] == each[3]]
         with atomic_path(path) as aside:
-            picture_sheet([_answer(*each) for each in wrong[:6] + right[: 12 - len(wrong[:6])]]).save(aside)
+            thumbnail_grid([_answer(*each) for each in wrong[:6] + right[: 12 - len(wrong[:6])]]).save(aside)
 
 
 def _answer(image: Image.Image, answer: str, confidence: float, truth: str) -> tuple[str, Image.Image]:

@@ -31,7 +31,7 @@ from hf_denseseg.training.evaluation import processes_of
 from hf_denseseg.training.tasks.task import Inspection, Task, sizes_as_json, spread, table_of
 from hf_denseseg.training.trainer import TaskTrainer
 from hf_denseseg.visualization.detections import draw_objects
-from hf_denseseg.visualization.layout import labelled_rows, picture_sheet
+from hf_denseseg.visualization.layout import labeled_rows, thumbnail_grid
 
 
 class DetectionTrainer(TaskTrainer):
@@ -182,7 +182,7 @@ class ObjectDetection(Task):
     def show(self, name: str, split: str, limit: int, **source: Any) -> Image.Image:
         """Images with boxes (and masks) and names."""
         data = self.load_split(name, split, limit, **source)
-        return picture_sheet(
+        return thumbnail_grid(
             [(row["id"], self._drawn(row, row["objects"], data.spec)) for row in data.dataset], 3, 400
         )
 
@@ -234,7 +234,7 @@ class ObjectDetection(Task):
                 [("truth", self._drawn(row, truth, trainer.spec)), ("found", self._drawn(row, found, trainer.spec))]
             )
         with atomic_path(path) as aside:
-            labelled_rows(lines).save(aside)
+            labeled_rows(lines).save(aside)
 
     def _drawn(self, row: dict[str, Any], objects: list[dict[str, Any]], spec: Any) -> Image.Image:
         import json

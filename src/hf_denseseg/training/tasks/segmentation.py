@@ -25,8 +25,8 @@ from hf_denseseg.reports.evaluation_page import Drawn, write_page, write_tables
 from hf_denseseg.training.arguments import DataArguments, TaskTrainingArguments
 from hf_denseseg.training.tasks.segmentation_trainer import SegmentationTrainer
 from hf_denseseg.training.tasks.task import Inspection, Task, sizes_as_json, sizes_of, spread
-from hf_denseseg.visualization.evaluation import answer_strip
-from hf_denseseg.visualization.label_maps import picture_grid
+from hf_denseseg.visualization.evaluation import prediction_row
+from hf_denseseg.visualization.label_maps import prediction_grid
 
 WORST_IMAGES, BEST_IMAGES = 6, 2  # shown on the page of an evaluation
 
@@ -82,7 +82,7 @@ class SemanticSegmentation(Task):
         """Images beside their label maps in color."""
         data = self.load_split(name, split, limit, **source)
         rows = [(row["image"], row["label"]) for row in islice(data.dataset, limit)]
-        return picture_grid(rows, data.spec, ("image", "label"))
+        return prediction_grid(rows, data.spec, ("image", "label"))
 
     def processor_options(self, arguments: DataArguments) -> dict[str, Any]:
         """Resize as the protocol does, or not at all."""
@@ -134,7 +134,7 @@ class SemanticSegmentation(Task):
 
         def drawn(number: int) -> Drawn:
             sample = trainer.eval_dataset[number]
-            strip = answer_strip(
+            strip = prediction_row(
                 sample["image"], sample["label"], trainer.predict_labels(sample), trainer.spec.palette
             )
             return Drawn(trainer.names[number], evaluation.images[number], strip)
@@ -158,7 +158,7 @@ class SemanticSegmentation(Task):
         samples = [trainer.eval_dataset[number] for number in spread(len(trainer.eval_dataset))]
         rows = [(sample["image"], sample["label"], trainer.predict_labels(sample)) for sample in samples]
         with atomic_path(path) as aside:
-            picture_grid(rows, trainer.spec).save(aside)
+            prediction_grid(rows, trainer.spec).save(aside)
 
 
 def _table(scan: SegmentationScan) -> str:
