@@ -1,4 +1,4 @@
-"""`denseseg predict` on files, folders and globs, good and bad."""
+"""`denseseg predict` on images, videos and streams, valid and damaged, in one and in two processes."""
 
 import argparse
 import json
@@ -85,13 +85,13 @@ def finished(output):
 
 
 def forget(output, name):
-    """Take an image out of the journal."""
+    """Remove an image from the journal."""
     for path in (output / "journal").glob("process-*.jsonl"):
         kept = [line for line in path.read_text().splitlines() if f'["{name}", ' not in line]
         path.write_text("\n".join(kept) + "\n")
 
 
-def test_a_folder_is_segmented_at_the_pictures_own_sizes(checkpoint, photos, tmp_path):
+def test_a_folder_is_segmented_at_the_images_own_sizes(checkpoint, photos, tmp_path):
     output = tmp_path / "out"
     assert run(checkpoint, photos, "--output_dir", output) == 0
     results = json.loads((output / "results.json").read_text())
@@ -112,7 +112,7 @@ def test_a_folder_is_segmented_at_the_pictures_own_sizes(checkpoint, photos, tmp
             assert row["score"] == pytest.approx(probabilities[k][ids == k].mean(), abs=1e-5)
 
 
-def test_windows_scales_flip_and_probabilities_are_passed_on(checkpoint, photos, tmp_path):
+def test_windows_scales_flip_and_probabilities_are_applied(checkpoint, photos, tmp_path):
     options = [
         "--test_crop_size",
         24,
@@ -151,11 +151,11 @@ def test_settings_saved_with_the_checkpoint_are_used_and_can_be_replaced(checkpo
     assert given["crop_size"] == [16, 16] and given["stride"] is None
 
 
-def test_bad_files_are_named_and_left_out(checkpoint, photos, tmp_path, capsys):
+def test_damaged_files_are_named_and_left_out(checkpoint, photos, tmp_path, capsys):
     (photos / "empty.png").touch()
-    (photos / "text.png").write_text("no image")
-    whole = (photos / "b.jpg").read_bytes()
-    (photos / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (photos / "text.png").write_text("not an image")
+    data = (photos / "b.jpg").read_bytes()
+    (photos / "cut.jpg").write_bytes(data[: len(data) // 2])
     assert run(checkpoint, photos, "--output_dir", tmp_path / "out") == 1
     results = json.loads((tmp_path / "out/results.json").read_text())
     assert len(results["images"]) == 3
@@ -165,7 +165,7 @@ def test_bad_files_are_named_and_left_out(checkpoint, photos, tmp_path, capsys):
     assert all(name in captured.err for name in ("empty.png", "text.png", "cut.jpg"))
 
 
-def test_a_second_run_makes_only_what_is_missing_or_out_of_date(checkpoint, photos, tmp_path, capsys):
+def test_a_second_run_predicts_only_what_is_missing_or_out_of_date(checkpoint, photos, tmp_path, capsys):
     output = tmp_path / "out"
     run(checkpoint, photos, "--output_dir", output)
     first = (output / "results.json").read_text()
@@ -183,7 +183,7 @@ def test_a_second_run_makes_only_what_is_missing_or_out_of_date(checkpoint, phot
     assert Image.open(output / "masks/a.png").size == (9, 9)
 
 
-def test_an_interrupted_image_is_not_taken_for_finished(checkpoint, photos, tmp_path, monkeypatch, capsys):
+def test_an_interrupted_image_is_not_entered_as_finished(checkpoint, photos, tmp_path, monkeypatch, capsys):
     output = tmp_path / "out"
 
     def stop(*_):
@@ -213,13 +213,13 @@ def test_results_inside_the_input_folder_are_not_predicted_again(checkpoint, pho
     assert len(json.loads((photos / "out/results.json").read_text())["images"]) == 3
 
 
-def test_colours_come_from_the_label_specification(checkpoint, photos, tmp_path):
+def test_colors_come_from_the_label_specification(checkpoint, photos, tmp_path):
     spec = tmp_path / "labels.json"
     spec.write_text(json.dumps({"classes": ["road", "tree", "sky"], "palette": [[9, 8, 7], [1, 2, 3], [4, 5, 6]]}))
     run(checkpoint, photos / "a.png", "--output_dir", tmp_path / "out", "--label_spec", spec)
     assert Image.open(tmp_path / "out/masks/a.png").getpalette()[:9] == [9, 8, 7, 1, 2, 3, 4, 5, 6]
-    beside = LabelSpec("toy", ("road", "tree", "sky"), palette=((3, 3, 3), (6, 6, 6), (7, 7, 7))).to_dict()
-    (checkpoint / "labels.json").write_text(json.dumps(beside))
+    saved_spec = LabelSpec("toy", ("road", "tree", "sky"), palette=((3, 3, 3), (6, 6, 6), (7, 7, 7))).to_dict()
+    (checkpoint / "labels.json").write_text(json.dumps(saved_spec))
     try:
         run(checkpoint, photos / "a.png", "--output_dir", tmp_path / "own")
     finally:
@@ -230,14 +230,14 @@ def test_colours_come_from_the_label_specification(checkpoint, photos, tmp_path)
         run(checkpoint, photos / "a.png", "--output_dir", tmp_path / "out", "--label_spec", spec)
 
 
-def test_wrong_input_is_one_sentence_with_the_remedy(checkpoint, photos, tmp_path):
+def test_wrong_input_is_refused_in_one_sentence_with_the_fix(checkpoint, photos, tmp_path):
     output = ["--output_dir", tmp_path / "out"]
     (tmp_path / "nothing").mkdir()
     (tmp_path / "file").touch()
     for arguments, message in (
-        ([checkpoint, tmp_path / "missing.png", *output], "leads to no image"),
-        ([checkpoint, tmp_path / "nothing", *output], "leads to no image"),
-        ([checkpoint, photos / "*.gif", *output], "leads to no image"),
+        ([checkpoint, tmp_path / "missing.png", *output], "There is no image at"),
+        ([checkpoint, tmp_path / "nothing", *output], "There is no image at"),
+        ([checkpoint, photos / "*.gif", *output], "There is no image at"),
         ([tmp_path / "nothing", photos, *output], "config.json"),
         ([checkpoint, photos, "--output_dir", tmp_path / "file"], "cannot be written"),
         ([checkpoint, photos, *output, "--device", "cuda:99"], "cannot be used"),
@@ -261,7 +261,9 @@ def test_a_checkpoint_of_another_kind_or_without_a_processor_is_refused(checkpoi
         run(tmp_path / "other", photos, "--output_dir", tmp_path / "out")
     SegformerForImageClassification(SegformerConfig(**CONFIG)).save_pretrained(tmp_path / "classifier")
     SegformerImageProcessor().save_pretrained(tmp_path / "classifier")
-    named = json.loads((tmp_path / "classifier/config.json").read_text())  # a classifier by its own name is answered
+    named = json.loads(
+        (tmp_path / "classifier/config.json").read_text()
+    )  # under its own name a classifier is predicted with
     named["architectures"] = ["SegformerForSemanticSegmentation"]
     (tmp_path / "classifier/config.json").write_text(json.dumps(named))
     with pytest.raises(InputError, match="lacks .* decode_head"):
@@ -298,7 +300,7 @@ def many(tmp_path):
 
 
 @pytest.mark.parametrize("views", [[], ["--test_flip"]])
-def test_bands_give_the_same_files_as_the_whole_image(checkpoint, photos, tmp_path, caplog, views):
+def test_strips_of_rows_give_the_same_files_as_the_whole_image(checkpoint, photos, tmp_path, caplog, views):
     options = [
         "--test_crop_size",
         16,
@@ -314,21 +316,23 @@ def test_bands_give_the_same_files_as_the_whole_image(checkpoint, photos, tmp_pa
     ]
     run(checkpoint, photos, *options, "--output_dir", tmp_path / "whole")
     with caplog.at_level("INFO", "hf_denseseg.inference.predict.segmentation"):
-        run(checkpoint, photos, *options, "--output_dir", tmp_path / "bands", "--tile_above_pixels", 0)
+        run(checkpoint, photos, *options, "--output_dir", tmp_path / "strips", "--tile_above_pixels", 0)
     assert caplog.text.count("segmented in strips of rows") == 1
-    whole, bands = contents(tmp_path / "whole"), contents(tmp_path / "bands")
-    assert whole.keys() == bands.keys()
-    masks = [np.asarray(Image.open(tmp_path / each / "masks/a.png")) for each in ("whole", "bands")]
+    whole, strips = contents(tmp_path / "whole"), contents(tmp_path / "strips")
+    assert whole.keys() == strips.keys()
+    masks = [np.asarray(Image.open(tmp_path / each / "masks/a.png")) for each in ("whole", "strips")]
     if not views:  # the same sums
         assert (masks[0] == masks[1]).all()
-    assert (masks[0] != masks[1]).mean() < 1e-3  # rows are averaged apart: equal but for rounding
+    assert (masks[0] != masks[1]).mean() < 1e-3  # rows are averaged separately: equal except for rounding
     if (masks[0] == masks[1]).all():
-        assert all(whole[name] == bands[name] for name in whole if name.startswith(("masks/", "overlays/")))
-    sure = [np.asarray(Image.open(tmp_path / each / "confidence/a.png"), dtype=int) for each in ("whole", "bands")]
-    assert abs(sure[0] - sure[1]).max() <= 1  # rounding
+        assert all(whole[name] == strips[name] for name in whole if name.startswith(("masks/", "overlays/")))
+    confidences = [
+        np.asarray(Image.open(tmp_path / each / "confidence/a.png"), dtype=int) for each in ("whole", "strips")
+    ]
+    assert abs(confidences[0] - confidences[1]).max() <= 1  # rounding
 
 
-def test_confidence_is_the_probability_of_the_class_that_won(checkpoint, photos, tmp_path):
+def test_confidence_is_the_probability_of_the_predicted_class(checkpoint, photos, tmp_path):
     run(checkpoint, photos / "a.png", "--output_dir", tmp_path / "out", "--write", "confidence")
     expected = model_probabilities(checkpoint, photos / "a.png", InferenceSettings()).max(0)
     written = np.asarray(Image.open(tmp_path / "out/confidence/a.png"))
@@ -336,7 +340,7 @@ def test_confidence_is_the_probability_of_the_class_that_won(checkpoint, photos,
     assert not (tmp_path / "out/masks").exists()
 
 
-def test_raw_ids_are_those_of_the_data_set_and_keep_their_colours(checkpoint, photos, tmp_path):
+def test_raw_ids_are_those_of_the_dataset_and_keep_their_colors(checkpoint, photos, tmp_path):
     spec = {"classes": ["road", "tree", "sky"], "palette": [[9, 8, 7], [1, 2, 3], [4, 5, 6]]}
     spec["raw_to_train"] = {"7": 0, "21": 1, "23": 2}
     (tmp_path / "labels.json").write_text(json.dumps(spec))
@@ -356,7 +360,7 @@ def test_raw_ids_are_those_of_the_data_set_and_keep_their_colours(checkpoint, ph
         run(checkpoint, photos, "--output_dir", tmp_path / "none", "--raw_ids")
 
 
-def test_the_table_holds_masks_and_shares(checkpoint, photos, tmp_path):
+def test_the_table_holds_masks_and_fractions(checkpoint, photos, tmp_path):
     datasets = pytest.importorskip("datasets")
     run(checkpoint, photos, "--output_dir", tmp_path / "out", "--write", "masks", "parquet")
     table = datasets.Dataset.from_parquet(str(tmp_path / "out/results.parquet"), cache_dir=str(tmp_path / "cache"))
@@ -402,7 +406,7 @@ def test_a_video_becomes_numbered_frames_and_a_video_of_overlays(checkpoint, vid
     assert_highest(mask, expected)
     with av.open(str(tmp_path / "out/overlays/drive.mp4")) as container:
         stream = container.streams.video[0]
-        assert stream.average_rate == 3 and stream.frames == 8  # every fifth of 15 a second lasts as long
+        assert stream.average_rate == 3 and stream.frames == 8  # every fifth frame of 15 per second: the same duration
         last = list(container.decode(stream))[-1].to_image()
     palette = np.array(mask.getpalette()[:9]).reshape(3, 3).tolist()
     drawn = overlay(frames[35], expected.argmax(0), palette)
@@ -411,7 +415,7 @@ def test_a_video_becomes_numbered_frames_and_a_video_of_overlays(checkpoint, vid
 
 def test_a_stream_on_standard_input_is_predicted_as_the_file_is(checkpoint, video, tmp_path, monkeypatch):
     run(checkpoint, video, "--output_dir", tmp_path / "file", "--frame_stride", 10)
-    for turn in ("first", "again"):  # a stream begins again
+    for turn in ("first", "again"):  # a stream is never resumed
         with video.open("rb") as stream:
             monkeypatch.setattr("sys.stdin", types.SimpleNamespace(buffer=stream))
             assert run(checkpoint, "-", "--output_dir", tmp_path / turn, "--frame_stride", 10) == 0
@@ -419,7 +423,7 @@ def test_a_stream_on_standard_input_is_predicted_as_the_file_is(checkpoint, vide
     assert file == stream and len(file) == 4
 
 
-def test_an_interrupt_ends_a_stream_with_what_was_predicted(checkpoint, video, tmp_path, monkeypatch):
+def test_an_interrupt_ends_a_stream_and_keeps_its_predictions(checkpoint, video, tmp_path, monkeypatch):
     predict_one, seen = SegmentationPredictor.predict, []
 
     def interrupted(self, image, name):
@@ -439,11 +443,9 @@ def test_an_interrupt_ends_a_stream_with_what_was_predicted(checkpoint, video, t
         run(checkpoint, video, "--output_dir", tmp_path / "file")
 
 
-def test_a_video_that_breaks_off_leaves_its_frames_and_the_others_untouched(
-    checkpoint, video, photos, tmp_path, capsys
-):
-    whole = video.read_bytes()
-    video.write_bytes(whole[: len(whole) // 2])
+def test_a_truncated_video_keeps_its_frames_and_the_other_inputs(checkpoint, video, photos, tmp_path, capsys):
+    data = video.read_bytes()
+    video.write_bytes(data[: len(data) // 2])
     assert run(checkpoint, video, photos, "--output_dir", tmp_path / "out") == 1
     results = json.loads((tmp_path / "out/results.json").read_text())
     names = [record["id"] for record in results["images"]]
@@ -476,64 +478,66 @@ def test_a_killed_run_is_finished_by_two_processes_with_the_same_files(checkpoin
     assert before < 30 and not (tmp_path / "out/results.json").exists()
     run_two([*words, str(tmp_path / "out")], free_port(), tmp_path)
     assert f"{30 - before} images predicted, {before} were finished before" in (tmp_path / "rank0.txt").read_text()
-    run(*words[1:], tmp_path / "undisturbed")
-    left = {name: data for name, data in contents(tmp_path / "out").items() if "/." not in name}  # what was cut off
-    assert left == contents(tmp_path / "undisturbed")
+    run(*words[1:], tmp_path / "uninterrupted")
+    left = {
+        name: data for name, data in contents(tmp_path / "out").items() if "/." not in name
+    }  # without partly written files
+    assert left == contents(tmp_path / "uninterrupted")
 
 
-def test_a_bad_file_of_one_process_does_not_keep_the_other_from_its_share(checkpoint, many, tmp_path):
+def test_damaged_files_of_one_process_do_not_stop_the_other(checkpoint, many, tmp_path):
     for k in (3, 4, 5):
-        (many / f"{k:02d}.png").write_bytes(b"no image")
+        (many / f"{k:02d}.png").write_bytes(b"not an image")
     words = ["predict", str(checkpoint), str(many), "--device", "cpu", "--output_dir", str(tmp_path / "out")]
     shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     ranks = [start(words, {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in (0, 1)]
     for process in ranks:
         process.join(240)
-    assert [process.exitcode for process in ranks] == [1, 0]  # the first answers for all
+    assert [process.exitcode for process in ranks] == [1, 0]  # rank 0 reports for both
     results = json.loads((tmp_path / "out/results.json").read_text())
     assert [os.path.basename(row["source"]) for row in results["failed"]] == ["03.png", "04.png", "05.png"]
     assert len(results["images"]) == 27
 
 
-def test_a_image_the_model_fails_at_or_that_is_too_long_is_left_out(checkpoint, photos, tmp_path, monkeypatch):
+def test_an_image_that_the_model_fails_on_or_that_is_too_long_is_left_out(checkpoint, photos, tmp_path, monkeypatch):
     Image.new("RGB", (65_501, 2)).save(photos / "long.png")
     strips = SegmentationPredictor._strips
 
-    def fails_at_small_ones(self, image):
+    def fails_on_small_images(self, image):
         if image.height == 20:
             raise RuntimeError("kernel size is greater than input\nsecond line")
         return strips(self, image)
 
-    monkeypatch.setattr(SegmentationPredictor, "_strips", fails_at_small_ones)
+    monkeypatch.setattr(SegmentationPredictor, "_strips", fails_on_small_images)
     assert run(checkpoint, photos, "--output_dir", tmp_path / "out") == 1
     results = json.loads((tmp_path / "out/results.json").read_text())
     long, small = (row["reason"] for row in results["failed"])
-    assert "Take overlays out of --write" in long and "(20x31) is not for this model: kernel" in small
+    assert "Take overlays out of --write" in long and "(20x31) cannot be predicted by this model: kernel" in small
     assert [record["id"] for record in results["images"]] == ["a", "b"]
 
 
-def test_fewer_outputs_than_before_are_named_as_in_a_new_run(checkpoint, photos, tmp_path):
+def test_fewer_outputs_than_before_are_listed_as_in_a_new_run(checkpoint, photos, tmp_path):
     run(checkpoint, photos, "--output_dir", tmp_path / "out")
     for folder in ("out", "new"):
         run(checkpoint, photos, "--output_dir", tmp_path / folder, "--write", "masks")
     assert (tmp_path / "out/results.json").read_text() == (tmp_path / "new/results.json").read_text()
 
 
-def test_a_record_that_is_cut_short_or_of_another_image_is_made_again(checkpoint, photos, tmp_path, capsys):
+def test_a_truncated_record_or_one_of_another_image_is_made_again(checkpoint, photos, tmp_path, capsys):
     output = tmp_path / "out"
     run(checkpoint, photos, "--output_dir", output)
     (journal,) = (output / "journal").glob("process-*.jsonl")
     lines = journal.read_text().splitlines()
     journal.write_text("\n".join(line[:100] if '["a", ' in line else line for line in lines))
     stamp = (photos / "b.jpg").stat()
-    shutil.copy(photos / "a.png", photos / "b.jpg")  # another size in bytes, the same time
+    shutil.copy(photos / "a.png", photos / "b.jpg")  # another size in bytes, the same modification time
     os.utime(photos / "b.jpg", ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
     capsys.readouterr()
     run(checkpoint, photos, "--output_dir", output)
     assert "2 images predicted, 1 were finished before" in capsys.readouterr().out
 
 
-def test_combinations_that_mean_nothing_are_refused_with_a_way_out(checkpoint, photos, tmp_path):
+def test_contradicting_options_are_refused_with_the_fix(checkpoint, photos, tmp_path):
     output = ["--output_dir", tmp_path / "out"]
     for options, message in (
         (["--write", "parquet"], "Add masks to --write"),

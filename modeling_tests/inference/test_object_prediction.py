@@ -52,8 +52,8 @@ def images(tmp_path):
 
 
 @pytest.mark.parametrize("task", MODELS)
-def test_answers_are_written_beside_the_drawn_images(checkpoints, images, task):
-    (images / "broken.png").write_bytes(b"no image")
+def test_predictions_are_written_beside_the_drawn_images(checkpoints, images, task):
+    (images / "broken.png").write_bytes(b"not an image")
     words = ["predict", str(checkpoints[task]), str(images), "--output_dir", str(images / "out"), "--device", "cpu"]
     words += [] if task == "image-classification" else ["--threshold", "0.0"]
     assert main(words) == 1  # one file is broken
@@ -61,25 +61,25 @@ def test_answers_are_written_beside_the_drawn_images(checkpoints, images, task):
     assert results["task"] == task and "broken.png" in results["failed"][0]["source"]
     assert [record["size"] for record in results["images"]] == [[70, 90], [96, 64]]
     for record in results["images"]:
-        scores = [answer["score"] for answer in record["predictions"]]
+        scores = [prediction["score"] for prediction in record["predictions"]]
         assert scores == sorted(scores, reverse=True)
         if task == "image-classification":
             assert len(scores) == 3 and sum(scores) == pytest.approx(1.0, abs=1e-5)
             continue
         assert Image.open(images / "out" / record["drawn"]).size == tuple(record["size"][::-1])
         height, width = record["size"]
-        for answer in record["predictions"]:
-            left, top, right, bottom = answer["box"]
+        for prediction in record["predictions"]:
+            left, top, right, bottom = prediction["box"]
             assert 0 <= left <= right <= width and 0 <= top <= bottom <= height
             if task == "instance-segmentation":
-                mask = object_mask(json.dumps(answer["segmentation"]), (height, width))
+                mask = object_mask(json.dumps(prediction["segmentation"]), (height, width))
                 assert mask.shape == (height, width)
 
 
-def test_pictures_that_are_done_are_not_looked_at_again(checkpoints, images, monkeypatch, capsys):
+def test_finished_images_are_not_predicted_again(checkpoints, images, monkeypatch, capsys):
     words = ["predict", str(checkpoints["image-classification"]), str(images), "--output_dir", str(images / "out")]
     assert main(words) == 0
-    monkeypatch.setattr(ObjectPredictor, "find", lambda *args: pytest.fail("looked at again"))
+    monkeypatch.setattr(ObjectPredictor, "find", lambda *args: pytest.fail("predicted again"))
     assert main(words) == 0
     assert "2 were finished before" in capsys.readouterr().out
 
@@ -94,7 +94,7 @@ def test_options_of_another_task_are_refused(checkpoints, images, capsys):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_demo_of_every_task_has_a_recipe_and_a_way_to_load_its_model(task):
+def test_demo_of_every_task_has_a_recipe_and_a_loader_of_its_model(task):
     path = demo.RECIPES / f"demo_{task.replace('-', '_')}.yaml"
     recipe = load_recipe(path)
     assert recipe.model.task == task and recipe.data.dataset.startswith("synthetic")
@@ -104,8 +104,8 @@ def test_demo_of_every_task_has_a_recipe_and_a_way_to_load_its_model(task):
     assert get_task(task).name == task and names.pipeline in transformers.pipelines.SUPPORTED_TASKS
 
 
-def test_saved_models_answer_in_a_new_process_through_auto_class_and_pipeline(checkpoints, tmp_path):
-    """Without a score to reach: a random model may find nothing, but it is found and runs."""
+def test_saved_models_run_in_a_new_process_through_auto_class_and_pipeline(checkpoints, tmp_path):
+    """No score is required: a random model may detect nothing, but it is loaded and runs."""
     lines = []
     for task in MODELS:
         names, folders = TASKS[task], (str(checkpoints[task]), str(tmp_path / task))

@@ -1,4 +1,4 @@
-"""What `denseseg predict` takes: files, folders, globs, lists, videos, streams; and how processes share it."""
+"""Inputs of `denseseg predict`: files, folders, globs, lists, videos, streams; and how processes share them."""
 
 import os
 import struct
@@ -28,7 +28,7 @@ def save(path, size=(8, 8), value=0):
 
 @pytest.fixture(scope="module")
 def video(tmp_path_factory):
-    """60 frames at 25 a second, frame k in gray 4 k."""
+    """60 frames at 25 per second, frame k of gray value 4 k."""
     folder = tmp_path_factory.mktemp("video")
     files = [save(folder / f"{k:02d}.png", (32, 48), 4 * k) for k in range(60)]
     write_video(files, folder / "gray.mp4", Fraction(25))
@@ -39,11 +39,11 @@ def names(found):
     return [source.name for source in found.sources]
 
 
-def test_every_form_of_input_leads_to_its_files_once(tmp_path, monkeypatch):
+def test_every_form_of_input_gives_each_file_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("a.png", "b/c.jpg", "b/d/e.tif", "out/masks/a.png"):
         save(tmp_path / name)
-    (tmp_path / "b/notes.txt").write_text("no image by its name")
+    (tmp_path / "b/notes.txt").write_text("not an image by its name")
     (tmp_path / "list.txt").write_text("b/c.jpg\n\nb/d/e.tif\n")
     output = tmp_path / "out"
     assert names(find_sources(["."], output)) == ["a", "b/c", "b/d/e"]
@@ -61,7 +61,7 @@ def test_names_of_results_do_not_collide(tmp_path):
     assert names(found) == ["a", "a_jpg", "a_png", "a_png_2"]
 
 
-def test_frames_of_a_video_do_not_meet_a_folder_of_its_name(tmp_path, video):
+def test_frames_of_a_video_do_not_collide_with_a_folder_of_its_name(tmp_path, video):
     save(tmp_path / "clip/000000.png")
     (tmp_path / "clip.mp4").write_bytes(video.read_bytes())
     found = find_sources([str(tmp_path)], tmp_path / "out")
@@ -69,7 +69,7 @@ def test_frames_of_a_video_do_not_meet_a_folder_of_its_name(tmp_path, video):
     assert next(items_of(found.sources[1])).name == "clip_mp4/000000"
 
 
-def test_what_is_missing_in_a_list_or_barred_in_a_folder_is_reported(tmp_path, monkeypatch):
+def test_missing_files_of_a_list_and_forbidden_folders_are_reported(tmp_path, monkeypatch):
     save(tmp_path / "photos/a.png")
     save(tmp_path / "photos/secret/b.png")
     (tmp_path / "list.txt").write_text(f"{tmp_path}/photos/a.png\n{tmp_path}/gone.png\n")
@@ -77,21 +77,21 @@ def test_what_is_missing_in_a_list_or_barred_in_a_folder_is_reported(tmp_path, m
     assert names(found) == ["a"] and [row["source"] for row in found.failed] == [f"{tmp_path}/gone.png"]
     scandir = os.scandir
 
-    def barred(path):
+    def forbidden(path):
         if str(path).endswith("secret"):
             raise PermissionError(13, "Permission denied", str(path))
         return scandir(path)
 
-    monkeypatch.setattr(os, "scandir", barred)
+    monkeypatch.setattr(os, "scandir", forbidden)
     found = find_sources([str(tmp_path / "photos")], tmp_path / "out")
     assert names(found) == ["a"] and "Permission denied" in found.failed[0]["reason"]
     monkeypatch.undo()
     for given_input in ("@nothing.txt", str(tmp_path / "nothing"), str(tmp_path / "*.gif")):
-        with pytest.raises(InputError, match="cannot be read|leads to no image"):
+        with pytest.raises(InputError, match="cannot be read|There is no image at"):
             find_sources([given_input], tmp_path / "out")
 
 
-def test_a_bomb_is_refused_by_its_header_and_a_trusted_image_is_read(tmp_path):
+def test_a_decompression_bomb_is_refused_by_its_header_and_a_trusted_image_is_read(tmp_path):
     save(tmp_path / "a.png", (20, 30))
     limit = Image.MAX_IMAGE_PIXELS
     with pytest.raises(InputError, match=r"20x30 pixels, more than 599 .* --max_pixels 600"):
@@ -105,10 +105,10 @@ def test_a_bomb_is_refused_by_its_header_and_a_trusted_image_is_read(tmp_path):
     assert limit == Image.MAX_IMAGE_PIXELS
 
 
-@pytest.mark.parametrize("every", [1, 7])
-def test_frames_come_in_order_with_number_and_time(video, every):
-    frames = list(items_of(Source("v", str(video), "video"), every))
-    assert [item.number for item in frames] == list(range(0, 60, every))
+@pytest.mark.parametrize("frame_stride", [1, 7])
+def test_frames_come_in_order_with_number_and_time(video, frame_stride):
+    frames = list(items_of(Source("v", str(video), "video"), frame_stride))
+    assert [item.number for item in frames] == list(range(0, 60, frame_stride))
     for item in frames:
         assert item.name == f"v/{item.number:06d}"
         assert item.facts["seconds"] == pytest.approx(item.number / 25) and item.facts["frame_rate"] == "25"
@@ -121,17 +121,17 @@ def test_processes_share_the_frames_of_a_video(video):
     assert parts == [[0, 15, 30, 45], [5, 20, 35, 50], [10, 25, 40, 55]]
 
 
-def test_a_video_that_breaks_off_gives_its_whole_frames_and_then_the_reason(video, tmp_path):
-    whole = video.read_bytes()
-    (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) * 2 // 3])
+def test_a_truncated_video_gives_its_complete_frames_and_then_the_reason(video, tmp_path):
+    data = video.read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(data[: len(data) * 2 // 3])
     frames = []
-    with pytest.raises(InputError, match="cannot be read beyond|breaks off"):
+    with pytest.raises(InputError, match="cannot be read beyond|is truncated after"):
         for frame in read_frames(str(tmp_path / "cut.mp4"), 1, 10**6):
             frames.append(frame.number)  # noqa: PERF402
     assert frames == list(range(len(frames))) and 5 < len(frames) < 60
-    for content in (b"", b"no video" * 99):
+    for content in (b"", b"not a video" * 99):
         (tmp_path / "none.mp4").write_bytes(content)
-        with pytest.raises(InputError, match="cannot be read|holds no"):
+        with pytest.raises(InputError, match="cannot be read|has no"):
             list(read_frames(str(tmp_path / "none.mp4"), 1, 10**6))
     with pytest.raises(InputError, match="--max_pixels 1536"):
         list(read_frames(str(video), 1, 1535))
@@ -154,30 +154,30 @@ def test_videos_keep_rate_and_size_and_have_the_same_bytes_each_time(tmp_path):
 
 
 @given(weights=st.lists(st.integers(0, 100), max_size=30), count=st.integers(1, 5))
-def test_each_task_falls_to_one_process_and_none_has_much_more_than_another(weights, count):
-    shares = [Processes(rank, count).deal(weights) for rank in range(count)]
-    assert sorted(task for share in shares for task in share) == list(range(len(weights)))
-    loads = [sum(weights[task] for task in share) for share in shares]
+def test_each_task_goes_to_one_process_and_loads_are_balanced(weights, count):
+    dealt = [Processes(rank, count).deal(weights) for rank in range(count)]
+    assert sorted(task for tasks in dealt for task in tasks) == list(range(len(weights)))
+    loads = [sum(weights[task] for task in tasks) for tasks in dealt]
     assert max(loads) - min(loads) <= max(weights, default=0)
 
 
-def test_processes_take_a_gpu_each_and_refuse_to_share_one(monkeypatch):
+def test_processes_use_one_gpu_each_and_refuse_to_share_one(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     assert [Processes(k, 4, k).device(None) for k in range(4)] == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
     assert Processes().device(None) == "cuda" and Processes(1, 2, 1).device("cpu") == "cpu"
-    with pytest.raises(InputError, match="would serve 2 processes"):
+    with pytest.raises(InputError, match="would be used by 2 processes"):
         Processes(0, 2).device("cuda:1")
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     assert Processes(0, 2).device(None) == "cpu"
 
 
-def test_processes_that_find_different_pictures_or_share_a_stream_are_refused(tmp_path, monkeypatch):
-    def seen_by(own):
+def test_processes_that_find_different_images_or_share_a_stream_are_refused(tmp_path, monkeypatch):
+    def digests_of(sources):
         digests = []
         monkeypatch.setattr(Processes, "gather", lambda self, value: digests.append(value) or ["another", value])
         with pytest.raises(InputError, match="different images|cannot be shared"):
-            run_prediction(None, Found(own, []), tmp_path, processes=Processes(0, 2))
+            run_prediction(None, Found(sources, []), tmp_path, processes=Processes(0, 2))
         return digests
 
-    assert len(seen_by([Source("a", "a.png")])[0]) == 64
-    assert seen_by([Source("stdin", "-", "stream")]) == []
+    assert len(digests_of([Source("a", "a.png")])[0]) == 64
+    assert digests_of([Source("stdin", "-", "stream")]) == []

@@ -18,7 +18,7 @@ EPILOG = """examples:
   denseseg predict CHECKPOINT street.jpg --output_dir masks --show attention features positions --point 320 200
 
 OUTPUT/results.json names the files of each image, and for each class its fraction of the pixels and mean probability.
---write chooses:
+--write selects:
   masks          OUTPUT/masks/NAME.png, class ids (a palette image: viewers show colors, readers get ids)
   overlays       OUTPUT/overlays/NAME.jpg, the colors over the image
   confidence     OUTPUT/confidence/NAME.png, the probability of each pixel's class (255 is 1)
@@ -27,7 +27,7 @@ OUTPUT/results.json names the files of each image, and for each class its fracti
   video          OUTPUT/overlays/NAME.mp4, the overlays of a video at its frame rate
 Frames of a video are numbered NAME/000000; Ctrl-C ends a stream. Videos and streams need the extra `video`.
 Images above --tile_above_pixels are segmented in strips of rows: with windows, memory grows with their width only. The
-ids are the same; where scores are resized, or averaged over scales, these may differ by rounding.
+ids are the same; scores that are resized, or averaged over scales, may differ by rounding.
 With --show, OUTPUT/shown/NAME_attention.png shows what the picked points attend to in each layer, NAME_features.png
 the features of the layers and of the decoder, positions.png the similarity of the position embeddings, and
 NAME_refinement.png (UN-EPT) the label map before and after the boundary refinement.
@@ -35,8 +35,9 @@ The five best classes of a classifier, or the boxes of a detector (and masks as 
 the objects over the images to OUTPUT/drawn/NAME.jpg; of the options --threshold, --device, --frame_stride and
 --max_pixels apply to them.
 A run that was interrupted continues when the same command is given again, also with another number of processes.
-Processes of accelerate launch or torchrun share the images and the frames of each video, need one OUTPUT, and write
-the same files as one process with as many threads. Files that cannot be read are left out and reported (code 1)."""
+Processes of accelerate launch or torchrun share the images and the frames of each video, need the same OUTPUT, and
+write the same files as one process with the same number of threads. Files that cannot be read are left out and
+reported (exit code 1)."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -55,53 +56,48 @@ def add_parser(subparsers: Any) -> None:
         "inputs",
         nargs="+",
         metavar="INPUT",
-        help="image, video, folder (searched through), glob, @FILE with one path a line, address of a stream "
+        help="image, video, folder (searched recursively), glob, @FILE with one path per line, address of a stream "
         "(rtsp://...), or - for a stream on standard input",
     )
     add("--output_dir", required=True, help="folder to write")
-    add(
-        "--write", nargs="+", choices=(*KINDS, *NEEDS), help="see below (default masks overlays, of a video video too)"
-    )
+    add("--write", nargs="+", choices=(*KINDS, *NEEDS), help="see below (default masks overlays, videos: also video)")
     add("--raw_ids", action="store_true", default=None, help="masks hold the dataset's ids, as in its label maps")
     add("--label_spec", metavar="FILE", help="colors and raw ids (default: the checkpoint's labels.json)")
     add("--frame_stride", type=int, metavar="N", help="predict every N-th frame of videos (default 1)")
-    add("--max_pixels", type=int, metavar="N", help="larger images are left out unread (default 178956970)")
+    add("--max_pixels", type=int, metavar="N", help="larger images are left out without decoding (default 178956970)")
     add("--tile_above_pixels", type=int, metavar="N", help="larger ones go in strips of rows (default 4194304)")
-    add("--threshold", type=float, metavar="SCORE", help="lowest score of an object (default 0.5)")
-    add("--device", help="cpu, cuda, cuda:1 ... (default: cuda if there is one, each process its own)")
+    add("--threshold", type=float, metavar="SCORE", help="minimum score of an object (default 0.5)")
+    add("--device", help="cpu, cuda, cuda:1 ... (default: cuda if available, one GPU per process)")
     test = parser.add_argument_group("test protocol (default: as saved with the checkpoint)").add_argument
     size: dict[str, Any] = {"nargs": 2, "type": int, "metavar": ("H", "W")}
     switch: dict[str, Any] = {"action": "store_true", "default": None}
     test("--test_mode", choices=("whole", "slide"), help="whole image, or a sliding window")
     test("--test_crop_size", **size, help="sliding window in pixels")
-    test("--test_stride", **size, help="its stride (default 2/3 of it)")
-    test("--test_base_size", **size, help="box to resize into, ratio kept")
-    test("--test_scales", nargs="+", type=float, metavar="RATIO", help="ratios averaged over")
+    test("--test_stride", **size, help="stride of the window (default 2/3 of its size)")
+    test("--test_base_size", **size, help="box to resize into, aspect ratio kept")
+    test("--test_scales", nargs="+", type=float, metavar="RATIO", help="scales to average over")
     test("--test_flip", **switch, help="average with the horizontally flipped image")
-    test("--test_raise_short_side", **switch, help="SETR: no shortest edge below the window's")
-    test("--test_keep_odd", **switch, help="HFGD: scale each side by itself, odd sides stay odd")
-    test("--test_pad_to_window", **switch, help="pad what is smaller than the window")
-    test("--test_average", choices=("probabilities", "logits"), help="what is averaged over scales and flips")
+    test("--test_raise_short_side", **switch, help="SETR: enlarge images whose shortest edge is below the window's")
+    test("--test_keep_odd", **switch, help="HFGD: scale each side separately, odd sides stay odd")
+    test("--test_pad_to_window", **switch, help="pad images that are smaller than the window")
+    test("--test_average", choices=("probabilities", "logits"), help="quantity to average over scales and flips")
     test("--window_batch_size", type=int, metavar="N", help="windows per model call (default 4)")
-    test("--accumulation_device", metavar="DEVICE", help="where full-size scores are summed, for example cpu")
+    test("--accumulation_device", metavar="DEVICE", help="device that sums full-size scores, for example cpu")
     internals = parser.add_argument_group("the model's internals, as the papers show them").add_argument
-    internals("--show", nargs="+", choices=SHOWABLE, help="what to show")
+    internals("--show", nargs="+", choices=SHOWABLE, help="internals to show")
     point: dict[str, Any] = {"nargs": "+", "action": "extend", "type": float, "metavar": "X Y"}
-    internals("--point", **point, help="picked points in pixels (default: center)")
+    internals("--point", **point, help="picked points of the attention, in pixels (default: center)")
     internals("--layers", nargs="+", type=int, metavar="N", help="layers, from 1 (default: all; attention: 4)")
     internals("--show_size", type=int, metavar="N", help="longest edge of the image that is inspected (default 512)")
 
 
 def main(args: argparse.Namespace) -> int:
-    """Predict everything; 1 if something could not be read."""
+    """Predict all inputs; return 1 if something could not be read."""
     from hf_denseseg.commands import prediction_options as options
     from hf_denseseg.files import check_output_folder
     from hf_denseseg.inference.predict.inputs import find_sources
-    from hf_denseseg.inference.predict.objects import ObjectPredictor
     from hf_denseseg.inference.predict.prediction import run_prediction
-    from hf_denseseg.inference.predict.predictor import Predictor
     from hf_denseseg.inference.predict.processes import Processes
-    from hf_denseseg.inference.predict.segmentation import SegmentationPredictor
     from hf_denseseg.models.auto.pretrained import task_of_checkpoint
 
     output = check_output_folder(args.output_dir)
@@ -109,21 +105,13 @@ def main(args: argparse.Namespace) -> int:
     task = task_of_checkpoint(args.checkpoint) or SEMANTIC_SEGMENTATION
     options.check_options(args, task, found.sources)
     processes = Processes.launched()
-    device = processes.device(args.device)
-    predictor: Predictor
-    if task != SEMANTIC_SEGMENTATION:
-        threshold = {} if args.threshold is None else {"threshold": args.threshold}
-        predictor = ObjectPredictor.load(args.checkpoint, task, device, **threshold)
-    else:
-        settings, outputs = options.given_settings(args), options.given_outputs(args, found.sources)
-        shown = options.given_show(args)
-        predictor = SegmentationPredictor.load(args.checkpoint, settings, device, outputs, args.label_spec, shown)
+    predictor = options.load_predictor(args, task, found.sources, processes.device(args.device))
     outcome = run_prediction(predictor, found, output, args.frame_stride or 1, options.max_pixels(args), processes)
     if processes.rank > 0:
-        return 0  # a launcher stops all as soon as one fails, and the first one still has to write
+        return 0  # a launcher stops all processes as soon as one fails, and rank 0 still has to write
     kept = f", {outcome.kept} were finished before" if outcome.kept else ""
     print(
-        f"{outcome.made} images predicted{kept}, {len(outcome.failed)} left out; see {output / 'results.json'} "
+        f"{outcome.predicted} images predicted{kept}, {len(outcome.failed)} left out; see {output / 'results.json'} "
         f"({outcome.seconds:.1f} s)"
     )
     return 1 if outcome.failed else 0

@@ -1,4 +1,4 @@
-"""What the options of `denseseg predict` mean together; contradictions are refused with a way out."""
+"""Combine the options of `denseseg predict`; contradictions are refused with advice."""
 
 import argparse
 import dataclasses
@@ -7,7 +7,10 @@ from typing import Any
 from hf_denseseg.errors import InputError
 from hf_denseseg.inference.introspection.inspection import ShowSettings
 from hf_denseseg.inference.predict.inputs import MAX_PIXELS, Source
+from hf_denseseg.inference.predict.objects import ObjectPredictor
 from hf_denseseg.inference.predict.outputs import TILE_ABOVE_PIXELS, OutputSettings
+from hf_denseseg.inference.predict.predictor import Predictor
+from hf_denseseg.inference.predict.segmentation import SegmentationPredictor
 from hf_denseseg.inference.settings import InferenceSettings
 from hf_denseseg.models.auto.tasks import DETECTION_TASKS, SEMANTIC_SEGMENTATION
 
@@ -15,7 +18,7 @@ EVERYWHERE = {"command", "checkpoint", "inputs", "output_dir", "device", "overri
 
 
 def check_options(args: argparse.Namespace, task: str, sources: list[Source]) -> None:
-    """Refuse options that mean nothing for the checkpoint's task or for the inputs, and wrong numbers.
+    """Refuse options that have no effect for the checkpoint's task or the inputs, and numbers out of range.
 
     Raises:
         InputError: there is such an option.
@@ -25,27 +28,41 @@ def check_options(args: argparse.Namespace, task: str, sources: list[Source]) ->
             continue
         if task != SEMANTIC_SEGMENTATION or name == "threshold":
             raise InputError(f"--{name} changes nothing for a checkpoint for {task}. Leave it out.")
-    for name, least in (("frame_stride", 1), ("max_pixels", 1), ("tile_above_pixels", 0)):
+    for name, minimum in (("frame_stride", 1), ("max_pixels", 1), ("tile_above_pixels", 0)):
         value = getattr(args, name)
-        if value is not None and value < least:
-            raise InputError(f"--{name} is {value}. Give a whole number from {least} on.")
-    films = any(source.kind != "image" for source in sources)
+        if value is not None and value < minimum:
+            raise InputError(f"--{name} is {value}. Give an integer of at least {minimum}.")
+    has_videos = any(source.kind != "image" for source in sources)
     for name, given in (
         ("frame_stride", args.frame_stride is not None),
         ("write video", "video" in (args.write or ())),
     ):
-        if given and not films:
+        if given and not has_videos:
             raise InputError(f"--{name} changes nothing: there is no video among the inputs. Leave it out.")
 
 
-def given_outputs(args: argparse.Namespace, sources: list[Source]) -> OutputSettings:
-    """What is to be written.
+def load_predictor(args: argparse.Namespace, task: str, sources: list[Source], device: str) -> Predictor:
+    """Load the checkpoint with the options for its task.
 
     Raises:
-        InputError: it cannot be written like this.
+        InputError: the checkpoint or an option cannot be used.
+        RunError: a hub id without a network.
     """
-    films = any(source.kind != "image" for source in sources)
-    default = ("masks", "overlays", "video") if films else ("masks", "overlays")
+    if task != SEMANTIC_SEGMENTATION:
+        threshold = {} if args.threshold is None else {"threshold": args.threshold}
+        return ObjectPredictor.load(args.checkpoint, task, device, **threshold)
+    settings, outputs = given_settings(args), given_outputs(args, sources)
+    return SegmentationPredictor.load(args.checkpoint, settings, device, outputs, args.label_spec, given_show(args))
+
+
+def given_outputs(args: argparse.Namespace, sources: list[Source]) -> OutputSettings:
+    """The outputs named on the command line, or the default ones.
+
+    Raises:
+        InputError: options that contradict each other.
+    """
+    has_videos = any(source.kind != "image" for source in sources)
+    default = ("masks", "overlays", "video") if has_videos else ("masks", "overlays")
     write = tuple(dict.fromkeys(args.write or default))
     if args.tile_above_pixels is not None and "probabilities" in write:
         raise InputError(
@@ -61,7 +78,7 @@ def max_pixels(args: argparse.Namespace) -> int:
 
 
 def flag_of(setting: str) -> str:
-    """The option of an inference setting: the recipe's key where it has one."""
+    """The option of an inference setting: the recipe's key if there is one."""
     return setting if setting in ("window_batch_size", "accumulation_device", "chunk_classes") else f"test_{setting}"
 
 
@@ -72,15 +89,19 @@ def given_settings(args: argparse.Namespace) -> dict[str, Any]:
     if "crop_size" in given:
         if given.get("mode") == "whole":
             raise InputError(
-                "--test_mode whole takes the image without a window. Leave out --test_crop_size or --test_mode."
+                "--test_mode whole runs on the whole image, not on windows. Leave out --test_crop_size or --test_mode."
             )
-        # The saved stride belongs to the saved window.
+        # The saved stride belongs to the saved window size.
         given = {"stride": None, **given, "mode": "slide"}
     return given
 
 
 def given_show(args: argparse.Namespace) -> ShowSettings | None:
-    """Which internals of the model are to be shown; None without `--show`."""
+    """Which internals of the model to show; None without `--show`.
+
+    Raises:
+        InputError: an option without the figure it is for, or half a point.
+    """
     kinds = tuple(dict.fromkeys(args.show or ()))
     for option, needs in (("point", {"attention"}), ("layers", {"attention", "features"}), ("show_size", set(kinds))):
         if getattr(args, option) is not None and not needs & set(kinds):

@@ -1,4 +1,4 @@
-"""Find the images, videos and streams to predict, and give them image by image."""
+"""Find the images, videos and streams to predict, and read them image by image."""
 
 import glob
 import os
@@ -16,7 +16,7 @@ from hf_denseseg.inference.predict.video import is_address, read_frames
 
 IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 VIDEOS = {".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".y4m"}
-MAX_PIXELS = 178_956_970  # Pillow too takes a larger image for a decompression bomb
+MAX_PIXELS = 178_956_970  # above it Pillow, too, refuses an image as a decompression bomb
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Source:
     """An image, a video file or a stream.
 
     Args:
-        name: of its results, without ending.
+        name: of its results, without extension.
         origin: path, address (`rtsp://...`) or `-` for standard input.
         kind: `"image"`, `"video"` or `"stream"`.
     """
@@ -34,7 +34,7 @@ class Source:
     kind: str = "image"
 
     def state(self) -> dict[str, Any]:
-        """Size and time of the file; results made from another state are out of date. Nothing of a stream.
+        """Size and modification time of the file; results made from another state are out of date. Empty for a stream.
 
         Raises:
             InputError: the file is gone or cannot be read.
@@ -44,7 +44,9 @@ class Source:
         try:
             found = os.stat(self.origin)
         except OSError as error:
-            raise InputError(f"{self.origin} cannot be read: {error.strerror}. Check path and rights.") from error
+            raise InputError(
+                f"{self.origin} cannot be read: {error.strerror}. Check its path and permissions."
+            ) from error
         return {"source_size": found.st_size, "source_modified": found.st_mtime_ns}
 
 
@@ -53,10 +55,10 @@ class Item:
     """One image, or one frame of a video.
 
     Args:
-        name: of its results, without ending.
-        number: place in its source.
-        facts: what the record says of it besides its source.
+        name: of its results, without extension.
+        number: position in its source.
         read: opens the image in mode RGB.
+        facts: further values for its record, such as the time of a frame.
     """
 
     name: str
@@ -76,11 +78,11 @@ class Found:
 def find_sources(inputs: list[str], output: Path) -> Found:
     """Find images and videos of files, folders, globs, lists (`@FILE`), addresses and standard input (`-`).
 
-    A folder is searched through; one without rights inside it, and a missing file of a list, go to `failed`.
+    Folders are searched recursively; a subfolder that may not be read, and a missing file of a list, go to `failed`.
 
     Args:
-        inputs: what the user gave.
-        output: nothing inside this folder is taken.
+        inputs: as given on the command line.
+        output: files inside this folder are left out.
 
     Raises:
         InputError: an input does not exist, or holds no image or video.
@@ -95,8 +97,8 @@ def find_sources(inputs: list[str], output: Path) -> Found:
         files = list(_files_of(given, output, found.failed))
         if not files and not any(row["source"].startswith(given.removeprefix("@")) for row in found.failed):
             raise InputError(
-                f"{given} leads to no image. Give a file, a folder with {', '.join(sorted(IMAGES | VIDEOS))}, "
-                "a glob, @FILE with one path a line, an address such as rtsp://HOST/PATH, or - for standard input."
+                f"There is no image at {given}. Give a file, a folder with {', '.join(sorted(IMAGES | VIDEOS))}, "
+                "a glob, @FILE with one path per line, an address such as rtsp://HOST/PATH, or - for standard input."
             )
         for file in files:
             candidates.setdefault(os.path.realpath(file[1]), file)
@@ -105,7 +107,7 @@ def find_sources(inputs: list[str], output: Path) -> Found:
 
 
 def _named(candidates: list[tuple[str, str, str]]) -> list[Source]:
-    """Sources with names of their own; the frames of a video go to a folder of its name, which must be free too."""
+    """Sources with unique names; the frames of a video go to a folder of its name, so that must be unused too."""
     folders = {parent.as_posix() for name, _, kind in candidates for parent in Path(name).parents}
     taken: set[str] = set()
     sources = []
@@ -123,7 +125,7 @@ def _named(candidates: list[tuple[str, str, str]]) -> list[Source]:
 
 
 def _files_of(given: str, output: Path, failed: list[dict[str, str]]) -> Iterator[tuple[str, str, str]]:
-    """Name, path and kind of each file that an input leads to."""
+    """Name, path and kind of each file of an input."""
     inside = os.path.realpath(output)
     for path, name in _paths_of(given, failed):
         real = os.path.realpath(path)
@@ -133,7 +135,7 @@ def _files_of(given: str, output: Path, failed: list[dict[str, str]]) -> Iterato
 
 
 def _paths_of(given: str, failed: list[dict[str, str]]) -> Iterator[tuple[Path, Path]]:
-    """Each file, and the path that its results are named by."""
+    """Each file, and the path that its results are named after."""
     folder = Path(given)
     if given.startswith("@") and not folder.exists():
         for path in _listed(Path(given[1:])):
@@ -141,7 +143,7 @@ def _paths_of(given: str, failed: list[dict[str, str]]) -> Iterator[tuple[Path, 
             if path.is_file():
                 yield path, path if inside else Path(path.name)
             else:
-                failed.append({"source": str(path), "reason": f"{path}, named in {given[1:]}, is no file."})
+                failed.append({"source": str(path), "reason": f"{path}, named in {given[1:]}, is not a file."})
     elif folder.is_dir():
 
         def refuse(error: OSError) -> None:
@@ -160,23 +162,23 @@ def _listed(path: Path) -> list[Path]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"List {path} cannot be read ({error}). Give @FILE with one path a line.") from error
+        raise InputError(f"List {path} cannot be read ({error}). Give @FILE with one path per line.") from error
     return [Path(line.strip()) for line in lines if line.strip()]
 
 
 def items_of(
     source: Source, frame_stride: int = 1, max_pixels: int = MAX_PIXELS, process: tuple[int, int] = (0, 1)
 ) -> Iterator[Item]:
-    """The image of a source, or the frames of a video that fall to this process.
+    """The image of a source, or the frames of a video that this process has to predict.
 
     Args:
         source: where they come from.
-        frame_stride: of a video every N-th frame is taken, from the first on.
+        frame_stride: every N-th frame of a video is read, beginning with the first.
         max_pixels: a larger image is refused before it is decoded.
-        process: rank of this process and number of all; the frames are dealt out in turn.
+        process: rank of this process and number of processes; frames are assigned in turn.
 
     Raises:
-        InputError: a video that cannot be read, or breaks off; frames before that are handed on.
+        InputError: a video that cannot be read, or is truncated; the frames before that point are yielded.
     """
     if source.kind == "image":
         yield Item(source.name, 0, lambda: read_input_image(source.origin, max_pixels))
@@ -188,20 +190,20 @@ def items_of(
 
 
 def read_input_image(path: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Read an image as `read_image` does, if the size that its header names is not too large.
+    """Read an image with `read_image`, unless its header declares too large a size.
 
     Raises:
-        InputError: missing, empty, damaged, no image, or more than `max_pixels`.
+        InputError: missing, empty, damaged, not an image, or more than `max_pixels`.
     """
     with _pillows_limit_lifted():
         try:
             with Image.open(path) as opened:
                 width, height = opened.size
         except (OSError, SyntaxError, ValueError):
-            width = height = 0  # `read_image` says what is wrong with the file
+            width = height = 0  # `read_image` raises an error that explains what is wrong with the file
         if width * height > max_pixels:
             raise InputError(
-                f"Image {path} claims {height}x{width} pixels, more than {max_pixels} (it may be a decompression "
+                f"Image {path} declares {height}x{width} pixels, more than {max_pixels} (it may be a decompression "
                 f"bomb). If you trust it, give --max_pixels {width * height}."
             )
         return read_image(path)
@@ -209,7 +211,7 @@ def read_input_image(path: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 @contextmanager
 def _pillows_limit_lifted() -> Iterator[None]:
-    """`max_pixels` is the limit here, above or below Pillow's."""
+    """Only `max_pixels` limits the size here, whether it is above or below Pillow's limit."""
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
         yield

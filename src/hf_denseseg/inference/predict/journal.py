@@ -1,8 +1,8 @@
-"""What a run over many images has done so far, on disk, so that a killed run continues where it stopped.
+"""The finished images of a run, on disk, so that a killed run continues where it stopped.
 
 Prediction, evaluation and submission share this format. Each process appends to a file of its own, one line per image:
-a checksum of the line, and as JSON the image's key, the state of its content and its record. A line is flushed before
-the next image begins, so a kill loses the image at hand and nothing else. A line that was cut short is not read.
+a checksum of the line, and as JSON the image's key, the state of its content and its record. Each line is flushed
+before the next image begins, so a killed process loses the current image only. A truncated line is not read.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ class Entry(NamedTuple):
     Args:
         key: its number in the dataset, or its name.
         state: JSON value that identifies its content; an entry of another state is out of date.
-        record: what was found, as JSON values.
+        record: its result, as JSON values.
     """
 
     key: Key
@@ -45,9 +45,9 @@ class Journal:
     """A folder in which every process writes a file, and which any process reads.
 
     Args:
-        folder: nothing else lies in it.
-        made_with: what the records depend on besides the images, as JSON values; see `prepare`.
-        rank: number of the process, which names its file.
+        folder: for the journal alone.
+        made_with: everything that the records depend on besides the images, as JSON values; see `prepare`.
+        rank: number of the process; its file is named after it.
     """
 
     def __init__(self, folder: Path, made_with: Mapping[str, Any], rank: int) -> None:
@@ -57,10 +57,10 @@ class Journal:
         self._file: TextIO | None = None
 
     def prepare(self) -> bool:
-        """Keep a journal that was made with the same, or start again and say why; one process per machine calls it.
+        """Keep a journal with the same `made_with`, or warn and start a new one; one process per machine calls this.
 
         Returns:
-            Whether it was kept.
+            Whether the journal was kept.
         """
         note = self.folder / KEY_FILE
         if note.exists():
@@ -78,7 +78,7 @@ class Journal:
         return False
 
     def read(self) -> list[Entry]:
-        """Every image that any process has finished; of several entries for one image the last counts."""
+        """Every image that any process has finished; the last of several entries for one image is used."""
         found: dict[Key, Entry] = {}
         for path in sorted(self.folder.glob("process-*.jsonl")):
             for entry in _entries(path):
@@ -89,7 +89,7 @@ class Journal:
         """Append an image."""
         if self._file is None:
             self._file = self._path.open("a", encoding="utf-8")
-            self._file.write("\n")  # a line that was cut short stays a line of its own
+            self._file.write("\n")  # ends a line that an earlier run left truncated
         self._file.write(_line(entry))
         self._file.flush()
 
@@ -100,9 +100,12 @@ class Journal:
             self._file = None
 
     def compact(self, entries: Sequence[Entry]) -> None:
-        """Put these entries, and those of other images, into one file: the same for any number of processes.
+        """Merge these entries, and those of other images, into one file: the same for any number of processes.
 
-        Entries without a state are left out; one process calls this when all have closed theirs.
+        Entries without a state are left out. One process calls this after all of them have closed their files.
+
+        Args:
+            entries: in the order in which they are written; entries of other images follow, sorted by key.
         """
         kept = {entry.key: entry for entry in entries if entry.state is not None}
         others = sorted((entry for entry in self.read() if entry.key not in kept), key=lambda entry: str(entry.key))
@@ -131,7 +134,7 @@ def _entries(path: Path) -> Iterator[Entry]:
 
 
 def content_check(sample: Mapping[str, Any]) -> int:
-    """CRC-32 of a sample of an evaluation dataset: the names, tensors and values in it."""
+    """CRC-32 of a sample of an evaluation dataset: of the names, tensors and values in it."""
     check = 0
     for name, value in sorted(sample.items()):
         check = zlib.crc32(name.encode(), check)
@@ -144,7 +147,7 @@ def content_check(sample: Mapping[str, Any]) -> int:
 
 
 def weights_digest(model: nn.Module) -> str:
-    """Fingerprint of the weights and statistics of a model."""
+    """Hash of the weights and buffers of a model."""
     digest = hashlib.blake2b(digest_size=16)
     for name, value in sorted(model.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())

@@ -1,4 +1,4 @@
-"""Classify images, or find objects in them: predictions as JSON, objects drawn over the images."""
+"""Classify images, or detect objects in them: predictions as JSON, objects drawn over the images."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -44,11 +44,11 @@ class ObjectPredictor:
         Args:
             checkpoint: folder or hub id.
             task: a task of `TASKS` other than semantic segmentation.
-            device: torch device; None takes CUDA if there is one.
+            device: torch device; None uses CUDA if available.
             threshold: objects with a lower score are left out.
 
         Raises:
-            InputError: no checkpoint for the task, no image processor, no such device, or a threshold outside 0..1.
+            InputError: not a checkpoint for the task, no image processor, no such device, or a threshold outside 0..1.
             RunError: a hub id without a network.
         """
         if not 0 <= threshold <= 1:
@@ -65,8 +65,9 @@ class ObjectPredictor:
         """Run on one RGB image.
 
         Returns:
-            Predictions, best first: `label`, `score` and, of objects, `box` (left, top, right, bottom in pixels) and
-            perhaps `segmentation` (RLE); and the image with the objects drawn, None for a classifier.
+            Predictions, best first: `label` and `score`, for a detector also `box` (left, top, right, bottom in
+            pixels), for instance segmentation also `segmentation` (RLE); and the image with the objects drawn, None
+            for a classifier.
         """
         inputs = self.processor(images=[image], return_tensors="pt")
         used = {key: inputs[key].to(self.model.device) for key in ("pixel_values", "pixel_mask") if key in inputs}
@@ -91,14 +92,14 @@ class ObjectPredictor:
             for k, score, box in zip(classes, scores, boxes, strict=True)
         ]
         for prediction, mask in zip(predictions, masks or (), strict=False):
-            prediction["segmentation"] = encode_mask(mask)
+            prediction["segmentation"] = encode_mask(mask)  # mask: (height, width) bool, of the image's size
         texts = [f"{each['label']} {100 * each['score']:.0f} %" for each in predictions]
         palette = color_wheel(len(names))
         return predictions, draw_objects(image, boxes, texts, [palette[k] for k in classes], masks)
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Kinds of the files that each image gets."""
+        """Kinds of the files that are written for each image."""
         return () if self.task == IMAGE_CLASSIFICATION else ("drawn",)
 
     def predict(self, image: Image.Image, name: str) -> Prediction:
@@ -109,13 +110,13 @@ class ObjectPredictor:
         )
 
     def description(self) -> dict[str, Any]:
-        """What `results.json` says of the model."""
+        """Entries of `results.json` on the model."""
         return {"checkpoint": self.checkpoint, "task": self.task}
 
     def fingerprint(self) -> dict[str, Any]:
-        """What the predictions depend on besides the image."""
+        """Everything that the predictions depend on besides the image."""
         return {**checkpoint_state(self.checkpoint), "threshold": self.threshold}
 
     def finish(self, records: list[dict[str, Any]], output: Path) -> dict[str, Any]:
-        """Nothing belongs to all images together."""
+        """Write nothing: no file belongs to all images together."""
         return {}

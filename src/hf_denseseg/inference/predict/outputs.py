@@ -1,4 +1,4 @@
-"""What `denseseg predict` writes: label maps, fractions of classes, one table, videos."""
+"""Output of `denseseg predict`: label maps, class statistics, one table, videos."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,11 +14,11 @@ from hf_denseseg.errors import InputError
 from hf_denseseg.files import atomic_path
 from hf_denseseg.inference.predict.video import require_av, write_video
 
-# Word of --write -> kind of file of each image.
+# Value of --write -> kind of file written for each image.
 KINDS = {"masks": "mask", "overlays": "overlay", "probabilities": "probabilities", "confidence": "confidence"}
-NEEDS = {"parquet": "masks", "video": "overlays"}  # made of all images together, from their files
+NEEDS = {"parquet": "masks", "video": "overlays"}  # one file for all images -> the files that it is made of
 TILE_ABOVE_PIXELS = 2**22
-_ROWS_HELD = 64  # of the table, with their masks
+_ROWS_HELD = 64  # rows of the table in memory at a time, with their masks
 
 
 @dataclass(frozen=True)
@@ -26,14 +26,14 @@ class OutputSettings:
     """What is written.
 
     Args:
-        write: words of `KINDS` and `NEEDS`.
+        write: keys of `KINDS` and `NEEDS`.
         raw_ids: label maps hold the ids of the dataset instead of 0..num_labels-1.
-        tile_above_pixels: an image with more pixels is segmented in strips of rows; its probabilities cannot be
-            written then.
-        frame_stride: every N-th frame of a video is predicted; videos of overlays have as many frames a second less.
+        tile_above_pixels: an image with more pixels is segmented in strips of rows, unless its probabilities are
+            written.
+        frame_stride: every N-th frame of a video is predicted; the frame rate of overlay videos is divided by it.
 
     Raises:
-        InputError: a table without masks, a video without overlays, or what they need is not installed.
+        InputError: a table without masks, a video without overlays, or a package that they need is not installed.
     """
 
     write: tuple[str, ...] = ("masks", "overlays")
@@ -54,13 +54,13 @@ class OutputSettings:
 
 
 class PixelTally:
-    """Counts pixels of each class and sums their probabilities, however many rows come at a time."""
+    """Counts the pixels of each class and sums their probabilities, a strip of rows at a time."""
 
     def __init__(self, num_labels: int) -> None:
         self.pixels, self.sums = np.zeros(num_labels, np.int64), np.zeros(num_labels)
 
     def add(self, ids: np.ndarray, confidence: np.ndarray) -> None:
-        """Count rows of class ids and the probabilities of these classes, both `(rows, width)`."""
+        """Add rows of class ids and of the probabilities of these classes, both `(rows, width)`."""
         flat = ids.ravel()
         self.pixels += np.bincount(flat, minlength=len(self.pixels))
         self.sums += np.bincount(flat, weights=confidence.ravel(), minlength=len(self.pixels))
@@ -82,14 +82,14 @@ def id_map(ids: np.ndarray, palette: tuple[tuple[int, int, int], ...], raw: np.n
     """Label map as an image: one byte per pixel with the colors as palette, or 16 bits without colors.
 
     Args:
-        ids: `(H, W)` uint8 or uint16, as they are to be written.
+        ids: `(H, W)` uint8 or uint16, as they are written.
         palette: one color per class.
-        raw: train id -> id in `ids`; None if these are train ids.
+        raw: train id -> id in `ids`; None if `ids` holds train ids.
     """
     image = Image.fromarray(ids)
     if ids.dtype == np.uint8:
         colors = np.zeros((256, 3), np.uint8)
-        colors[np.arange(len(palette)) if raw is None else raw[: len(palette)]] = palette
+        colors[np.arange(len(palette)) if raw is None else raw[: len(palette)]] = palette  # row = id in the file
         last = len(palette) if raw is None else 256
         image.putpalette(colors[:last].ravel().tolist())
     return image
@@ -99,7 +99,7 @@ def write_table(records: list[dict[str, Any]], output: Path) -> str:
     """Write `results.parquet`: one row per image with its mask, for `datasets.Dataset.from_parquet`.
 
     Args:
-        records: of the images, with the paths of their masks.
+        records: one per image, with the path of its mask.
         output: folder of the results.
 
     Returns:
@@ -139,10 +139,10 @@ def write_table(records: list[dict[str, Any]], output: Path) -> str:
 
 
 def write_overlay_videos(records: list[dict[str, Any]], output: Path, frame_stride: int) -> list[str]:
-    """Join the overlays of each video's frames, at its frame rate (divided by `frame_stride`).
+    """Make a video of the overlays of each video's frames, at its frame rate divided by `frame_stride`.
 
     Returns:
-        Places of the videos below the folder: `overlays/NAME.mp4`.
+        Paths of the videos below the folder: `overlays/NAME.mp4`.
     """
     frames = [record for record in records if "frame" in record]
     places = []

@@ -1,4 +1,7 @@
-"""Predict images, videos and streams: files of each image, a journal, and `results.json`; shared and resumable."""
+"""Predict images, videos and streams: files per image, a journal, and `results.json`.
+
+Several processes can share the images, and an interrupted run continues.
+"""
 
 import hashlib
 import json
@@ -20,7 +23,7 @@ from hf_denseseg.inference.predict.processes import Processes
 from hf_denseseg.inference.predict.runner import Work, run
 
 JOURNAL = "journal"  # folder below the output folder
-# Kind of file -> folder and ending; what is not named here goes to `shown`.
+# Kind of file -> folder and extension; other kinds go to `shown`.
 PLACES = {
     "mask": ("masks", ".png"),
     "overlay": ("overlays", ".jpg"),
@@ -32,9 +35,16 @@ PLACES = {
 
 @dataclass
 class Outcome:
-    """Number of images predicted now and before, what was left out, and seconds without loading the model."""
+    """Summary of a run.
 
-    made: int = 0
+    Args:
+        predicted: number of images predicted now.
+        kept: number of images predicted by an earlier run.
+        failed: `{"source", "reason"}` of what was left out.
+        seconds: duration without loading the model.
+    """
+
+    predicted: int = 0
     kept: int = 0
     failed: list[dict[str, str]] = field(default_factory=list)
     seconds: float = 0.0
@@ -56,10 +66,10 @@ def run_prediction(
         output: folder to write.
         frame_stride: every N-th frame of a video is predicted.
         max_pixels: larger images are left out.
-        processes: those that share the work; None looks for a launcher's.
+        processes: those that share the work; None asks the launcher, if there is one.
 
     Raises:
-        InputError: a stream is to be shared between processes, or they found different images.
+        InputError: several processes and a stream, or processes that found different images.
         RunError: a result cannot be written.
     """
     processes = processes or Processes.launched()
@@ -69,10 +79,10 @@ def run_prediction(
     journal = Journal(output / JOURNAL, {}, processes.rank)
     if processes.rank == 0:
         journal.prepare()
-    processes.gather(None)  # nobody reads or writes before the journal is prepared
+    processes.gather(None)  # a barrier: no process reads or writes before the journal is prepared
     known = {entry.key: entry for entry in journal.read()}
-    rows: list[tuple[tuple[int, int], bool, Entry]] = []
-    # tqdm draws on terminals only; elsewhere the closing line of the command is all.
+    rows: list[tuple[tuple[int, int], bool, Entry]] = []  # (number of source and frame, whether new, entry)
+    # tqdm draws on terminals only; elsewhere the last line of the command is the only output.
     bar = tqdm(desc="predict", unit="image", disable=None if processes.rank == 0 else True)
     for entry, is_new in run(each.work(), each.predict, journal, known, each.is_intact):
         rows.append((each.order[entry.key], is_new, entry))
@@ -80,18 +90,19 @@ def run_prediction(
     bar.close()
     journal.close()
     gathered = processes.gather((rows, each.failed))
-    everything = sorted((row for each_rows, _ in gathered for row in each_rows), key=lambda row: row[0])
+    # In the order of the sources, so that the files are the same for any number of processes.
+    all_rows = sorted((row for part, _ in gathered for row in part), key=lambda row: row[0])
     reasons = dict(sorted((number, reason) for _, failed in gathered for number, reason in failed.items()))
-    outcome = Outcome(made=sum(is_new for _, is_new, _ in everything))
-    outcome.kept = len(everything) - outcome.made
+    outcome = Outcome(predicted=sum(is_new for _, is_new, _ in all_rows))
+    outcome.kept = len(all_rows) - outcome.predicted
     outcome.failed = found.failed + [
         {"source": found.sources[number].origin, "reason": reason} for number, reason in reasons.items()
     ]
     if processes.rank == 0:
-        records = [each.wanted(entry.record) for _, _, entry in everything]
-        journal.compact([entry for _, _, entry in everything])
-        more = predictor.finish(records, output)
-        results = {**predictor.description(), **more, "images": records, "failed": outcome.failed}
+        records = [each.wanted(entry.record) for _, _, entry in all_rows]
+        journal.compact([entry for _, _, entry in all_rows])
+        of_all = predictor.finish(records, output)
+        results = {**predictor.description(), **of_all, "images": records, "failed": outcome.failed}
         write_atomic(output / "results.json", json.dumps(results, indent=1) + "\n")
     outcome.seconds = time.perf_counter() - started
     return outcome
@@ -101,8 +112,8 @@ class _Predictions:
     """The images of this process as `Work`, and the function that predicts them and writes their files.
 
     Attributes:
-        order: key of an image -> number of its source, and its place there.
-        failed: number of a source -> why it was left out, from then on.
+        order: key of an image -> number of its source, and its position there.
+        failed: number of a source -> why it was left out, a video from that frame on.
     """
 
     def __init__(
@@ -123,12 +134,12 @@ class _Predictions:
         self._settings = hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def work(self) -> Iterator[Work]:
-        """One image at a time; what cannot be read is reported and left out."""
-        for number, source in self._fraction():
+        """One image at a time; sources that cannot be read are reported and left out."""
+        for number, source in self._own_sources():
             try:
                 yield from self._work_of(number, source)
             except KeyboardInterrupt:
-                if source.kind != "stream":  # a camera has no other end
+                if source.kind != "stream":  # Ctrl-C is the normal end of a stream
                     raise
             except InputError as error:
                 self._leave_out(number, error)
@@ -143,7 +154,7 @@ class _Predictions:
                 return
 
     def predict(self, images: tuple[int, Source, Item]) -> list[dict[str, Any]]:
-        """The record of one image; nothing if it is not for this model."""
+        """The record of one image; an empty list if the model cannot take it."""
         number, source, item = images
         try:
             return [self._record_of(source, item)]
@@ -162,9 +173,11 @@ class _Predictions:
             prediction = self.predictor.predict(image, item.name)
         except (InputError, RunError):
             raise
-        except (RuntimeError, ValueError) as error:  # one pixel, for example, fails deep inside many models
+        except (RuntimeError, ValueError) as error:  # many models fail inside torch on a 1x1 image, for example
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise InputError(f"{source.origin} ({size[0]}x{size[1]}) is not for this model: {reason}") from error
+            raise InputError(
+                f"{source.origin} ({size[0]}x{size[1]}) cannot be predicted by this model: {reason}"
+            ) from error
         places = {kind: place_of(kind, item.name) for kind in prediction.files}
         for kind, save in prediction.files.items():
             with atomic_path(self.output / places[kind]) as aside:
@@ -172,21 +185,21 @@ class _Predictions:
         return {"id": item.name, "source": source.origin, **item.facts, "size": size, **places, **prediction.facts}
 
     def is_intact(self, record: Any) -> bool:
-        """Whether all files of an earlier record that are wanted now are there."""
+        """Whether an earlier record has all the files that are wanted now, and they exist."""
         return all(kind in record and (self.output / record[kind]).exists() for kind in self.predictor.kinds)
 
     def wanted(self, record: dict[str, Any]) -> dict[str, Any]:
-        """A record without files that an earlier run wrote and this one does not name."""
+        """A record without the paths of files that an earlier run wrote and this one does not ask for."""
         return {key: value for key, value in record.items() if key not in PLACES or key in self.predictor.kinds}
 
     def _leave_out(self, number: int, error: InputError) -> None:
         source = self.sources[number]
         self.failed[number] = str(error) if source.origin in str(error) else f"{source.origin}: {error}"
-        if source.kind == "image" or self.processes.rank == 0:  # a video fails in all processes
+        if source.kind == "image" or self.processes.rank == 0:  # all processes read all videos
             tqdm.write(f"left out: {self.failed[number]}", file=sys.stderr)
 
-    def _fraction(self) -> Iterator[tuple[int, Source]]:
-        """Sources of this process: its fraction of the images by their bytes, and all videos for their frames."""
+    def _own_sources(self) -> Iterator[tuple[int, Source]]:
+        """Sources of this process: images assigned by their file sizes, and all videos, whose frames are shared."""
         images = [number for number, source in enumerate(self.sources) if source.kind == "image"]
         mine = {images[k] for k in self.processes.deal([_bytes_of(self.sources[number]) for number in images])}
         for number, source in enumerate(self.sources):
@@ -198,15 +211,19 @@ def _bytes_of(source: Source) -> int:
     try:
         return source.state()["source_size"]
     except InputError:
-        return 0  # it is reported when its turn comes
+        return 0  # it is reported when it is read
 
 
 def _check_shareable(sources: list[Source], processes: Processes) -> None:
-    """Refuse to share what would be shared wrongly."""
+    """Refuse sources that processes cannot share.
+
+    Raises:
+        InputError: a stream, or processes that found different images.
+    """
     if processes.count == 1:
         return
     if any(source.kind == "stream" for source in sources):
-        raise InputError("A stream cannot be shared between processes. Start one alone, without a launcher.")
+        raise InputError("A stream cannot be shared between processes. Start a single process, without a launcher.")
     seen = hashlib.sha256(json.dumps([(source.name, source.origin) for source in sources]).encode()).hexdigest()
     if len(set(processes.gather(seen))) > 1:
         raise InputError("The processes found different images. Give all machines the same files at the same paths.")

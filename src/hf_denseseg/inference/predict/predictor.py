@@ -1,4 +1,4 @@
-"""What the runner asks of a predictor, and what a predictor gives."""
+"""The interface between `run_prediction` and a predictor."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,11 +8,11 @@ from PIL import Image
 
 
 class Prediction(NamedTuple):
-    """What a model predicts for one image.
+    """The prediction for one image.
 
     Args:
-        facts: go into the record.
-        files: kind of file -> function that writes it to the path it is given.
+        facts: values for its record.
+        files: kind of file -> function that writes it to a given path.
     """
 
     facts: dict[str, Any]
@@ -24,23 +24,23 @@ class Predictor(Protocol):
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Kinds of the files that each image gets."""
+        """Kinds of the files that are written for each image."""
 
     def predict(self, image: Image.Image, name: str) -> Prediction:
-        """Run on an RGB image, which messages call `name`; the image may be painted on."""
+        """Run on an RGB image, called `name` in messages; the image may be drawn on."""
 
     def description(self) -> dict[str, Any]:
-        """What `results.json` says of the model and its settings."""
+        """Entries of `results.json` on the model and its settings."""
 
     def fingerprint(self) -> dict[str, Any]:
-        """What the results depend on besides the image; while it is unchanged they need not be made again."""
+        """Everything that results depend on besides the image; as long as it is equal they stay valid."""
 
     def finish(self, records: list[dict[str, Any]], output: Path) -> dict[str, Any]:
-        """Write what belongs to all images together; returns what `results.json` says of it."""
+        """Write the files that belong to all images together; returns entries of `results.json` on them."""
 
 
 def checkpoint_state(checkpoint: str) -> dict[str, Any]:
-    """Name of a checkpoint and when its folder was last written, for the fingerprint."""
+    """Name of a checkpoint and modification time of its folder, for the fingerprint."""
     folder = Path(checkpoint)
     written = [path.stat().st_mtime_ns for path in folder.iterdir()] if folder.is_dir() else []
     return {"checkpoint": checkpoint, "checkpoint_modified": max(written, default=0)}

@@ -1,4 +1,4 @@
-"""The processes that `accelerate launch` or `torchrun` started: which work falls to which, and exchange of results."""
+"""The processes that `accelerate launch` or `torchrun` started: division of the work, and exchange of results."""
 
 import os
 from collections.abc import Sequence
@@ -10,16 +10,16 @@ import torch
 
 from hf_denseseg.errors import InputError
 
-LONGEST_WAIT = timedelta(days=30)  # a process that has finished waits for the others
+LONGEST_WAIT = timedelta(days=30)  # of a process that has finished, for the others
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those that share the work; alone without a launcher.
+    """This process among those that share the work; the only one without a launcher.
 
     Args:
         rank: number of this process, from 0.
-        count: number of all.
+        count: number of processes.
         local_rank: number of this process on its machine.
     """
 
@@ -47,25 +47,29 @@ class Processes:
         return cls(state.process_index, state.num_processes, state.local_process_index)
 
     def device(self, wanted: str | None) -> str:
-        """The device asked for; by default the GPU with this process's number, or the CPU.
+        """The requested device; by default the GPU with this process's number, or the CPU.
 
         Raises:
-            InputError: several processes are to use one GPU.
+            InputError: several processes would use one GPU.
         """
         gpus = torch.cuda.device_count()
         if wanted and self.count > 1 and ":" in wanted:
             raise InputError(
-                f"--device {wanted} would serve {self.count} processes. Leave it out: each takes its own."
+                f"--device {wanted} would be used by {self.count} processes. Leave it out: each uses its own."
             )
         if wanted in (None, "cuda") and gpus and self.count > 1:
             return f"cuda:{self.local_rank % gpus}"
         return wanted or ("cuda" if gpus else "cpu")
 
     def deal(self, weights: Sequence[float]) -> list[int]:
-        """Numbers of the tasks that fall to this process, in their order.
+        """Numbers of the tasks of this process, in ascending order.
 
-        The heaviest are dealt out first, back and forth, so that every process gets heavy and light ones whatever
-        their order. All processes compute the same without communication.
+        Tasks are sorted by weight, the heaviest first, and assigned to ranks 0, 1, ..., N - 1, N - 1, ..., 1, 0 and so
+        on, so that every process gets heavy and light ones. All processes compute the same assignment without
+        communication.
+
+        Args:
+            weights: expected effort of each task.
         """
         heaviest_first = sorted(range(len(weights)), key=lambda k: (-weights[k], k))
         mine = (self.rank, 2 * self.count - 1 - self.rank)

@@ -1,7 +1,7 @@
-"""The one loop of prediction, evaluation and submission, which goes on where an interrupted run stopped.
+"""The loop of prediction, evaluation and submission, which continues where an interrupted run stopped.
 
 An image is entered in a journal after its files are written. A run that is started again, with any number of
-processes, makes only what has no valid entry.
+processes, runs only the images without a valid entry.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,12 +11,13 @@ from hf_denseseg.inference.predict.journal import Entry, Journal, Key
 
 
 class Work(NamedTuple):
-    """Images that are run together.
+    """A batch of images that are run together.
 
     Args:
-        keys: number in the dataset, or name, of each.
-        states: JSON value that identifies the content of each; None is never entered in a journal.
-        images: what the function is given.
+        keys: number in the dataset, or name, of each image.
+        states: JSON value that identifies the content of each image; one with the state None is never entered in a
+            journal.
+        images: the argument of the function.
     """
 
     keys: Sequence[Key]
@@ -31,17 +32,18 @@ def run(
     known: Mapping[Key, Entry] | None = None,
     is_intact: Callable[[Any], bool] = lambda record: True,
 ) -> Iterator[tuple[Entry, bool]]:
-    """Give each work to a function, unless the journal has all its images, and enter what it returns.
+    """Call a function for each batch, unless all its images are known, and enter the records in the journal.
 
     Args:
-        work: of this process.
-        function: takes `Work.images`, returns one JSON value per image; fewer leave out the last ones.
-        journal: where finished images are entered; None enters nothing.
+        work: the batches of this process.
+        function: takes `Work.images`, returns one JSON value per image; if it returns fewer, the last images are left
+            out.
+        journal: where finished images are entered; with None, nowhere.
         known: entries of earlier runs by key.
-        is_intact: whether a record of an earlier run is still worth keeping, for example whether its files exist.
+        is_intact: whether a record of an earlier run is still valid, for example whether its files exist.
 
     Yields:
-        The entry of each image, and whether it was made now.
+        The entry of each image, and whether it is new.
     """
     known = known or {}
     for keys, states, images in work:
@@ -51,6 +53,7 @@ def run(
             for entry, state in zip(before, states, strict=True)
             if entry is not None and state is not None and entry.state == state and is_intact(entry.record)
         ]
+        # A batch is run as one call of the model, so one missing image runs all of them again.
         if len(kept) == len(keys):
             yield from ((entry, False) for entry in kept)
             continue

@@ -42,12 +42,12 @@ logger = logging.getLogger(__name__)
 
 FEATURE_SIDE = 200  # longest edge of a drawn feature map in pixels
 LONGEST_JPEG = 65_500
-LARGEST_SCORES = 2**32  # bytes of the scores of all classes at full size, where all of them are asked for
+LARGEST_SCORES = 2**32  # bytes of the float32 scores of all classes at full size, for --write probabilities
 
 
 @dataclass
 class SegmentationPredictor:
-    """A segmentation checkpoint, and everything that decides its output."""
+    """A segmentation checkpoint, and everything that determines its output; see `load`."""
 
     checkpoint: str
     model: Any
@@ -74,14 +74,14 @@ class SegmentationPredictor:
         Args:
             checkpoint: folder or hub id.
             settings: inference settings that replace those saved with the checkpoint.
-            device: torch device; None takes CUDA if there is one.
-            outputs: what is written for each image; None is a label map and an overlay.
-            label_spec: file with colors and raw ids; None takes the checkpoint's `labels.json`, or assigns colors.
+            device: torch device; None uses CUDA if available.
+            outputs: what is written for each image; None: a label map and an overlay.
+            label_spec: file with colors and raw ids; None uses the checkpoint's `labels.json`, or assigns colors.
             show: figures of the model's internals to make for each image, if any.
 
         Raises:
-            InputError: not a segmentation checkpoint, no image processor, no such device, another number of colors
-                than classes, raw ids that are not known, or a model that cannot show what `show` asks for.
+            InputError: not a segmentation checkpoint, no image processor, no such device, different numbers of
+                colors and classes, unknown raw ids, or internals that the model cannot show.
             RunError: a hub id without a network.
         """
         outputs = outputs or OutputSettings()
@@ -95,12 +95,15 @@ class SegmentationPredictor:
         saved = {**InferenceSettings.load(checkpoint).to_dict(), **settings}
         saved["base_size"] = saved["base_size"] or preprocessing.base_size
         count = model.config.num_labels
-        beside = Path(checkpoint) / "labels.json"
-        spec_file = label_spec or (beside if beside.exists() else None)
+        saved_spec = Path(checkpoint) / "labels.json"
+        spec_file = label_spec or (saved_spec if saved_spec.exists() else None)
         spec = LabelSpec.from_file(spec_file) if spec_file else None
         palette = spec.palette if spec else color_wheel(count)
         if len(palette) != count:
-            raise InputError(f"{spec_file} names {len(palette)} classes, {checkpoint} knows {count}. Give its own.")
+            raise InputError(
+                f"{spec_file} names {len(palette)} classes, {checkpoint} predicts {count}. "
+                "Give the label specification of its dataset."
+            )
         if outputs.raw_ids and spec is None:
             raise InputError(f"{checkpoint} has no labels.json, so raw ids are not known. Give --label_spec FILE.")
         if show:
@@ -109,16 +112,16 @@ class SegmentationPredictor:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Kinds of the files that each image gets."""
+        """Kinds of the files that are written for each image."""
         shown = [kind for kind in self.show.kinds if kind != "positions"] if self.show else []
         return (*(kind for word, kind in KINDS.items() if word in self.outputs.write), *shown)
 
     def description(self) -> dict[str, Any]:
-        """What `results.json` says of the model and its settings."""
+        """Entries of `results.json` on the model and its settings."""
         return {"checkpoint": self.checkpoint, "settings": self.settings.to_dict()}
 
     def fingerprint(self) -> dict[str, Any]:
-        """What the results depend on besides the image."""
+        """Everything that the results depend on besides the image."""
         return {
             **checkpoint_state(self.checkpoint),
             "settings": self.settings.to_dict(),
@@ -129,16 +132,16 @@ class SegmentationPredictor:
         }
 
     def predict(self, image: Image.Image, name: str) -> Prediction:
-        """Segment an image, and paint the overlay into it.
+        """Segment an image, and draw the overlay onto it.
 
         Raises:
-            InputError: too large for what is asked, or a picked point lies outside.
-            RunError: it does not fit into the memory of the device.
+            InputError: too large for the outputs, or a picked point lies outside the image.
+            RunError: the device runs out of memory.
         """
         if "overlays" in self.outputs.write and max(image.size) > LONGEST_JPEG:
             raise InputError(
-                f"the overlay of {image.height}x{image.width} pixels is no JPEG any more (at most {LONGEST_JPEG} a "
-                "side). Take overlays out of --write, or cut the image into tiles."
+                f"an overlay of {image.height}x{image.width} pixels cannot be a JPEG (at most {LONGEST_JPEG} pixels "
+                "per side). Take overlays out of --write, or cut the image into tiles."
             )
         try:
             shown = self.inspect(image, name)
@@ -155,45 +158,49 @@ class SegmentationPredictor:
         tally = PixelTally(self.model.config.num_labels)
         raw = self.spec.inverse_table if self.spec and self.outputs.raw_ids else None
         wide = len(self.palette) > 256 if raw is None else raw.dtype != np.uint8
-        written_ids = np.empty(size, np.uint16 if wide else np.uint8)
-        certainty = np.empty(size if "confidence" in write else (0, 0), np.uint8)
+        written_ids = np.empty(size, np.uint16 if wide else np.uint8)  # (H, W)
+        confidence_map = np.empty(size if "confidence" in write else (0, 0), np.uint8)
         scores: list[np.ndarray] = []
+        # Strips of rows fill these one after the other; a small image is a single strip.
         for top, ids, confidence, scores in self._strips(image):  # noqa: B007
             tally.add(ids, confidence)
             rows = slice(top, top + len(ids))
             written_ids[rows] = ids if raw is None else raw[ids]
-            if certainty.size:
-                certainty[rows] = np.rint(confidence * 255)
-            if "overlays" in write:  # the model does not need these rows any more
+            if confidence_map.size:
+                confidence_map[rows] = np.rint(confidence * 255)
+            if "overlays" in write:  # in place: the model has no more use for these rows
                 box = (0, top, image.width, rows.stop)
                 image.paste(overlay(image.crop(box), ids, self.palette), box)
-        made: dict[str, Callable[[Path], object]] = {
+        writers: dict[str, Callable[[Path], object]] = {
             "mask": lambda path: id_map(written_ids, self.palette, raw).save(path),
             "overlay": partial(image.save, quality=90),
-            "confidence": lambda path: Image.fromarray(certainty).save(path),
+            "confidence": lambda path: Image.fromarray(confidence_map).save(path),
             "probabilities": lambda path: np.savez_compressed(path, probabilities=scores[0]),
             **{kind: figure.save for kind, figure in shown.items()},
         }
         names = self.model.config.id2label
-        return Prediction({"classes": tally.rows(names)}, {kind: made[kind] for kind in self.kinds})
+        return Prediction({"classes": tally.rows(names)}, {kind: writers[kind] for kind in self.kinds})
 
     def _strips(self, image: Image.Image) -> Iterator[tuple[int, np.ndarray, np.ndarray, list[np.ndarray]]]:
-        """First row, class ids and probabilities of a strip of rows, and in a list all probabilities if wanted."""
+        """Each strip: first row, class ids and their probabilities `(rows, W)`; a list with the scores of all classes.
+
+        The list holds one `(C, H, W)` array if probabilities are written, else nothing.
+        """
         pixels = image.height * image.width
-        everything = "probabilities" in self.outputs.write
-        if everything and 4 * pixels * self.model.config.num_labels > LARGEST_SCORES:
+        all_classes = "probabilities" in self.outputs.write
+        if all_classes and 4 * pixels * self.model.config.num_labels > LARGEST_SCORES:
             raise InputError(
-                f"all probabilities of {image.height}x{image.width} pixels would take "
+                f"the probabilities of all classes of {image.height}x{image.width} pixels would take "
                 f"{4 * pixels * self.model.config.num_labels / 2**30:.0f} GiB. Take probabilities out of --write, or "
                 "cut the image into tiles."
             )
-        if pixels > self.outputs.tile_above_pixels and not everything:
+        if pixels > self.outputs.tile_above_pixels and not all_classes:
             if not self.tiling_announced:
                 logger.info("Images above %d pixels are segmented in strips of rows.", self.outputs.tile_above_pixels)
                 self.tiling_announced = True
             for strip in segment_in_strips(self.model, image, self.settings, self.preprocessing):
                 yield strip.top, strip.ids.cpu().numpy(), strip.confidence.cpu().numpy(), []
-        elif everything:
+        elif all_classes:
             scores = class_probabilities(self.model, pil_to_tensor(image), self.settings, self.preprocessing)
             confidence, ids = scores.max(0)
             yield 0, ids.cpu().numpy(), confidence.cpu().numpy(), [scores.half().cpu().numpy()]
@@ -203,24 +210,24 @@ class SegmentationPredictor:
             yield 0, ids.cpu().numpy(), confidence.cpu().numpy(), []
 
     def finish(self, records: list[dict[str, Any]], output: Path) -> dict[str, Any]:
-        """Write the figure of the position embeddings, the table and the videos, as far as they are wanted."""
-        said: dict[str, Any] = {}
+        """Write the figure of the position embeddings, the table and the videos, if they were asked for."""
+        results: dict[str, Any] = {}
         if self.show and "positions" in self.show.kinds:
             found = position_table(self.model)
-            assert found is not None  # `check_showable` has seen it
+            assert found is not None  # `check_showable` has made sure of it
             with atomic_path(output / "shown" / "positions.png") as aside:
                 position_figure(position_similarity(*found).cpu()).save(aside)
         if "parquet" in self.outputs.write:
-            said["table"] = write_table(records, output)
+            results["table"] = write_table(records, output)
         if "video" in self.outputs.write:
-            said["videos"] = write_overlay_videos(records, output, self.outputs.frame_stride)
-        return said
+            results["videos"] = write_overlay_videos(records, output, self.outputs.frame_stride)
+        return results
 
     def inspect(self, image: Image.Image, name: str) -> dict[str, Image.Image]:
         """Figures of the model's internals for one image, by kind; none without `show`.
 
         Raises:
-            InputError: a picked point lies outside the image, which messages call `name`.
+            InputError: a picked point lies outside the image, which is called `name` in the message.
         """
         kinds = [kind for kind in self.show.kinds if kind != "positions"] if self.show else []
         if self.show is None or not kinds:

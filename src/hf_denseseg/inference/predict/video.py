@@ -14,18 +14,18 @@ from hf_denseseg.errors import InputError
 from hf_denseseg.files import atomic_path
 
 SCHEMES = ("rtsp", "rtmp", "http", "https", "udp", "tcp", "srt")
-PATIENCE = (30.0, 60.0)  # seconds that a stream may take to be opened, and to send more
+TIMEOUTS = (30.0, 60.0)  # seconds: for a stream to open, and for its next packet
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One frame, converted only if it is read.
+    """One frame; it is converted only when it is read.
 
     Args:
-        number: its place in the video, from 0.
-        seconds: when it is shown; None if the video does not say.
-        rate: frames a second of the video, as `"30000/1001"`.
-        read: gives it as an upright RGB image.
+        number: its position in the video, from 0.
+        seconds: its presentation time; None if the video has no timestamps.
+        rate: frames per second of the video, as `"30000/1001"`.
+        read: converts it into an upright RGB image.
     """
 
     number: int
@@ -40,26 +40,26 @@ def is_address(text: str) -> bool:
 
 
 def read_frames(origin: str, frame_stride: int, max_pixels: int) -> Iterator[Frame]:
-    """Decode a video from its beginning.
+    """Decode a video.
 
     Args:
         origin: file, address or `-` for standard input.
-        frame_stride: every N-th frame is given, from the first on.
+        frame_stride: every N-th frame is yielded, beginning with the first.
         max_pixels: larger frames are refused.
 
     Raises:
-        InputError: PyAV is missing, there is no video in it, its frames are too large, or it breaks off; frames
-            before that have been given.
+        InputError: PyAV is missing, there is no video track, its frames are too large, or it is truncated; the frames
+            before that point have been yielded.
     """
     av = require_av()
-    count, end, promised = 0, 0.0, 0.0
+    count, end, declared = 0, 0.0, 0.0
     source: Any = sys.stdin.buffer if origin == "-" else origin
     try:
-        with av.open(source, timeout=PATIENCE) as container:
+        with av.open(source, timeout=TIMEOUTS) as container:
             if not container.streams.video:
-                raise InputError(f"{origin} holds no video. Give a file with a video track.")
+                raise InputError(f"{origin} has no video track. Give a file with one.")
             stream = container.streams.video[0]
-            promised = _promised_seconds(stream)
+            declared = _declared_seconds(stream)
             rate = stream.average_rate or stream.guessed_rate or Fraction(25)
             for frame in container.decode(stream):
                 if frame.width * frame.height > max_pixels:
@@ -76,14 +76,14 @@ def read_frames(origin: str, frame_stride: int, max_pixels: int) -> Iterator[Fra
             f"{origin} cannot be read beyond frame {count} ({error}). Copy or record it again."
         ) from error
     if not count:
-        raise InputError(f"{origin} holds no frame that can be read. Copy or record it again.")
-    # The last frame may be shown longer, and players leave out what an edit list cuts: up to a second is no fault.
-    if promised - end > 1:
-        raise InputError(f"{origin} breaks off after {end:.1f} of {promised:.1f} seconds. Copy or record it again.")
+        raise InputError(f"{origin} has no readable frame. Copy or record it again.")
+    # The last frame may be shown longer, and an edit list may cut frames: up to a second is not a fault.
+    if declared - end > 1:
+        raise InputError(f"{origin} is truncated after {end:.1f} of {declared:.1f} seconds. Copy or record it again.")
 
 
-def _promised_seconds(stream: Any) -> float:
-    """When a video ends as its header says; 0 if it does not."""
+def _declared_seconds(stream: Any) -> float:
+    """End of a video according to its header; 0 if the header does not give it."""
     if stream.duration:
         return float((stream.duration + (stream.start_time or 0)) * stream.time_base)
     found = re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", stream.metadata.get("DURATION", ""))  # Matroska
@@ -93,7 +93,7 @@ def _promised_seconds(stream: Any) -> float:
 def _reader(frame: Any) -> Callable[[], Image.Image]:
     def read() -> Image.Image:
         image = frame.to_image()
-        # Phones store frames sideways with an angle, which is counterclockwise like Pillow's.
+        # Phones store frames sideways with an angle of rotation, counterclockwise as in Pillow.
         return image.rotate(frame.rotation, expand=True) if frame.rotation else image
 
     return read
@@ -105,9 +105,9 @@ def write_video(images: Iterable[Path], path: Path, rate: Fraction) -> None:
     The same files give the same bytes on every machine.
 
     Args:
-        images: files in their order; one at least.
+        images: files in order, at least one.
         path: video to write.
-        rate: frames a second.
+        rate: frames per second.
 
     Raises:
         RunError: the disk is full or the folder cannot be written.
@@ -116,14 +116,14 @@ def write_video(images: Iterable[Path], path: Path, rate: Fraction) -> None:
     codec, options = "mpeg4", {"threads": "1"}
     if "libx264" in av.codecs_available:
         codec, options = "libx264", {"threads": "1", "x264-params": "cpu-independent=1"}
-    # The index comes first: a browser shows the video while it loads.
+    # "faststart" puts the index first, so that browsers play the video while it loads.
     with atomic_path(path) as aside, av.open(str(aside), "w", options={"movflags": "faststart"}) as container:
         stream = None
         for file in images:
             with Image.open(file) as image:
                 if stream is None:
                     stream = container.add_stream(codec, rate=rate, options=options)
-                    # Colors are stored for 2x2 pixels, so an odd last row or column is left out.
+                    # yuv420p stores colors for 2x2 pixels, so an odd last row or column is left out.
                     stream.width, stream.height = (max(side // 2 * 2, 2) for side in image.size)
                     stream.pix_fmt = "yuv420p"
                     box = (0, 0, stream.width, stream.height)
@@ -137,7 +137,7 @@ def write_video(images: Iterable[Path], path: Path, rate: Fraction) -> None:
 
 
 def require_av() -> Any:
-    """PyAV, or the way to install it.
+    """Import PyAV, or say how to install it.
 
     Raises:
         InputError: it is not installed.
