@@ -5,10 +5,26 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 
+import importlib
 import socket
 
 import pytest
-import torch
+
+
+def pytest_configure(config):
+    """Fork the servers of `new_python` and `processes` where tests run: with `-n`, in its workers."""
+    if getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput"):
+        return
+    for name in ("torchvision", "transformers.pipelines", "transformers.models.auto.image_processing_auto"):
+        importlib.import_module(name)
+    import new_python
+
+    new_python.start_server()
+    for name in ("hf_denseseg.cli", "hf_denseseg.training.run"):
+        importlib.import_module(name)
+    import processes
+
+    processes.fork_server()
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +42,8 @@ def no_network(monkeypatch):
 
 def pytest_collection_modifyitems(items):
     """Skip what is marked `gpu` on a machine without CUDA."""
+    import torch
+
     if not torch.cuda.is_available():
         for item in items:
             if "gpu" in item.keywords:

@@ -1,21 +1,48 @@
 """Processes of their own for runs that are killed or work together, without the seconds of imports that each takes.
 
 They are forked from one that has done nothing but import the package, so they know nothing of the tests before.
+`conftest.py` forks that one before the first test, since the imports of pytest serve it as well.
 """
 
 import multiprocessing
 import os
+import socket
 import sys
 import time
 import traceback
 from collections.abc import Callable
+from multiprocessing import connection, forkserver, resource_tracker
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from hf_denseseg.cli import main
-
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["hf_denseseg.cli", "hf_denseseg.training.run", __name__])
+
+
+def fork_server() -> None:
+    """Start the fork server as a fork of this process instead of a new interpreter that imports everything again."""
+    if sys.version_info >= (3, 14):
+        return  # its server wants a key, so there the first process that is needed starts it as usual
+    resource_tracker.ensure_running()
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(connection.arbitrary_address("AF_UNIX"))
+    listener.listen()
+    alive_read, alive_write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(alive_write)  # the server ends when the last process that holds it ends
+        try:
+            forkserver.main(listener.detach(), alive_read, preload=[])
+        finally:
+            os._exit(0)
+    os.close(alive_read)
+    server = forkserver._forkserver
+    server._forkserver_address, server._forkserver_alive_fd, server._forkserver_pid = (
+        listener.getsockname(),
+        alive_write,
+        pid,
+    )
+    listener.close()
 
 
 def _run(
@@ -24,6 +51,8 @@ def _run(
     os.environ.update(environment)
     if prepare is not None:
         prepare()
+    from hf_denseseg.cli import main
+
     with open(report or os.devnull, "w") as output:
         sys.stdout = sys.stderr = output
         try:
