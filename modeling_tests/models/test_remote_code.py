@@ -1,20 +1,19 @@
 """A saved checkpoint carries what `trust_remote_code=True` needs where nobody imported the package."""
 
 import json
-import os
-import subprocess
-import sys
 
 import torch
 
 import hf_denseseg
+import new_python
 from hf_denseseg.models.auto.remote_code import write_shim
 
 LOAD = """
 import sys
 from transformers import AutoBackbone, AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation
+import transformers.dynamic_module_utils
 assert "hf_denseseg" not in sys.modules
-folder = sys.argv[1]
+folder, transformers.dynamic_module_utils.HF_MODULES_CACHE = sys.argv[1:]
 model = AutoModelForSemanticSegmentation.from_pretrained(folder, trust_remote_code=True)
 processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
 base = AutoModel.from_pretrained(folder, trust_remote_code=True)
@@ -29,10 +28,7 @@ def test_checkpoint_loads_in_a_process_that_did_not_import_the_package(tmp_path)
     hf_denseseg.create_model("dsct-tiny-sac", **fields).save_pretrained(folder)
     hf_denseseg.DsctImageProcessor().save_pretrained(folder)
     write_shim(folder)
-    environment = os.environ | {"HF_HOME": str(tmp_path / "home")}
-    done = subprocess.run(
-        [sys.executable, "-c", LOAD, str(folder)], capture_output=True, text=True, env=environment, timeout=240
-    )
+    done = new_python.run(["-c", LOAD, folder, tmp_path / "modules"])
     assert done.returncode == 0, done.stderr[-2000:]
     expected = "hf_denseseg.models.dsct.modeling_dsct DsctImageProcessor DsctModel"
     assert done.stdout.strip().splitlines()[-1] == expected
