@@ -9,12 +9,11 @@ import importlib.util
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+import new_python
 from reference import FIXTURES, REPOSITORY
 
 TEMPLATE = FIXTURES / "toy_family"
@@ -55,9 +54,7 @@ def run(tree, *words):
     """Run Python on the copied package; nothing of the real one is importable before it."""
     environment = {key: value for key, value in os.environ.items() if key != "DENSESEG_REFERENCE"}
     environment |= {"PYTHONPATH": str(tree / "src"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *map(str, words)], cwd=tree, env=environment, capture_output=True, text=True
-    )
+    done = new_python.run(words, tree, environment)
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     return done.stdout
 
