@@ -1,9 +1,6 @@
 """`denseseg predict` with classifiers and detectors, the demos of all tasks, and the loaders' public names."""
 
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -12,6 +9,7 @@ import transformers
 from PIL import Image
 
 import hf_denseseg
+import new_python
 from hf_denseseg.cli import main
 from hf_denseseg.commands import demo
 from hf_denseseg.data.sources.coco import object_mask
@@ -111,9 +109,6 @@ def test_saved_models_run_in_a_new_process_through_auto_class_and_pipeline(check
         names, folders = TASKS[task], (str(checkpoints[task]), str(tmp_path / task))
         words = [names.auto_class, names.pipeline, names.loader, *folders, "synthetic:20", "test"]
         lines.append(demo.RELOAD.replace("sys.argv[1:]", repr(words)))
-    done = subprocess.run(
-        [sys.executable, "-c", "\n".join(lines)],
-        env=os.environ | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+    done = new_python.run(["-c", "\n".join(lines)])
     assert done.returncode == 0, done.stderr[-2000:]
     assert len(done.stdout.strip().splitlines()) == 4 * len(MODELS)
