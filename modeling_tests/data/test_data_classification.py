@@ -202,7 +202,7 @@ def test_strongest_posterize_is_black_as_it_used_to_be():
     ("options", "message"),
     [
         ({"auto_augment": "magic"}, "auto_augment 'magic' is not understood"),
-        ({"area_range": (0.0, 1.0)}, "crop_area_range"),
+        ({"scale": (0.0, 1.0)}, "scale is"),
     ],
 )
 def test_augmentation_that_is_none_is_refused(options, message):

@@ -103,7 +103,7 @@ def test_the_class_rule_can_be_switched_off():
     label, image = lopsided_label(), Image.new("RGB", (WIDTH, HEIGHT))
 
     def largest(ratio):
-        augmentation = TrainAugmentation((24, 24), max_class_ratio=ratio, photometric=False)
+        augmentation = TrainAugmentation((24, 24), cat_max_ratio=ratio, photometric=False)
         shares = []
         for draw in range(200):
             valid = augmentation(image, label, np.random.default_rng(draw))[1]
@@ -170,7 +170,7 @@ def test_padding_is_void_and_mean_colour_untouched_by_distortion():
 def test_resizing_the_window_alone_equals_resizing_the_whole():
     image, label = render_scene("train", 0, (100, 140))
     whole = TrainAugmentation((300, 300), scale_range=(1.73, 1.73), flip=False, photometric=False)
-    part = TrainAugmentation((80, 90), scale_range=(1.73, 1.73), flip=False, photometric=False, max_class_ratio=1)
+    part = TrainAugmentation((80, 90), scale_range=(1.73, 1.73), flip=False, photometric=False, cat_max_ratio=1)
     pixels, labels = whole(image, label, np.random.default_rng(0))
     rng = np.random.default_rng(5)
     cut, cut_labels = part(image, label, np.random.default_rng(5))

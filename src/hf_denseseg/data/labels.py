@@ -14,7 +14,7 @@ import yaml
 from hf_denseseg.errors import InputError
 
 CHECKED_ROWS = 32  # of a table, whose ids are compared with a specification
-VOID = 255
+IGNORE_INDEX = 255
 _UNKNOWN = 254  # marks raw ids that the specification does not name, inside the lookup table only
 _MAX_RAW = 65535
 _ALIASES = {"raw_void_id": "raw_void", "color_to_raw": "colors", "license": "licence", "url": "source_url"}
@@ -50,7 +50,7 @@ class LabelSpec:
     classes: tuple[str, ...]
     palette: tuple[Color, ...] = ()
     raw_to_train: Mapping[int, int] = field(default_factory=dict)
-    raw_void: tuple[int, ...] = (VOID,)
+    raw_void: tuple[int, ...] = (IGNORE_INDEX,)
     color_to_raw: Mapping[Color, int] | None = None
     categories: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     source_url: str = ""
@@ -106,7 +106,7 @@ class LabelSpec:
     @property
     def void(self) -> int:
         """Train id of void."""
-        return VOID
+        return IGNORE_INDEX
 
     @property
     def id2label(self) -> dict[int, str]:
@@ -122,7 +122,7 @@ class LabelSpec:
     def table(self) -> np.ndarray:
         """Raw id -> train id for every 16-bit raw id, uint8; 254 where the specification says nothing."""
         table = np.full(_MAX_RAW + 1, _UNKNOWN, dtype=np.uint8)
-        table[[VOID, *self.raw_void]] = VOID
+        table[[IGNORE_INDEX, *self.raw_void]] = IGNORE_INDEX
         for raw, train in self.raw_to_train.items():
             table[raw] = train
         return table
@@ -134,7 +134,7 @@ class LabelSpec:
     @cached_property
     def inverse_table(self) -> np.ndarray:
         """Train id -> raw id, `(256,)`; the smallest raw id of a class, the first `raw_void` for void."""
-        void = self.raw_void[0] if self.raw_void else VOID
+        void = self.raw_void[0] if self.raw_void else IGNORE_INDEX
         table = np.full(256, void, dtype=np.uint16 if max(void, *self.raw_to_train) > 255 else np.uint8)
         for raw in sorted(self.raw_to_train, reverse=True):
             table[self.raw_to_train[raw]] = raw
@@ -239,7 +239,7 @@ class LabelSpec:
         if not isinstance(given.get("classes"), (list, tuple)):
             raise InputError(f"Label specification {name!r} needs `classes`, a list of the class names.")
         try:
-            void = given.get("raw_void", VOID)
+            void = given.get("raw_void", IGNORE_INDEX)
             spec = cls(
                 name=str(given.get("name", name)),
                 classes=tuple(given["classes"]),
@@ -261,7 +261,7 @@ class LabelSpec:
         """The same specification with a colour table: {class or "void": rgb}, or a list of [rgb, raw id]."""
         if isinstance(colors, Mapping):
             raw_of = {name: int(self.inverse_table[train]) for name, train in self.label2id.items()}
-            raw_of.setdefault("void", int(self.inverse_table[VOID]))
+            raw_of.setdefault("void", int(self.inverse_table[IGNORE_INDEX]))
             if unknown := [name for name in colors if name not in raw_of]:
                 raise InputError(f"`colors` of {self.name!r} names {unknown}, which are no classes (nor `void`).")
             colors = [(rgb, raw_of[name]) for name, rgb in colors.items()]

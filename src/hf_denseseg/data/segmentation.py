@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from hf_denseseg.data.labels import VOID, LabelSpec, SegmentationData
+from hf_denseseg.data.labels import IGNORE_INDEX, LabelSpec, SegmentationData
 from hf_denseseg.data.reading.archives import is_archive
 from hf_denseseg.data.reading.images import check_same_size, read_image, read_label
 from hf_denseseg.data.shards.tables import check_encoding, find_table, import_datasets, open_table
@@ -162,7 +162,7 @@ class DecodePairs:
             # Embedded pictures have no path to be called by.
             picture = read_image(image, _path(image) or f"{name} (image)")
             if label is None:  # its authors keep it to themselves
-                ids = np.full((picture.height, picture.width), VOID, np.uint8)
+                ids = np.full((picture.height, picture.width), IGNORE_INDEX, np.uint8)
             else:
                 ids = read_label(label, self.spec, _path(label) or f"{name} (label)")
                 check_same_size(picture, ids, name)

@@ -12,7 +12,7 @@ import math
 
 import torch
 
-from hf_denseseg.data.labels import VOID
+from hf_denseseg.data.labels import IGNORE_INDEX
 
 WIDTH_FRACTION = 0.02  # of the image's diagonal; the authors' setting for COCO, Cityscapes and others
 
@@ -70,7 +70,7 @@ def boundary_counts(prediction: torch.Tensor, label: torch.Tensor, num_labels: i
     """
     width = boundary_width((label.shape[0], label.shape[1]))
     label = label.to(torch.uint8)
-    prediction = _ignored_where(label == VOID, prediction.to(torch.uint8))
+    prediction = _ignored_where(label == IGNORE_INDEX, prediction.to(torch.uint8))
     # Label maps (H, W) of the boundary regions alone: everything else is set to 255, which is not counted below.
     predicted = _ignored_where(~boundary_region(prediction, width), prediction)
     true = _ignored_where(~boundary_region(label, width), label)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hf_denseseg.data.labels import VOID
+from hf_denseseg.data.labels import IGNORE_INDEX
 from hf_denseseg.visualization.class_features import class_matrix
 from hf_denseseg.visualization.label_maps import colorize
 from hf_denseseg.visualization.layout import IGNORED_COLOR, PICKED, Palette, fit_width, heat_scale, labeled_rows
@@ -26,7 +26,7 @@ def error_map(image: torch.Tensor, label: torch.Tensor, prediction: torch.Tensor
     painted = np.stack([gray] * 3, axis=-1)
     true = label.cpu().numpy()
     painted[prediction.cpu().numpy() != true] = PICKED
-    painted[true == VOID] = IGNORED_COLOR
+    painted[true == IGNORE_INDEX] = IGNORED_COLOR
     return Image.fromarray(painted)
 
 

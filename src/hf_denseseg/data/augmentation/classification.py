@@ -40,7 +40,7 @@ def seeded(*key: int) -> Iterator[None]:
 def training_transform(
     crop_size: Sequence[int],
     *,
-    area_range: Sequence[float] = (0.08, 1.0),
+    scale: Sequence[float] = (0.08, 1.0),
     flip: bool = True,
     auto_augment: str | None = None,
     color_jitter: float | None = None,
@@ -54,7 +54,7 @@ def training_transform(
 
     Args:
         crop_size: (height, width) of the result.
-        area_range: share of the picture's area that the crop covers.
+        scale: smallest and largest fraction of the image's area that the crop covers.
         flip: mirror half of the samples.
         auto_augment: timm's words, such as `rand-m9-mstd0.5-inc1`.
         color_jitter: brightness, contrast and saturation change by up to this share.
@@ -72,13 +72,13 @@ def training_transform(
 
     if len(crop_size) != 2 or min(crop_size) < 1:
         raise InputError(f"crop_size is {list(crop_size)}. Give height and width in pixels.")
-    if len(area_range) != 2 or not 0 < area_range[0] <= area_range[1] <= 1:
-        raise InputError(f"crop_area_range is {list(area_range)}. Give two shares between 0 and 1, the smaller first.")
+    if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
+        raise InputError(f"scale is {list(scale)}. Give two fractions between 0 and 1, the smaller first.")
     try:
         transform = create_transform(
             (int(crop_size[0]), int(crop_size[1])),
             is_training=True,
-            scale=(area_range[0], area_range[1]),
+            scale=(scale[0], scale[1]),
             hflip=0.5 if flip else 0.0,
             color_jitter=color_jitter or 0.0,
             auto_augment=auto_augment,

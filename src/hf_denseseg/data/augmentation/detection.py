@@ -23,22 +23,24 @@ class DetectionAugmentation:
     """Resize to a short side drawn from a list, and mirror: mmdet's multi-scale pipeline.
 
     Args:
-        short_sides: short sides in pixels, of which one is drawn.
-        long_side: the long side gets no longer; the short one is then shorter than drawn.
+        shortest_edge: lengths of the shorter side in pixels, of which one is drawn for each sample.
+        longest_edge: limit of the longer side in pixels; the shorter one is then shorter than drawn.
         flip: mirror half of the samples.
         masks: whether masks are made too.
 
     Raises:
-        InputError: a side is not positive, or no short side is given.
+        InputError: an edge is not positive, or no shortest edge is given.
     """
 
-    def __init__(self, short_sides: Sequence[int], long_side: int, flip: bool = True, masks: bool = False) -> None:
-        if not short_sides or min(*short_sides, long_side) < 1:
+    def __init__(
+        self, shortest_edge: Sequence[int], longest_edge: int, flip: bool = True, masks: bool = False
+    ) -> None:
+        if not shortest_edge or min(*shortest_edge, longest_edge) < 1:
             raise InputError(
-                f"short_sides {list(short_sides)}, long_side {long_side}: give positive numbers of pixels."
+                f"shortest_edge {list(shortest_edge)}, longest_edge {longest_edge}: give positive numbers of pixels."
             )
-        self.short_sides = tuple(short_sides)
-        self.long_side = long_side
+        self.shortest_edge = tuple(shortest_edge)
+        self.longest_edge = longest_edge
         self.flip = flip
         self.masks = masks
 
@@ -50,7 +52,7 @@ class DetectionAugmentation:
             in shares of the picture, with `masks` bool `(N, h, w)`.
         """
         image, objects = row["image"], row["objects"]
-        size = self.scaled_size(image.height, image.width, self.short_sides[rng.integers(len(self.short_sides))])
+        size = self.scaled_size(image.height, image.width, self.shortest_edge[rng.integers(len(self.shortest_edge))])
         mirrored = self.flip and rng.random() < 0.5
         pixels = np.array(image.resize((size[1], size[0]), Image.Resampling.BILINEAR))
         kept, corners = trainable(objects, image.height, image.width)
@@ -73,10 +75,10 @@ class DetectionAugmentation:
             sample["masks"] = torch.from_numpy(np.ascontiguousarray(masks)).bool()
         return sample
 
-    def scaled_size(self, height: int, width: int, short_side: int) -> tuple[int, int]:
+    def scaled_size(self, height: int, width: int, shorter_side: int) -> tuple[int, int]:
         """The (height, width) that a picture is resized to."""
         size = (height, width)
-        return scaled_size(size, fit_factor(size, short_side, self.long_side))
+        return scaled_size(size, fit_factor(size, shorter_side, self.longest_edge))
 
 
 class TrainDetections(TrainRows):

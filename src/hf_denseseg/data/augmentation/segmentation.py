@@ -14,7 +14,7 @@ from PIL import Image
 from hf_denseseg.data.augmentation.photometric import PHOTOMETRIC
 from hf_denseseg.data.augmentation.sampler import RowDataset, TrainRows
 from hf_denseseg.data.image_sizes import fit_factor, scaled_size
-from hf_denseseg.data.labels import VOID, SegmentationData
+from hf_denseseg.data.labels import IGNORE_INDEX, SegmentationData
 from hf_denseseg.errors import InputError
 
 _CROP_TRIES = 10
@@ -32,7 +32,7 @@ class TrainAugmentation:
             `img_scale`, in either order); None takes the picture's own size.
         scale_range: smallest and largest ratio, drawn uniformly.
         scale_step: draw only the smallest ratio and what lies whole steps above it, up to the largest; None draws any.
-        max_class_ratio: a crop is drawn again (10 times at most) while one class covers this share of its labelled
+        cat_max_ratio: a crop is drawn again (10 times at most) while one class covers this share of its labelled
             pixels or more, or it shows fewer than two classes; 1 switches the rule off.
         flip: mirror half of the samples.
         photometric: distort brightness, contrast, saturation and hue.
@@ -51,7 +51,7 @@ class TrainAugmentation:
         crop_size: Sequence[int],
         base_size: Sequence[int] | None = None,
         scale_range: Sequence[float] = (0.5, 2.0),
-        max_class_ratio: float = 0.75,
+        cat_max_ratio: float = 0.75,
         flip: bool = True,
         photometric: bool = True,
         pad_color: Sequence[int] = (124, 116, 104),
@@ -65,7 +65,7 @@ class TrainAugmentation:
         self.base_size = None if base_size is None else (int(base_size[0]), int(base_size[1]))
         self.scale_range = (float(scale_range[0]), float(scale_range[1]))
         self.ratios = None if scale_step is None else _steps(*self.scale_range, scale_step)
-        self.max_class_ratio = max_class_ratio
+        self.cat_max_ratio = cat_max_ratio
         self.flip = flip
         self.photometric = photometric
         if photometric_style not in PHOTOMETRIC:
@@ -85,7 +85,7 @@ class TrainAugmentation:
         flip = self.flip and rng.random() < 0.5
         planes = self.distort(pixels, rng) if self.photometric else [np.asarray(band) for band in pixels.split()]
         height, width = self.crop_size
-        labels = np.full((height, width), VOID, dtype=np.uint8)
+        labels = np.full((height, width), IGNORE_INDEX, dtype=np.uint8)
         labels[: cut.height, : cut.width] = np.asarray(cut)[:, ::-1] if flip else np.asarray(cut)
         result = np.empty((3, height, width), dtype=np.uint8)
         for target, plane, color in zip(result, planes, self.pad_color, strict=True):
@@ -112,13 +112,13 @@ class TrainAugmentation:
             top = int(rng.integers(size[0] - height + 1))
             left = int(rng.integers(size[1] - width + 1))
             cut = _window(label, size, (top, left, height, width), Image.Resampling.NEAREST)
-            if self.max_class_ratio >= 1 or attempt == _CROP_TRIES or self._is_varied(cut):
+            if self.cat_max_ratio >= 1 or attempt == _CROP_TRIES or self._is_varied(cut):
                 break
         return top, left, cut
 
     def _is_varied(self, cut: Image.Image) -> bool:
-        counts = np.array(cut.histogram()[:VOID])
-        return bool(np.count_nonzero(counts) > 1 and counts.max() / counts.sum() < self.max_class_ratio)
+        counts = np.array(cut.histogram()[:IGNORE_INDEX])
+        return bool(np.count_nonzero(counts) > 1 and counts.max() / counts.sum() < self.cat_max_ratio)
 
 
 def _steps(low: float, high: float, step: float) -> tuple[float, ...]:

@@ -9,7 +9,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from hf_denseseg.data.checks.scan import Scan
-from hf_denseseg.data.labels import VOID, LabelSpec, SegmentationData
+from hf_denseseg.data.labels import IGNORE_INDEX, LabelSpec, SegmentationData
 from hf_denseseg.data.reading.images import Fault, check_same_size, is_palette, read_image, read_label
 from hf_denseseg.data.reading.references import describe_reference
 from hf_denseseg.data.segmentation import list_source, load_segmentation
@@ -37,7 +37,7 @@ class SegmentationScan(Scan[LabelSpec]):
         counts = np.bincount(label.ravel(), minlength=256)
         pixels = counts[: self.spec.num_labels]
         self.images += 1
-        self.ignored += int(counts[VOID])
+        self.ignored += int(counts[IGNORE_INDEX])
         self.pixels += pixels
         self.image_pixels += (pixels > 0) * pixels.sum()
         self.images_with_class += pixels > 0
@@ -50,7 +50,7 @@ class SegmentationScan(Scan[LabelSpec]):
         """Judge the labels together; classes that never occur are only named once all pairs were read."""
         zero = int(self.spec.table[0])
         only_zero = zero < self.spec.num_labels and 0 < self.pixels.sum() == self.pixels[zero]
-        if self.spec.num_labels > 1 and only_zero and self.ignored and self.spec.table[255] == VOID:
+        if self.spec.num_labels > 1 and only_zero and self.ignored and self.spec.table[255] == IGNORE_INDEX:
             self.faults.append(
                 Fault(
                     "all label maps",

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_denseseg.data.labels import CHECKED_ROWS, VOID, LabelSpec
+from hf_denseseg.data.labels import CHECKED_ROWS, IGNORE_INDEX, LabelSpec
 from hf_denseseg.data.reading.images import read_label
 from hf_denseseg.data.shards.manifest import check_shards, check_task, read_manifest
 from hf_denseseg.data.shards.packed_rows import PackedRows
@@ -131,7 +131,7 @@ def check_encoding(table: Any, spec: LabelSpec, name: str) -> None:
             classes += np.bincount(read_label(row["label"], spec, row["id"]).ravel(), minlength=256)
         except InputError as error:
             raise InputError(f"{name} does not fit its label specification. {error}") from error
-    if classes.any() and not classes[:VOID].any():
+    if classes.any() and not classes[:IGNORE_INDEX].any():
         raise InputError(
             f"All labels of the first {CHECKED_ROWS} rows of {name} are void in the specification {spec.name!r}. "
             "Mend its `raw_to_train` or `raw_void`."

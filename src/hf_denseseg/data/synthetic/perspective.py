@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from hf_denseseg.data.labels import VOID
+from hf_denseseg.data.labels import IGNORE_INDEX
 
 Rgb = tuple[float, float, float]
 Point = tuple[float, float]
@@ -53,7 +53,7 @@ class Canvas:
 
     def __init__(self, height: int, width: int, haze: Rgb, visibility: float) -> None:
         self.image = Image.new("RGB", (width, height))
-        self.label = Image.new("L", (width, height), VOID)
+        self.label = Image.new("L", (width, height), IGNORE_INDEX)
         self._paint = ImageDraw.Draw(self.image)
         self._mark = ImageDraw.Draw(self.label)
         self.haze = haze

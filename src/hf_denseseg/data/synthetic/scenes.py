@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from hf_denseseg.data.labels import VOID, LabelSpec
+from hf_denseseg.data.labels import IGNORE_INDEX, LabelSpec
 from hf_denseseg.data.synthetic import street_objects as street
 from hf_denseseg.data.synthetic.perspective import Camera, Canvas, Rgb, pick, quad, scaled
 from hf_denseseg.errors import InputError
@@ -240,8 +240,8 @@ def _draw_bonnet(canvas: Canvas, rng: np.random.Generator) -> None:
     height, width = canvas.label.height, canvas.label.width
     rise = height * rng.uniform(0.04, 0.12)
     color = pick(rng, street.PAINTS, 8)
-    canvas.ellipse(width / 2, height + rise * 0.3, width * 0.55, rise * 1.3, color, VOID)
-    canvas.ellipse(width / 2, height + rise * 0.6, width * 0.45, rise, scaled(color, 1.25), VOID)
+    canvas.ellipse(width / 2, height + rise * 0.3, width * 0.55, rise * 1.3, color, IGNORE_INDEX)
+    canvas.ellipse(width / 2, height + rise * 0.6, width * 0.45, rise, scaled(color, 1.25), IGNORE_INDEX)
 
 
 def _noise(rng: np.random.Generator, height: int, width: int, cells: tuple[int, int]) -> np.ndarray:

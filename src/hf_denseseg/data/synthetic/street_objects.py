@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from hf_denseseg.data.labels import VOID
+from hf_denseseg.data.labels import IGNORE_INDEX
 from hf_denseseg.data.synthetic.perspective import Camera, Canvas, Rgb, pick, quad, scaled
 
 ROAD, PAVEMENT, BUILDING, FENCE, POLE, SIGN, VEGETATION, SKY, PERSON, RIDER, CAR = range(11)
@@ -254,6 +254,6 @@ def draw_unlabelled(canvas: Canvas, camera: Camera, rng: np.random.Generator, x:
     wide, tall = rng.uniform(0.25, 0.6), rng.uniform(0.6, 1.4)
     color = pick(rng, [(70, 75, 70), (120, 95, 60), (90, 60, 110), (50, 90, 60)])
     box = [(x - wide, 0, z), (x + wide, 0, z), (x + wide, tall, z), (x - wide, tall, z)]
-    canvas.polygon(quad(camera, box), color, VOID, z)
+    canvas.polygon(quad(camera, box), color, IGNORE_INDEX, z)
     lid = [(x - wide, tall, z), (x + wide, tall, z), (x + wide, tall, z + 0.6), (x - wide, tall, z + 0.6)]
-    canvas.polygon(quad(camera, lid), scaled(color, 1.25), VOID, z)
+    canvas.polygon(quad(camera, lid), scaled(color, 1.25), IGNORE_INDEX, z)

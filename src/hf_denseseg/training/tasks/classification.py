@@ -179,7 +179,7 @@ class ImageClassification(Task):
         if train_data is not None:
             transform = training_transform(
                 data.crop_size,
-                area_range=data.scale,
+                scale=data.scale,
                 flip=data.flip,
                 auto_augment=data.auto_augment,
                 color_jitter=data.color_jitter,

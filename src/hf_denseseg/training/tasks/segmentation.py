@@ -106,7 +106,7 @@ class SemanticSegmentation(Task):
                 tuple(data.crop_size),
                 base_size=tuple(data.base_size) if data.base_size else None,
                 scale_range=tuple(data.scale_range),
-                max_class_ratio=data.cat_max_ratio,
+                cat_max_ratio=data.cat_max_ratio,
                 flip=data.flip,
                 photometric=data.photometric_distortion,
                 scale_step=data.scale_step,

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_denseseg.data.augmentation.segmentation import collate_train
-from hf_denseseg.data.labels import VOID, LabelSpec
+from hf_denseseg.data.labels import IGNORE_INDEX, LabelSpec
 from hf_denseseg.evaluation.segmentation_scores import Evaluation, count_image
 from hf_denseseg.evaluation.size_recall import check_installed
 from hf_denseseg.inference.segmentation import segment
@@ -73,7 +73,7 @@ class SegmentationTrainer(TaskTrainer):
         labels = inputs["labels"]
         if self._normalization == "all":
             return torch.tensor(float(labels.numel()))
-        valid = (labels != VOID) & (labels != -100)
+        valid = (labels != IGNORE_INDEX) & (labels != -100)
         if self._class_weights is None:
             return valid.sum().float()
         weights = self._class_weights.to(labels.device)[torch.where(valid, labels, 0).long()]

