@@ -63,7 +63,7 @@ def view_size(size: Size, scale: float, settings: InferenceSettings) -> Size:
         short, long = sorted(int(limit * scale) for limit in settings.base_size)
         unlimited = settings.raise_short_side and len(settings.scales) > 1
         factor = fit_factor(size, short, math.inf if unlimited else long)
-    if settings.raise_short_side:
+    if settings.raise_short_side:  # a window of the full size fits into the view then
         factor = max(factor, min(settings.window()[0]) / min(size))
     return scaled_size(size, factor)
 
@@ -97,7 +97,7 @@ class View(NamedTuple):
         """Normalized pixels `(1, 3, h, w)`, 0 beyond the right and the lower edge."""
         height, width = self.size
         bottom, left, right = min(y + size[0], height), x, min(x + size[1], width)
-        if self.flipped:
+        if self.flipped:  # the window at x shows the columns that lie as far from the right edge
             left, right = width - right, width - left
         if isinstance(self.image, Image.Image):
             pixels = pil_to_tensor(self.image.crop((left, y, right, bottom)))
@@ -118,7 +118,7 @@ def views(
         settings: test protocol.
         preprocessing: of the checkpoint.
     """
-    weight = next(model.parameters(), torch.empty(0))
+    weight = next(model.parameters(), torch.empty(0))  # a model without parameters runs on the CPU in float32
     image = image.to(weight.device) if isinstance(image, torch.Tensor) else image
     canvas = canvas_size(size_of(image), settings)
     if canvas != size_of(image):

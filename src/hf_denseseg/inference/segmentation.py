@@ -15,7 +15,7 @@ from hf_denseseg.inference.settings import InferenceSettings
 from hf_denseseg.inference.sliding_window import (
     Size,
     align_corners_of,
-    crop,
+    crop_window,
     join_rows,
     logit_rows,
     size_of,
@@ -31,7 +31,7 @@ def predict_logits(model: nn.Module, pixel_values: torch.Tensor, settings: Infer
 
     A window that covers the image is the whole image, bit for bit, unless the image is padded to it.
     """
-    return join_rows(logit_rows(model, partial(crop, pixel_values), size_of(pixel_values), settings))
+    return join_rows(logit_rows(model, partial(crop_window, pixel_values), size_of(pixel_values), settings))
 
 
 def segment(
@@ -57,6 +57,7 @@ def segment(
         return class_probabilities(model, image, settings, preprocessing, size).argmax(0)
     logits = _single_view(model, image, settings, preprocessing)
     (height, width), canvas = result_sizes(size_of(image), size, settings)
+    # An image that was padded as a whole is resized with its padding, which is cut off last.
     return resize_argmax(logits, canvas, align_corners_of(model), settings.chunk_classes)[0, :height, :width]
 
 

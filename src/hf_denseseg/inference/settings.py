@@ -60,6 +60,7 @@ class InferenceSettings:
         _choice("mode", self.mode, ("whole", "slide"))
         _choice("average", self.average, ("probabilities", "logits"))
         for name in ("crop_size", "stride", "base_size"):
+            # Frozen: checked values are set past the dataclass.
             object.__setattr__(self, name, _size_pair(name, getattr(self, name)))
         for name in ("window_batch_size", "chunk_classes"):
             if not _is_positive_int(getattr(self, name)):
@@ -156,25 +157,26 @@ class InferenceSettings:
         return cls.from_dict(values)
 
 
-def _choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+def _choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise InputError(f"Inference setting {name} is {value!r}. Use {' or '.join(map(repr, choices))}.")
 
 
-def _is_positive_int(value: Any) -> bool:
+def _is_positive_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
-def _size_pair(name: str, value: Any) -> tuple[int, int] | None:
+def _size_pair(name: str, value: object) -> tuple[int, int] | None:
     if value is None:
         return None
+    # YAML and JSON give lists; one number is a square.
     pair = tuple(value) if isinstance(value, list | tuple) else (value, value)
     if len(pair) != 2 or not all(map(_is_positive_int, pair)):
         raise InputError(f"Inference setting {name} is {value!r}. Give (height, width) in pixels, e.g. [512, 512].")
     return pair[0], pair[1]
 
 
-def _scales(value: Any) -> tuple[float, ...]:
+def _scales(value: object) -> tuple[float, ...]:
     scales = tuple(value) if isinstance(value, list | tuple) else (value,)
     if not scales or not all(isinstance(s, int | float) and not isinstance(s, bool) and 0 < s < 100 for s in scales):
         raise InputError(f"Inference setting scales is {value!r}. Give ratios above 0, e.g. [0.75, 1.0, 1.25].")

@@ -19,6 +19,7 @@ def window_corners(size: Size, crop_size: Size, stride: Size) -> list[tuple[int,
     """Top left corners `(y, x)` of windows that cover `size`; the last of a row or column is shifted inside."""
     corners = []
     for length, crop, step in zip(size, crop_size, stride, strict=True):
+        # A length below the window's gives one corner, at 0.
         count = max(math.ceil((length - crop) / step), 0) + 1
         corners.append([max(min(k * step, length - crop), 0) for k in range(count)])
     return [(y, x) for y in corners[0] for x in corners[1]]
@@ -57,12 +58,14 @@ def slide_rows(
         if total is None:
             total = logits.new_zeros(len(parts[0]), logits.shape[1], 0, size[1])
             visits = logits.new_zeros(0, size[1])
+        # Corners are sorted from the top down, so that the last window of a group reaches lowest.
         lacking = max(group[-1][0] + crop[0] - top - len(visits), 0)
         if lacking:
             total, visits = F.pad(total, (0, 0, 0, lacking)), F.pad(visits, (0, 0, 0, lacking))
         for (y, x), part in zip(group, logits.split(len(parts[0])), strict=True):
             total[:, :, y - top : y - top + crop[0], x : x + crop[1]] += part
             visits[y - top : y - top + crop[0], x : x + crop[1]] += 1
+        # No later window reaches above the first one that follows.
         done = (following[0][0] if following else size[0]) - top
         if done:
             del logits, part, parts, windows  # the receiver needs the memory
@@ -127,10 +130,10 @@ def slide_logits(model: nn.Module, pixel_values: torch.Tensor, settings: Inferen
         `(B, num_labels, H, W)` float32 on the accumulation device.
     """
     size = size_of(pixel_values)
-    return join_rows((rows, size[0]) for rows in slide_rows(model, partial(crop, pixel_values), size, settings))
+    return join_rows((rows, size[0]) for rows in slide_rows(model, partial(crop_window, pixel_values), size, settings))
 
 
-def crop(values: torch.Tensor, y: int, x: int, size: Size) -> torch.Tensor:
+def crop_window(values: torch.Tensor, y: int, x: int, size: Size) -> torch.Tensor:
     """The window `(..., h, w)` at `(y, x)` of a batch; beyond the right and the lower edge it is 0."""
     return pad_right_and_bottom(values[..., y : y + size[0], x : x + size[1]], size)
 

@@ -121,6 +121,7 @@ def _resized_rows(
         for start in range(done, ready, strip_rows):
             part = slice(start, min(start + strip_rows, ready))
             above, below, weight = lower[part] - first, upper[part] - first, fraction[part, None]
+            # Bilinear is separable: widths are resized by torch, rows are mixed of two each.
             span = held[:, :, int(above[0]) : int(below[-1]) + 1]
             wide = upsample(span, (span.shape[2], size[1]), align_corners)
             yield wide[:, :, above - above[0]] * (1 - weight) + wide[:, :, below - above[0]] * weight
@@ -138,6 +139,7 @@ def _source_rows(
     height: int, wanted: int, align_corners: bool, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """For each wanted row the two source rows it lies between, and the weight of the second."""
+    # The two rules of `interpolate`: with `align_corners` the middles of the corner pixels coincide, else their edges.
     rows = torch.arange(wanted, device=device, dtype=torch.float32)
     if align_corners:
         place = rows * ((height - 1) / max(wanted - 1, 1))

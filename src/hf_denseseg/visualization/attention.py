@@ -39,6 +39,7 @@ def attention_figure(
     """
     rows: list[Sequence[tuple[str, Image.Image]]] = []
     shown = fit_into(image.convert("RGB"), width)
+    # Heads stand in two rows beside the image, together as high as it.
     small = ((shown.height - GAP) // 2, (shown.width - GAP) // 2)
     for index, point in enumerate(points):
         x, y = int(point[0] * image.width), int(point[1] * image.height)
@@ -49,6 +50,7 @@ def attention_figure(
             ]
         )
         for number, (weights, rolled) in layers.items():
+            # (heads, h, w) of this point
             heads = [heat_map(relative_attention(head, point)[0], small) for head in weights[index]]
             rows.append(
                 [
@@ -112,7 +114,7 @@ def position_figure(similarity: torch.Tensor, tiles: int = 12, side: int = 72) -
     rows, columns = (
         sorted({round(k * (length - 1) / max(tiles - 1, 1)) for k in range(tiles)}) for length in (height, width)
     )
-    scale = max(side // max(height, width), 1)
+    scale = max(side // max(height, width), 1)  # whole pixels per patch, so that all patches look equally large
     size = (height * scale, width * scale)
     cells = [
         heat_map((similarity[y, x] + 1) / 2).resize(size[::-1], Image.Resampling.NEAREST)

@@ -128,6 +128,7 @@ def feature_figure(
         The figure, and the fraction of the variance that the plane holds (`pca` only).
     """
     plane, variance = project(torch.cat(list(samples.values())), projection, seed)
+    # (n,): class of each row of `plane`
     owners = torch.tensor(list(samples)).repeat_interleave(torch.tensor([len(each) for each in samples.values()]))
     border, radius = 30, 3 * SMOOTH
     low, high = plane.amin(0), plane.amax(0)

@@ -14,6 +14,7 @@ from hf_denseseg.visualization.layout import GAP, INK, LINE, PAPER, Palette, fit
 
 def colorize(ids: torch.Tensor | np.ndarray, palette: Palette) -> Image.Image:
     """Paint class ids `(H, W)` with their colors; ignored pixels and every id beyond the palette are black."""
+    # The last entry stays black, for every id that has no color.
     table = np.zeros((max(len(palette), 256) + 1, 3), dtype=np.uint8)
     table[: len(palette)] = np.asarray(palette, dtype=np.uint8)
     indices = np.asarray(torch.as_tensor(ids).cpu()).astype(np.int64)

@@ -50,6 +50,7 @@ def direction_image(image: Image.Image, offsets: torch.Tensor) -> Image.Image:
     """Paint boundary pixels in the color of their step, over a faded image of the same size."""
     painted = np.array(_faded(image))
     for row, column in STEPS:
+        # Steps may be longer than one pixel: the sign is the direction.
         here = (offsets[0].sign() == row) & (offsets[1].sign() == column)
         painted[here.numpy()] = step_color(row, column)
     return Image.fromarray(painted)

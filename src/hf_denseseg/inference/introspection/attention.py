@@ -46,6 +46,7 @@ def attention_rollout(attentions: Iterable[torch.Tensor]) -> torch.Tensor:
 
 def _roll(rollout: torch.Tensor | None, attention: torch.Tensor) -> torch.Tensor:
     """Trace back one more layer; half of a token comes past the attention, on the residual path."""
+    # (heads, N, N) -> (N, N)
     mean = attention.float().flatten(0, -3).mean(0) if attention.ndim > 2 else attention.float()
     mixed = mean / 2 + torch.eye(len(mean), device=mean.device) / 2
     mixed = mixed / mixed.sum(-1, keepdim=True)
@@ -107,6 +108,7 @@ class AttentionReader:
 
     def _keep(self, weights: torch.Tensor, grid: Size) -> None:
         self._rollout = _roll(self._rollout, weights)
+        # Tokens are row by row, behind the extra ones; a token's row of `weights` is how it attends to all others.
         extra = weights.shape[-1] - grid[0] * grid[1]
         rows = [extra + int(y * grid[0]) * grid[1] + int(x * grid[1]) for x, y in self.points]
         heads = weights[:, rows, extra:].transpose(0, 1)  # (heads, points, h*w) -> (points, heads, h*w)

@@ -34,7 +34,7 @@ class _Classifications(TorchFunctionMode):
         self.wanted = None if weight is None else weight.data_ptr()
         self.calls: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
 
-    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_function__(self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if func is F.conv2d:
             given = dict(zip(("input", "weight"), args, strict=False)) | (kwargs or {})
@@ -63,6 +63,7 @@ def find_class_tokens(model: PreTrainedModel) -> torch.Tensor:
     blank = inspection_view(torch.zeros(3, 64, 96, dtype=torch.uint8), model, 96, centered)
     with torch.enable_grad(), _Classifications(int(model.config.num_labels or 0)) as watched:
         logits = model(pixel_values=blank.requires_grad_()).logits
+    # A head whose output the logits do not depend on has no gradient.
     outputs = [output for _, _, output in watched.calls if output.requires_grad]
     gradients = torch.autograd.grad(logits.sum(), outputs, allow_unused=True) if outputs else ()
     used = [output for output, gradient in zip(outputs, gradients, strict=True) if gradient is not None]
@@ -134,6 +135,7 @@ def _cell_labels(label: torch.Tensor, place: tuple[int, ...], view: Sequence[int
     """Labels `grid` of the pixels at the middle of the cells of a window that lies at `place` in the view."""
     indices = []
     for axis in (0, 1):
+        # Cell of the window -> middle of it in the view -> pixel of the label map.
         middle = place[axis] + (torch.arange(grid[axis]) + 0.5) * place[2 + axis] / grid[axis]
         indices.append((middle * label.shape[axis] / view[axis]).long().clamp(max=label.shape[axis] - 1))
     return label[indices[0]][:, indices[1]]

@@ -1,7 +1,6 @@
 """Feature maps of the layers and of the parts of the decode head, also as images (IJCV 2024, Figures 7 and 12)."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +29,8 @@ def feature_image(features: torch.Tensor, size: Size) -> torch.Tensor:
     points = features.detach().double().cpu().flatten(1).T  # (h*w, C)
     points = points - points.mean(0)
     _, vectors = torch.linalg.eigh(points.T @ points)  # ascending
-    scores = points @ vectors.flip(-1)[:, :3]
+    scores = points @ vectors.flip(-1)[:, :3]  # (h*w, 3), the component of most variance first
+    # The sign of an eigenvector is arbitrary.
     largest = scores.gather(0, scores.abs().argmax(0, keepdim=True))
     scores = scores * torch.where(largest < 0, -1.0, 1.0)
     low, high = scores.quantile(torch.tensor([0.01, 0.99], dtype=scores.dtype), dim=0)
@@ -38,6 +38,7 @@ def feature_image(features: torch.Tensor, size: Size) -> torch.Tensor:
     # A component without variance is rounding noise: it stays at the middle of its channel.
     flat = deviation <= 1e-6 * deviation.max()
     scaled = torch.where(flat, 0.5, (scores - low) / (high - low).clamp(min=torch.finfo(scores.dtype).tiny))
+    # Maps of one or two channels have fewer components.
     scaled = F.pad(scaled.clamp(0, 1), (0, 3 - scaled.shape[1]), value=0.5)
     colors = scaled.T.reshape(1, 3, *features.shape[-2:]).float()
     colors = F.interpolate(colors, size=size, mode="bilinear", align_corners=False)
@@ -56,7 +57,7 @@ def layer_maps(states: Sequence[torch.Tensor], size: Size) -> list[torch.Tensor]
             grid = token_grid(state.shape[1], size)
             if grid is None:
                 return []
-            state = state[:, -grid[0] * grid[1] :].transpose(1, 2).unflatten(2, grid)
+            state = state[:, -grid[0] * grid[1] :].transpose(1, 2).unflatten(2, grid)  # (1, N, C) -> (1, C, h, w)
         maps.append(_reduced(state))
     return maps
 
@@ -81,7 +82,7 @@ class DecoderReader:
                     self.hooks.append(each.register_forward_hook(self._reader(f"{name}.{number}".rstrip("."))))
 
     def _reader(self, name: str) -> Callable:
-        def read(module: nn.Module, args: tuple, output: Any) -> None:
+        def read(module: nn.Module, args: tuple, output: object) -> None:
             if not isinstance(output, torch.Tensor) or output.ndim != 4:
                 return
             norm = all(parameter.ndim == 1 for parameter in module.parameters())

@@ -29,7 +29,7 @@ def position_table(model: PreTrainedModel) -> tuple[torch.Tensor, Size] | None:
     """
     for name, parameter in model.named_parameters():
         if name.endswith("position_embeddings") and parameter.ndim == 3:
-            side = model.config.image_size
+            side = model.config.image_size  # one side of a square, or (height, width)
             height, width = (side, side) if isinstance(side, int) else side
             return parameter, (height // model.config.patch_size, width // model.config.patch_size)
     return None
