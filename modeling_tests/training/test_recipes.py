@@ -8,7 +8,6 @@ that run among the slow tests only.
 
 import fnmatch
 import functools
-import gc
 import importlib
 import json
 import re
@@ -19,7 +18,6 @@ import yaml
 from detection_model_tester import few_regions
 from hf_denseseg import list_models
 from hf_denseseg.cli import main
-from hf_denseseg.data import segmentation
 from hf_denseseg.models.auto.registration import create_config, families
 from hf_denseseg.models.auto.tasks import task_of_class
 from hf_denseseg.reports.model_card import CARD_WORDS
@@ -76,17 +74,14 @@ def first_step(recipe):
 
 @pytest.fixture(scope="module", autouse=True)
 def quick_runs(tmp_path_factory):
-    """What takes longer than two steps: images, learning curve and clean-up, the same in every run, and regions."""
+    """What takes longer than two steps: the learning curve, the same in every run, and regions."""
     curve = tmp_path_factory.mktemp("curve") / "learning_curve.png"
     save_learning_curve([{"loss": 1.0, "step": 1}], curve)
     drawn = curve.read_bytes()
-    gc.freeze()  # the Trainer collects garbage; what was imported before need not be looked through
     with pytest.MonkeyPatch.context() as patch:
         few_regions(patch)
-        patch.setattr(segmentation, "render_scene", functools.cache(segmentation.render_scene))
         patch.setattr(training_run, "save_learning_curve", lambda history, path, *score: path.write_bytes(drawn))
         yield
-    gc.unfreeze()
 
 
 def timed(name):
