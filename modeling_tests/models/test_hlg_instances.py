@@ -273,6 +273,10 @@ class TestMaskRcnn(DetectionModelTester):
         with pytest.raises(InputError, match="without `labels`"):
             model(batch["pixel_values"])
 
+    def test_bfloat16_weights_and_autocast_train_with_losses_in_float32(self, model):
+        model.roi_heads.sampler.batch_size_per_image = 12
+        super().test_bfloat16_weights_and_autocast_train_with_losses_in_float32(model)
+
     def test_masks_may_be_as_large_as_the_image_or_as_the_batch(self, model, batch):
         mask = torch.ones(2, *SIZE)
         mask[0, 90:] = 0
