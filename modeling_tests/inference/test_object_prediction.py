@@ -24,7 +24,7 @@ from test_published_hlg import REDUCED
 MODELS = {
     "image-classification": ("hlg-tiny", {"size": {"shortest_edge": 36}, "crop_size": {"height": 32, "width": 32}}),
     "object-detection": ("hlg-retinanet-tiny", {"size": {"shortest_edge": 64, "longest_edge": 96}}),
-    "instance-segmentation": ("hlg-maskrcnn-tiny", {"size": {"shortest_edge": 64, "longest_edge": 96}}),
+    "instance-segmentation": ("hlg-maskrcnn-tiny", {"size": {"shortest_edge": 32, "longest_edge": 48}}),
 }
 
 
