@@ -130,7 +130,7 @@ def measure(source: Path) -> dict[str, object]:
         f"modules above {LONGEST_MODULE} lines": sorted(n for n, count in lines.items() if count > LONGEST_MODULE),
         "comment lines / code lines, %": round(100 * sum(c for c, _ in counted) / sum(n for _, n in counted), 1),
         "arguments typed as bare Any, %": round(100 * arguments.count("Any") / len(arguments), 1),
-        "words": {word: len(re.findall(rf"(?i)\b{word}", prose)) for word in WORDS},
+        "words": {word: len(re.findall(rf"(?i)(?<!ground )\b{word}(s|d|ed)?\b", prose)) for word in WORDS},
     }
 
 
