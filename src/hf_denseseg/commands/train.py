@@ -7,7 +7,7 @@ from hf_denseseg.training.recipe import ARGUMENT_CLASSES, load_recipe, recipe_fi
 
 DESCRIPTION = """Train from a recipe and write the run folder: checkpoints, model, results.json, learning curve,
 pictures, model card and one HTML page. Run the same command again after an interruption: it goes on from
-the last complete checkpoint, to the same result."""
+the last complete checkpoint; on one machine to the same weights, bit for bit."""
 
 EPILOG = """examples:
   denseseg train scripts/recipes/dsct/dsct_tiny_sac_synthetic.yaml

@@ -35,7 +35,7 @@ def segment_in_strips(
 ) -> Iterator[Strip]:
     """Predict the class of every pixel of one image as `segment_with_confidence` does, strip after strip.
 
-    With one scale, at the image's own size, the ids are the same bit for bit. Where scores are resized or averaged
+    With one scale, at the size of the image, the ids are the same bit for bit (the same windows and batches). Where scores are resized or averaged
     they are the same up to rounding.
 
     Args:

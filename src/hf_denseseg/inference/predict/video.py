@@ -102,7 +102,7 @@ def _reader(frame: Any) -> Callable[[], Image.Image]:
 def write_video(images: Iterable[Path], path: Path, rate: Fraction) -> None:
     """Make an H.264 video (MP4, without sound) of image files, all shown at the size of the first.
 
-    The same files give the same bytes on every machine.
+    With one version of PyAV the same files give the same bytes; the encoder does not depend on the processor.
 
     Args:
         images: files in order, at least one.
