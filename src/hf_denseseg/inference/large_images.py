@@ -35,8 +35,8 @@ def segment_in_strips(
 ) -> Iterator[Strip]:
     """Predict the class of every pixel of one image as `segment_with_confidence` does, strip after strip.
 
-    With one scale, at the size of the image, the ids are the same bit for bit (the same windows and batches). Where scores are resized or averaged
-    they are the same up to rounding.
+    With one scale, at the size of the image, the ids are the same bit for bit, since windows and batches are the
+    same. Where scores are resized or averaged they are the same up to rounding.
 
     Args:
         model: segmentation model in eval mode.
