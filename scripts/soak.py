@@ -2,7 +2,7 @@
 
 python scripts/soak.py --interruptions 50 --seed 0
 
-A run is killed, terminated, refused by a full disk (a limit on the size of files, drawn anew each time) or robbed of
+A run is killed, terminated, refused by a full disk (a limit on the size of files, drawn again each time) or robbed of
 its loader worker at a random moment: while it loads, trains, saves or evaluates; the newest checkpoint of a stopped
 run is cut short or changed. Then the same command is given again. When a run has ended the next one begins, until so
 many interruptions have taken place. One is survived if its run ended with the weights of the undisturbed one, bit for

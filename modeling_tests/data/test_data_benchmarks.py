@@ -54,7 +54,7 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.delenv("DENSESEG_DATA_ROOT", raising=False)
 
 
-def picture(mode="RGB", form="PNG"):
+def image(mode="RGB", form="PNG"):
     buffer = io.BytesIO()
     Image.new(mode, SIZE[::-1], 90 if mode == "L" else (10, 90, 200)).save(buffer, form)
     return buffer.getvalue()
@@ -95,44 +95,44 @@ def write(root, archives, packed):
 
 
 def ade20k(seed):
-    """Archives of one miniature picture for each split, and what its labels are."""
+    """Archives of one miniature image for each split, and what its labels are."""
     raw = ids_of(range(151), 7 * seed)
     archives = {"ADEChallengeData2016.zip": {}, "release_test.zip": {}}
     for split, folder in (("train", "training"), ("val", "validation")):
         stem = f"ADE_{split}_{seed:08d}"
         root = "ADEChallengeData2016"
         archives[f"{root}.zip"] |= {
-            f"{root}/images/{folder}/{stem}.jpg": picture("L", "JPEG"),  # some of them are grey
+            f"{root}/images/{folder}/{stem}.jpg": image("L", "JPEG"),  # some of them are gray
             f"{root}/annotations/{folder}/{stem}.png": label(raw),
             f"{root}/objectInfo150.txt": b"Idx\tRatio\tTrain\tVal\tName\n",
         }
-    archives["release_test.zip"][f"release_test/testing/ADE_test_{seed:08d}.jpg"] = picture("RGB", "JPEG")
+    archives["release_test.zip"][f"release_test/testing/ADE_test_{seed:08d}.jpg"] = image("RGB", "JPEG")
     return archives, {"train": f"ADE_train_{seed:08d}", "val": f"ADE_val_{seed:08d}"}, np.where(raw == 0, 255, raw - 1)
 
 
 def cityscapes(seed, kind="gtFine"):
     raw = ids_of(range(34), 5 * seed)
     fine = kind == "gtFine"
-    pictures = ("leftImg8bit_trainvaltest.zip", "leftImg8bit_trainextra.zip")
+    images = ("leftImg8bit_trainvaltest.zip", "leftImg8bit_trainextra.zip")
     labels = "gtFine_trainvaltest.zip" if fine else "gtCoarse.zip"
-    archives, ids = {pictures[0]: {}, pictures[1]: {}, labels: {}}, {}
+    archives, ids = {images[0]: {}, images[1]: {}, labels: {}}, {}
     for split, city in (
         ("train", "ulm"),
         ("val", "munster"),
         ("test", "bonn") if fine else ("train_extra", "erlangen"),
     ):
         stem = f"{city}_{seed:06d}_000019"
-        archives[pictures[split == "train_extra"]][f"leftImg8bit/{split}/{city}/{stem}_leftImg8bit.png"] = picture()
+        archives[images[split == "train_extra"]][f"leftImg8bit/{split}/{city}/{stem}_leftImg8bit.png"] = image()
         below = f"{kind}/{split}/{city}/{stem}_{kind}"
         content = np.full(SIZE, 3, np.uint8) if split == "test" else raw  # dummies: out of the region of interest
         archives[labels] |= {
             f"{below}_labelIds.png": label(content),
             f"{below}_instanceIds.png": label(content.astype(np.uint16)),
-            f"{below}_color.png": picture(),
+            f"{below}_color.png": image(),
             f"{below}_polygons.json": b"{}",
             "license.txt": b"in each of the archives",
         }
-        archives[pictures[0]]["license.txt"] = b"in each of the archives"
+        archives[images[0]]["license.txt"] = b"in each of the archives"
         ids[split] = stem
     return archives, ids, np.vectorize(lambda value: CITYSCAPES.get(value, 255))(raw)
 
@@ -148,8 +148,8 @@ def pascal_context(seed, background=False, png=False):
     below, voc, context, ids = "VOCdevkit/VOC2010", {}, {}, {}
     for number, split in enumerate(("train", "val")):
         stem = f"20{number + 8:02d}_{seed:06d}"
-        voc[f"{below}/JPEGImages/{stem}.jpg"] = picture("RGB", "JPEG")
-        voc[f"{below}/JPEGImages/2010_{seed:06d}.jpg"] = picture("RGB", "JPEG")  # in neither list
+        voc[f"{below}/JPEGImages/{stem}.jpg"] = image("RGB", "JPEG")
+        voc[f"{below}/JPEGImages/2010_{seed:06d}.jpg"] = image("RGB", "JPEG")  # in neither list
         if png:
             voc[f"{below}/SegmentationClassContext/{stem}.png"] = label(raw)
         else:
@@ -165,7 +165,7 @@ def coco_stuff_10k(seed):
     for number, split in enumerate(("train", "test")):
         stem = f"COCO_train2014_{seed + 100 * number:012d}"
         files |= {
-            f"images/{stem}.jpg": picture("RGB", "JPEG"),
+            f"images/{stem}.jpg": image("RGB", "JPEG"),
             f"annotations/{stem}.mat": label(raw, "mat"),
         }
         ids[split] = stem
@@ -178,7 +178,7 @@ def coco_stuff_164k(seed):
     archives, ids = {"stuffthingmaps_trainval2017.zip": {}}, {}
     for number, split in enumerate(("train", "val")):
         stem = f"{seed + 100 * number:012d}"
-        archives[f"{split}2017.zip"] = {f"{split}2017/{stem}.jpg": picture("RGB", "JPEG")}
+        archives[f"{split}2017.zip"] = {f"{split}2017/{stem}.jpg": image("RGB", "JPEG")}
         archives["stuffthingmaps_trainval2017.zip"][f"{split}2017/{stem}.png"] = label(raw)
         ids[split] = stem
     return archives, ids, np.vectorize(lambda value: COCO.get(value + 1, 255))(raw)
@@ -190,14 +190,14 @@ def camvid(seed):
     for split, stem in (("train", "0006R0_f"), ("val", "0016E5_0"), ("test", "Seq05VD_f")):
         ids[split] = f"{stem}{7990 + seed:04d}"
         files |= {
-            f"CamVid/{split}/{ids[split]}.png": picture(),
+            f"CamVid/{split}/{ids[split]}.png": image(),
             f"CamVid/{split}annot/{ids[split]}.png": label(raw),
         }
         files[f"CamVid/{split}.txt"] = b"/SegNet/CamVid/..."
     return {"CamVid.zip": files}, ids, np.where(raw == 11, 255, raw)
 
 
-# label_colors.txt of the authors, and SegNet's grouping of the names; a colour that is no class is void.
+# label_colors.txt of the authors, and SegNet's grouping of the names; a color that is no class is void.
 CAMVID_COLORS = {
     "Animal": (64, 128, 64, "pedestrian"),
     "Archway": (192, 0, 128, "building"),
@@ -250,7 +250,7 @@ def camvid_original(seed, grouped=False):
         "test": f"0001TP_{8550 + seed:06d}",
     }
     for split, stem in stems.items():
-        archives["701_StillsRaw_full.zip"][f"701_StillsRaw_full/{stem}.png"] = picture()
+        archives["701_StillsRaw_full.zip"][f"701_StillsRaw_full/{stem}.png"] = image()
         archives["LabeledApproved_full.zip"][f"{stem}_L.png"] = label(colors)
         ids[split] = stem
     return archives, ids, np.array(train)[numbers]
@@ -311,7 +311,7 @@ def test_each_benchmark_loads_from_its_official_files(tmp_path, name, packed):
     check(both, expected["train"] | expected[second])
 
 
-# name: classes, first and last class, colours of these two, pictures of each split.
+# name: classes, first and last class, colors of these two, images of each split.
 PUBLISHED = {
     "ade20k": (150, "wall", "flag", (120, 120, 120), (92, 0, 255), {"train": 20210, "val": 2000, "test": 3352}),
     "cityscapes": (
@@ -342,7 +342,7 @@ def test_classes_colours_and_counts_are_the_published_ones(name):
     for spec in benchmark.encodings.values():
         assert (spec.num_labels, spec.classes[0], spec.classes[-1]) == (count, first, last)
         assert (spec.palette[0], spec.palette[-1]) == (first_color, last_color) and len(spec.palette) == count
-        assert spec.source_url and spec.licence and spec.citation
+        assert spec.source_url and spec.license and spec.citation
         assert LabelSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
     assert {split: files.size for split, files in benchmark.splits.items()} == sizes
 
@@ -407,7 +407,7 @@ def test_pascal_context_in_the_form_of_the_detail_api(tmp_path, background):
     for number, file in enumerate(sorted((tmp_path / "trainval").glob("*.mat"))):
         raw = scipy_io.loadmat(file)["LabelMap"]
         images.append({"image_id": number, "file_name": f"{file.stem}.jpg", "height": SIZE[0], "width": SIZE[1]})
-        # The first area fills the picture and lies below the others.
+        # The first area fills the image and lies below the others.
         masks = [(raw.flat[0], np.ones(SIZE, int)), *((each, (raw == each).astype(int)) for each in np.unique(raw))]
         for raw_id, mask in masks:
             packed = coco_mask.frPyObjects({"size": list(SIZE), "counts": run_lengths(mask)}, *SIZE)
@@ -436,7 +436,7 @@ def test_coco_stuff_10k_in_mmsegmentations_form(tmp_path, by_path):
     raw = ids_of(range(172))
     files = {"imagesLists/test.txt": b"COCO_train2014_000000000009\n"}
     for split, stem in (("train", "COCO_train2014_000000000001"), ("test", "COCO_train2014_000000000009")):
-        files[f"images/{split}2014/{stem}.jpg"] = picture("RGB", "JPEG")
+        files[f"images/{split}2014/{stem}.jpg"] = image("RGB", "JPEG")
         files[f"annotations/{split}2014/{stem}_labelTrainIds.png"] = label(raw)
     write(tmp_path, {"unpacked": files}, False)
     source = (tmp_path, {"spec": "coco_stuff_10k"}) if by_path else ("coco_stuff_10k", {"root": tmp_path})
@@ -448,7 +448,7 @@ def test_coco_stuff_164k_in_mmsegmentations_form(tmp_path):
     raw = ids_of((*range(171), 255))
     stem = "000000000139"
     files = {
-        f"images/val2017/{stem}.jpg": picture("RGB", "JPEG"),
+        f"images/val2017/{stem}.jpg": image("RGB", "JPEG"),
         f"annotations/val2017/{stem}_labelTrainIds.png": label(raw),
     }
     write(tmp_path, {"unpacked": files}, False)
@@ -499,7 +499,7 @@ def test_a_benchmark_that_is_not_there_says_where_it_comes_from(tmp_path, monkey
         InputError, match=r"cityscapes-dataset\.com.*registration.*leftImg8bit_train\*\.zip.*DATA_ROOT"
     ):
         load_segmentation("cityscapes", "train")
-    with pytest.raises(InputError, match="does not exist. Mend data_root"):
+    with pytest.raises(InputError, match="does not exist. Fix data_root"):
         load_segmentation("cityscapes", "train", root=tmp_path / "nowhere")
     with pytest.raises(InputError, match="data_root says where a benchmark lies"):
         load_segmentation("synthetic", "train", root=tmp_path)
@@ -517,32 +517,32 @@ def test_missing_and_lone_files_are_named(tmp_path):
     assert len(scan_segmentation_source("cityscapes", "val", root=tmp_path).faults) == 1
     lone.write_bytes(content)
     next(tmp_path.glob("leftImg8bit/val/*/*000001_*")).unlink()
-    with pytest.raises(InputError, match=r"munster_000001_000019_gtFine_labelIds\.png has no picture"):
+    with pytest.raises(InputError, match=r"munster_000001_000019_gtFine_labelIds\.png has no image"):
         load_segmentation("cityscapes", "val", root=tmp_path)
-    with pytest.raises(InputError, match="split train_extra, in .*: no pictures"):
+    with pytest.raises(InputError, match="split train_extra, in .*: no images"):
         load_segmentation("cityscapes", "train_extra", root=tmp_path)
     with pytest.raises(InputError, match="train, train_extra, val"):
         load_segmentation("cityscapes", "holdout", root=tmp_path)
 
 
-def test_a_partial_copy_is_noted_and_a_listed_picture_that_is_missing_refused(tmp_path, caplog):
+def test_a_partial_copy_is_noted_and_a_listed_image_that_is_missing_refused(tmp_path, caplog):
     expected = build(tmp_path, coco_stuff_10k, False)["test"]
     check(load_segmentation("coco_stuff_10k", "val", root=tmp_path), expected)
-    assert "3 of 1,000 pictures" in caplog.text
+    assert "3 of 1,000 images" in caplog.text
     (tmp_path / "images" / f"{min(expected)}.jpg").unlink()
-    with pytest.raises(InputError, match="1 pictures are missing, first COCO_train2014_000000000100"):
+    with pytest.raises(InputError, match="1 images are missing, first COCO_train2014_000000000100"):
         load_segmentation("coco_stuff_10k", "val", root=tmp_path)
 
 
 @pytest.mark.parametrize("state", ["black", "cut", "good"])
-def test_the_damaged_picture_of_train_extra_is_left_out_only_if_it_is_damaged(tmp_path, caplog, state):
+def test_the_damaged_image_of_train_extra_is_left_out_only_if_it_is_damaged(tmp_path, caplog, state):
     expected = build(tmp_path, WRITERS["cityscapes_coarse"], False)["train_extra"]
     image = tmp_path / "leftImg8bit/train_extra/troisdorf/troisdorf_000000_000073_leftImg8bit.png"
     truth = tmp_path / "gtCoarse/train_extra/troisdorf/troisdorf_000000_000073_gtCoarse_labelIds.png"
     for file in (image, truth):
         file.parent.mkdir(parents=True)
-    picture_of = np.zeros((*SIZE, 3), np.uint8) if state == "black" else ids_of(range(200))
-    Image.fromarray(picture_of).save(image)
+    image_of = np.zeros((*SIZE, 3), np.uint8) if state == "black" else ids_of(range(200))
+    Image.fromarray(image_of).save(image)
     if state == "cut":
         image.write_bytes(image.read_bytes()[:40])
     truth.write_bytes(label(np.full(SIZE, 7, np.uint8)))
@@ -555,7 +555,7 @@ def test_splits_of_any_folder_add_up(tmp_path):
     for split in ("train", "val"):
         for kind in ("images", "labels"):
             (tmp_path / split / kind).mkdir(parents=True)
-            (tmp_path / split / kind / "p0.png").write_bytes(picture() if kind == "images" else label(ids_of([0, 1])))
+            (tmp_path / split / kind / "p0.png").write_bytes(image() if kind == "images" else label(ids_of([0, 1])))
     (tmp_path / "classes.json").write_text('{"classes": ["a", "b"]}')
     assert [row["id"] for row in load_segmentation(tmp_path, "train+val").dataset] == ["train/p0", "val/p0"]
     with pytest.raises(InputError, match="different names with"):
@@ -620,7 +620,7 @@ def test_a_copy_in_another_encoding_is_refused_and_the_encoding_named(tmp_path, 
 @pytest.mark.parametrize("first", [0, 1], ids=["already reduced", "official"])
 def test_ade20k_that_is_already_reduced_is_told_by_how_often_its_classes_show(tmp_path, first):
     """Without a pixel of void, and without flags (150), the ids fit both."""
-    # objectInfo150.txt: wall, building, sky, floor, tree, ceiling, road, bed, windowpane, ... of 20,210 pictures
+    # objectInfo150.txt: wall, building, sky, floor, tree, ceiling, road, bed, windowpane, ... of 20,210 images
     counts = (11664, 6046, 8265, 9336, 6678, 6604, 4023, 1906, 4688, 2423, 2874, 3068, 5075, 1804, 6666, 4269, 1691)
     rng = np.random.default_rng(0)
     maps = []
@@ -637,7 +637,7 @@ def test_ade20k_that_is_already_reduced_is_told_by_how_often_its_classes_show(tm
 
 def test_colour_masks_of_the_full_ade20k_release_are_refused(tmp_path):
     maps = [np.zeros((*SIZE, 3), np.uint8)] * 3
-    with pytest.raises(InputError, match="is a colour picture, as those of the full ADE20K"):
+    with pytest.raises(InputError, match="is a color image, as those of the full ADE20K"):
         load_segmentation(copy_as_parquet(tmp_path / "copy", maps), "train", spec="ade20k")
 
 
@@ -682,7 +682,7 @@ def test_a_mat_file_that_unpacks_to_gigabytes_is_refused_before_it_is_unpacked(m
         read_matlab_ids(buffer.getvalue(), "x.mat")
 
 
-def test_the_list_names_every_benchmark_with_its_licence_and_files(capsys):
+def test_the_list_names_every_benchmark_with_its_license_and_files(capsys):
     assert main(["data", "list"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     for name in NAMES:
@@ -691,7 +691,7 @@ def test_the_list_names_every_benchmark_with_its_licence_and_files(capsys):
     assert "coco: 80 classes" in text and "ILSVRC2012_img_train.tar" in text
 
 
-def test_a_picture_in_an_archive_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
+def test_a_image_in_an_archive_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
     files = {}
     for kind, folder in (("images", "training"), ("annotations", "training")):
@@ -724,6 +724,6 @@ def test_a_benchmark_is_checked_by_its_name_from_the_command_line(tmp_path, caps
     with zipfile.ZipFile(tmp_path / "LabeledApproved_full.zip", "a") as archive:
         archive.writestr("0001TP_006999_L.png", label(np.full((*SIZE, 3), 7, np.uint8)))
     with zipfile.ZipFile(tmp_path / "701_StillsRaw_full.zip", "a") as archive:
-        archive.writestr("701_StillsRaw_full/0001TP_006999.png", picture())
+        archive.writestr("701_StillsRaw_full/0001TP_006999.png", image())
     assert main(arguments) == 2
     assert "0001TP_006999_L.png in" in (printed := capsys.readouterr().out) and "[[7, 7, 7]]" in printed

@@ -15,9 +15,9 @@ from hf_denseseg.training.optimization import load_class_weights
 
 def write_pairs(folder, masks):
     for index, mask in enumerate(masks):
-        for kind, picture in (("images", Image.new("RGB", mask.shape[1::-1])), ("labels", Image.fromarray(mask))):
+        for kind, image in (("images", Image.new("RGB", mask.shape[1::-1])), ("labels", Image.fromarray(mask))):
             (folder / "train" / kind).mkdir(parents=True, exist_ok=True)
-            picture.save(folder / "train" / kind / f"p{index}.png")
+            image.save(folder / "train" / kind / f"p{index}.png")
     (folder / "labels.yaml").write_text("classes: [road, car, sky]\n")
     return folder
 
@@ -34,9 +34,9 @@ def test_check_of_sound_pairs_finds_nothing(tmp_path, capsys):
 
 
 def test_check_names_every_fault_with_its_file(tmp_path, capsys):
-    colour, unknown = np.zeros((4, 4, 3), np.uint8), np.full((4, 4), 77, np.uint8)
+    color, unknown = np.zeros((4, 4, 3), np.uint8), np.full((4, 4), 77, np.uint8)
     void = np.full((4, 4), 255, np.uint8)
-    write_pairs(tmp_path, [good_mask(), colour, unknown, void, good_mask(), good_mask(), good_mask(), good_mask()])
+    write_pairs(tmp_path, [good_mask(), color, unknown, void, good_mask(), good_mask(), good_mask(), good_mask()])
     labels, images = tmp_path / "train/labels", tmp_path / "train/images"
     Image.fromarray(good_mask()[:3]).save(labels / "p4.png")
     (images / "p5.png").write_bytes(b"")
@@ -46,13 +46,13 @@ def test_check_names_every_fault_with_its_file(tmp_path, capsys):
     out = capsys.readouterr().out
     faults = [line for line in out.splitlines() if line.startswith("fault: ")]
     for name, text in (
-        ("labels/p1.png", "colour picture"),
+        ("labels/p1.png", "color image"),
         ("labels/p2.png", "Raw ids 77"),
         ("labels/p3.png", "every pixel of the label map is ignored"),
         ("images/p4.png", "Sizes differ"),
         ("images/p5.png", "empty"),
         ("images/p6.png", "has no label map"),
-        ("labels/p7.png", "has no picture"),
+        ("labels/p7.png", "has no image"),
     ):
         assert sum(name in line and text in line for line in faults) == 1, (name, text)
     assert len(faults) == 7 and "7 faults" in out
@@ -79,7 +79,7 @@ def test_check_mentions_palettes_and_classes_that_never_occur(tmp_path, capsys):
 
 def test_wrong_sources_end_with_code_2(tmp_path, capsys):
     assert main(["data", "check", str(tmp_path / "nowhere")]) == 2
-    assert "error: Data set" in capsys.readouterr().err
+    assert "error: Dataset" in capsys.readouterr().err
     assert main(["data", "check", str(write_pairs(tmp_path, [good_mask()])), "--split", "val"]) == 2
     assert "no split 'val'; available: train" in capsys.readouterr().err
 
@@ -95,7 +95,7 @@ def test_stats_count_and_weigh_the_classes(tmp_path):
     assert stats["pixels"] == [5, 1, 0] and stats["ignored_fraction"] == 0.25 and stats["sizes"] == {"1x4": 2}
     enet = [1 / np.log(1.02 + 5 / 6), 1 / np.log(1.02 + 1 / 6), 0]
     assert stats["class_weights"]["enet"] == pytest.approx(enet, abs=1e-5)
-    frequencies = [5 / 6, 1 / 4]  # pixels of the class / labelled pixels of the pictures that show it
+    frequencies = [5 / 6, 1 / 4]  # pixels of the class / labelled pixels of the images that show it
     middle = np.median(frequencies)
     expected = [middle / frequencies[0], middle / frequencies[1], 0]
     assert stats["class_weights"]["median_frequency"] == pytest.approx(expected, abs=1e-5)
@@ -108,14 +108,14 @@ def test_class_weights_are_read_from_files_with_new_and_old_keys(tmp_path):
     assert main(["data", "stats", str(tmp_path / "data"), "--output", str(path)]) == 0
     stats = json.loads(path.read_text())
     assert {"images", "pixels", "fractions", "images_with_class", "ignored_fraction"} < set(stats)
-    renamed = {"fractions": "shares", "images_with_class": "pictures_with_class", "ignored_fraction": "void_share"}
+    renamed = {"fractions": "shares", "images_with_class": "images_with_class", "ignored_fraction": "void_share"}
     old = tmp_path / "old.json"
     old.write_text(json.dumps({renamed.get(key, key): value for key, value in stats.items()}))
     for file in (path, old):
         assert load_class_weights(f"{file}:enet", 3).tolist() == pytest.approx(stats["class_weights"]["enet"])
 
 
-def test_show_writes_a_picture(tmp_path):
+def test_show_writes_a_image(tmp_path):
     output = tmp_path / "grid.png"
     assert main(["data", "show", "synthetic@40x48", "--limit", "2", "--output", str(output)]) == 0
     assert Image.open(output).width > 2 * 40

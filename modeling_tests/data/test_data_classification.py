@@ -1,4 +1,4 @@
-"""Pictures with one class: layouts, names, augmentation by (seed, epoch, index) alone, mixing, accuracy."""
+"""Images with one class: layouts, names, augmentation by (seed, epoch, index) alone, mixing, accuracy."""
 
 import json
 import random
@@ -45,7 +45,7 @@ def test_classes_keep_their_ids_in_a_split_that_lacks_one(folder):
     ("file", "text"),
     [
         ("classes.json", json.dumps({"n01": "tench", "n02": "crane", "n03": "crane"})),
-        ("classes.json", json.dumps({"classes": ["tench", "crane", "crane"], "licence": "none"})),
+        ("classes.json", json.dumps({"classes": ["tench", "crane", "crane"], "license": "none"})),
         ("classes.txt", "n01 tench\nn02 crane\nn03 crane\n"),
         ("classes.txt", "tench\ncrane\ncrane\n"),
     ],
@@ -72,8 +72,8 @@ def test_parquet_shards_bring_their_names(tmp_path):
     import datasets
 
     features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=["cat", "dog"]))
-    pictures = [Image.new("RGB", (8, 8), (k, 0, 0)) for k in range(4)]
-    table = datasets.Dataset.from_dict({"image": pictures, "label": [0, 1, 1, 0]}, features=features)
+    images = [Image.new("RGB", (8, 8), (k, 0, 0)) for k in range(4)]
+    table = datasets.Dataset.from_dict({"image": images, "label": [0, 1, 1, 0]}, features=features)
     table.to_parquet(tmp_path / "train-00000-of-00001.parquet")
     data = load_classification(tmp_path, "train")
     assert data.spec.classes == ("cat", "dog")
@@ -94,7 +94,7 @@ def test_what_is_no_data_set_is_refused(name, message, tmp_path, monkeypatch):
         load_classification(name, "train")
 
 
-def test_check_names_the_damaged_picture(folder):
+def test_check_names_the_damaged_image(folder):
     (folder / "train" / "n02" / "n02_1.JPEG").write_bytes(b"")
     data = load_classification(folder, "train")
     (fault,) = scan_classification(data).faults
@@ -155,7 +155,7 @@ def test_epochs_give_other_samples_and_leave_the_generators_alone():
     assert first.shape == (3, 24, 32)
 
 
-def test_mixing_joins_each_picture_with_its_mirror_image_in_the_batch():
+def test_mixing_joins_each_image_with_its_mirror_image_in_the_batch():
     """Mixup: shares of labels are those of the pixels; off-diagonal weight is the smoothing."""
     samples = [{"pixel_values": torch.full((3, 8, 8), float(k)), "label": k, "epoch": 0, "index": k} for k in range(4)]
     batch = MixedBatch(4, mixup=0.8, label_smoothing=0.1, seed=2)(samples)
@@ -179,7 +179,7 @@ def test_cutmix_labels_have_the_share_of_the_box():
     assert torch.allclose(batch["labels"][0], torch.stack([1 - from_other, from_other]), atol=1e-6)
 
 
-def test_last_picture_of_an_odd_batch_is_not_mixed():
+def test_last_image_of_an_odd_batch_is_not_mixed():
     samples = [{"pixel_values": torch.full((3, 4, 4), float(k)), "label": k, "epoch": 0, "index": k} for k in range(3)]
     batch = MixedBatch(3, mixup=0.8)(samples)
     assert torch.equal(batch["pixel_values"][2], samples[2]["pixel_values"])
@@ -192,10 +192,10 @@ def test_labels_stay_ids_without_mixing_and_smoothing():
 
 
 def test_strongest_posterize_is_black_as_it_used_to_be():
-    picture = Image.new("RGB", (2, 2), (255, 129, 3))
-    assert posterize(picture, 0).getpixel((0, 0)) == (0, 0, 0)
-    assert posterize(picture, 1).getpixel((0, 0)) == (128, 128, 0)
-    assert posterize(picture, 8).getpixel((0, 0)) == (255, 129, 3)
+    image = Image.new("RGB", (2, 2), (255, 129, 3))
+    assert posterize(image, 0).getpixel((0, 0)) == (0, 0, 0)
+    assert posterize(image, 1).getpixel((0, 0)) == (128, 128, 0)
+    assert posterize(image, 8).getpixel((0, 0)) == (255, 129, 3)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Loading pairs from folders, shards and data sets, and what is said when they cannot be used."""
+"""Loading pairs from folders, shards and datasets, and what is said when they cannot be used."""
 
 import io
 import os
@@ -38,10 +38,10 @@ def write_pairs(folder, split="train", count=3, layout="{split}/{kind}", labels=
         for kind, suffix in (("images", "jpg"), (labels, "png")):
             path = folder / layout.format(split=split, kind=kind) / f"city/p{index}.{suffix}"
             path.parent.mkdir(parents=True, exist_ok=True)
-            picture = (
+            image = (
                 Image.new("RGB", (16, 12), (index, 90, 200)) if suffix == "jpg" else Image.fromarray(label_map(index))
             )
-            picture.save(path)
+            image.save(path)
     (folder / "classes.json").write_text('{"name": "t", "classes": ["a", "b", "c"], "raw_void_id": 9}')
     return folder
 
@@ -184,17 +184,17 @@ def test_a_hub_id_with_a_revision_goes_the_same_way(tmp_path, monkeypatch):
 def test_encodings_are_compared_with_the_specification_not_guessed(tmp_path):
     folder = hub_table(tmp_path / "hub", ids=(0, 1, 2, 3))
     with pytest.raises(InputError, match=r"hub does not fit its label specification.*Raw ids 3 .*raw_to_train"):
-        load_segmentation(folder, "val", spec=SPEC, columns={"image": "photo"})
+        load_segmentation(folder, "val", spec=SPEC, columns={"photograph": "photo"})
     with pytest.raises(InputError, match="All labels .* are void"):
-        load_segmentation(hub_table(tmp_path / "void", ids=(9,)), "val", spec=SPEC, columns={"image": "photo"})
+        load_segmentation(hub_table(tmp_path / "void", ids=(9,)), "val", spec=SPEC, columns={"photograph": "photo"})
 
 
 def test_missing_columns_are_listed(tmp_path):
     folder = hub_table(tmp_path / "hub")
     with pytest.raises(InputError, match=r"no image column.*its columns are photo, semantic_mask.*columns="):
         load_segmentation(folder, "val", spec=SPEC)
-    with pytest.raises(InputError, match=r"\['picture'\]; it takes image, label and id"):
-        load_segmentation(folder, "val", spec=SPEC, columns={"picture": "photo"})
+    with pytest.raises(InputError, match=r"\['photograph'\]; it takes image, label and id"):
+        load_segmentation(folder, "val", spec=SPEC, columns={"photograph": "photo"})
 
 
 def test_no_network_for_a_hub_id_is_one_sentence():
@@ -217,11 +217,11 @@ def test_script_data_sets_point_to_the_converted_copy(monkeypatch):
     ("change", "message"),
     [
         (lambda root: (root / "train/labels/city/p1.png").unlink(), r"p1.jpg has no label map .*train/labels"),
-        (lambda root: (root / "train/images/city/p1.jpg").unlink(), r"p1.png has no picture .*train/images"),
+        (lambda root: (root / "train/images/city/p1.jpg").unlink(), r"p1.png has no image .*train/images"),
         (lambda root: [path.unlink() for path in root.glob("train/*/city/*")], "Split 'train' is empty"),
         (lambda root: (root / "classes.json").unlink(), "No label specification in"),
         (lambda root: (root / "train").rename(root / "trian"), "no split 'train'; available: trian. Did you mean"),
-        (lambda root: (root / "train/labels").rename(root / "train/truth"), "holds no data set"),
+        (lambda root: (root / "train/labels").rename(root / "train/truth"), "holds no dataset"),
     ],
 )
 def test_incomplete_folders_are_refused(tmp_path, change, message):
@@ -247,7 +247,7 @@ def damage(root, name, content):
     ("change", "message"),
     [
         (lambda root: damage(root, "images/city/p1.jpg", b""), r"p1.jpg is empty \(0 bytes\)"),
-        (lambda root: damage(root, "images/city/p1.jpg", b"text"), r"p1.jpg is not a picture"),
+        (lambda root: damage(root, "images/city/p1.jpg", b"text"), r"p1.jpg is not an image"),
         (
             lambda root: damage(root, "images/city/p1.jpg", (root / "train/images/city/p1.jpg").read_bytes()[:-90]),
             r"p1.jpg is damaged .*[Tt]runcated",
@@ -275,19 +275,19 @@ def test_an_image_bomb_is_refused_by_name(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGBA", "CMYK", "I;16"])
 def test_pictures_of_every_mode_become_rgb(mode, tmp_path):
-    grey = np.arange(0, 250, 5, dtype=np.uint8).reshape(5, 10)
-    picture = Image.fromarray(grey.astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(grey).convert(mode)
-    rgb = read_image(picture)
+    gray = np.arange(0, 250, 5, dtype=np.uint8).reshape(5, 10)
+    image = Image.fromarray(gray.astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(gray).convert(mode)
+    rgb = read_image(image)
     assert rgb.mode == "RGB" and rgb.size == (10, 5)
     if mode not in ("1", "P"):
-        assert np.abs(np.asarray(rgb)[..., 1].astype(int) - grey).max() <= 1
+        assert np.abs(np.asarray(rgb)[..., 1].astype(int) - gray).max() <= 1
 
 
 def test_exif_rotation_is_applied(tmp_path):
-    picture = Image.new("RGB", (8, 4))
-    exif = picture.getexif()
+    image = Image.new("RGB", (8, 4))
+    exif = image.getexif()
     exif[274] = 6
-    picture.save(tmp_path / "turned.jpg", exif=exif)
+    image.save(tmp_path / "turned.jpg", exif=exif)
     assert read_image(tmp_path / "turned.jpg").size == (4, 8)
 
 
@@ -309,7 +309,7 @@ def test_masks_of_every_form_that_holds_ids(tmp_path):
         read_label(Image.new("LA", (2, 2)), SPEC)
 
 
-def test_a_damaged_picture_inside_a_shard_is_named_by_its_id(tmp_path):
+def test_a_damaged_image_inside_a_shard_is_named_by_its_id(tmp_path):
     pack(load_segmentation(write_pairs(tmp_path / "pairs"), "train"), tmp_path / "shards", "train")
     path = tmp_path / "shards/train-00000-of-00001.parquet"
     table = datasets.Dataset.from_parquet(str(path)).cast_column("image", datasets.Image(decode=False))

@@ -1,4 +1,4 @@
-"""Detection data: every kind of bad entry, geometry of pictures, boxes and masks, batches, and AP by definition."""
+"""Detection data: every kind of bad entry, geometry of images, boxes and masks, batches, and AP by definition."""
 
 import copy
 import json
@@ -54,7 +54,7 @@ CONTENT = {
 
 @pytest.fixture
 def coco(tmp_path):
-    """Write the mini data set in COCO's layout; returns the folder and a function that changes the annotations."""
+    """Write the mini dataset in COCO's layout; returns the folder and a function that changes the annotations."""
     root = tmp_path / "coco"
     (root / "annotations").mkdir(parents=True)
     (root / "val2017").mkdir()
@@ -95,11 +95,11 @@ def test_pictures_without_objects_to_learn_are_left_out_of_training_only(coco):
 def test_what_has_a_rule_is_noted_with_number_and_id(coco):
     notes = " ".join(load_detection(coco[0], "val2017").notes)
     for text in (
-        "1 boxes stick out of their picture, cut at its border in training (ids 2)",
+        "1 boxes stick out of their image, cut at its border in training (ids 2)",
         "1 crowds, left out of training, ignored regions in evaluation (ids 4)",
         "1 boxes less than a pixel wide or high, left out of training (ids 5)",
-        "1 boxes outside their picture, left out of training (ids 6)",
-        "1 pictures have no objects",
+        "1 boxes outside their image, left out of training (ids 6)",
+        "1 images have no objects",
         "2 category ids are left out; the others become 0 to 2 (ids 2, 4)",
     ):
         assert text in notes
@@ -110,17 +110,17 @@ def set_to(part, place, **values):
 
 
 FAULTS = {
-    "unknown picture": (set_to("annotations", 0, image_id=99), "annotation 1: .*picture 99 is not in `images`"),
+    "unknown image": (set_to("annotations", 0, image_id=99), "annotation 1: .*image 99 is not in `images`"),
     "unknown category": (set_to("annotations", 2, category_id=4), "annotation 3: .*category 4 is not in `categories`"),
     "not a number": (set_to("annotations", 1, bbox=[1, 2, float("nan"), 4]), "annotation 2: .*four finite numbers"),
     "infinite": (set_to("annotations", 1, bbox=[1, 2, float("inf"), 4]), "annotation 2: .*four finite numbers"),
     "three numbers": (set_to("annotations", 1, bbox=[1, 2, 3]), "annotation 2: .*four finite numbers"),
     "no box": (lambda content: content["annotations"][1].pop("bbox"), "annotation 2: .*bbox is None"),
-    "annotation twice": (set_to("annotations", 1, id=1), "the id 1 of a annotation stands 2 times"),
-    "picture twice": (set_to("images", 1, id=7), "the id 7 of a picture stands 2 times"),
-    "category twice": (set_to("categories", 1, id=5), "the id 5 of a category stands 2 times"),
+    "annotation twice": (set_to("annotations", 1, id=1), "2 annotation entries have the id 1"),
+    "image twice": (set_to("images", 1, id=7), "2 image entries have the id 7"),
+    "category twice": (set_to("categories", 1, id=5), "2 category entries have the id 5"),
     "name twice": (set_to("categories", 1, name="tree"), "the names tree stand twice"),
-    "no size": (lambda content: content["images"][0].pop("height"), "picture 7: .*`height` or `width` is missing"),
+    "no size": (lambda content: content["images"][0].pop("height"), "image 7: .*`height` or `width` is missing"),
     "no mask": (set_to("annotations", 0, segmentation=[]), "annotation 1: .*no segmentation.*task: object-detection"),
     "half a point": (set_to("annotations", 0, segmentation=[[1, 2, 3, 4, 5, 6, 7]]), "annotation 1: .*odd number"),
     "no lists": (lambda content: content.pop("images"), "no annotation file in COCO's format"),
@@ -146,7 +146,7 @@ def test_check_lists_every_fault_and_ends_with_code_2(coco, capsys):
     assert text.count("fault:") == 2 and "annotation 1" in text and "annotation 3" in text
 
 
-def test_check_names_missing_and_mismatched_pictures(coco, capsys):
+def test_check_names_missing_and_mismatched_images(coco, capsys):
     root, _ = coco
     (root / "val2017" / "a.png").unlink()
     Image.new("RGB", (41, 60)).save(root / "val2017" / "b.png")
@@ -196,15 +196,15 @@ def test_polygons_and_both_forms_of_rle_paint_the_same_mask():
     assert object_mask("", (20, 30)).sum() == 0
 
 
-def test_picture_boxes_and_masks_stay_together_when_scaled_and_mirrored():
-    """A bright block on a dark ground: where the picture is bright, the mask is set and the box ends."""
+def test_image_boxes_and_masks_stay_together_when_scaled_and_mirrored():
+    """A bright block on a dark ground: where the image is bright, the mask is set and the box ends."""
     pixels = np.zeros((40, 60, 3), dtype=np.uint8)
     pixels[8:24, 4:24] = 255
     mask = pixels[..., 0] // 255
     found = {"category": 1, "bbox": [4.0, 8.0, 20.0, 16.0], "area": 320.0, "iscrowd": 0,
              "segmentation": json.dumps(encode_mask(mask))}  # fmt: skip
     row = {"image": Image.fromarray(pixels), "objects": [found]}
-    mirrored = set()
+    flipped = set()
     for seed in range(8):
         sample = DetectionAugmentation([80, 120], 150, masks=True)(row, np.random.default_rng(seed))
         height, width = sample["pixel_values"].shape[1:]
@@ -218,18 +218,18 @@ def test_picture_boxes_and_masks_stay_together_when_scaled_and_mirrored():
         x, y, wide, high = sample["boxes"][0]
         corners = torch.stack([x - wide / 2, y - high / 2, x + wide / 2, y + high / 2])
         assert torch.allclose(corners, expected, atol=0.012)
-        mirrored.add(bool(columns[0] > width / 4))
-    assert mirrored == {True, False}
+        flipped.add(bool(columns[0] > width / 4))
+    assert flipped == {True, False}
 
 
-def test_picture_without_objects_gives_empty_labels(coco):
+def test_image_without_objects_gives_empty_labels(coco):
     row = load_detection(coco[0], "val2017").dataset[2]
     sample = DetectionAugmentation([32], 64, masks=True)(row, np.random.default_rng(0))
     assert sample["boxes"].shape == (0, 4) and sample["masks"].shape == (0, 32, 32)
     assert sample["class_labels"].dtype == torch.int64
 
 
-def test_batches_are_padded_to_multiples_of_32_beside_the_pictures(coco):
+def test_batches_are_padded_to_multiples_of_32_beside_the_images(coco):
     dataset = TrainDetections(load_detection(coco[0], "val2017"), DetectionAugmentation([40], 100, flip=False))
     batch = collate_train([dataset[0], dataset[1]])
     assert batch["pixel_values"].shape == (2, 3, 64, 64)
@@ -239,7 +239,7 @@ def test_batches_are_padded_to_multiples_of_32_beside_the_pictures(coco):
     assert [len(each["boxes"]) for each in batch["labels"]] == [2, 1]
 
 
-def test_batches_hold_wide_or_high_pictures_and_an_epoch_every_picture_once():
+def test_batches_hold_wide_or_high_pictures_and_an_epoch_every_image_once():
     is_wide = [bool(each) for each in np.random.default_rng(0).random(103) < 0.7]
     sampler = ProportionSampler(is_wide, 8, seed=3)
     sampler.set_epoch(2)
@@ -333,7 +333,7 @@ def test_perfect_answers_score_1_and_none_score_0():
     assert [row["box_ap"] for row in nothing["per_class"]] == [0.0, 0.0, None]
 
 
-def test_chance_is_what_the_objects_of_another_picture_score():
+def test_chance_is_what_the_objects_of_another_image_score():
     boxes = ([2.0, 3.0, 10.0, 10.0], [2.0, 3.0, 10.0, 10.0], [30.0, 20.0, 10.0, 10.0])
     rows = [{"height": 40, "width": 60, "objects": [truth(0, box)]} for box in boxes]
     assert detection_metrics(rows, {}, ["a"])["chance"] == pytest.approx(1 / 3, abs=0.01)  # one of three is right

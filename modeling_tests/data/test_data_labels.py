@@ -81,7 +81,7 @@ def test_yaml_file_with_palette_and_colours(tmp_path):
     path = tmp_path / "labels.yaml"
     path.write_text("classes: [road, car]\npalette: [[1, 2, 3], [4, 5, 6]]\ncolors: {car: [9, 9, 9]}\nlicence: CC0\n")
     spec = LabelSpec.from_file(path)
-    assert spec.palette == ((1, 2, 3), (4, 5, 6)) and spec.color_to_raw == {(9, 9, 9): 1} and spec.licence == "CC0"
+    assert spec.palette == ((1, 2, 3), (4, 5, 6)) and spec.color_to_raw == {(9, 9, 9): 1} and spec.license == "CC0"
 
 
 def test_colour_masks():
@@ -92,7 +92,7 @@ def test_colour_masks():
 
 
 def test_the_made_up_palette_is_that_of_voc():
-    """First colours of the devkit's colour map after background."""
+    """First colors of the devkit's color map after background."""
     assert color_wheel(4) == ((128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128))
     assert len(set(color_wheel(254))) == 254
 
@@ -105,7 +105,7 @@ def test_the_made_up_palette_is_that_of_voc():
         ({"palette": [[0, 0, 0]]}, "needs `classes`"),
         ({"classes": ["a", "a"]}, "twice"),
         ({"classes": []}, "0 classes"),
-        ({"classes": ["a"], "palette": [[0, 0, 0], [1, 1, 1]]}, "2 colours"),
+        ({"classes": ["a"], "palette": [[0, 0, 0], [1, 1, 1]]}, "2 colors"),
         ({"classes": ["a"], "palette": [[0, 0, 300]]}, "three numbers 0..255"),
         ({"classes": ["a"], "raw_to_train": {"1": 4}}, "outside 0..0"),
         ({"classes": ["a"], "raw_to_train": {"1": 0}, "raw_void": [1]}, "void and a class"),

@@ -94,7 +94,7 @@ def test_coco_is_read_from_its_zips_unpacked_or_mixed(tmp_path, unpacked):
 def test_coco_that_is_not_there_says_where_it_comes_from(tmp_path):
     with pytest.raises(InputError, match=r"COCO is not in .*cocodataset.org.*train2017.zip.*DENSESEG_DATA_ROOT"):
         load_detection("coco", "val2017", root=tmp_path)
-    with pytest.raises(InputError, match="does not exist. Mend data_root"):
+    with pytest.raises(InputError, match="does not exist. Fix data_root"):
         load_detection("coco", "val2017", root=tmp_path / "none")
 
 
@@ -209,7 +209,7 @@ def test_validation_pictures_without_labels_are_refused_with_the_remedy(tmp_path
     official_tars(tmp_path)
     (tmp_path / "ILSVRC2012_devkit_t12.tar.gz").unlink()
     assert len(load_classification("imagenet", "train", root=tmp_path).dataset) == len(TRAIN)
-    with pytest.raises(InputError, match=r"nothing says what the validation pictures show. Add ILSVRC2012_devkit_t12"):
+    with pytest.raises(InputError, match=r"nothing says what the validation images show. Add ILSVRC2012_devkit_t12"):
         load_classification("imagenet", "val", root=tmp_path)
 
 

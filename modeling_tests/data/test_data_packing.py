@@ -35,15 +35,15 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
-def encoded(picture, kind):
+def encoded(image, kind):
     buffer = io.BytesIO()
-    picture.save(buffer, kind)
+    image.save(buffer, kind)
     return buffer.getvalue()
 
 
 @pytest.fixture
 def pairs(tmp_path):
-    """JPEG pictures with PNG label maps of colours (a specification with a colour table)."""
+    """JPEG images with PNG label maps of colors (a specification with a color table)."""
     folder = tmp_path / "pairs"
     for index in range(COUNT):
         draw = np.random.default_rng(index)
@@ -64,7 +64,7 @@ def pairs(tmp_path):
 
 
 def stored_bytes(shards):
-    """Id -> bytes of picture and label, read without this package."""
+    """Id -> bytes of image and label, read without this package."""
     found = {}
     for path in shards:
         if path.suffix == ".parquet":
@@ -112,10 +112,10 @@ def test_the_manifest_tells_rows_sizes_and_checksums(pairs, tmp_path, form):
 
 
 def test_label_maps_of_other_formats_keep_their_meaning(tmp_path):
-    for name, picture in (("images/a.png", np.zeros((2, 3, 3), np.uint8)), ("labels/a.bmp", None)):
+    for name, image in (("images/a.png", np.zeros((2, 3, 3), np.uint8)), ("labels/a.bmp", None)):
         path = tmp_path / "pairs/train" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.array([[4, 9, 200]] * 2, np.uint8) if picture is None else picture).save(path)
+        Image.fromarray(np.array([[4, 9, 200]] * 2, np.uint8) if image is None else image).save(path)
     (tmp_path / "pairs/labels.json").write_text(
         '{"classes": ["x", "y"], "raw_to_train": {"4": 1, "9": 0}, "raw_void": 200}'
     )
@@ -192,8 +192,8 @@ def test_a_cut_shard_is_named_with_its_rows_and_mended_by_the_same_command(tmp_p
 
 def test_a_source_that_changed_is_not_mixed_with_older_shards(pairs, tmp_path):
     shards = pack(load_segmentation(pairs, "train"), tmp_path / "out", "train", rows_per_shard=3)
-    picture = pairs / "train/images/town/p3.jpg"
-    picture.write_bytes((pairs / "train/images/town/p2.jpg").read_bytes())
+    image = pairs / "train/images/town/p3.jpg"
+    image.write_bytes((pairs / "train/images/town/p2.jpg").read_bytes())
     for shard in shards:
         shard.unlink()
     with pytest.raises(InputError, match="its source has changed since"):

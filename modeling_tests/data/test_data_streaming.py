@@ -264,7 +264,7 @@ def assert_same_weights(first, second):
 
 
 def test_a_resumed_run_takes_the_same_samples(shards, tmp_path):
-    """Drop-out included: what the loader draws must not disturb it. 8 steps of 2 x 2 rows are 1.5 epochs."""
+    """Dropout included: what the loader draws must not disturb it. 8 steps of 2 x 2 rows are 1.5 epochs."""
     results = train(tmp_path / "whole", shards / "parquet", "--dataloader_num_workers", "0")
     assert results["steps"] == 8 and 0 <= results["training"]["data_wait_fraction"] <= 1
     train(tmp_path / "resumed", shards / "parquet", "--dataloader_num_workers", "2")

@@ -70,7 +70,7 @@ def plain_draw(label, rand):
 
 
 def test_scale_place_and_class_share_follow_the_plain_restatement():
-    """The picture is a ramp along each axis, so a line through the result tells the ratio and the place."""
+    """The image is a ramp along each axis, so a line through the result tells the ratio and the place."""
     label = lopsided_label()
     ramp = np.zeros((HEIGHT, WIDTH, 3), dtype=np.uint8)
     ramp[..., 0] = np.arange(WIDTH) * 3
@@ -92,7 +92,7 @@ def test_scale_place_and_class_share_follow_the_plain_restatement():
     rand = random.Random(0)
     plain = np.array([plain_draw(label.tolist(), rand) for _ in range(DRAWS)])
     ours = np.array(ours)
-    # Places are read from 8-bit colours, to about a pixel: both are binned to 4 pixels.
+    # Places are read from 8-bit colors, to about a pixel: both are binned to 4 pixels.
     for column, bin_size in ((0, 0.1), (1, 4), (2, 4), (3, 0.05)):
         first, second = np.round(ours[:, column] / bin_size), np.round(plain[:, column] / bin_size)
         assert ks_distance(first, second) < KS_LIMIT, ("ratio", "top", "left", "share")[column]
@@ -120,16 +120,16 @@ def test_half_of_the_samples_are_mirrored():
     image = Image.fromarray(np.tile(np.arange(40, dtype=np.uint8), (30, 1))).convert("RGB")
     augmentation = TrainAugmentation((30, 40), scale_range=(1, 1), photometric=False)
     label = np.tile(np.arange(40, dtype=np.uint8), (30, 1))
-    mirrored = 0
+    flipped = 0
     for draw in range(400):
         pixels, labels = augmentation(image, label, np.random.default_rng(draw))
         assert (pixels[0] == labels).all()
-        mirrored += bool(labels[0, 0] == 39)
-    assert 160 < mirrored < 240
+        flipped += bool(labels[0, 0] == 39)
+    assert 160 < flipped < 240
 
 
 @pytest.mark.parametrize(("photometric", "base_size"), [(False, None), (True, None), (True, (120, 90))])
-def test_label_and_picture_stay_aligned_under_every_operation(photometric, base_size):
+def test_label_and_image_stay_aligned_under_every_operation(photometric, base_size):
     """An irregular checkerboard, black where the label is 0 and white where it is 1."""
     board = np.add.outer(np.arange(HEIGHT) // 9, np.arange(WIDTH) // 7) % 2
     board[20:40, 50:] = 1
@@ -186,12 +186,12 @@ def test_resizing_the_window_alone_equals_resizing_the_whole():
     [
         ((512, 2048), (512, 683), (512, 683)),  # the short edge decides
         ((512, 2048), (300, 1500), (410, 2048)),  # the long edge decides
-        ((2048, 512), (683, 512), (683, 512)),  # either order, upright picture
+        ((2048, 512), (683, 512), (683, 512)),  # either order, upright image
         ((1025, 2049), (1024, 2048), (1025, 2049)),
         (None, (17, 31), (17, 31)),
     ],
 )
-def test_base_size_fits_the_picture_as_mmcv_rescales(base, size, expected):
+def test_base_size_fits_the_image_as_mmcv_rescales(base, size, expected):
     augmentation = TrainAugmentation((8, 8), base_size=base, scale_range=(1, 1))
     assert augmentation.scaled_size(*size, np.random.default_rng(0)) == expected
 
@@ -214,7 +214,7 @@ def test_wrong_sizes_are_refused(arguments):
 
 
 def plain_distort(color, rand):
-    """mmsegmentation's PhotoMetricDistortion on one colour, with `colorsys`."""
+    """mmsegmentation's PhotoMetricDistortion on one color, with `colorsys`."""
 
     def convert(values, factor=1.0, offset=0.0):
         return [int(min(max(value * factor + offset, 0), 255)) for value in values]
@@ -243,7 +243,7 @@ def test_photometric_distortion_follows_the_plain_restatement(color):
     plain = np.array([plain_distort(color, rand) for _ in range(draws)])
     for channel in range(3):
         distance = ks_distance(np.round(ours[:, channel] / 4), np.round(plain[:, channel] / 4))
-        assert distance < 1.63 * (2 / draws) ** 0.5 + 0.03, "channel"  # 0.03: one grey level across a bin's border
+        assert distance < 1.63 * (2 / draws) ** 0.5 + 0.03, "channel"  # 0.03: one gray level across a bin's border
 
 
 class Drawn:
@@ -308,7 +308,7 @@ def test_hue_and_saturation_equal_the_way_through_hsv(degrees, saturation):
     pixels = np.random.default_rng(0).integers(0, 256, (20, 25, 3), dtype=np.uint8)
     pixels[0] = pixels[0, :, :1]  # greys
     pixels[1, :, 1] = pixels[1, :, 0]  # two equal channels
-    pixels[2] = pixels[2] // 200 * 255  # pure colours
+    pixels[2] = pixels[2] // 200 * 255  # pure colors
     result = np.stack(shift_hue_saturation([pixels[..., k] for k in range(3)], degrees, saturation), axis=-1)
     for source, ours in zip(pixels.reshape(-1, 3), result.reshape(-1, 3), strict=True):
         hue, own, value = colorsys.rgb_to_hsv(*(source / 255))

@@ -40,7 +40,7 @@ def add_parser(subparsers: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     actions = parser.add_subparsers(dest="action", metavar="|".join(("list", *_HELP)), required=True)
-    actions.add_parser("list", help="benchmarks known by name: classes, splits, licence, source and files")
+    actions.add_parser("list", help="benchmarks known by name: classes, splits, license, source and files")
     for name, text in _HELP.items():
         action = actions.add_parser(
             name, help=text, description=text[0].upper() + text[1:] + ".", epilog="example: " + _EXAMPLES[name]

@@ -1,4 +1,4 @@
-"""Names of the classes of pictures or objects, for tasks without a label map."""
+"""Names of the classes of images or objects, for tasks without a label map."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ class ClassNames:
     Args:
         name: short name of the data.
         classes: one name per class, all different.
-        licence: licence of the data.
+        license: license of the data.
         citation: reference to cite.
 
     Raises:
@@ -28,7 +28,7 @@ class ClassNames:
 
     name: str
     classes: tuple[str, ...]
-    licence: str = ""
+    license: str = ""
     citation: str = ""
 
     def __post_init__(self) -> None:
@@ -54,7 +54,7 @@ class ClassNames:
 
     @property
     def palette(self) -> tuple[Color, ...]:
-        """One colour per class."""
+        """One color per class."""
         return color_wheel(len(self.classes))
 
     def to_dict(self) -> dict[str, Any]:
@@ -62,7 +62,7 @@ class ClassNames:
         return {
             "name": self.name,
             "classes": list(self.classes),
-            "licence": self.licence,
+            "license": self.license,
             "citation": self.citation,
         }
 
@@ -71,7 +71,7 @@ def read_names(path: Path, keys: Sequence[str] | None) -> ClassNames:
     """Read the names that a file gives to classes that are known by a key, such as the folders of ImageNet.
 
     JSON: `{"n01440764": "tench"}`, a list in the order of the keys, or one of the two as `classes` beside `name`,
-    `licence` and `citation`. Text: a line `n01440764 tench, Tinca tinca` for each, or names in the order of the keys.
+    `license` and `citation`. Text: a line `n01440764 tench, Tinca tinca` for each, or names in the order of the keys.
     Of equal names (ImageNet has two cranes) each gets its key in brackets.
 
     Args:
@@ -85,7 +85,7 @@ def read_names(path: Path, keys: Sequence[str] | None) -> ClassNames:
         text = path.read_text(encoding="utf-8")
         content = json.loads(text) if path.suffix == ".json" else _lines(text, set(keys or ()))
     except (OSError, ValueError) as error:
-        raise InputError(f"Class names {path} cannot be read: {error}. Mend the file or take it away.") from error
+        raise InputError(f"Class names {path} cannot be read: {error}. Fix the file or take it away.") from error
     beside = content if isinstance(content, Mapping) and "classes" in content else {"classes": content}
     given = beside["classes"]
     if keys is None:
@@ -102,7 +102,9 @@ def read_names(path: Path, keys: Sequence[str] | None) -> ClassNames:
     else:
         count = len(given) if isinstance(given, list) else 0
         raise InputError(f"{path} names {count} classes, the data has {len(keys)}. Give one name for each.")
-    extra = {key: str(beside[key]) for key in ("licence", "citation") if key in beside}
+    if "licence" in beside:  # the key of older files
+        beside = {"license": beside["licence"], **beside}
+    extra = {key: str(beside[key]) for key in ("license", "citation") if key in beside}
     return ClassNames(str(beside.get("name", path.parent.name)), tuple(told_apart(names, keys)), **extra)
 
 

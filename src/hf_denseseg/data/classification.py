@@ -1,6 +1,6 @@
-"""Pictures with one class each: folders as ImageNet is laid out, Parquet shards, hub data sets, embedded drawings.
+"""Images with one class each: folders as ImageNet is laid out, Parquet shards, hub datasets, embedded drawings.
 
-Rows are always `image` (RGB picture), `label` (id of the class) and `id` (text).
+Rows are always `image` (RGB image), `label` (id of the class) and `id` (text).
 """
 
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ from hf_denseseg.errors import InputError
 
 
 class ClassificationData(NamedTuple):
-    """Rows (a `datasets` data set) and the names of their classes."""
+    """Rows (a `datasets` dataset) and the names of their classes."""
 
     dataset: Any
     spec: ClassNames
@@ -42,24 +42,24 @@ def load_classification(
     streaming: bool = False,
     limit: int | None = None,
 ) -> ClassificationData:
-    """Load the pictures of one split and their classes.
+    """Load the images of one split and their classes.
 
     Args:
         name_or_path: `"imagenet"`; `"synthetic"` (also `"synthetic:500"`, `"synthetic@64x64"`); a folder with
             `<split>/<class>/*.jpg`, or with the official archives of ImageNet, or such an archive; a folder of Parquet
-            or tar shards; or the id of a hub data set.
+            or tar shards; or the id of a hub dataset.
         split: `"train"`, `"val"` (`"validation"` is the same), `"test"`, or the name of a folder.
         root: where the files of `"imagenet"` lie: folder, archive, or a folder in which their folder lies; the
             environment variable DENSESEG_DATA_ROOT when None.
         names: file with the names of the classes; looked for beside the data (`classes.json`, `classes.txt`) when
             None, else folder names or the names of the label column are taken.
-        columns: `{"image": ..., "label": ..., "id": ...}`, names of the columns of shards and hub data sets.
-        revision: commit, tag or branch of a hub data set.
+        columns: `{"image": ..., "label": ..., "id": ...}`, names of the columns of shards and hub datasets.
+        revision: commit, tag or branch of a hub dataset.
         streaming: read packed shards in place, as a stream for training.
-        limit: use so many pictures, drawn from the whole (folders are sorted by class), the same ones every time.
+        limit: use so many images, drawn from the whole (folders are sorted by class), the same ones every time.
 
     Returns:
-        The data set, whose pictures are decoded when they are asked for, and the names of the classes.
+        The dataset, whose images are decoded when they are asked for, and the names of the classes.
 
     Raises:
         InputError: something given cannot be used; the message names it and the way out.
@@ -70,7 +70,7 @@ def load_classification(
         return _stream(folder, split, limit)
     if name.split(":")[0].split("@")[0] == "synthetic":
         counts = parse_name(name).counts
-        split = resolve_split(split, sorted(counts), "The embedded data set")
+        split = resolve_split(split, sorted(counts), "The embedded dataset")
         rows = {"id": [f"{split}-{index:05d}" for index in range(counts[split])]}
         return ClassificationData(_table(rows, _RenderObjects(name), limit), OBJECT_NAMES)
     if not is_packed(folder, split) and (tree := find_imagenet(name, root)):
@@ -81,12 +81,12 @@ def load_classification(
         rows, keys = _folder_rows(folder, splits, split)
         return ClassificationData(_table(rows, _decode, limit), _names_of(folder, keys, names))
     table = open_table(
-        find_table(name, "<split>/<class>/*.jpg"), split, columns=columns, revision=revision, pictures=("image",)
+        find_table(name, "<split>/<class>/*.jpg"), split, columns=columns, revision=revision, images=("image",)
     )
     spec = _names_of_table(name, table, names)
     wrong = sorted({label for label in table["label"] if not (label is not None and 0 <= label < spec.num_labels)})
     if wrong:
-        raise InputError(f"{name} has the labels {wrong[:5]}, but names {spec.num_labels} classes. Mend the labels.")
+        raise InputError(f"{name} has the labels {wrong[:5]}, but names {spec.num_labels} classes. Fix the labels.")
     if limit is not None:
         table = table.select(_drawn(len(table), limit))
     return ClassificationData(table.with_transform(_decode), spec)
@@ -110,12 +110,12 @@ def _stream(folder: Path, split: str, limit: int | None) -> ClassificationData:
 
 
 def find_class_folders(folder: Path) -> dict[str, Path]:
-    """Split -> its folder, for every child that holds folders with pictures."""
+    """Split -> its folder, for every child that holds folders with images."""
     children = [child for child in sorted(folder.iterdir()) if child.is_dir()]
     return {
         child.name: child
         for child in children
-        if any(_has_picture(grandchild) for grandchild in child.iterdir() if grandchild.is_dir())
+        if any(_has_image(grandchild) for grandchild in child.iterdir() if grandchild.is_dir())
     }
 
 
@@ -124,12 +124,12 @@ def class_keys(splits: Mapping[str, Path]) -> list[str]:
     return sorted({child.name for folder in splits.values() for child in folder.iterdir() if child.is_dir()})
 
 
-def _has_picture(folder: Path) -> bool:
+def _has_image(folder: Path) -> bool:
     return any(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.iterdir())
 
 
 def _folder_rows(folder: Path, splits: Mapping[str, Path], split: str) -> tuple[dict[str, list[Any]], list[str]]:
-    """Paths, ids of the classes and ids of the pictures of one split; keys of the classes."""
+    """Paths, ids of the classes and ids of the images of one split; keys of the classes."""
     found = resolve_split(split, sorted(splits), str(folder))
     keys = class_keys(splits)
     rows: dict[str, list[Any]] = {"image": [], "label": [], "id": []}
@@ -169,12 +169,12 @@ def _names_of_table(name: str, table: Any, names: str | Path | None) -> ClassNam
 
 
 def _decode(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-    """Batched row transform: encoded pictures -> `image`."""
-    pictures = [
+    """Batched row transform: encoded images -> `image`."""
+    images = [
         read_image(image, (image.get("path") if isinstance(image, dict) else image) or f"{name} (image)")
         for image, name in zip(batch["image"], batch["id"], strict=True)
     ]
-    return {"image": pictures, "label": list(batch["label"]), "id": list(batch["id"])}
+    return {"image": images, "label": list(batch["label"]), "id": list(batch["id"])}
 
 
 class _RenderObjects:

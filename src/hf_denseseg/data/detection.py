@@ -1,6 +1,6 @@
-"""Pictures with objects: COCO's layout or annotation file, or embedded scenes; a `datasets` table, read once.
+"""Images with objects: COCO's layout or annotation file, or embedded scenes; a `datasets` table, read once.
 
-Rows are `image` (RGB picture), `image_id`, `id` (text), `height`, `width` and `objects`, a list of dicts with `id`,
+Rows are `image` (RGB image), `image_id`, `id` (text), `height`, `width` and `objects`, a list of dicts with `id`,
 `category` (0..K-1), `bbox` (x, y, width, height in pixels), `area`, `iscrowd` and `segmentation` (JSON text).
 """
 
@@ -25,7 +25,7 @@ _COLUMNS = {"id": "int64", "category": "int64", "area": "float64", "iscrowd": "i
 
 
 class DetectionData(NamedTuple):
-    """Rows (a `datasets` data set), the names of the classes, and what was noted when the file was read."""
+    """Rows (a `datasets` dataset), the names of the classes, and what was noted when the file was read."""
 
     dataset: Any
     spec: ClassNames
@@ -41,7 +41,7 @@ def load_detection(
     filter_empty: bool = False,
     limit: int | None = None,
 ) -> DetectionData:
-    """Load the pictures of one split with their objects.
+    """Load the images of one split with their objects.
 
     Args:
         name_or_path: `"coco"`; `"synthetic"` (also `"synthetic:100"`, `"synthetic@128x192"`); a folder with
@@ -51,11 +51,11 @@ def load_detection(
         root: where the files of `"coco"` lie: folder, or a folder in which their folder lies; the environment variable
             DENSESEG_DATA_ROOT when None.
         masks: whether every object needs a mask.
-        filter_empty: leave out pictures without an object that training can learn.
-        limit: use the first so many pictures.
+        filter_empty: leave out images without an object that training can learn.
+        limit: use the first so many images.
 
     Returns:
-        The data set, whose pictures are decoded when they are asked for, the names of the classes, and notes.
+        The dataset, whose images are decoded when they are asked for, the names of the classes, and notes.
 
     Raises:
         InputError: something given cannot be used, or entries of the annotation file are faulty; the message names
@@ -64,7 +64,7 @@ def load_detection(
     name = str(name_or_path)
     if name.split(":")[0].split("@")[0] == "synthetic":
         asked = parse_name(name)
-        split = resolve_split(split, sorted(asked.counts), "The embedded data set")
+        split = resolve_split(split, sorted(asked.counts), "The embedded dataset")
         count = min(asked.counts[split], limit or asked.counts[split])
         rows = [render_detection_row(split, index, asked.size) for index in range(count)]
         return DetectionData(_table(rows, filter_empty), DETECTION_NAMES, [])
@@ -103,23 +103,23 @@ def _packed(folder: Path, manifest: Manifest, filter_empty: bool, limit: int | N
 
 
 def _tar_rows(shard: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a tar shard; the pictures stay in it."""
+    """Rows of a tar shard; the images stay in it."""
     tree = open_tree(shard)
-    pictures = {name.partition(".")[0]: name for name in tree.names() if not name.endswith(".json")}
-    for key, picture in pictures.items():
+    images = {name.partition(".")[0]: name for name in tree.names() if not name.endswith(".json")}
+    for key, image in images.items():
         row = json.loads(tree.read(f"{key}.json"))
-        yield row | {"image": tree.reference(picture), "id": key, "objects": _listed(row["objects"])}
+        yield row | {"image": tree.reference(image), "id": key, "objects": _listed(row["objects"])}
 
 
 def _learnable(rows: Iterable[tuple[list[dict[str, Any]], int, int]]) -> list[int]:
-    """Places of the pictures with an object that training can learn, of (objects, height, width).
+    """Places of the images with an object that training can learn, of (objects, height, width).
 
     Raises:
         InputError: there are none.
     """
     places = [place for place, row in enumerate(rows) if trainable(*row)[0]]
     if not places:
-        raise InputError("No picture has an object to learn. Check the annotations, or give filter_empty: false.")
+        raise InputError("No image has an object to learn. Check the annotations, or give filter_empty: false.")
     return places
 
 
@@ -129,10 +129,10 @@ def _listed(objects: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
 
 
 def coco_rows(table: CocoTable, source: CocoSource) -> list[dict[str, Any]]:
-    """Rows of an annotation file, in the order of its pictures."""
+    """Rows of an annotation file, in the order of its images."""
     return [
         {
-            "image": source.picture(image["file_name"]),
+            "image": source.image(image["file_name"]),
             "image_id": image["id"],
             "id": Path(image["file_name"]).stem,
             "height": image["height"],
@@ -144,7 +144,7 @@ def coco_rows(table: CocoTable, source: CocoSource) -> list[dict[str, Any]]:
 
 
 def _table(rows: list[dict[str, Any]], filter_empty: bool) -> Any:
-    """Rows as a data set that decodes when asked.
+    """Rows as a dataset that decodes when asked.
 
     Raises:
         InputError: nothing is left.
@@ -171,7 +171,7 @@ def _table(rows: list[dict[str, Any]], filter_empty: bool) -> Any:
 
 
 def _decode(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-    """Batched row transform: encoded pictures -> `image`, columns of objects -> a list of dicts."""
+    """Batched row transform: encoded images -> `image`, columns of objects -> a list of dicts."""
     rows = {key: list(values) for key, values in batch.items()}
     if "objects" in rows:
         rows["objects"] = [_listed(found) for found in rows["objects"]]
@@ -181,7 +181,7 @@ def _decode(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
         for image, height, width, name in zip(rows["image"], rows["height"], rows["width"], rows["id"], strict=True):
             if (image.height, image.width) != (height, width):
                 raise InputError(
-                    f"Picture {name} is {image.height}x{image.width} (height x width), its entry {height}x{width}."
-                    " The boxes would lie elsewhere: mend the entry, or take the picture that was annotated."
+                    f"Image {name} is {image.height}x{image.width} (height x width), its entry {height}x{width}."
+                    " The boxes would lie elsewhere: fix the entry, or take the image that was annotated."
                 )
     return rows

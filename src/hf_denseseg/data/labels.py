@@ -1,4 +1,4 @@
-"""What the ids of a label map mean: names, colours, raw id -> train id and back, void, licence, citation."""
+"""What the ids of a label map mean: names, colors, raw id -> train id and back, void, license, citation."""
 
 import difflib
 import json
@@ -17,7 +17,7 @@ CHECKED_ROWS = 32  # of a table, whose ids are compared with a specification
 IGNORE_INDEX = 255
 _UNKNOWN = 254  # marks raw ids that the specification does not name, inside the lookup table only
 _MAX_RAW = 65535
-_ALIASES = {"raw_void_id": "raw_void", "color_to_raw": "colors", "license": "licence", "url": "source_url"}
+_ALIASES = {"raw_void_id": "raw_void", "color_to_raw": "colors", "licence": "license", "url": "source_url"}
 _INFORMATION = ("image_size", "pixel_share", "description", "num_")  # beginnings of keys that are read by people only
 
 Color = tuple[int, int, int]
@@ -25,7 +25,7 @@ Color = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class LabelSpec:
-    """Names, colours and encoding of the classes of a data set.
+    """Names, colors and encoding of the classes of a dataset.
 
     Labels are mapped once, at load; after that only 0..num_labels-1 and 255 (void) exist.
 
@@ -36,14 +36,14 @@ class LabelSpec:
         raw_to_train: id in the file -> train id; several may share one. When empty, the raw ids count up from 0 in the
             order of `classes`, leaving out the ids of `raw_void`.
         raw_void: ids in the file that mean void; 255 means void too, unless `raw_to_train` names it.
-        color_to_raw: (r, g, b) -> raw id, for masks saved as colour pictures; None refuses such masks.
+        color_to_raw: (r, g, b) -> raw id, for masks saved as color images; None refuses such masks.
         categories: category -> names of its classes, each class in one category at most; empty when there are none.
         source_url: where the data come from.
-        licence: licence of the data.
+        license: license of the data.
         citation: reference to cite.
 
     Raises:
-        InputError: names, colours and ids contradict each other.
+        InputError: names, colors and ids contradict each other.
     """
 
     name: str
@@ -54,7 +54,7 @@ class LabelSpec:
     color_to_raw: Mapping[Color, int] | None = None
     categories: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     source_url: str = ""
-    licence: str = ""
+    license: str = ""
     citation: str = ""
 
     def __post_init__(self) -> None:
@@ -84,7 +84,7 @@ class LabelSpec:
         elif len(set(self.classes)) < count:
             problem = f"the class names {sorted({c for c in self.classes if self.classes.count(c) > 1})} occur twice"
         elif len(self.palette) != count:
-            problem = f"{len(self.palette)} colours in `palette` for {count} classes; give one per class, or none"
+            problem = f"{len(self.palette)} colors in `palette` for {count} classes; give one per class, or none"
         elif wrong := {raw: train for raw, train in self.raw_to_train.items() if not 0 <= train < count}:
             problem = f"`raw_to_train` {wrong} leads outside 0..{count - 1}; list void ids in `raw_void` instead"
         elif both := set(self.raw_void) & set(self.raw_to_train):
@@ -164,14 +164,14 @@ class LabelSpec:
         return train
 
     def encode_colors(self, rgb: np.ndarray) -> np.ndarray:
-        """Map a colour mask `(H, W, 3)` uint8 to train ids and 255, uint8.
+        """Map a color mask `(H, W, 3)` uint8 to train ids and 255, uint8.
 
         Raises:
             InputError: the specification has no `colors`, or lacks some of those in the mask.
         """
         if self.color_to_raw is None:
             raise InputError(
-                "The mask is a colour picture and the label specification has no `colors`. Add `colors` "
+                "The mask is a color image and the label specification has no `colors`. Add `colors` "
                 "(class name -> [r, g, b]), or save the mask with one byte a pixel."
             )
         keys = np.array([_pack(np.array(color)) for color in self.color_to_raw], dtype=np.int32)
@@ -183,7 +183,7 @@ class LabelSpec:
         if unknown.any():
             colors = np.unique(rgb[unknown], axis=0)[:4].tolist()
             raise InputError(
-                f"Colours {colors} ({unknown.mean():.1%} of the pixels) are not in `colors` of the label "
+                f"Colors {colors} ({unknown.mean():.1%} of the pixels) are not in `colors` of the label "
                 f"specification {self.name!r}. Add them, and save masks without JPEG compression or smoothing."
             )
         return self.table[raws[order][place]]
@@ -204,7 +204,7 @@ class LabelSpec:
             "colors": None if colors is None else [[list(color), raw] for color, raw in colors.items()],
             "categories": {category: list(names) for category, names in self.categories.items()},
             "source_url": self.source_url,
-            "licence": self.licence,
+            "license": self.license,
             "citation": self.citation,
         }
 
@@ -248,7 +248,7 @@ class LabelSpec:
                 raw_void=(void,) if isinstance(void, int) else tuple(void),
                 categories=dict(given.get("categories") or {}),
                 source_url=str(given.get("source_url", "")),
-                licence=str(given.get("licence", "")),
+                license=str(given.get("license", "")),
                 citation=str(given.get("citation", "")),
             )
             return spec if given.get("colors") is None else spec._with_colors(given["colors"])
@@ -258,7 +258,7 @@ class LabelSpec:
             raise InputError(f"Label specification {name!r} has a value of the wrong form: {error}.") from error
 
     def _with_colors(self, colors: Any) -> "LabelSpec":
-        """The same specification with a colour table: {class or "void": rgb}, or a list of [rgb, raw id]."""
+        """The same specification with a color table: {class or "void": rgb}, or a list of [rgb, raw id]."""
         if isinstance(colors, Mapping):
             raw_of = {name: int(self.inverse_table[train]) for name, train in self.label2id.items()}
             raw_of.setdefault("void", int(self.inverse_table[IGNORE_INDEX]))
@@ -294,7 +294,7 @@ class LabelSpec:
 
 
 def color_wheel(count: int) -> tuple[Color, ...]:
-    """Colours that differ clearly: the bits of the class number spread over the high bits of r, g, b (VOC's rule)."""
+    """Colors that differ clearly: the bits of the class number spread over the high bits of r, g, b (VOC's rule)."""
     colors = []
     for number in range(1, count + 1):
         rgb = [0, 0, 0]
@@ -307,12 +307,12 @@ def color_wheel(count: int) -> tuple[Color, ...]:
 def _color(value: Any) -> Color:
     color = tuple(int(channel) for channel in value)
     if len(color) != 3 or not all(0 <= channel <= 255 for channel in color):
-        raise InputError(f"Colour {list(value)} must be three numbers 0..255.")
+        raise InputError(f"Color {list(value)} must be three numbers 0..255.")
     return color
 
 
 def _pack(rgb: np.ndarray) -> np.ndarray:
-    """(..., 3) -> one number per colour."""
+    """(..., 3) -> one number per color."""
     return (rgb[..., 0] << 16) | (rgb[..., 1] << 8) | rgb[..., 2]
 
 
@@ -323,7 +323,7 @@ def id_ranges(ids: np.ndarray) -> str:
 
 
 class SegmentationData(NamedTuple):
-    """Rows (a `datasets` data set) and what their labels mean."""
+    """Rows (a `datasets` dataset) and what their labels mean."""
 
     dataset: Any
     spec: LabelSpec

@@ -1,6 +1,6 @@
-"""One loader for all sources: embedded scenes, a folder of pairs, Parquet or WebDataset shards, a hub data set.
+"""One loader for all sources: embedded scenes, a folder of pairs, Parquet or WebDataset shards, a hub dataset.
 
-Rows are always `image` (RGB picture), `label` ((H, W) uint8, train ids and 255) and `id` (text).
+Rows are always `image` (RGB image), `label` ((H, W) uint8, train ids and 255) and `id` (text).
 """
 
 import importlib.util
@@ -43,22 +43,22 @@ def load_segmentation(
 
     Args:
         name_or_path: name of a benchmark (`"cityscapes"`; `denseseg data list` names all); `"synthetic"` (also
-            `"synthetic:500"` for 500 training pictures, `"synthetic@512x1024"` for one size); a folder of pairs
+            `"synthetic:500"` for 500 training images, `"synthetic@512x1024"` for one size); a folder of pairs
             (`<split>/images` + `<split>/labels`, or `images/<split>` + `labels/<split>`), folder or archive of a
-            benchmark as it was distributed, folder of Parquet or tar shards; or the id of a hub data set.
+            benchmark as it was distributed, folder of Parquet or tar shards; or the id of a hub dataset.
         split: `"train"`, `"val"` (`"validation"` is the same), `"test"`, the name of a folder, or several of them
             added up: `"train+val"`.
         spec: label specification, its file, or the name of a benchmark; looked for beside the data (`classes.json`,
             `labels.yaml`) when None.
         root: where the files of a benchmark lie that is given by its name: folder, archive, or a folder in which
             their folder lies; the environment variable DENSESEG_DATA_ROOT, or the current folder, when None.
-        columns: `{"image": ..., "label": ..., "id": ...}`, names of the columns of shards and hub data sets.
-        revision: commit, tag or branch of a hub data set.
-        streaming: read in order without storing, as an iterable data set.
+        columns: `{"image": ..., "label": ..., "id": ...}`, names of the columns of shards and hub datasets.
+        revision: commit, tag or branch of a hub dataset.
+        streaming: read in order without storing, as an iterable dataset.
         limit: use the first so many pairs.
 
     Returns:
-        The data set, whose rows are decoded when they are asked for, and its label specification. Where a benchmark
+        The dataset, whose rows are decoded when they are asked for, and its label specification. Where a benchmark
         keeps its labels to itself (test splits), every label is void.
 
     Raises:
@@ -129,7 +129,7 @@ def _check_root(name: str, root: str | Path | None) -> None:
     if root and name not in NAMES:
         raise InputError(
             f"data_root says where a benchmark lies that is named ({', '.join(NAMES)}); {name!r} is none of these. "
-            "Leave it out, or give the name of the benchmark as the data set."
+            "Leave it out, or give the name of the benchmark as the dataset."
         )
 
 
@@ -144,29 +144,29 @@ def _spec_of_table(name: str, folder: Path) -> LabelSpec:
     if folder.is_dir():
         return find_spec(folder)
     raise InputError(
-        f"Data set {name!r} is no folder here; a hub data set needs `spec` (label specification), since what its "
+        f"Dataset {name!r} is no folder here; a hub dataset needs `spec` (label specification), since what its "
         "label ids mean is never guessed."
     )
 
 
 class DecodePairs:
-    """Batched row transform: encoded pictures and label maps -> `image`, `label`, `id`."""
+    """Batched row transform: encoded images and label maps -> `image`, `label`, `id`."""
 
     def __init__(self, spec: LabelSpec) -> None:
         self.spec = spec
 
     def __call__(self, batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-        """Decode every pair of the batch, in whatever form the picture columns are."""
+        """Decode every pair of the batch, in whatever form the image columns are."""
         rows: dict[str, list[Any]] = {"image": [], "label": [], "id": []}
         for image, label, name in zip(batch["image"], batch["label"], batch["id"], strict=True):
-            # Embedded pictures have no path to be called by.
-            picture = read_image(image, _path(image) or f"{name} (image)")
+            # Embedded images have no path to be called by.
+            image = read_image(image, _path(image) or f"{name} (image)")
             if label is None:  # its authors keep it to themselves
-                ids = np.full((picture.height, picture.width), IGNORE_INDEX, np.uint8)
+                ids = np.full((image.height, image.width), IGNORE_INDEX, np.uint8)
             else:
                 ids = read_label(label, self.spec, _path(label) or f"{name} (label)")
-                check_same_size(picture, ids, name)
-            rows["image"].append(picture)
+                check_same_size(image, ids, name)
+            rows["image"].append(image)
             rows["label"].append(ids)
             rows["id"].append(name)
         return rows
@@ -178,7 +178,7 @@ def _kept_scene(split: str, index: int) -> tuple[Image.Image, np.ndarray]:
 
 
 def _path(source: Any) -> str | None:
-    """Path of an encoded picture, which may be a path, or a row of bytes with or without one."""
+    """Path of an encoded image, which may be a path, or a row of bytes with or without one."""
     return source.get("path") if isinstance(source, dict) else source
 
 
@@ -202,12 +202,12 @@ class RenderScenes:
 
 def _synthetic_rows(name: str, split: str) -> dict[str, list[Any]]:
     counts = parse_name(name).counts
-    split = resolve_split(split, sorted(counts), "The embedded data set")
+    split = resolve_split(split, sorted(counts), "The embedded dataset")
     return {"id": [f"{split}-{index:05d}" for index in range(counts[split])]}
 
 
 class Rows:
-    """Stands in for an indexed data set where `datasets` is not installed: folders of pairs and embedded scenes."""
+    """Stands in for an indexed dataset where `datasets` is not installed: folders of pairs and embedded scenes."""
 
     def __init__(self, rows: dict[str, list[Any]], decode: Any) -> None:
         self.rows = rows
@@ -222,7 +222,7 @@ class Rows:
 
 
 def _table(rows: dict[str, list[Any]], decode: Any, streaming: bool, limit: int | None) -> Any:
-    """Rows as a data set that decodes when asked."""
+    """Rows as a dataset that decodes when asked."""
     if limit is not None:
         rows = {key: values[:limit] for key, values in rows.items()}
     if not streaming and importlib.util.find_spec("datasets") is None:

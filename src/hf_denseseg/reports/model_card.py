@@ -155,7 +155,7 @@ def write_card(folder: Path, results: dict[str, Any], spec: Any) -> None:
         class_table=class_table(task, scores).as_markdown(),
         recipe=yaml.safe_dump(recipe, sort_keys=False),
         versions=", ".join(f"{name} {version}" for name, version in results["versions"].items()),
-        data_license=spec.licence,
+        data_license=spec.license,
         data_citation=spec.citation,
     )
     write_atomic(folder / "README.md", str(ModelCard(card)))

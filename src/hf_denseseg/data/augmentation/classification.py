@@ -1,4 +1,4 @@
-"""Training pictures for classification: timm's augmentation, then Mixup and CutMix of whole batches.
+"""Training images for classification: timm's augmentation, then Mixup and CutMix of whole batches.
 
 A sample is a function of (seed, epoch, index) and the mixing of a batch of (seed, epoch, index of its first sample),
 whatever the number of workers.
@@ -48,9 +48,9 @@ def training_transform(
     mean: Sequence[float],
     std: Sequence[float],
 ) -> Callable[[Image.Image], torch.Tensor]:
-    """timm's training transform: random resized crop (bicubic), flip, RandAugment or colour jitter, random erasing.
+    """timm's training transform: random resized crop (bicubic), flip, RandAugment or color jitter, random erasing.
 
-    With `auto_augment` timm leaves out the colour jitter, unless the words say otherwise.
+    With `auto_augment` timm leaves out the color jitter, unless the words say otherwise.
 
     Args:
         crop_size: (height, width) of the result.
@@ -63,7 +63,7 @@ def training_transform(
         std: of the normalisation, as fractions.
 
     Returns:
-        Function from an RGB picture to normalised `(3, height, width)`.
+        Function from an RGB image to normalized `(3, height, width)`.
 
     Raises:
         InputError: a value that timm does not take.
@@ -112,11 +112,11 @@ def posterize(image: Image.Image, bits: int, **kwargs: Any) -> Image.Image:
 
 
 class TrainImages(TrainRows):
-    """Augmented pictures: `{"pixel_values" (3, h, w), "label", "epoch", "index"}`.
+    """Augmented images: `{"pixel_values" (3, h, w), "label", "epoch", "index"}`.
 
     Args:
         data: what `load_classification` returned.
-        transform: applied to every picture.
+        transform: applied to every image.
         seed: with epoch and index it determines the sample.
     """
 
@@ -132,7 +132,7 @@ class TrainImages(TrainRows):
 
 
 class EvalImages(RowDataset):
-    """Pictures as the image processor gives them: `{"pixel_values" (3, h, w), "label", "index"}`.
+    """Images as the image processor gives them: `{"pixel_values" (3, h, w), "label", "index"}`.
 
     Args:
         data: what `load_classification` returned.
@@ -152,7 +152,7 @@ class EvalImages(RowDataset):
 class MixedBatch:
     """Collate training samples, mix them (timm's Mixup and CutMix, one draw per batch) and soften their labels.
 
-    A batch of odd length keeps its last sample unmixed, since a sample is mixed with the one at the mirrored place.
+    A batch of odd length keeps its last sample unmixed, since a sample is mixed with the one at the flipped place.
 
     Args:
         num_labels: number of classes.

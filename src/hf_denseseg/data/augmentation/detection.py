@@ -1,6 +1,6 @@
-"""Multi-scale training pictures with boxes and masks, batches of like proportions, and the pictures of a test.
+"""Multi-scale training images with boxes and masks, batches of like proportions, and the images of a test.
 
-A sample is a function of (seed, epoch, index), whatever the number of workers. Pictures stay uint8 up to the device.
+A sample is a function of (seed, epoch, index), whatever the number of workers. Images stay uint8 up to the device.
 """
 
 from collections.abc import Iterator, Sequence
@@ -48,16 +48,16 @@ class DetectionAugmentation:
         """Augment one row.
 
         Returns:
-            `pixel_values` uint8 `(3, h, w)`, `class_labels` int64 `(N,)`, `boxes` `(N, 4)` as centre, width and height
-            in shares of the picture, with `masks` bool `(N, h, w)`.
+            `pixel_values` uint8 `(3, h, w)`, `class_labels` int64 `(N,)`, `boxes` `(N, 4)` as center, width and height
+            in shares of the image, with `masks` bool `(N, h, w)`.
         """
         image, objects = row["image"], row["objects"]
         size = self.scaled_size(image.height, image.width, self.shortest_edge[rng.integers(len(self.shortest_edge))])
-        mirrored = self.flip and rng.random() < 0.5
+        flipped = self.flip and rng.random() < 0.5
         pixels = np.array(image.resize((size[1], size[0]), Image.Resampling.BILINEAR))
         kept, corners = trainable(objects, image.height, image.width)
         corners = corners / np.array([image.width, image.height] * 2, dtype=np.float32)
-        if mirrored:
+        if flipped:
             pixels = pixels[:, ::-1]
             corners = np.stack([1 - corners[:, 2], corners[:, 1], 1 - corners[:, 0], corners[:, 3]], axis=1)
         left_top, right_bottom = corners[:, :2], corners[:, 2:]
@@ -71,18 +71,18 @@ class DetectionAugmentation:
             own = (image.height, image.width)
             painted = [object_mask(objects[place]["segmentation"], own, size) for place in kept]
             masks = np.stack(painted) if painted else np.zeros((0, *size), dtype=np.uint8)
-            masks = masks[..., ::-1] if mirrored else masks
+            masks = masks[..., ::-1] if flipped else masks
             sample["masks"] = torch.from_numpy(np.ascontiguousarray(masks)).bool()
         return sample
 
     def scaled_size(self, height: int, width: int, shorter_side: int) -> tuple[int, int]:
-        """The (height, width) that a picture is resized to."""
+        """The (height, width) that an image is resized to."""
         size = (height, width)
         return scaled_size(size, fit_factor(size, shorter_side, self.longest_edge))
 
 
 class TrainDetections(TrainRows):
-    """Augmented pictures with their objects.
+    """Augmented images with their objects.
 
     Args:
         data: what `load_detection` returned.
@@ -99,13 +99,13 @@ class TrainDetections(TrainRows):
         return self.augmentation(row, np.random.default_rng((self.seed, epoch, index)))
 
     def is_wide(self) -> list[bool]:
-        """Of each picture whether it is wider than high."""
+        """Of each image whether it is wider than high."""
         sizes = self.data.dataset.with_format(None)
         return [width > height for height, width in zip(sizes["height"], sizes["width"], strict=True)]
 
 
 class EvalDetections(RowDataset):
-    """Pictures as the image processor gives them: `{"index", "pixel_values" (3, h, w), "pixel_mask" (h, w), "size"}`.
+    """Images as the image processor gives them: `{"index", "pixel_values" (3, h, w), "pixel_mask" (h, w), "size"}`.
 
     Args:
         data: what `load_detection` returned.
@@ -128,13 +128,13 @@ class EvalDetections(RowDataset):
 
 
 class ProportionSampler(EpochSampler):
-    """`EpochSampler` whose batches hold wide pictures only or high ones only, so that little is padded.
+    """`EpochSampler` whose batches hold wide images only or high ones only, so that little is padded.
 
-    Every picture comes once in an epoch; what is left over of both kinds at its end is mixed.
+    Every image comes once in an epoch; what is left over of both kinds at its end is mixed.
 
     Args:
-        is_wide: kind of each picture.
-        batch_size: pictures that form a batch.
+        is_wide: kind of each image.
+        batch_size: images that form a batch.
         seed: of the order.
     """
 
@@ -159,8 +159,8 @@ def collate_train(samples: list[dict[str, Any]]) -> dict[str, Any]:
     """Pad training samples to one size, a multiple of 32.
 
     Returns:
-        `pixel_values` uint8 `(B, 3, H, W)`, `pixel_mask` int64 `(B, H, W)` with 1 on the picture, and `labels`, a list
-        of dicts with `class_labels`, `boxes` and, with masks, `masks` at the picture's own size.
+        `pixel_values` uint8 `(B, 3, H, W)`, `pixel_mask` int64 `(B, H, W)` with 1 on the image, and `labels`, a list
+        of dicts with `class_labels`, `boxes` and, with masks, `masks` at the image's own size.
     """
     pixel_values, pixel_mask = _padded([sample["pixel_values"] for sample in samples])
     labels = [{key: value for key, value in sample.items() if key != "pixel_values"} for sample in samples]
@@ -168,7 +168,7 @@ def collate_train(samples: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def collate_eval(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Pad test samples to one size: `pixel_values`, `pixel_mask`, `index` `(B,)` and `sizes` of the pictures."""
+    """Pad test samples to one size: `pixel_values`, `pixel_mask`, `index` `(B,)` and `sizes` of the images."""
     pixel_values, _ = _padded([sample["pixel_values"] for sample in samples])
     masks, _ = _padded([sample["pixel_mask"][None] for sample in samples])
     return {
@@ -179,13 +179,13 @@ def collate_eval(samples: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _padded(pictures: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Stack `(C, h, w)` pictures into the upper left corners of one batch; the batch and where the pictures lie."""
-    sides = [max(picture.shape[axis] for picture in pictures) for axis in (1, 2)]
+def _padded(images: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Stack `(C, h, w)` images into the upper left corners of one batch; the batch and where the images lie."""
+    sides = [max(image.shape[axis] for image in images) for axis in (1, 2)]
     height, width = (-(-side // SIZE_DIVISOR) * SIZE_DIVISOR for side in sides)
-    batch = pictures[0].new_zeros(len(pictures), pictures[0].shape[0], height, width)
-    mask = torch.zeros(len(pictures), height, width, dtype=torch.int64)
-    for place, picture in enumerate(pictures):
-        batch[place, :, : picture.shape[1], : picture.shape[2]] = picture
-        mask[place, : picture.shape[1], : picture.shape[2]] = 1
+    batch = images[0].new_zeros(len(images), images[0].shape[0], height, width)
+    mask = torch.zeros(len(images), height, width, dtype=torch.int64)
+    for place, image in enumerate(images):
+        batch[place, :, : image.shape[1], : image.shape[2]] = image
+        mask[place, : image.shape[1], : image.shape[2]] = 1
     return batch, mask

@@ -19,7 +19,7 @@ Planes = list[np.ndarray]
 
 
 def distort(image: Image.Image, rng: np.random.Generator) -> Planes:
-    """Distort an RGB picture, each step with probability 1/2; contrast comes first or last by coin.
+    """Distort an RGB image, each step with probability 1/2; contrast comes first or last by coin.
 
     Returns:
         The three planes `(H, W)` uint8.
@@ -44,7 +44,7 @@ def distort(image: Image.Image, rng: np.random.Generator) -> Planes:
 
 
 def distort_brightness(image: Image.Image, rng: np.random.Generator) -> Planes:
-    """Change only the brightness of an RGB picture, by up to 32, with probability 1/2 (HFGD's plain setting)."""
+    """Change only the brightness of an RGB image, by up to 32, with probability 1/2 (HFGD's plain setting)."""
     table = _brightness_table(rng)
     return [np.asarray(band) for band in _apply(image, table).split()]
 
@@ -53,7 +53,7 @@ def distort_like_car(image: Image.Image, rng: np.random.Generator) -> Planes:
     """Brightness, contrast and saturation, each with probability 1/2, then always the hue (HFGD's advanced setting).
 
     The contrast is stretched about the mean of each channel, as TensorFlow does; of the crop here, where the authors
-    take the picture that is cropped later.
+    take the image that is cropped later.
     """
     table = _brightness_table(rng)
     tables = [table, table, table]
@@ -78,7 +78,7 @@ PHOTOMETRIC: dict[str, Callable[[Image.Image, np.random.Generator], Planes]] = {
     "car": distort_like_car,
     "brightness": distort_brightness,
 }
-"""Ways to distort the colours, by the name that recipes give them."""
+"""Ways to distort the colors, by the name that recipes give them."""
 
 
 def shift_hue_saturation(planes: Planes, degrees: float, saturation: float) -> Planes:
@@ -137,7 +137,7 @@ def _saturation_scale(top: np.ndarray, chroma: np.ndarray, saturation: float) ->
 
 
 def _clip(table: np.ndarray) -> np.ndarray:
-    """Keep 0..255 and whole numbers, as 8-bit pictures do between the steps."""
+    """Keep 0..255 and whole numbers, as 8-bit images do between the steps."""
     return table.clip(0, 255).astype(np.uint8).astype(np.float32)
 
 

@@ -1,7 +1,7 @@
 """Training augmentation (mmsegmentation's default, without OpenCV) and the datasets that apply it.
 
-A sample is a function of (seed, epoch, index), whatever the number of workers. Pictures and labels stay uint8 up to
-the device, where they are normalised.
+A sample is a function of (seed, epoch, index), whatever the number of workers. Images and labels stay uint8 up to
+the device, where they are normalized.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,12 +24,12 @@ Targets = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
 class TrainAugmentation:
-    """Resize by a random ratio, crop, flip, distort colours, pad: mmsegmentation's default training pipeline.
+    """Resize by a random ratio, crop, flip, distort colors, pad: mmsegmentation's default training pipeline.
 
     Args:
         crop_size: (height, width) of the result.
-        base_size: (height, width) that ratio 1 fits the picture into, keeping its proportions (mmsegmentation's
-            `img_scale`, in either order); None takes the picture's own size.
+        base_size: (height, width) that ratio 1 fits the image into, keeping its proportions (mmsegmentation's
+            `img_scale`, in either order); None takes the image's own size.
         scale_range: smallest and largest ratio, drawn uniformly.
         scale_step: draw only the smallest ratio and what lies whole steps above it, up to the largest; None draws any.
         cat_max_ratio: a crop is drawn again (10 times at most) while one class covers this share of its labelled
@@ -38,8 +38,8 @@ class TrainAugmentation:
         photometric: distort brightness, contrast, saturation and hue.
         photometric_style: how: `"mmsegmentation"`, `"car"` (HFGD's advanced setting) or `"brightness"` alone
             (HFGD's plain one).
-        pad_color: 8-bit colour beyond the picture. mmsegmentation pads with 0 after normalising, which is the mean
-            colour; this is the ImageNet mean.
+        pad_color: 8-bit color beyond the image. mmsegmentation pads with 0 after normalising, which is the mean
+            color; this is the ImageNet mean.
 
     Raises:
         InputError: a size or range is not made of two positive numbers, the step does not lead through the range, or
@@ -77,7 +77,7 @@ class TrainAugmentation:
     def __call__(
         self, image: Image.Image, label: np.ndarray, rng: np.random.Generator
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Augment one pair: RGB picture and `(H, W)` train ids -> uint8 `(3, h, w)` and `(h, w)`."""
+        """Augment one pair: RGB image and `(H, W)` train ids -> uint8 `(3, h, w)` and `(h, w)`."""
         size = self.scaled_size(image.height, image.width, rng)
         label_image = Image.fromarray(label)
         top, left, cut = self._crop(label_image, size, rng)
@@ -95,7 +95,7 @@ class TrainAugmentation:
         return torch.from_numpy(result), torch.from_numpy(labels)
 
     def scaled_size(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int]:
-        """Draw the ratio and give the (height, width) that the picture is resized to."""
+        """Draw the ratio and give the (height, width) that the image is resized to."""
         low, high = self.scale_range
         share = rng.random()
         ratio = share * (high - low) + low if self.ratios is None else self.ratios[int(share * len(self.ratios))]
@@ -133,13 +133,13 @@ def _steps(low: float, high: float, step: float) -> tuple[float, ...]:
 
 
 def _window(
-    picture: Image.Image, size: tuple[int, int], window: tuple[int, int, int, int], resample: Image.Resampling
+    image: Image.Image, size: tuple[int, int], window: tuple[int, int, int, int], resample: Image.Resampling
 ) -> Image.Image:
     """Resize to `size` and cut out (top, left, height, width), in one step: only the window is computed."""
     top, left, height, width = window
-    y, x = picture.height / size[0], picture.width / size[1]
-    box = (left * x, top * y, min((left + width) * x, picture.width), min((top + height) * y, picture.height))
-    return picture.resize((width, height), resample, box=box)
+    y, x = image.height / size[0], image.width / size[1]
+    box = (left * x, top * y, min((left + width) * x, image.width), min((top + height) * y, image.height))
+    return image.resize((width, height), resample, box=box)
 
 
 class TrainDataset(TrainRows):

@@ -134,7 +134,7 @@ def _walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
 
 
 def _is_litter(name: str) -> bool:
-    """What macOS leaves beside real files, under names that look like pictures."""
+    """What macOS leaves beside real files, under names that look like images."""
     return name.startswith("._") or name in ("__MACOSX", ".DS_Store")
 
 

@@ -1,4 +1,4 @@
-"""Read one picture or one label map from a file or from bytes, and say plainly what is wrong with it."""
+"""Read one image or one label map from a file or from bytes, and say plainly what is wrong with it."""
 
 import io
 from pathlib import Path
@@ -17,15 +17,15 @@ _ID_MODES = {"1", "L", "P", "I", "I;16", "I;16B", "I;16L"}
 
 
 def read_image(source: Any, name: str = "") -> Image.Image:
-    """Read a picture as 8-bit RGB, turned upright as its EXIF tag says.
+    """Read an image as 8-bit RGB, turned upright as its EXIF tag says.
 
     Args:
         source: path, reference into an archive, bytes, a `{"bytes", "path"}` row of an Image column, or an open
-            picture.
-        name: how to call the picture in messages; the path when empty.
+            image.
+        name: how to call the image in messages; the path when empty.
 
     Raises:
-        InputError: missing, empty, truncated, too large or no picture at all.
+        InputError: missing, empty, truncated, too large or no image at all.
     """
     return to_rgb(_open(source, name))
 
@@ -49,15 +49,15 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def read_label(source: Any, spec: LabelSpec, name: str = "") -> np.ndarray:
-    """Read a label map as train ids and 255, `(H, W)` uint8; the index of a palette picture is the raw id.
+    """Read a label map as train ids and 255, `(H, W)` uint8; the index of a palette image is the raw id.
 
     Args:
         source: as for `read_image`; also a .mat file (Pascal Context, COCO-Stuff 10k).
-        spec: what the raw ids (or colours) mean.
+        spec: what the raw ids (or colors) mean.
         name: how to call the label map in messages; the path when empty.
 
     Raises:
-        InputError: not readable, ids or colours that `spec` does not name, or a mode that holds no ids.
+        InputError: not readable, ids or colors that `spec` does not name, or a mode that holds no ids.
     """
     raw = read_raw_label(source, name)
     try:
@@ -67,35 +67,35 @@ def read_label(source: Any, spec: LabelSpec, name: str = "") -> np.ndarray:
 
 
 def read_raw_label(source: Any, name: str = "") -> np.ndarray:
-    """Read a label map as it is: ids `(H, W)`, or colours `(H, W, 3)` uint8; arguments as for `read_label`.
+    """Read a label map as it is: ids `(H, W)`, or colors `(H, W, 3)` uint8; arguments as for `read_label`.
 
     Raises:
         InputError: not readable, or a mode that holds neither.
     """
     if (content := _matlab_bytes(source)) is not None:
         return read_matlab_ids(content, _call(source, name))
-    picture = _open(source, name)
-    if picture.mode in _ID_MODES:
-        raw = np.asarray(picture)
+    image = _open(source, name)
+    if image.mode in _ID_MODES:
+        raw = np.asarray(image)
         return raw.astype(np.uint8) if raw.dtype == bool else raw
-    if picture.mode in ("RGB", "RGBA"):
-        return np.asarray(picture)[..., :3]
+    if image.mode in ("RGB", "RGBA"):
+        return np.asarray(image)[..., :3]
     raise InputError(
-        f"Label map {_call(source, name)} has picture mode {picture.mode}, which holds no class ids. "
+        f"Label map {_call(source, name)} has image mode {image.mode}, which holds no class ids. "
         "Save it as PNG with one byte a pixel."
     )
 
 
 def is_palette(reference: str) -> bool:
-    """Whether a label map is a palette picture; only its beginning is read."""
+    """Whether a label map is a palette image; only its beginning is read."""
     if file_name(reference).endswith(".mat"):
         return False
-    with Image.open(io.BytesIO(read_reference(reference)) if is_reference(reference) else reference) as picture:
-        return picture.mode == "P"
+    with Image.open(io.BytesIO(read_reference(reference)) if is_reference(reference) else reference) as image:
+        return image.mode == "P"
 
 
 def check_same_size(image: Image.Image, label: np.ndarray, name: str) -> None:
-    """Refuse a picture and a label map of different sizes.
+    """Refuse an image and a label map of different sizes.
 
     Raises:
         InputError: the sizes differ.
@@ -103,7 +103,7 @@ def check_same_size(image: Image.Image, label: np.ndarray, name: str) -> None:
     if (image.height, image.width) != label.shape:
         raise InputError(
             f"Sizes differ for {name}: image {image.height}x{image.width}, label {label.shape[0]}x{label.shape[1]} "
-            "(height x width). Export the label map at the size of the picture."
+            "(height x width). Export the label map at the size of the image."
         )
 
 
@@ -118,18 +118,18 @@ def _open(source: Any, name: str) -> Image.Image:
     if len(source) == 0 if isinstance(source, bytes) else _is_empty(Path(source), called):
         raise InputError(f"File {called} is empty (0 bytes). Copy it again or remove the pair.")
     try:
-        picture = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
-        picture.load()
+        image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+        image.load()
     except Image.DecompressionBombError as error:
         raise InputError(
-            f"Picture {called} is too large to be opened safely ({error}). Cut it into tiles, or raise "
+            f"Image {called} is too large to be opened safely ({error}). Cut it into tiles, or raise "
             "`PIL.Image.MAX_IMAGE_PIXELS` if you trust it."
         ) from error
     except UnidentifiedImageError as error:
-        raise InputError(f"File {called} is not a picture that can be read. Convert it to PNG or JPEG.") from error
+        raise InputError(f"File {called} is not an image that can be read. Convert it to PNG or JPEG.") from error
     except (OSError, SyntaxError, ValueError) as error:
-        raise InputError(f"Picture {called} is damaged ({error}). Copy it again or remove the pair.") from error
-    return picture
+        raise InputError(f"Image {called} is damaged ({error}). Copy it again or remove the pair.") from error
+    return image
 
 
 def _matlab_bytes(source: Any) -> bytes | None:

@@ -1,4 +1,4 @@
-"""Label maps drawn from run lengths: the second form of Pascal Context, one JSON file for all pictures."""
+"""Label maps drawn from run lengths: the second form of Pascal Context, one JSON file for all images."""
 
 import io
 import json
@@ -22,7 +22,7 @@ def read_merged(content: bytes, file: str) -> dict[str, str]:
         file: its name, for messages.
 
     Returns:
-        Id of the picture -> reference, which holds what is drawn: the areas in their order, a later one above.
+        Id of the image -> reference, which holds what is drawn: the areas in their order, a later one above.
 
     Raises:
         InputError: the file is not of this form.

@@ -20,7 +20,7 @@ class Shard(NamedTuple):
 
     Args:
         file: name in the folder.
-        rows: pictures in it.
+        rows: images in it.
         size: bytes.
         sha256: checksum of the file.
     """
@@ -40,8 +40,8 @@ class Manifest:
         task: what the rows are for.
         split: name of the split in the source and here.
         command: `denseseg` and its arguments that packed it; given again, it packs what is missing.
-        rows: pictures in all.
-        rows_per_shard: pictures in every shard but the last.
+        rows: images in all.
+        rows_per_shard: images in every shard but the last.
         ids_sha256: checksum of the ids in the order of the shards; with it a changed source is noticed.
         shards: those that are complete.
         format_version: of this file.
@@ -58,7 +58,7 @@ class Manifest:
     format_version: int = FORMAT_VERSION
 
     @property
-    def remedy(self) -> str:
+    def fix(self) -> str:
         """How to pack what is missing."""
         return f"Run `{shlex.join(self.command)}` again: it packs what is missing or damaged and keeps the rest."
 
@@ -102,7 +102,7 @@ def read_manifest(folder: Path, split: str) -> Manifest | None:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         if values["format_version"] != FORMAT_VERSION:
-            raise InputError(f"{path} has version {values['format_version']}, known is {FORMAT_VERSION}. Pack anew.")
+            raise InputError(f"{path} has version {values['format_version']}, known is {FORMAT_VERSION}. Pack again.")
         shards = tuple(Shard(**each) for each in values.pop("shards"))
         if any(Path(shard.file).name != shard.file for shard in shards):
             raise ValueError("a shard lies in another folder")
@@ -115,7 +115,7 @@ def read_manifest(folder: Path, split: str) -> Manifest | None:
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}. Check its rights.") from error
     except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
-        raise InputError(f"{path} is damaged ({error!r}). Delete it and pack the split anew.") from error
+        raise InputError(f"{path} is damaged ({error!r}). Delete it and pack the split again.") from error
 
 
 def is_packed(name: str | Path, split: str) -> bool:
@@ -139,21 +139,21 @@ def check_shards(folder: Path, manifest: Manifest) -> None:
 
     Raises:
         InputError: packing was not finished, or shards are missing or cut short; names them, their rows and the
-            remedy.
+            fix.
     """
     if len(manifest.shards) < manifest.count:
         raise InputError(
             f"{folder} holds {len(manifest.shards)} of {manifest.count} shards of {manifest.split!r}: packing was not "
-            f"finished. {manifest.remedy}"
+            f"finished. {manifest.fix}"
         )
     faults = [fault for shard in manifest.shards if (fault := _size_fault(folder, shard))]
     if faults:
         more = [f"{len(faults) - 3} more shards are faulty."] if len(faults) > 3 else []
-        raise InputError(" ".join([*faults[:3], *more, manifest.remedy]))
+        raise InputError(" ".join([*faults[:3], *more, manifest.fix]))
 
 
 def damaged_shards(name: str | Path, split: str) -> list[str]:
-    """Read every shard of a split and compare its checksum: a sentence on each that differs, and the remedy.
+    """Read every shard of a split and compare its checksum: a sentence on each that differs, and the fix.
 
     Args:
         name: folder of the shards; what is no folder, or has no manifest, has no faults either.
@@ -173,7 +173,7 @@ def damaged_shards(name: str | Path, split: str) -> list[str]:
                 f"{folder / shard.file} is not as it was packed (sha256 differs); its {shard.rows} rows are in doubt."
             )
         faults += [fault] if fault else []
-    return [*faults, manifest.remedy] if faults else []
+    return [*faults, manifest.fix] if faults else []
 
 
 def is_intact(folder: Path, shard: Shard) -> bool:

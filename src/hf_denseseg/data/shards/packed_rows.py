@@ -14,7 +14,7 @@ from hf_denseseg.errors import InputError
 
 SHUFFLED_ROWS = 256
 """Rows among which the next one is drawn; a process holds about so many, still encoded. They are packed in random
-order and the order of the shards is drawn in every epoch, so this only has to tear neighbours apart."""
+order and the order of the shards is drawn in every epoch, so this only has to tear neighbors apart."""
 
 
 class PackedRows:
@@ -157,7 +157,7 @@ class PackedRows:
         except (OSError, ValueError, KeyError, tarfile.TarError) as error:  # pyarrow's errors are one of these
             raise InputError(
                 f"{self.folder / shard.file} is damaged ({error}); {len(places) - count} of its rows are lost. "
-                f"{self.manifest.remedy}"
+                f"{self.manifest.fix}"
             ) from error
 
 

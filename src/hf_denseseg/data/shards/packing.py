@@ -1,4 +1,4 @@
-"""Pack a data set into shards with the pictures inside, byte for byte as they are, with a manifest beside them.
+"""Pack a dataset into shards with the images inside, byte for byte as they are, with a manifest beside them.
 
 Rows lie in a fixed random order, so that every shard is a fair sample of the whole. Packing that was killed goes on
 where it stopped, and ends with the same bytes.
@@ -41,17 +41,17 @@ def pack(
 ) -> list[Path]:
     """Write a split as shards, with what its labels mean and the manifest beside them.
 
-    Encoded pictures and label maps are taken byte for byte (labels keep their raw ids or colours). What has no
+    Encoded images and label maps are taken byte for byte (labels keep their raw ids or colors). What has no
     encoded form of its own is stored as PNG: embedded scenes, and label maps of other formats such as `.mat`, these
     with the raw ids of the specification.
 
     Args:
         data: what `load_segmentation`, `load_classification` or `load_detection` returned, not streaming.
         folder: gets `<split>-00000-of-0000N.parquet` (or `.tar`), `<split>.manifest.json`, and `labels.json`
-            (or `classes.json`, where labels are no pictures).
+            (or `classes.json`, where labels are no images).
         split: name in the file names; of `train+val` it is `train_val`.
         form: `"parquet"` or `"webdataset"` (tar).
-        rows_per_shard: pictures per file.
+        rows_per_shard: images per file.
         task: name of the task, noted in the manifest.
         command: what to run to pack the same again, noted in the manifest.
         progress: show a bar on a terminal.
@@ -127,19 +127,23 @@ def _write_names(folder: Path, spec: Any) -> None:
     """`labels.json` (label specification) or `classes.json` (names), the same for all splits of a folder."""
     path = folder / ("labels.json" if hasattr(spec, "raw_to_train") else "classes.json")
     content = spec.to_dict()
-    if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != content:
-        raise InputError(f"{path} says something else of the labels. Pack splits of one data set into one folder.")
+    if path.is_file():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        if "licence" in before:  # the key of older files
+            before["license"] = before.pop("licence")
+        if before != content:
+            raise InputError(f"{path} describes other labels. Pack splits of one dataset into one folder.")
     write_atomic(path, json.dumps(content, indent=1) + "\n")
 
 
 class EncodedRows:
-    """Rows of a data set with pictures as bytes.
+    """Rows of a dataset with images as bytes.
 
     Args:
         data: a `datasets` table that decodes when asked, and its specification.
 
     Raises:
-        InputError: the data set can only be read in order.
+        InputError: the dataset can only be read in order.
     """
 
     def __init__(self, data: Any) -> None:
@@ -169,7 +173,7 @@ class EncodedRows:
         return len(self.ids)
 
     def __getitem__(self, place: int) -> dict[str, Any]:
-        """Columns of one row; pictures are bytes."""
+        """Columns of one row; images are bytes."""
         row = dict((self.data.dataset if self.drawn else self.stored)[place])
         row["image"] = _as_png(row["image"]) if self.drawn else _bytes_of(row["image"])
         if self.has_maps:
@@ -182,30 +186,30 @@ class EncodedRows:
 
 
 def _bytes_of(source: Any) -> bytes:
-    """Content of a picture column: bytes, or what a path or reference leads to."""
+    """Content of an image column: bytes, or what a path or reference leads to."""
     content = source.get("bytes")
     return content if content is not None else read_reference(source["path"])
 
 
-def _as_png(picture: Image.Image) -> bytes:
+def _as_png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
+    image.save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def _write_parquet(rows: EncodedRows, places: Sequence[int], content: BinaryIO) -> None:
-    """One Parquet file in small row groups, uncompressed (pictures are already), with a checksum for every page."""
+    """One Parquet file in small row groups, uncompressed (images are already), with a checksum for every page."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema = rows.features.arrow_schema  # tells `datasets` which columns are pictures
-    pictures = ["image", "label"] if rows.has_maps else ["image"]
+    schema = rows.features.arrow_schema  # tells `datasets` which columns are images
+    images = ["image", "label"] if rows.has_maps else ["image"]
     with pq.ParquetWriter(content, schema, compression="none", use_dictionary=False, write_page_checksum=True) as file:
         for first in range(0, len(places), _ROW_GROUP):
             group = [rows[place] for place in places[first : first + _ROW_GROUP]]
             for row in group:
-                # Without a path: `datasets` drops the bytes of a picture whose path exists.
-                row.update({key: {"bytes": row[key], "path": None} for key in pictures})
+                # Without a path: `datasets` drops the bytes of an image whose path exists.
+                row.update({key: {"bytes": row[key], "path": None} for key in images})
             file.write_table(pa.Table.from_pylist(group, schema=schema))
 
 
@@ -221,8 +225,8 @@ def _write_tar(rows: EncodedRows, places: Sequence[int], content: BinaryIO) -> N
 
 
 def _members(row: dict[str, Any], image_ending: str) -> Iterator[tuple[str, bytes]]:
-    """Ending and content: the picture, `label.png` (a map) or `cls` (a number), `json` (all other columns)."""
-    # One ending for all rows, that of the first, as readers want it: a picture is told by its content.
+    """Ending and content: the image, `label.png` (a map) or `cls` (a number), `json` (all other columns)."""
+    # One ending for all rows, that of the first, as readers want it: an image is told by its content.
     yield image_ending, row["image"]
     label = row.get("label")
     if label is not None:

@@ -113,7 +113,7 @@ def stream_loader(trainer: Any) -> DataLoader | None:
         num_workers=args.dataloader_num_workers,
         pin_memory=args.dataloader_pin_memory,
         prefetch_factor=args.dataloader_prefetch_factor,
-        # Of its own: the seed for the workers would be drawn from that of drop-out, once more in a resumed run.
+        # Of its own: the seed for the workers would be drawn from that of dropout, once more in a resumed run.
         generator=torch.Generator(),
     )
     return prepare_data_loader(

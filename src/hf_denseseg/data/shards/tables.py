@@ -1,4 +1,4 @@
-"""Tables of embedded pictures: Parquet or WebDataset shards in a folder, and data sets on the hub."""
+"""Tables of embedded images: Parquet or WebDataset shards in a folder, and datasets on the hub."""
 
 import re
 from collections.abc import Mapping
@@ -63,20 +63,20 @@ def open_table(
     columns: Mapping[str, str] | None = None,
     revision: str | None = None,
     streaming: bool = False,
-    pictures: tuple[str, ...] = ("image", "label"),
+    images: tuple[str, ...] = ("image", "label"),
 ) -> Any:
-    """Open shards or a hub data set as a table with the columns `image`, `label` (pictures still encoded) and `id`.
+    """Open shards or a hub dataset as a table with the columns `image`, `label` (images still encoded) and `id`.
 
     Args:
         name: folder of shards, or hub id.
         split: name of the split; `val` and `validation` are the same.
         columns: `{"image": ..., "label": ..., "id": ...}`; well-known names are found without it.
-        revision: of a hub data set.
+        revision: of a hub dataset.
         streaming: read in order instead of storing an indexed copy in the cache of `datasets`.
-        pictures: which of the columns hold pictures.
+        images: which of the columns hold images.
 
     Raises:
-        InputError: no such data set, split or column.
+        InputError: no such dataset, split or column.
         RunError: the hub cannot be reached.
     """
     datasets = import_datasets()
@@ -87,7 +87,7 @@ def open_table(
             found = resolve_split(split, sorted(shards), name)
             if manifest := read_manifest(Path(name), found):
                 check_task(
-                    Path(name), manifest, "semantic-segmentation" if "label" in pictures else "image-classification"
+                    Path(name), manifest, "semantic-segmentation" if "label" in images else "image-classification"
                 )
                 check_shards(Path(name), manifest)
                 if streaming:
@@ -102,21 +102,21 @@ def open_table(
         raise
     except ConnectionError as error:
         raise RunError(
-            f"Data set {name!r} is no folder here, and the hub cannot be reached ({error}). Check the path or the "
+            f"Dataset {name!r} is no folder here, and the hub cannot be reached ({error}). Check the path or the "
             "network, or download it first with `hf download --repo-type dataset`."
         ) from error
     except RuntimeError as error:
         if "scripts are no longer supported" not in str(error):
             raise
         raise InputError(
-            f"Data set {name!r} is a script, which `datasets` no longer runs. Try the converted copy with "
+            f"Dataset {name!r} is a script, which `datasets` no longer runs. Try the converted copy with "
             "revision='refs/convert/parquet', or convert it to Parquet."
         ) from error
     except (OSError, ValueError) as error:
         raise InputError(
-            f"Data set {name!r} cannot be opened: {str(error).splitlines()[0]} Check name, revision and rights."
+            f"Dataset {name!r} cannot be opened: {str(error).splitlines()[0]} Check name, revision and rights."
         ) from error
-    return _with_known_columns(table, name, dict(columns or {}), pictures)
+    return _with_known_columns(table, name, dict(columns or {}), images)
 
 
 def check_encoding(table: Any, spec: LabelSpec, name: str) -> None:
@@ -134,12 +134,12 @@ def check_encoding(table: Any, spec: LabelSpec, name: str) -> None:
     if classes.any() and not classes[:IGNORE_INDEX].any():
         raise InputError(
             f"All labels of the first {CHECKED_ROWS} rows of {name} are void in the specification {spec.name!r}. "
-            "Mend its `raw_to_train` or `raw_void`."
+            "Fix its `raw_to_train` or `raw_void`."
         )
 
 
-def _with_known_columns(table: Any, name: str, columns: dict[str, str], pictures: tuple[str, ...]) -> Any:
-    """Rename the columns to `image`, `label`, `id`, drop the others, keep the pictures encoded."""
+def _with_known_columns(table: Any, name: str, columns: dict[str, str], images: tuple[str, ...]) -> Any:
+    """Rename the columns to `image`, `label`, `id`, drop the others, keep the images encoded."""
     from datasets import Image as ImageColumn
 
     present = list(table.column_names or next(iter(table)))
@@ -157,7 +157,7 @@ def _with_known_columns(table: Any, name: str, columns: dict[str, str], pictures
     table = table.remove_columns([column for column in present if column not in columns.values()])
     renamed = {column: key for key, column in columns.items() if column != key}
     table = table.rename_columns(renamed) if renamed else table
-    for key in pictures:
+    for key in images:
         table = table.cast_column(key, ImageColumn(decode=False))
     if "id" not in columns:
         table = table.map(lambda row, index: {"id": f"{index:08d}"}, with_indices=True)
@@ -168,7 +168,7 @@ def find_table(name: str, layout: str) -> str:
     """Folder of shards or hub id.
 
     Args:
-        name: what was given as the data set.
+        name: what was given as the dataset.
         layout: the folder layout that was looked for first, for the message.
 
     Raises:
@@ -177,13 +177,13 @@ def find_table(name: str, layout: str) -> str:
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not find_shards(folder):
-            raise InputError(f"{folder} holds no data set: neither {layout}, nor Parquet or tar shards.")
+            raise InputError(f"{folder} holds no dataset: neither {layout}, nor Parquet or tar shards.")
         return str(folder)
     if folder.exists():
-        raise InputError(f"{folder} is a file. Give the folder that holds the data set, or an archive of a benchmark.")
+        raise InputError(f"{folder} is a file. Give the folder that holds the dataset, or an archive of a benchmark.")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith("."):
         raise InputError(
-            f"Data set {name!r}: there is no such folder, and it is no hub id (owner/name). Without data of your own "
+            f"Dataset {name!r}: there is no such folder, and it is no hub id (owner/name). Without data of your own "
             f"take 'synthetic'. Names of benchmarks: {', '.join(NAMES)}."
         )
     return name

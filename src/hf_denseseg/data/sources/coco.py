@@ -1,6 +1,6 @@
 """Read an annotation file in COCO's format once, and say of every entry whether it can be used.
 
-What is wrong in itself (an annotation of an unknown picture, a box of NaN) is a fault and refused. What training or
+What is wrong in itself (an annotation of an unknown image, a box of NaN) is a fault and refused. What training or
 evaluation has a rule for (a box that sticks out, a crowd, a gap in the ids) is counted as a note.
 """
 
@@ -30,11 +30,11 @@ class CocoTable:
     Args:
         spec: names of the categories, in the order of their ids in the file.
         category_ids: id in the file of each class.
-        images: entries of the pictures, each with `id`, `file_name`, `height`, `width`.
-        objects: per picture its annotations, each with `id`, `category`, `bbox` (x, y, width, height in pixels),
+        images: entries of the images, each with `id`, `file_name`, `height`, `width`.
+        objects: per image its annotations, each with `id`, `category`, `bbox` (x, y, width, height in pixels),
             `area`, `iscrowd` and `segmentation` (JSON text of polygons or RLE, empty if there is none).
         faults: entries that cannot be used.
-        notes: kind of peculiarity -> ids of the annotations (or pictures) that have it.
+        notes: kind of peculiarity -> ids of the annotations (or images) that have it.
     """
 
     spec: ClassNames
@@ -69,20 +69,20 @@ def read_coco(source: str | Path, masks: bool = False) -> CocoTable:
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is no annotation file in COCO's format ({error!r}). {_FORM}") from error
     if not categories or not images:
-        raise InputError(f"{path} names {len(categories)} categories and {len(images)} pictures. {_FORM}")
+        raise InputError(f"{path} names {len(categories)} categories and {len(images)} images. {_FORM}")
     faults: list[Fault] = []
     ordered = sorted(categories, key=lambda each: each["id"])
     ids = [each["id"] for each in ordered]
-    faults += _twice(ids, "category", path) + _twice([each["id"] for each in images], "picture", path)
+    faults += _twice(ids, "category", path) + _twice([each["id"] for each in images], "image", path)
     faults += _twice([each["id"] for each in annotations], "annotation", path)
-    licences = {str(each.get("name")) for each in content.get("licenses", ()) if each.get("name")}
+    licenses = {str(each.get("name")) for each in content.get("licenses", ()) if each.get("name")}
     name = str(content.get("info", {}).get("description") or Path(path.partition(" in ")[0]).stem)
-    spec = ClassNames(name, tuple(str(each["name"]) for each in ordered), licence=", ".join(sorted(licences)[:3]))
+    spec = ClassNames(name, tuple(str(each["name"]) for each in ordered), license=", ".join(sorted(licenses)[:3]))
     table = CocoTable(spec, ids, images, [[] for _ in images], faults)
     for image in images:
         if not image.get("file_name") or min(image.get("height") or 0, image.get("width") or 0) < 1:
             faults.append(
-                Fault(f"picture {image['id']}", f"{path}: `file_name`, `height` or `width` is missing. Add them.")
+                Fault(f"image {image['id']}", f"{path}: `file_name`, `height` or `width` is missing. Add them.")
             )
     if ids != list(range(ids[0], ids[0] + len(ids))):
         gaps = sorted(set(range(ids[0], ids[-1])) - set(ids))
@@ -94,14 +94,14 @@ def read_coco(source: str | Path, masks: bool = False) -> CocoTable:
 
 def _twice(ids: Sequence[Any], what: str, path: str) -> list[Fault]:
     return [
-        Fault(f"{what} {key}", f"{path}: the id {key} of a {what} stands {count} times. Give each its own.")
+        Fault(f"{what} {key}", f"{path}: {count} {what} entries have the id {key}. Give each its own.")
         for key, count in Counter(ids).items()
         if count > 1
     ]
 
 
 def _add_objects(table: CocoTable, annotations: Sequence[dict[str, Any]], path: str, masks: bool) -> None:
-    """Sort the annotations by picture, with faults and notes."""
+    """Sort the annotations by image, with faults and notes."""
     place_of = {image["id"]: place for place, image in enumerate(table.images)}
     class_of = {category: k for k, category in enumerate(table.category_ids)}
     for annotation in annotations:
@@ -126,24 +126,24 @@ def _add_objects(table: CocoTable, annotations: Sequence[dict[str, Any]], path: 
             table.notes.setdefault(kind, []).append(annotation["id"])
     empty = [image["id"] for image, found in zip(table.images, table.objects, strict=True) if not found]
     if empty:
-        table.notes["pictures have no objects; evaluation keeps them, `filter_empty` is about training"] = empty
+        table.notes["images have no objects; evaluation keeps them, `filter_empty` is about training"] = empty
 
 
-def _problem(annotation: dict[str, Any], pictures: Any, categories: Any, masks: bool) -> str:
-    """What makes an annotation unusable, and the remedy; empty if nothing does."""
-    if annotation.get("image_id") not in pictures:
-        return f"its picture {annotation.get('image_id')} is not in `images`. Add the picture or take this out."
+def _problem(annotation: dict[str, Any], images: Any, categories: Any, masks: bool) -> str:
+    """What makes an annotation unusable, and the fix; empty if nothing does."""
+    if annotation.get("image_id") not in images:
+        return f"its image {annotation.get('image_id')} is not in `images`. Add the image or take this out."
     if annotation.get("category_id") not in categories:
-        return f"its category {annotation.get('category_id')} is not in `categories`. Add it or mend the id."
+        return f"its category {annotation.get('category_id')} is not in `categories`. Add it or fix the id."
     box = annotation.get("bbox")
     numbers = isinstance(box, list) and len(box) == 4 and all(isinstance(value, int | float) for value in box)
     if not numbers or not all(math.isfinite(value) for value in box or ()):
-        return f"its bbox is {box}; four finite numbers x, y, width, height in pixels are needed. Mend it."
+        return f"its bbox is {box}; four finite numbers x, y, width, height in pixels are needed. Fix it."
     segmentation = annotation.get("segmentation")
     if masks and not segmentation and not annotation.get("iscrowd"):
         return "it has no segmentation. Add polygons or RLE, or train with `task: object-detection`."
     if isinstance(segmentation, list) and any(len(polygon) % 2 or len(polygon) < 6 for polygon in segmentation):
-        return "a polygon of its segmentation has fewer than three points or an odd number of coordinates. Mend it."
+        return "a polygon of its segmentation has fewer than three points or an odd number of coordinates. Fix it."
     return ""
 
 
@@ -154,14 +154,14 @@ def _peculiarity(found: dict[str, Any], height: int, width: int) -> str:
     if min(wide, high) < SMALLEST_SIDE or found["area"] <= 0:
         return "boxes less than a pixel wide or high, left out of training"
     if not len(trainable([found], height, width)[0]):
-        return "boxes outside their picture, left out of training"
+        return "boxes outside their image, left out of training"
     if x < 0 or y < 0 or x + wide > width or y + high > height:
-        return "boxes stick out of their picture, cut at its border in training"
+        return "boxes stick out of their image, cut at its border in training"
     return ""
 
 
 def trainable(objects: Sequence[dict[str, Any]], height: int, width: int) -> tuple[list[int], np.ndarray]:
-    """Choose the objects that training learns: no crowd, a pixel or more on each side within the picture.
+    """Choose the objects that training learns: no crowd, a pixel or more on each side within the image.
 
     Returns:
         Places in `objects`, and their boxes `(N, 4)` float32 as left, top, right, bottom, cut at the border.
@@ -196,9 +196,9 @@ def object_mask(segmentation: str, size: tuple[int, int], target: tuple[int, int
     """Paint the mask of an object.
 
     Args:
-        segmentation: JSON text of polygons or RLE, at the size of the picture.
-        size: (height, width) of the picture.
-        target: (height, width) of the mask; None takes the picture's.
+        segmentation: JSON text of polygons or RLE, at the size of the image.
+        size: (height, width) of the image.
+        target: (height, width) of the mask; None takes the image's.
 
     Returns:
         `(height, width)` uint8, 1 within the object.

@@ -1,4 +1,4 @@
-"""Find the annotation file and the pictures of a split in COCO's layout: in folders, in the official zips, or both."""
+"""Find the annotation file and the images of a split in COCO's layout: in folders, in the official zips, or both."""
 
 import re
 from pathlib import Path
@@ -11,31 +11,31 @@ from hf_denseseg.errors import InputError
 
 COCO_NAME = "coco"
 _FOLDERS = ("coco", "COCO", "coco2017")
-_URL, _LICENCE = "https://cocodataset.org/#download", "annotations CC BY 4.0, pictures under Flickr's terms"
+_URL, _LICENSE = "https://cocodataset.org/#download", "annotations CC BY 4.0, images under Flickr's terms"
 _FILES = "train2017.zip, val2017.zip and annotations_trainval2017.zip"
 _ARCHIVES = ("train20*.zip", "val20*.zip", "annotations_trainval20*.zip", "coco*.zip")
 
 
 class CocoSource(NamedTuple):
-    """An annotation file and the pictures beside it.
+    """An annotation file and the images beside it.
 
     Args:
         annotations: path, or reference into an archive.
-        pictures: where they lie, for messages and for what is missing.
+        images: where they lie, for messages and for what is missing.
         files: file name in the annotations -> path or reference.
     """
 
     annotations: str
-    pictures: Path
+    images: Path
     files: dict[str, str]
 
-    def picture(self, file_name: str) -> str:
-        """Path of, or reference to, a picture; of a missing one the path where it should be."""
-        return self.files.get(file_name, str(self.pictures / file_name))
+    def image(self, file_name: str) -> str:
+        """Path of, or reference to, an image; of a missing one the path where it should be."""
+        return self.files.get(file_name, str(self.images / file_name))
 
 
 def find_coco(name: str, split: str, root: str | Path | None = None) -> CocoSource:
-    """Find the annotation file and the pictures of a split.
+    """Find the annotation file and the images of a split.
 
     Args:
         name: `"coco"`, a folder (or archive) in COCO's layout, or an annotation file.
@@ -50,7 +50,7 @@ def find_coco(name: str, split: str, root: str | Path | None = None) -> CocoSour
         for tree in official_trees(name, root, _FOLDERS, _ARCHIVES):
             if _annotation_files(tree):
                 return _in_tree(tree, split)
-        raise InputError(fetch_text("COCO", root, _URL, _LICENCE, _FILES))
+        raise InputError(fetch_text("COCO", root, _URL, _LICENSE, _FILES))
     if root:
         raise InputError(f"data_root says where {COCO_NAME!r} lies; {name!r} is something else. Leave it out.")
     if path.is_dir() or (path.is_file() and is_archive(path)):
@@ -59,10 +59,10 @@ def find_coco(name: str, split: str, root: str | Path | None = None) -> CocoSour
             return _in_tree(tree, split)
     elif path.is_file():
         folders = (path.parent, path.parent / "images", path.parent.parent / split, path.parent.parent / "images")
-        found = (folder for folder in folders if folder.is_dir() and _has_pictures(folder))
+        found = (folder for folder in folders if folder.is_dir() and _has_images(folder))
         return CocoSource(str(path), next(found, path.parent), {})
     raise InputError(
-        f"Data set {name!r} is neither a folder with annotations/instances_<split>.json (unpacked or in the official "
+        f"Dataset {name!r} is neither a folder with annotations/instances_<split>.json (unpacked or in the official "
         "zips), nor an annotation file in COCO's format. Without data of your own take 'synthetic'."
     )
 
@@ -70,7 +70,7 @@ def find_coco(name: str, split: str, root: str | Path | None = None) -> CocoSour
 def describe_coco() -> str:
     """What is known of COCO, and which files are looked for."""
     lines = [
-        f"source: {_URL}; licence: {_LICENCE}",
+        f"source: {_URL}; license: {_LICENSE}",
         "cite: Lin et al.: Microsoft COCO: Common Objects in Context. ECCV 2014",
         f"archives: {_FILES}; or unpacked, in a folder such as {_FOLDERS[0]}",
     ]
@@ -94,13 +94,11 @@ def _in_tree(tree: Tree, split: str) -> CocoSource:
     found = asked if asked in files else short[asked]
     above = files[found].rpartition("annotations/")[0]
     for folder in (f"{above}{found}/", f"{above}images/{found}/", f"{above}images/"):
-        pictures = {
-            name.removeprefix(folder): tree.reference(name) for name in tree.names() if name.startswith(folder)
-        }
-        if pictures:
-            return CocoSource(tree.reference(files[found]), tree.root / folder, pictures)
+        images = {name.removeprefix(folder): tree.reference(name) for name in tree.names() if name.startswith(folder)}
+        if images:
+            return CocoSource(tree.reference(files[found]), tree.root / folder, images)
     return CocoSource(tree.reference(files[found]), tree.root / above / found, {})
 
 
-def _has_pictures(folder: Path) -> bool:
+def _has_images(folder: Path) -> bool:
     return any(child.suffix.lower() in (".jpg", ".jpeg", ".png") for child in folder.iterdir())

@@ -1,4 +1,4 @@
-"""A folder of pictures and label maps: its splits, which files belong together, its specification."""
+"""A folder of images and label maps: its splits, which files belong together, its specification."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,9 +38,9 @@ class Pairs(NamedTuple):
     """Files of one split, as references that `archives.read_reference` takes.
 
     Args:
-        images: id -> picture; in a folder, the id is the path below it without its ending.
+        images: id -> image; in a folder, the id is the path below it without its ending.
         labels: id -> label map.
-        images_place: where the pictures lie, for messages.
+        images_place: where the images lie, for messages.
         labels_place: where the label maps lie; empty when there are none for this split.
     """
 
@@ -54,7 +54,7 @@ class Pairs(NamedTuple):
         lone = []
         for these, others, what, where in (
             (self.images, self.labels, "label map", self.labels_place),
-            (self.labels, self.images, "picture", self.images_place),
+            (self.labels, self.images, "image", self.images_place),
         ):
             for key, reference in these.items():
                 if key not in others and where:
@@ -85,18 +85,18 @@ def has_pairs(folder: Path) -> bool:
 
 
 def list_pairs(folder: Path, split: str) -> Pairs:
-    """List the pictures and label maps of a split.
+    """List the images and label maps of a split.
 
     Raises:
-        InputError: the split is missing or has no pictures.
+        InputError: the split is missing or has no images.
     """
     layouts = _layouts(folder)
     name = resolve_split(split, sorted(layouts), str(folder))
     images_folder, labels_folder = layouts[name]
-    images = _pictures(images_folder)
+    images = _images(images_folder)
     if not images:
-        raise InputError(f"Split {name!r} is empty: no pictures in {images_folder}.")
-    return Pairs(images, _pictures(labels_folder), str(images_folder), str(labels_folder))
+        raise InputError(f"Split {name!r} is empty: no images in {images_folder}.")
+    return Pairs(images, _images(labels_folder), str(images_folder), str(labels_folder))
 
 
 def merge_pairs(parts: Mapping[str, Pairs]) -> Pairs:
@@ -120,7 +120,7 @@ def merge_pairs(parts: Mapping[str, Pairs]) -> Pairs:
 
 
 def _layouts(folder: Path) -> dict[str, tuple[Path, Path]]:
-    """Split -> (folder of pictures, folder of label maps), for both layouts."""
+    """Split -> (folder of images, folder of label maps), for both layouts."""
     layouts = {}
     for child in sorted(path for path in folder.iterdir() if path.is_dir()):
         for name in LABEL_FOLDERS:
@@ -132,7 +132,7 @@ def _layouts(folder: Path) -> dict[str, tuple[Path, Path]]:
     return layouts
 
 
-def _pictures(folder: Path) -> dict[str, str]:
-    """Path below `folder` without ending -> file, for every picture."""
+def _images(folder: Path) -> dict[str, str]:
+    """Path below `folder` without ending -> file, for every image."""
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     return {path.relative_to(folder).with_suffix("").as_posix(): str(path) for path in paths}

@@ -1,7 +1,7 @@
 """ImageNet-1K as it is distributed: ILSVRC2012's tars unopened, Kaggle's layout, or folders of synsets, also zipped.
 
-The names of the files tell what they are: `n01440764_10026.JPEG` is a training picture of that synset, and
-`ILSVRC2012_val_00000001.JPEG` a validation picture, whose synset is its folder, or stands in Kaggle's
+The names of the files tell what they are: `n01440764_10026.JPEG` is a training image of that synset, and
+`ILSVRC2012_val_00000001.JPEG` a validation image, whose synset is its folder, or stands in Kaggle's
 `LOC_val_solution.csv` or in the devkit.
 """
 
@@ -35,7 +35,7 @@ _ARCHIVES = (
 _MARKS = (*_ARCHIVES, "LOC_synset_mapping.txt", "ILSVRC")  # in a folder that is given by its path
 _TRAIN = re.compile(r"(?:.*/)?((n\d{8})_\d+)\.jpe?g", re.IGNORECASE)
 _VAL = re.compile(r"(?:.*?(n\d{8})/|.*/)?(ILSVRC2012_val_\d{8})\.jpe?g", re.IGNORECASE)
-_URL, _LICENCE = "https://image-net.org/download.php", "terms of access: non-commercial research and education"
+_URL, _LICENSE = "https://image-net.org/download.php", "terms of access: non-commercial research and education"
 _FILES = "ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz"
 _CITATION = "Russakovsky et al., ImageNet Large Scale Visual Recognition Challenge, IJCV 2015"
 
@@ -58,7 +58,7 @@ def find_imagenet(name: str, root: str | Path | None = None) -> Tree | None:
         for tree in official_trees(name, root, _FOLDERS, _ARCHIVES):
             if _is_imagenet(tree):
                 return tree
-        raise InputError(fetch_text("ImageNet-1K", root, _URL, _LICENCE, _FILES))
+        raise InputError(fetch_text("ImageNet-1K", root, _URL, _LICENSE, _FILES))
     if root:
         raise InputError(f"data_root says where {IMAGENET_NAME!r} lies; {name!r} is something else. Leave it out.")
     marked = path.is_dir() and any(found for mark in _MARKS for found in path.glob(mark))
@@ -72,11 +72,11 @@ def describe_imagenet() -> str:
     """What is known of ImageNet-1K, and which files are looked for."""
     splits = ", ".join(f"{split} {count:,}" for split, count in _COUNTS.items())
     lines = [
-        f"source: {_URL}; licence: {_LICENCE}",
+        f"source: {_URL}; license: {_LICENSE}",
         f"cite: {_CITATION}",
         f"archives: {_FILES}; or <split>/<synset>/ folders, in a folder such as {_FOLDERS[0]}; or Kaggle's ILSVRC",
     ]
-    return described(f"{IMAGENET_NAME}: 1000 classes of pictures; {splits}", lines)
+    return described(f"{IMAGENET_NAME}: 1000 classes of images; {splits}", lines)
 
 
 def _is_imagenet(tree: Tree) -> bool:
@@ -90,21 +90,21 @@ def imagenet_names() -> tuple[list[str], ClassNames]:
     info = ImageNetInfo()
     synsets = info.label_names()
     names = told_apart([info.label_name_to_description(each) for each in synsets], synsets)
-    return synsets, ClassNames("ImageNet-1K", tuple(names), licence=_LICENCE, citation=_CITATION)
+    return synsets, ClassNames("ImageNet-1K", tuple(names), license=_LICENSE, citation=_CITATION)
 
 
 def imagenet_rows(tree: Tree, split: str) -> dict[str, list[Any]]:
-    """References to the pictures of a split, ids of their classes (among all 1000) and of the pictures.
+    """References to the images of a split, ids of their classes (among all 1000) and of the images.
 
     Raises:
-        InputError: there are no such pictures, a synset is none of the 1000, or nothing says what validation pictures
+        InputError: there are no such images, a synset is none of the 1000, or nothing says what validation images
             show.
     """
     split = resolve_split(split, sorted(_COUNTS), IMAGENET_NAME)
     pattern = _TRAIN if split == "train" else _VAL
     matches = [match for name in tree.names() if (match := pattern.fullmatch(name))]
     if not matches:
-        raise InputError(f"{tree.root} holds no pictures of ImageNet's split {split!r}. Add its archive, from {_URL}.")
+        raise InputError(f"{tree.root} holds no images of ImageNet's split {split!r}. Add its archive, from {_URL}.")
     label_of = {synset: label for label, synset in enumerate(imagenet_names()[0])}
     truth: Mapping[str, str] = {}
     rows: dict[str, dict[str, Any]] = {}
@@ -121,13 +121,13 @@ def imagenet_rows(tree: Tree, split: str) -> dict[str, list[Any]]:
         key = f"{synset}/{name}"  # may be there twice, unpacked and in its archive
         rows.setdefault(key, {"image": tree.reference(match[0]), "label": label_of[synset], "id": key})
     if len(rows) != _COUNTS[split]:
-        logger.warning("%s: %d of %d pictures of %r; a partial copy.", tree.root, len(rows), _COUNTS[split], split)
+        logger.warning("%s: %d of %d images of %r; a partial copy.", tree.root, len(rows), _COUNTS[split], split)
     ordered = [rows[key] for key in sorted(rows)]
     return {key: [row[key] for row in ordered] for key in ("image", "label", "id")}
 
 
 def _validation_truth(tree: Tree) -> dict[str, str]:
-    """Validation picture -> synset, by Kaggle's table or the devkit.
+    """Validation image -> synset, by Kaggle's table or the devkit.
 
     Raises:
         InputError: neither is there.
@@ -138,8 +138,8 @@ def _validation_truth(tree: Tree) -> dict[str, str]:
     truth = next((name for name in tree.names() if name.endswith("ILSVRC2012_validation_ground_truth.txt")), None)
     if truth is None or (meta := truth.rpartition("/")[0] + "/meta.mat") not in tree:
         raise InputError(
-            f"{tree.root}: nothing says what the validation pictures show. Add ILSVRC2012_devkit_t12.tar.gz (or "
-            "Kaggle's LOC_val_solution.csv), or sort the pictures into folders named by their synsets."
+            f"{tree.root}: nothing says what the validation images show. Add ILSVRC2012_devkit_t12.tar.gz (or "
+            "Kaggle's LOC_val_solution.csv), or sort the images into folders named by their synsets."
         )
     try:
         from scipy import io as matlab

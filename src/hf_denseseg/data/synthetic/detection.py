@@ -20,7 +20,7 @@ from hf_denseseg.data.synthetic.scenes import render_scene_on
 
 _CLASSES = {street.CAR: "car", street.PERSON: "person", street.RIDER: "rider", street.SIGN: "sign"}
 DETECTION_NAMES = ClassNames(
-    "synthetic-street-4", tuple(_CLASSES.values()), licence="Apache-2.0 (drawn by this package)"
+    "synthetic-street-4", tuple(_CLASSES.values()), license="Apache-2.0 (drawn by this package)"
 )
 SMALLEST_AREA = 40  # visible pixels; less cannot be told apart
 CROWD = 3  # so many too small things of a class make a crowd
@@ -77,7 +77,7 @@ def render_detection_row(split: str, index: int, size: tuple[int, int] | None = 
         size: (height, width); None draws a usual one.
 
     Returns:
-        A row as `load_detection` gives it, with the picture as PNG.
+        A row as `load_detection` gives it, with the image as PNG.
     """
     left_out = tuple(_CLASSES) if index % EMPTY_EVERY == EMPTY_EVERY - 1 else ()
     image, canvas = render_scene_on(InstanceCanvas, split, index, size, left_out)

@@ -1,4 +1,4 @@
-"""Embedded pictures of one thing each, drawn in memory as a function of (split, index): for classification offline."""
+"""Embedded images of one thing each, drawn in memory as a function of (split, index): for classification offline."""
 
 from collections.abc import Callable
 
@@ -21,20 +21,20 @@ _KINDS: dict[str, tuple[Callable[..., None], float, dict[str, float | bool]]] = 
     "fence": (street.draw_fence, 1.4, {"length": 8.0}),
     "bin": (street.draw_unlabelled, 1.2, {}),
 }
-OBJECT_NAMES = ClassNames("synthetic-objects-8", tuple(_KINDS), licence="Apache-2.0 (drawn by this package)")
+OBJECT_NAMES = ClassNames("synthetic-objects-8", tuple(_KINDS), license="Apache-2.0 (drawn by this package)")
 OBJECT_SIZES = ((96, 128), (112, 112), (128, 96), (104, 136))  # (height, width)
 
 
 def render_object(split: str, index: int, size: tuple[int, int] | None = None) -> tuple[Image.Image, int]:
-    """Draw one thing in a street, near enough to be seen well; every class has the same number of pictures.
+    """Draw one thing in a street, near enough to be seen well; every class has the same number of images.
 
     Args:
-        split: `"train"`, `"validation"` or `"test"`; their pictures differ.
-        index: number of the picture, from 0.
+        split: `"train"`, `"validation"` or `"test"`; their images differ.
+        index: number of the image, from 0.
         size: (height, width); None draws one of `OBJECT_SIZES`.
 
     Returns:
-        RGB picture and id of its class.
+        RGB image and id of its class.
     """
     rng = np.random.default_rng((SPLITS.index(split), index, len(_KINDS)))
     drawn = OBJECT_SIZES[rng.integers(len(OBJECT_SIZES))]

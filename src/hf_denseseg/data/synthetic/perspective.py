@@ -1,4 +1,4 @@
-"""Draw in metres: a camera over a road, and a canvas that paints the picture and its label map together."""
+"""Draw in metres: a camera over a road, and a canvas that paints the image and its label map together."""
 
 import math
 from collections.abc import Sequence
@@ -42,13 +42,13 @@ class Camera:
 
 
 class Canvas:
-    """A picture and its label map, painted with the same shapes.
+    """An image and its label map, painted with the same shapes.
 
     Args:
         height: in pixels.
         width: in pixels.
-        haze: colour that far things fade into.
-        visibility: distance in metres at which about two thirds of the colour is gone.
+        haze: color that far things fade into.
+        visibility: distance in metres at which about two thirds of the color is gone.
     """
 
     def __init__(self, height: int, width: int, haze: Rgb, visibility: float) -> None:
@@ -90,12 +90,12 @@ class Canvas:
 
 
 def scaled(color: Rgb, factor: float) -> Rgb:
-    """The colour, brighter or darker."""
+    """The color, brighter or darker."""
     return color[0] * factor, color[1] * factor, color[2] * factor
 
 
 def pick(rng: np.random.Generator, colors: list[Rgb], spread: float = 18.0) -> Rgb:
-    """One of the colours, a little changed."""
+    """One of the colors, a little changed."""
     red, green, blue = colors[rng.integers(len(colors))]
     change = (spread * rng.standard_normal(3)).tolist()
     return red + change[0], green + change[1], blue + change[2]

@@ -1,7 +1,7 @@
 """Embedded street scenes: drawn in memory, each a function of (split, index), so that everything runs offline.
 
 A road in perspective between pavements, houses, trees, fences, poles and signs, with cars, people and riders that hide
-each other, in changing light, weather and picture size. The car's own bonnet and odd objects are void.
+each other, in changing light, weather and image size. The car's own bonnet and odd objects are void.
 """
 
 import re
@@ -26,7 +26,7 @@ SYNTHETIC_SPEC = LabelSpec(
         (128, 64, 128), (244, 35, 232), (100, 70, 70), (190, 153, 153), (180, 180, 180), (220, 200, 0), (107, 142, 35),
         (70, 130, 180), (220, 20, 60), (255, 110, 0), (0, 0, 142),
     ),
-    licence="Apache-2.0 (drawn by this package)",
+    license="Apache-2.0 (drawn by this package)",
 )  # fmt: skip
 SIZES = ((192, 256), (160, 240), (208, 256), (192, 288), (176, 224))  # (height, width)
 SPLITS = ("train", "validation", "test")
@@ -55,7 +55,7 @@ class SyntheticName(NamedTuple):
 
 
 def parse_name(name: str) -> SyntheticName:
-    """Read `synthetic[:COUNT][@HEIGHTxWIDTH]`: COUNT training pictures, a fifth of it for each other split.
+    """Read `synthetic[:COUNT][@HEIGHTxWIDTH]`: COUNT training images, a fifth of it for each other split.
 
     Raises:
         InputError: the name has another form.
@@ -65,8 +65,8 @@ def parse_name(name: str) -> SyntheticName:
     size = (int(found[2]), int(found[3])) if found and found[2] else None
     if count < 1 or (size and min(size) < 16):
         raise InputError(
-            f"Data set {name!r} is not understood. Write synthetic, synthetic:COUNT or synthetic:COUNT@HEIGHTxWIDTH, "
-            "such as synthetic:500@512x1024 (at least 1 picture of 16x16)."
+            f"Dataset {name!r} is not understood. Write synthetic, synthetic:COUNT or synthetic:COUNT@HEIGHTxWIDTH, "
+            "such as synthetic:500@512x1024 (at least 1 image of 16x16)."
         )
     return SyntheticName({split: count if split == "train" else max(1, count // 5) for split in SPLITS}, size)
 
@@ -80,7 +80,7 @@ def render_scene(split: str, index: int, size: tuple[int, int] | None = None) ->
         size: (height, width); None draws one of `SIZES`.
 
     Returns:
-        RGB picture and `(H, W)` uint8 train ids with 255 for void.
+        RGB image and `(H, W)` uint8 train ids with 255 for void.
     """
     image, canvas = render_scene_on(Canvas, split, index, size)
     return image, np.array(canvas.label)
@@ -103,7 +103,7 @@ def render_scene_on(
         left_out: classes of which no thing is drawn.
 
     Returns:
-        RGB picture with light and noise, and the canvas it was drawn on.
+        RGB image with light and noise, and the canvas it was drawn on.
     """
     rng = np.random.default_rng((SPLITS.index(split), index))
     drawn = SIZES[rng.integers(len(SIZES))]
@@ -168,9 +168,9 @@ def draw_ground(canvas: Canvas, camera: Camera, rng: np.random.Generator, half_r
             face = [(left, 0, far), (right, 0, far), (right, 0, near), (left, 0, near)]
             canvas.polygon(quad(camera, face), color, class_id, near)
 
-    grey = rng.uniform(115, 170)
-    strip(-half_road - pavement, half_road + pavement, (grey + 8, grey, grey - 8), street.PAVEMENT)
-    strip(-half_road - 0.2, half_road + 0.2, (grey + 35,) * 3, street.PAVEMENT)
+    gray = rng.uniform(115, 170)
+    strip(-half_road - pavement, half_road + pavement, (gray + 8, gray, gray - 8), street.PAVEMENT)
+    strip(-half_road - 0.2, half_road + 0.2, (gray + 35,) * 3, street.PAVEMENT)
     tar = rng.uniform(65, 115)
     strip(-half_road, half_road, (tar, tar, tar + rng.uniform(-4, 8)), street.ROAD)
     white: Rgb = (215, 215, 208)

@@ -1,4 +1,4 @@
-"""What stands in an embedded street scene: each function draws one object on the picture and on the label map."""
+"""What stands in an embedded street scene: each function draws one object on the image and on the label map."""
 
 import math
 

@@ -1,7 +1,7 @@
 """Compare a copy of a benchmark that somebody else made with its specification, by the ids in its label maps.
 
 What is compared: the set of ids that the first label maps hold with the ids that the specification has; and, where
-another known encoding has all of them too, how many pictures show each class with the published numbers (ADE20K), or,
+another known encoding has all of them too, how many images show each class with the published numbers (ADE20K), or,
 where none were published, how many of the classes occur.
 """
 
@@ -38,7 +38,7 @@ def check_revision(name: str, revision: str | None) -> None:
     given = f"revision {revision!r} may move" if revision else "no revision is given"
     now = f"; at present it is {present}" if present else ""
     raise InputError(
-        f"Data set {name!r} is a copy of a benchmark by somebody else, and {given}. Look at the copy, then give the "
+        f"Dataset {name!r} is a copy of a benchmark by somebody else, and {given}. Look at the copy, then give the "
         f"hash of its commit (40 digits) as dataset_revision{now}."
     )
 
@@ -55,23 +55,23 @@ def compare_encoding(table: Iterable[Any], benchmark: Benchmark, spec: LabelSpec
     Raises:
         InputError: other ids, or ids that fit another encoding better.
     """
-    pictures: list[set[int]] = []
+    images: list[set[int]] = []
     for row in islice(table, CHECKED_ROWS):
         raw = read_raw_label(row["label"], f"{row['id']} (label)")
         if raw.ndim == 3 and spec.color_to_raw is not None:
-            return  # colours are compared one by one, when they are read
+            return  # colors are compared one by one, when they are read
         if raw.ndim == 3:
             raise InputError(
-                f"{name}: label map {row['id']} is a colour picture, as those of the full ADE20K release are; "
+                f"{name}: label map {row['id']} is a color image, as those of the full ADE20K release are; "
                 f"{spec.name!r} has one id a pixel. Use the files of {benchmark.spec.source_url}."
             )
-        pictures.append(set(np.unique(raw).tolist()))
+        images.append(set(np.unique(raw).tolist()))
     others = {f"{benchmark.name}:{key}": each for key, each in benchmark.encodings.items()}
     if related := _RELATED.get(benchmark.name):
         others |= {f"{related}:{key}": each for key, each in get_benchmark(related).encodings.items()}
-    seen = set().union(*pictures)
+    seen = set().union(*images)
     fitting = {key: each for key, each in others.items() if each != spec and seen <= _ids(each)}
-    better = [key for key, each in fitting.items() if _is_better(each, spec, pictures, benchmark.shown)]
+    better = [key for key, each in fitting.items() if _is_better(each, spec, images, benchmark.shown)]
     outside = id_ranges(np.array(sorted(seen - _ids(spec))))
     if not outside and not better:
         return
@@ -81,7 +81,7 @@ def compare_encoding(table: Iterable[Any], benchmark: Benchmark, spec: LabelSpec
     hint = f" They fit {' and '.join(known)}. If that is what it holds, give it as label_spec." if known else ""
     ids, official = (id_ranges(np.array(sorted(each))) for each in (seen, _ids(spec)))
     raise InputError(
-        f"{name}: the first {len(pictures)} label maps hold the ids {ids}; those of {spec.name!r} are {official}, and "
+        f"{name}: the first {len(images)} label maps hold the ids {ids}; those of {spec.name!r} are {official}, and "
         f"{why}.{hint} Otherwise use the files of {benchmark.spec.source_url}."
     )
 
@@ -91,15 +91,15 @@ def _ids(spec: LabelSpec) -> set[int]:
     return {*spec.raw_to_train, *spec.raw_void}
 
 
-def _is_better(other: LabelSpec, spec: LabelSpec, pictures: list[set[int]], shown: tuple[float, ...]) -> bool:
-    """Whether another encoding suits pictures better that hold no ids but those of both."""
+def _is_better(other: LabelSpec, spec: LabelSpec, images: list[set[int]], shown: tuple[float, ...]) -> bool:
+    """Whether another encoding suits images better that hold no ids but those of both."""
     if not shown:
-        seen = set().union(*pictures)
+        seen = set().union(*images)
         found, expected = (len(seen & set(each.raw_to_train)) / len(each.raw_to_train) for each in (other, spec))
         return found > expected + _CLEARLY
-    # Log-likelihood of what each picture shows, over the ids that are classes in both.
+    # Log-likelihood of what each image shows, over the ids that are classes in both.
     ids = sorted(set(other.raw_to_train) & set(spec.raw_to_train))
-    there = np.array([[raw in picture for raw in ids] for picture in pictures])
+    there = np.array([[raw in image for raw in ids] for image in images])
     rates = [np.array(shown)[[each.raw_to_train[raw] for raw in ids]] for each in (other, spec)]
     found, expected = (np.where(there, np.log(rate), np.log1p(-rate)).sum() for rate in rates)
     return bool(found > expected)

@@ -1,7 +1,7 @@
-"""What each benchmark consists of: files, splits with their sizes, ids in the label maps, names, colours, licence.
+"""What each benchmark consists of: files, splits with their sizes, ids in the label maps, names, colors, license.
 
-Class names, colours and ids come from the authors' own tables (beside this module as JSON); the order of Pascal
-Context's classes and the colours of those without official ones are mmsegmentation's, which the papers used.
+Class names, colors and ids come from the authors' own tables (beside this module as JSON); the order of Pascal
+Context's classes and the colors of those without official ones are mmsegmentation's, which the papers used.
 """
 
 import json
@@ -19,8 +19,8 @@ class Split(NamedTuple):
     """Files of one split, as patterns of `Tree.glob`.
 
     Args:
-        size: published number of pictures.
-        images: pictures.
+        size: published number of images.
+        images: images.
         labels: (pattern, key of its encoding) of the label maps, the preferred form first; a JSON file holds all of
             them as run lengths; none were published when empty.
         lists: files that name the members, the preferred one first; everything that fits the patterns when empty.
@@ -45,8 +45,8 @@ class Benchmark:
         splits: split -> its files.
         encodings: key -> what the ids in the files mean; the official files come in the first.
         trim: endings of file names (without suffix) that are no part of the id.
-        shown: published share of the training pictures that show a class, where there is one.
-        damaged: ids of pictures that were distributed damaged.
+        shown: published share of the training images that show a class, where there is one.
+        damaged: ids of images that were distributed damaged.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Benchmark:
         return next(iter(self.encodings.values()))
 
     def identify(self, file: str) -> str:
-        """Id of a picture or label map by its name: neither folder, nor suffix, nor what tells its kind."""
+        """Id of an image or label map by its name: neither folder, nor suffix, nor what tells its kind."""
         stem = file.rpartition("/")[2].rpartition(".")[0]
         return next((stem.removesuffix(end) for end in self.trim if stem.endswith(end)), stem)
 
@@ -133,7 +133,7 @@ def _ade20k() -> Benchmark:
         ("ADEChallengeData2016*.zip", "release_test*.zip"),
         splits,
         {"challenge_ids": spec, "train_ids": _reencoded(spec, 0, (IGNORE_INDEX,))},
-        shown=tuple(count / 20210 for count in facts["num_pictures"]),
+        shown=tuple(count / 20210 for count in facts["num_images"]),
     )
 
 
@@ -266,7 +266,7 @@ def _camvid() -> Benchmark:
         palette=tuple(facts["palette"]),
         raw_void=(11,),
         source_url=facts["segnet_url"],
-        licence=facts["segnet_licence"],
+        license=facts["segnet_license"],
         citation=facts["citation"],
     )
     splits = {
@@ -285,7 +285,7 @@ def _camvid() -> Benchmark:
 def _camvid_original(grouped: bool) -> Benchmark:
     facts = _facts("camvid.json")
     colors, groups = facts["colors"], facts["groups"]
-    raw_of = {name: raw for raw, name in enumerate(colors)}  # there are no official ids: the order of the colour table
+    raw_of = {name: raw for raw, name in enumerate(colors)}  # there are no official ids: the order of the color table
     named = groups if grouped else {name: [name] for name in colors if name != "Void"}
     spec = LabelSpec(
         name="camvid-11-original" if grouped else "camvid-32",
@@ -296,7 +296,7 @@ def _camvid_original(grouped: bool) -> Benchmark:
         color_to_raw={tuple(color): raw_of[name] for name, color in colors.items()},
         categories={} if grouped else groups,
         source_url=facts["source_url"],
-        licence=facts["licence"],
+        license=facts["license"],
         citation=facts["citation"],
     )
     labels = (("**/*_L.png", "colors"),)

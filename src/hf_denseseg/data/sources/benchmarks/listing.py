@@ -24,7 +24,7 @@ class Listing(NamedTuple):
     """Files of one split of a benchmark.
 
     Args:
-        pairs: pictures and label maps; of a split without published labels only pictures.
+        pairs: images and label maps; of a split without published labels only images.
         spec: what the ids in these label maps mean.
         notes: what is unusual, but may be meant.
         has_labels: whether the split has published labels.
@@ -52,8 +52,8 @@ def open_benchmark(name: str, root: str | Path | None = None) -> tuple[Benchmark
         if _is_here(benchmark, tree):
             return benchmark, tree
     spec, files = benchmark.spec, ", ".join(benchmark.archives)
-    pairs = " It is a folder of pairs; give it as the data set itself." if root and has_pairs(Path(root)) else ""
-    raise InputError(fetch_text(name, root, spec.source_url, spec.licence, files) + pairs)
+    pairs = " It is a folder of pairs; give it as the dataset itself." if root and has_pairs(Path(root)) else ""
+    raise InputError(fetch_text(name, root, spec.source_url, spec.license, files) + pairs)
 
 
 def recognise(path: Path, chosen: str = "") -> tuple[Benchmark, Tree] | None:
@@ -73,14 +73,14 @@ def recognise(path: Path, chosen: str = "") -> tuple[Benchmark, Tree] | None:
     if len(found) > 1:
         names = [each.name for each in found]
         raise InputError(
-            f"{path} may be {' or '.join(names)}: the files are there for all of them. Give the name as the data set "
+            f"{path} may be {' or '.join(names)}: the files are there for all of them. Give the name as the dataset "
             f"and the folder as data_root, such as `--dataset {names[0]} --data_root {path}`."
         )
     return (found[0], tree) if found else None
 
 
 def list_split(benchmark: Benchmark, tree: Tree, split: str) -> Listing:
-    """List the pictures and label maps of a split.
+    """List the images and label maps of a split.
 
     Raises:
         InputError: there is no such split, or its files are not all there.
@@ -91,7 +91,7 @@ def list_split(benchmark: Benchmark, tree: Tree, split: str) -> Listing:
     members = _members(files, tree, where)
     images = _by_id(benchmark, tree, files.images)
     if not images:
-        raise InputError(f"{where}: no pictures ({files.images}). {describe_source(benchmark)}")
+        raise InputError(f"{where}: no images ({files.images}). {describe_source(benchmark)}")
     labels, key = _labels(benchmark, tree, files, where)
     if members is None and files.holds:
         members = {each for each in (*images, *labels) if files.holds(each)}
@@ -99,26 +99,26 @@ def list_split(benchmark: Benchmark, tree: Tree, split: str) -> Listing:
     if members is not None:
         images, labels = ({each: found[each] for each in found if each in members} for found in (images, labels))
         if absent := sorted(members - set(images)):
-            raise InputError(f"{where}: {len(absent)} pictures are missing, first {absent[0]}. {_again(benchmark)}")
+            raise InputError(f"{where}: {len(absent)} images are missing, first {absent[0]}. {_again(benchmark)}")
     for each in benchmark.damaged:
         if each in images and (wrong := _damage(images[each])):
             notes.append(f"{where}: {each} is left out, known to be distributed damaged ({wrong}).")
             del images[each]
             labels.pop(each, None)
     if not images:
-        raise InputError(f"{where}: none of the pictures belongs to it. {_again(benchmark)}")
+        raise InputError(f"{where}: none of the images belongs to it. {_again(benchmark)}")
     if len(images) + len(notes) < files.size:
-        notes.append(f"{where}: {len(images):,} of {files.size:,} pictures; this is a partial copy.")
+        notes.append(f"{where}: {len(images):,} of {files.size:,} images; this is a partial copy.")
     elif len(images) > files.size:
-        notes.append(f"{where}: {len(images):,} pictures, where {files.size:,} were published.")
+        notes.append(f"{where}: {len(images):,} images, where {files.size:,} were published.")
     places = files.images, " or ".join(pattern for pattern, _ in files.labels)
     spec = benchmark.encodings[key] if key else benchmark.spec
     return Listing(Pairs(images, labels, *places), spec, notes, bool(files.labels))
 
 
 def describe_source(benchmark: Benchmark) -> str:
-    """Where the data come from, their licence, and which files are looked for."""
-    return source_text(benchmark.spec.source_url, benchmark.spec.licence, ", ".join(benchmark.archives))
+    """Where the data come from, their license, and which files are looked for."""
+    return source_text(benchmark.spec.source_url, benchmark.spec.license, ", ".join(benchmark.archives))
 
 
 def _again(benchmark: Benchmark) -> str:
@@ -149,7 +149,7 @@ def _labels(benchmark: Benchmark, tree: Tree, files: Split, where: str) -> tuple
             return (_run_lengths(found.popitem()[1]) if pattern.endswith(".json") else found), key
     if files.labels:
         looked = " or ".join(pattern for pattern, _ in files.labels)
-        raise InputError(f"{where}: pictures, but no label maps ({looked}). {describe_source(benchmark)}")
+        raise InputError(f"{where}: images, but no label maps ({looked}). {describe_source(benchmark)}")
     return {}, ""
 
 
@@ -164,17 +164,17 @@ def _members(files: Split, tree: Tree, where: str) -> set[str] | None:
             lines = tree.read(name).decode("utf-8", "replace").split("\n")
             return {Path(line.split()[0]).stem for line in lines if line.strip()}
     if files.lists:
-        raise InputError(f"{where}: no list of its pictures ({' or '.join(files.lists)}). Take it from the archive.")
+        raise InputError(f"{where}: no list of its images ({' or '.join(files.lists)}). Take it from the archive.")
     return None
 
 
 def _damage(reference: str) -> str:
-    """What is wrong with a picture that is suspected: unreadable, or of one colour; nothing when it is good."""
+    """What is wrong with an image that is suspected: unreadable, or of one color; nothing when it is good."""
     try:
-        picture = read_image(reference)
+        image = read_image(reference)
     except InputError as error:
         return str(error)
-    return "one colour" if picture.getcolors(1) else ""
+    return "one color" if image.getcolors(1) else ""
 
 
 def merge_listings(listings: Mapping[str, Listing]) -> Listing:
@@ -193,18 +193,18 @@ def merge_listings(listings: Mapping[str, Listing]) -> Listing:
 
 
 def describe_benchmarks() -> str:
-    """Every benchmark in a few lines: classes, splits with their sizes, licence, source, files that are looked for."""
+    """Every benchmark in a few lines: classes, splits with their sizes, license, source, files that are looked for."""
     parts = []
     for name in NAMES:
         benchmark = get_benchmark(name)
         spec = benchmark.spec
         splits = ", ".join(
-            f"{split} {files.size:,}{'' if files.labels else ' (pictures only)'}"
+            f"{split} {files.size:,}{'' if files.labels else ' (images only)'}"
             for split, files in benchmark.splits.items()
         )
         looked = [pattern for files in benchmark.splits.values() for pattern in (files.images, *dict(files.labels))]
         lines = [
-            f"source: {spec.source_url}; licence: {spec.licence}",
+            f"source: {spec.source_url}; license: {spec.license}",
             f"cite: {spec.citation}",
             f"archives: {', '.join(benchmark.archives)}; or unpacked, in a folder such as {benchmark.folders[0]}",
             f"files: {', '.join(dict.fromkeys(looked))}",
