@@ -11,7 +11,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from multiprocessing import connection, forkserver, resource_tracker
+from multiprocessing import connection, forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -23,7 +23,6 @@ def fork_server() -> None:
     """Start the fork server as a fork of this process instead of a new interpreter that imports everything again."""
     if sys.version_info >= (3, 14):
         return  # its server wants a key, so there the first process that is needed starts it as usual
-    resource_tracker.ensure_running()
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(connection.arbitrary_address("AF_UNIX"))
     listener.listen()
