@@ -37,15 +37,8 @@ SHORT = [
     *("--per_device_train_batch_size", "2"),
 ]
 DETECTION = [
-    "--dataset",
-    "synthetic@96x128",
-    "--shortest_edge",
-    "64",
-    "--longest_edge",
-    "96",
-    "--test_base_size",
-    "64",
-    "96",
+    *("--dataset", "synthetic@96x128", "--shortest_edge", "32", "--longest_edge", "48"),
+    *("--test_base_size", "32", "48"),
 ]
 SMALL = {
     "semantic-segmentation": ["--dataset", "synthetic@64x96", "--crop_size", "32", "48", "--base_size", "32", "64"],
