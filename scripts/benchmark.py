@@ -1,4 +1,4 @@
-"""Measure one part of hf_denseseg against a named peer, in one run, and write the figures beside.
+"""Measure one part of hf_denseseg against a named peer, in one run, and write the figures to a file.
 
     python scripts/benchmark.py --threads 1 reference dsct-base-sac
     python scripts/benchmark.py --list
@@ -25,7 +25,7 @@ import transformers
 from hf_denseseg.files import write_atomic
 
 FOLDER = Path(__file__).resolve().parent / "benchmarks"
-sys.path.append(str(FOLDER))  # the modules there share `_timing`
+sys.path.append(str(FOLDER))  # its modules share `_timing`
 
 
 def names() -> list[str]:
@@ -48,7 +48,7 @@ def processor_name() -> str:
 
 
 def environment() -> dict[str, object]:
-    """What a figure depends on besides the code: versions, processor, threads, accelerator."""
+    """Everything that figures depend on besides the code: versions, processor, threads, accelerator."""
     return {
         "command": "python scripts/benchmark.py " + shlex.join(sys.argv[1:]),
         "python": platform.python_version(),
@@ -74,14 +74,14 @@ def show(figures: dict, indent: int = 0) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--list", action="store_true", help="print the names of the benchmarks and stop")
+    parser.add_argument("--list", action="store_true", help="print the names of the benchmarks and exit")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default 1)")
     parser.add_argument("--output", type=Path, help="JSON file (default scripts/benchmarks/results/<name>.json)")
     commands = parser.add_subparsers(dest="name", metavar="NAME")
     for name in names():
         text = ast.get_docstring(ast.parse((FOLDER / f"{name}.py").read_text())) or name
         command = commands.add_parser(name, help=text.splitlines()[0], description=text)
-        if name in sys.argv:  # the others need not be imported
+        if name in sys.argv:  # only the one that runs is imported
             load(name).add_arguments(command)
     args = parser.parse_args()
     if args.list or not args.name:

@@ -1,8 +1,8 @@
 """Does guidance help? Train SemanticFPN, + guidance, + axial attention and full HFGM from one pre-trained backbone.
 
 The four arms of the paper's Table 3, with equal budgets and the same three seeds. Guidance protects good features, so
-the backbone is trained first, as a plain FCN on embedded street scenes, and every arm starts from it. Runs that are
-finished are not repeated and an interrupted one resumes, so the script can be started again.
+the backbone is trained first, as a plain FCN on synthetic street scenes, and every arm starts from it. Finished runs
+are not repeated and an interrupted one resumes, so the script can be started again.
 
 python scripts/guidance_experiment.py --dataset path/to/camvid --output runs/guidance
 """
@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "scripts" / "results" / "guidance"
 
 BACKBONE = {
-    "model_type": "resnet",  # ResNet-18 at half its width, small enough for a CPU
+    "model_type": "resnet",  # ResNet-18 with half its width, small enough for a CPU
     "layer_type": "basic",
     "embedding_size": 32,
     "hidden_sizes": [32, 64, 128, 256],
@@ -66,7 +66,7 @@ PRETRAINING = {"dataset": "synthetic:4000", "train_split": "train", "eval_split"
 
 
 def train(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """Run one recipe, resume it, or read its results if it is finished."""
+    """Run a recipe, resume it, or return its results if it is finished."""
     folder.mkdir(parents=True, exist_ok=True)
     recipe = folder.parent / f"{folder.name}.yaml"
     write_atomic(recipe, yaml.safe_dump({**TRAINING, **settings, "output_dir": str(folder)}, sort_keys=False))
@@ -79,7 +79,7 @@ def score(results: dict[str, Any]) -> float:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Train the backbone and every arm; return the results that the table shows."""
+    """Train the backbone and every arm; return the content of the table."""
     pretraining = PRETRAINING | {
         "config_overrides": MODEL | FCN,
         "max_steps": args.backbone_steps,
@@ -126,7 +126,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def table(results: dict[str, Any]) -> str:
-    """Mean and spread of each arm, beside the paper's numbers."""
+    """Mean and standard deviation of each arm, next to the paper's numbers."""
     base = results["mean_iou_percent"]["SemanticFPN"]
     backbone, seeds = results["backbone"], len(results["seeds"])
     lines = [
@@ -150,18 +150,18 @@ def table(results: dict[str, Any]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", default="synthetic:200", help="folder of CamVid, or embedded scenes (default)")
+    parser.add_argument("--dataset", default="synthetic:200", help="folder of CamVid, or synthetic scenes (default)")
     parser.add_argument("--output", type=Path, default=Path("runs/guidance"), help="folder of the runs")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for DATASET.json and DATASET.md")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=200, help="of each arm (default %(default)s)")
-    parser.add_argument("--backbone_steps", type=int, default=1000, help="of the FCN before (default %(default)s)")
+    parser.add_argument("--steps", type=int, default=200, help="steps of each arm (default %(default)s)")
+    parser.add_argument("--backbone_steps", type=int, default=1000, help="steps of the FCN (default %(default)s)")
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     args = parser.parse_args()
     results = run(args)
     args.results.mkdir(parents=True, exist_ok=True)
-    for ending, text in (("json", json.dumps(results, indent=1) + "\n"), ("md", table(results))):
-        write_atomic(args.results / f"{results['dataset']}.{ending}", text)
+    for suffix, text in (("json", json.dumps(results, indent=1) + "\n"), ("md", table(results))):
+        write_atomic(args.results / f"{results['dataset']}.{suffix}", text)
     print(table(results))
     return 0
 

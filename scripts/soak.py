@@ -1,12 +1,12 @@
-"""Interrupt tiny training runs in every way that is known to happen, restart them, and compare how they end.
+"""Interrupt tiny training runs in all the ways known from practice, restart them, and compare their final weights.
 
 python scripts/soak.py --interruptions 50 --seed 0
 
-A run is killed, terminated, refused by a full disk (a limit on the size of files, drawn again each time) or robbed of
-its loader worker at a random moment: while it loads, trains, saves or evaluates; the newest checkpoint of a stopped
-run is cut short or changed. Then the same command is given again. When a run has ended the next one begins, until so
-many interruptions have taken place. One is survived if its run ended with the weights of the undisturbed one, bit for
-bit, and if it said in one line what had happened. The counts are written to scripts/results/soak/.
+At a random moment, while it loads, trains, saves or evaluates, a run is killed or terminated, its disk gets full (a
+random limit on file sizes), or its loader worker is killed; or the newest checkpoint of a stopped run is truncated or
+changed. Then the same command is run again. When a run has finished the next one starts, until N interruptions have
+taken place. An interruption is survived if its run ends with the weights of an uninterrupted one, bit for bit, and if
+it reported in one line what had happened. The counts are written to scripts/results/soak/.
 """
 
 import argparse
@@ -42,15 +42,15 @@ RUN = [
 ]
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["hf_denseseg.training.run"])
-SAYS = {"full disk": "the disk is full", "worker killed": "A process that loads data died"}
+MESSAGES = {"full disk": "the disk is full", "worker killed": "A process that loads data died"}
 WHILE_RUNNING = ("kill -9", "SIGTERM", "full disk", "worker killed")
 BETWEEN = ("checkpoint cut", "checkpoint changed")
 
 
 def run_denseseg(words: list[str], report: str, largest_file: int | None) -> None:
-    """Run in a process of its own; what it prints goes to `report`, and no file may grow beyond `largest_file`."""
+    """Run in a separate process; its output goes to `report`, and no file may grow beyond `largest_file` bytes."""
     os.environ["HF_HUB_OFFLINE"] = "1"
-    multiprocessing.set_start_method("fork", force=True)  # of its loader workers, as without this script
+    multiprocessing.set_start_method("fork", force=True)  # the default start method of loader workers
     with open(report, "w") as output:
         sys.stdout = sys.stderr = output
         os.dup2(output.fileno(), 2)
@@ -63,10 +63,10 @@ def run_denseseg(words: list[str], report: str, largest_file: int | None) -> Non
 
 
 class Soak:
-    """One soak: its folder, its random numbers and its counts.
+    """A series of interrupted runs: its folder, its random numbers and its counts.
 
     Args:
-        folder: where runs are made.
+        folder: for the runs.
         seed: of kinds, moments and places of the interruptions.
     """
 
@@ -78,37 +78,37 @@ class Soak:
         self.faults: list[str] = []
         self.runs = 0
         started = time.monotonic()
-        assert self.start("undisturbed").wait() == 0, self.said()
+        assert self.start("uninterrupted").wait() == 0, self.printed()
         self.seconds = time.monotonic() - started
-        self.expected = (folder / "undisturbed" / "model" / "model.safetensors").read_bytes()
-        self.largest = max(path.stat().st_size for path in (folder / "undisturbed").rglob("*.safetensors"))
+        self.expected = (folder / "uninterrupted" / "model" / "model.safetensors").read_bytes()
+        self.largest = max(path.stat().st_size for path in (folder / "uninterrupted").rglob("*.safetensors"))
 
     def start(self, name: str, largest_file: int | None = None) -> "Soak":
-        """Start (or go on with) the run `name`."""
+        """Start, or continue, the run `name`."""
         words = [*RUN, "--output_dir", str(self.folder / name)]
         self.process: BaseProcess = CONTEXT.Process(
-            target=run_denseseg, args=(words, str(self.folder / "said.txt"), largest_file)
+            target=run_denseseg, args=(words, str(self.folder / "printed.txt"), largest_file)
         )
         self.process.start()
         return self
 
     def wait(self) -> int | None:
-        """Exit code of the run; negative is the signal that ended it."""
+        """Exit code of the run; if negative, the signal that ended it."""
         self.process.join()
         return self.process.exitcode
 
-    def said(self) -> str:
-        """What the run printed."""
-        return (self.folder / "said.txt").read_text()
+    def printed(self) -> str:
+        """Output of the run."""
+        return (self.folder / "printed.txt").read_text()
 
     def interrupt(self, name: str, kind: str) -> bool:
-        """Start the run and disturb it at a random moment; whether it was disturbed before it ended."""
+        """Start the run and interrupt it at a random moment; False if it finished before."""
         if kind == "full disk":
             code = self.start(name, self.draw.randrange(self.largest // 10, self.largest)).wait()
         else:
             self.start(name)
             time.sleep(self.draw.uniform(0.1, 0.5) * self.seconds)
-            with contextlib.suppress(psutil.NoSuchProcess):  # it has ended by itself
+            with contextlib.suppress(psutil.NoSuchProcess):  # it has finished by itself
                 victim = psutil.Process(self.process.pid)
                 if kind == "worker killed":
                     children = [each for each in victim.children() if "tracker" not in " ".join(each.cmdline())]
@@ -118,43 +118,42 @@ class Soak:
             code = self.wait()
         if code == 0:
             return False
-        text = self.said()
-        if code == 1 and ("Traceback" in text or SAYS[kind] not in text):
+        text = self.printed()
+        if code == 1 and ("Traceback" in text or MESSAGES[kind] not in text):
             self.faults.append(f"{kind}: {text[-2000:]}")
         return True
 
     def damage(self, name: str, kind: str) -> bool:
-        """Cut short or change one file of the newest checkpoint; whether there was one."""
+        """Truncate or change one file of the newest checkpoint; False if there is none."""
         folders = checkpoints_of(self.folder / name)
         files = [path for path in folders[-1].iterdir() if path.stat().st_size] if folders else []
         if not files:
             return False
         path = self.draw.choice(sorted(files))
         content = bytearray(path.read_bytes())
-        place = self.draw.randrange(len(content))
+        position = self.draw.randrange(len(content))
         if kind == "checkpoint cut":
-            del content[place:]
+            del content[position:]
         else:
-            content[place] ^= self.draw.randrange(1, 256)
+            content[position] ^= self.draw.randrange(1, 256)
         path.write_bytes(content)
         return True
 
     def one_run(self, wanted: int) -> None:
-        """Train one run to its end with at most `wanted` interruptions, and judge them by how it ends."""
+        """Train one run to its end with at most `wanted` interruptions, and check its weights."""
         self.runs += 1
         name, met, before = f"run{self.runs}", Counter[str](), len(self.faults)
         while met.total() < wanted:
             kind = self.draw.choice(WHILE_RUNNING + BETWEEN)
-            disturbed = self.damage(name, kind) if kind in BETWEEN else self.interrupt(name, kind)
-            met[kind] += disturbed
+            met[kind] += self.damage(name, kind) if kind in BETWEEN else self.interrupt(name, kind)
             if (self.folder / name / "results.json").exists():
                 break
-            if met.total() >= 12:  # else a run of these few steps might never end
+            if met.total() >= 12:  # otherwise a run of these few steps might never end
                 break
         code = self.start(name).wait()
         self.tried += met
         if code != 0:
-            self.faults.append(f"{name} did not end: {self.said()[-2000:]}")
+            self.faults.append(f"{name} did not finish: {self.printed()[-2000:]}")
         elif (self.folder / name / "model" / "model.safetensors").read_bytes() != self.expected:
             self.faults.append(f"{name} ended with other weights, after {dict(met)}")
         elif len(self.faults) == before:
@@ -163,10 +162,10 @@ class Soak:
 
 
 def main() -> int:
-    """Interrupt runs until the count is reached, print and write what came of it."""
+    """Interrupt runs until the count is reached; print and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--interruptions", type=int, default=50, help="interruptions in all")
-    parser.add_argument("--seed", type=int, default=0, help="of kinds and moments")
+    parser.add_argument("--interruptions", type=int, default=50, help="number of interruptions")
+    parser.add_argument("--seed", type=int, default=0, help="seed of kinds and moments")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "soak")
     args = parser.parse_args()
     started = time.monotonic()

@@ -1,4 +1,4 @@
-"""Train a model from a recipe, on one or many processes; the same as `denseseg train`.
+"""Train a model from a recipe, in one or several processes; the same as `denseseg train`.
 
 python scripts/train.py scripts/recipes/dsct/dsct_tiny_sac_camvid_cpu.yaml --dataset path/to/camvid --max_steps 100
 accelerate launch scripts/train.py RECIPE.yaml

@@ -1,6 +1,6 @@
-"""Write tables and measured figures into the READMEs, from the folders and files that hold them.
+"""Write tables and measured figures into the READMEs, from the folders and files that contain them.
 
-python scripts/update_figures.py           # rewrite the blocks between the marks
+python scripts/update_figures.py           # rewrite the blocks between the markers
 python scripts/update_figures.py --check   # exit 1 if one is not up to date
 """
 
@@ -22,7 +22,7 @@ CAMVID = "dsct_tiny_sac_camvid_cpu"
 
 
 def speed_rows() -> list[str]:
-    """One line per figure of the benchmarks, as each of them words it."""
+    """One line per figure of the benchmarks, worded by each of them."""
     rows = []
     for path in sorted(RESULTS.glob("*.json")):
         result = json.loads(path.read_text())
@@ -51,7 +51,7 @@ def camvid_row(name: str, what: str) -> str:
     """One run on CamVid validation, from its `results.json`."""
     run = json.loads((ROOT / "scripts" / "results" / name / "results.json").read_text())
     scores, cost = run["scores"], run["training"]
-    # The first run was counted before evaluations were counted apart.
+    # The first run was measured before evaluations were counted separately.
     seconds = cost["cpu_seconds"] + cost.get("evaluation_cpu_seconds", 0.0)
     return (
         f"| {what} | {100 * scores['mean_iou']:.1f} | {100 * scores['pixel_accuracy']:.1f} | "
@@ -60,7 +60,7 @@ def camvid_row(name: str, what: str) -> str:
 
 
 def camvid_rows() -> list[str]:
-    """CamVid validation: what our runs left, beside the peers that the data's collection states."""
+    """CamVid validation: our runs, next to the peers whose scores come with the data."""
     return [
         camvid_row(CAMVID, f"`{CAMVID}`"),
         camvid_row(f"{CAMVID}_channels_last", "the same with `--channels_last`"),
@@ -70,22 +70,22 @@ def camvid_rows() -> list[str]:
 
 
 def measured() -> str:
-    """The tables of what was measured."""
+    """The tables of measurements."""
     speed = [
         "",
-        "Each figure is a ratio against the named peer in one run, written by the command to",
+        "Each figure is a ratio to the named peer in one run, written by the command to",
         "`scripts/benchmarks/results/` with the versions and the processor.",
         "",
         "| what | ours | peer | command (`python ...`) |",
         "|---|---|---|---|",
         *speed_rows(),
         "",
-        "Real pictures: CamVid (11 classes, 360x480, validation), from random weights on a CPU, whole pictures,",
+        "Real images: CamVid (11 classes, 360x480, validation), from random weights on a CPU, whole images,",
         f"single scale: `denseseg train scripts/recipes/dsct/{CAMVID}.yaml --dataset path/to/camvid`.",
-        "CPU seconds count training, data loading and two evaluations (about 40). The peers' rows come with the",
-        "data's collection: about 1,000 CPU seconds of training on the same pictures. One run each, seed 0. Our two",
-        "rows are one recipe and seed in two memory formats: single runs of this length scatter by several points.",
-        "The recipe was chosen by short trial runs on the same validation pictures, so its row is optimistic.",
+        "CPU seconds include training, data loading and two evaluations (about 40). The peers' rows come with the",
+        "data: about 1,000 CPU seconds of training on the same images. One run each, seed 0. Our two rows are the",
+        "same recipe and seed in two memory formats: single runs of this length vary by several points. The recipe",
+        "was chosen by short trial runs on the same validation images, so its row is optimistic.",
         "",
         "| recipe or model | mIoU % | pixel accuracy % | parameters M | CPU seconds | minutes |",
         "|---|---|---|---|---|---|",
@@ -98,7 +98,7 @@ def measured() -> str:
 
 
 def guidance() -> str:
-    """The tables of HFGD's experiment, one for each data set."""
+    """The tables of HFGD's experiment, one for each dataset."""
     tables = sorted((ROOT / "scripts" / "results" / "guidance").glob("*.md"))
     return "\n" + "\n".join(path.read_text() for path in tables) + "\n"
 
@@ -111,7 +111,7 @@ BLOCKS = {
 
 
 def updated(page: Path) -> str:
-    """A page with every marked block written anew."""
+    """A page with every marked block replaced."""
     text = page.read_text()
     for name, write in BLOCKS[page].items():
         start, end = f"<!-- {name}: python scripts/update_figures.py -->\n", f"<!-- end of {name} -->\n"

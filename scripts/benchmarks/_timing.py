@@ -1,4 +1,4 @@
-"""Time steps in turn, so that what else the machine does meets them all; no benchmark of its own."""
+"""Time steps in turn, so that other load affects all of them; not a benchmark itself."""
 
 import statistics
 import time
@@ -8,7 +8,7 @@ import torch
 
 
 def seconds(step: Callable[[], object], device: str = "cpu") -> float:
-    """Process time of one call on the CPU; elsewhere the time between events on the GPU."""
+    """Process time of one call on the CPU; on a GPU the time between events."""
     if device == "cpu":
         start = time.process_time()
         step()
@@ -22,7 +22,7 @@ def seconds(step: Callable[[], object], device: str = "cpu") -> float:
 
 
 def in_turn(steps: Mapping[str, Callable[[], object]], repeats: int, device: str = "cpu") -> dict[str, list[float]]:
-    """Seconds of each step, `repeats` times one after the other, after a round that warms up."""
+    """Seconds of each step, in `repeats` rounds over all steps, after a warmup round."""
     taken: dict[str, list[float]] = {name: [] for name in steps}
     for repeat in range(repeats + 1):
         for name, step in steps.items():

@@ -1,6 +1,6 @@
 """Class-chunked resize and argmax against the plain one: 150 classes from 256x512 to 1024x2048, time and memory.
 
-Each run is a process of its own; its memory is the growth of the peak resident set while it holds the logits.
+Each run is a separate process; its memory is the growth of the peak resident set above the logits.
 """
 
 import argparse
@@ -27,7 +27,7 @@ def measure(method: str) -> dict:
     """One call in this process: CPU seconds, peak memory growth, and a checksum of the map."""
     torch.set_num_threads(1)
     logits = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
-    # The first call of an operator brings its own memory.
+    # The first call of an operator allocates memory of its own.
     resize_argmax(logits[:, :2, :8, :8], (16, 16))
     F.interpolate(logits[:, :2, :8, :8], (16, 16), mode="bilinear").argmax(1)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,8 +1,8 @@
 """CPU time per training sample, against mmsegmentation's pipeline written with OpenCV and numpy.
 
 Both read a 683x512 JPEG and a PNG label map and give a 512x512 crop: resize ratio 0.5-2, crop with the 75 % rule,
-flip, photometric distortion, pad. The peer normalises to float32 as mmsegmentation does; we hand over uint8, and
-normalise on the device. `peer_uint8` leaves that step out of the peer too. Needs OpenCV for the peer only:
+flip, photometric distortion, pad. The peer normalizes to float32 as mmsegmentation does; ours returns uint8, which is
+normalized on the device. `peer_uint8` leaves that step out of the peer too. Needs OpenCV, for the peer only:
 `pip install opencv-python-headless`.
 """
 
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> dict[str, object]:
 
 
 def write_pairs(folder: Path, count: int) -> list[tuple[Path, Path]]:
-    """Embedded scenes of 512x683 as JPEG and PNG."""
+    """Synthetic scenes of 512x683 as JPEG and PNG."""
     pairs = []
     for index in range(count):
         paths = folder / "train/images" / f"{index:03d}.jpg", folder / "train/labels" / f"{index:03d}.png"

@@ -1,9 +1,9 @@
-"""Share of the training loop's time in which it waits for data: 2 loader workers before a tiny model.
+"""Fraction of training time spent waiting for data: 2 loader workers and a tiny model.
 
-The trainer measures it itself (`data_wait_fraction` in results.json). Sources: the embedded scenes, and pairs like
-CamVid's (360x480, JPEG and PNG) as a folder of files, as packed shards that are indexed, and as shards that are
-streamed. Every source is also read without a model: what a picture costs in CPU time of a worker, and of the training
-process, which receives it. CPU times stand up to other load; the shares and rates do not.
+The trainer measures it (`data_wait_fraction` in results.json). Sources: the synthetic scenes, and pairs like CamVid's
+(360x480, JPEG and PNG) as a folder of files, as packed shards that are indexed, and as shards that are streamed. Every
+source is also read without a model: CPU time per image of a worker, and of the training process, which receives it.
+CPU times hardly depend on other load; fractions and rates do.
 """
 
 import argparse
@@ -33,7 +33,7 @@ num_attention_heads: 2, decoder_hidden_size: 16}"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=int, default=64, help="pairs in the folder (default 64)")
     parser.add_argument("--steps", type=int, default=25, help="steps of each run (default 25)")
-    parser.add_argument("--batch_size", type=int, default=4, help="pictures in a step (default 4)")
+    parser.add_argument("--batch_size", type=int, default=4, help="images per step (default 4)")
     parser.add_argument("--workers", type=int, default=2, help="loader workers (default 2)")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each source, in turn (default 3)")
 
@@ -52,25 +52,25 @@ def run(args: argparse.Namespace) -> dict[str, object]:
                 for key, value in figures.items():
                     found[source].setdefault(key, []).append(value)
     return {
-        "pictures": {"size": list(SIZE), "batch": args.batch_size, "workers": args.workers, "steps": args.steps},
+        "images": {"size": list(SIZE), "batch": args.batch_size, "workers": args.workers, "steps": args.steps},
         **{source: {key: statistics.median(values) for key, values in found[source].items()} for source in sources},
     }
 
 
 def write_sources(folder: Path, count: int) -> dict[str, tuple[str, bool]]:
-    """Name -> data set and whether it is streamed."""
+    """Name -> dataset, and whether it is streamed."""
     for index in range(count):
         image, label = render_scene("train", index, SIZE)
-        for kind, picture, suffix in (("images", image, "jpg"), ("labels", Image.fromarray(label), "png")):
+        for kind, content, suffix in (("images", image, "jpg"), ("labels", Image.fromarray(label), "png")):
             path = folder / "pairs/train" / kind / f"{index:04d}.{suffix}"
             path.parent.mkdir(parents=True, exist_ok=True)
-            picture.save(path)
+            content.save(path)
     write_atomic(folder / "pairs/labels.json", '{"classes": ["' + '", "'.join(SYNTHETIC_SPEC.classes) + '"]}')
     for form in ("parquet", "webdataset"):
         data = load_segmentation(folder / "pairs", "train")
         pack(data, folder / form, "train", form=form, rows_per_shard=max(1, count // 8))
     return {
-        "embedded scenes": ("synthetic", False),
+        "synthetic scenes": ("synthetic", False),
         "folder": (str(folder / "pairs"), False),
         "parquet, indexed": (str(folder / "parquet"), False),
         "parquet, streamed": (str(folder / "parquet"), True),
@@ -95,40 +95,40 @@ def build(data: str, streaming: bool, args: argparse.Namespace, output: Path) ->
 
 
 def train(trainer: Any, args: argparse.Namespace) -> dict[str, float]:
-    """Share of the time waited for data, and CPU time of the model."""
+    """Fraction of the time spent waiting for data, and CPU time of the model."""
     before = time.process_time()
     trainer.train()
     return {
         "data_wait_fraction": trainer.data_time.fraction,
-        "training_process_cpu_ms_per_picture": (time.process_time() - before) * 1000 / args.steps / args.batch_size,
+        "training_process_cpu_ms_per_image": (time.process_time() - before) * 1000 / args.steps / args.batch_size,
         "step_ms": trainer.data_time.total * 1000 / (args.steps - 1),
     }
 
 
 def read(trainer: Any, args: argparse.Namespace) -> dict[str, float]:
-    """Batches without a model: pictures a second, CPU milliseconds of a picture in the workers and in this process."""
+    """Batches without a model: images per second, CPU milliseconds per image in the workers and in this process."""
     batches = iter(islice(trainer.get_train_dataloader(), args.steps))
-    count = len(next(batches)["labels"])  # the workers are up
+    count = len(next(batches)["labels"])  # now the workers are running
     children, own, started = _children_seconds(), time.process_time(), time.perf_counter()
-    pictures = sum(len(batch["labels"]) for batch in batches)
+    images = sum(len(batch["labels"]) for batch in batches)
     wall, own = time.perf_counter() - started, time.process_time() - own
-    del batches  # ends the workers, whose time counts from then on
-    worker = (_children_seconds() - children) / (pictures + count)
+    del batches  # stops the workers; only then their CPU time is counted
+    worker = (_children_seconds() - children) / (images + count)
     return {
-        "pictures_per_second_without_model": pictures / wall,
-        "worker_cpu_ms_per_picture": worker * 1000,
-        "pictures_per_second_of_workers_on_cores_of_their_own": args.workers / worker,
-        "receiving_cpu_ms_per_picture": own * 1000 / pictures,
+        "images_per_second_without_model": images / wall,
+        "worker_cpu_ms_per_image": worker * 1000,
+        "images_per_second_with_one_core_per_worker": args.workers / worker,
+        "receiving_cpu_ms_per_image": own * 1000 / images,
     }
 
 
 def readme_rows(result: dict) -> list[tuple[str, str, str]]:
     """(what, ours, peer) for the table of the README."""
     figures = dict(result["figures"])
-    shape = figures.pop("pictures")
-    shares = [100 * each["data_wait_fraction"] for each in figures.values()]
-    what = f"time a tiny model waits for {shape['workers']} loader workers, {len(shares)} sources"
-    return [(what, f"{min(shares):.1f} to {max(shares):.1f} % of training", "–")]
+    shape = figures.pop("images")
+    percent = [100 * each["data_wait_fraction"] for each in figures.values()]
+    what = f"time a tiny model waits for {shape['workers']} loader workers, {len(percent)} sources"
+    return [(what, f"{min(percent):.1f} to {max(percent):.1f} % of training", "–")]
 
 
 def _children_seconds() -> float:

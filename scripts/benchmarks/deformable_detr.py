@@ -1,6 +1,6 @@
-"""Deformable DETR of transformers with our kernel in it against itself without: forward and training step on the CPU.
+"""Deformable DETR of transformers with our kernel against itself without it: forward and training step on the CPU.
 
-A small random configuration (its ResNet backbone made thin, so that the figures are those of the transformer; 256
+A small random configuration (with a narrow ResNet, so that the figures are those of the transformer; 256
 channels, 8 heads, 3 + 3 layers, 300 queries). Both run in turn; a ratio is the median of the pairs, peer divided by
 ours. Time is process time.
 """

@@ -1,4 +1,4 @@
-"""HFGD at stride 4 and 2 against dilated self-attention at stride 8, forward: the promise of the paper's Table 9.
+"""HFGD at stride 4 and 2 against dilated self-attention at stride 8, forward: the comparison of the paper's Table 9.
 
 The baseline is SA (CAR) on a ResNet-50 dilated to stride 8, of the same parts (same convolutions, norms folded, fused
 attention, channels-last memory); both have timm's ResNet-50 and random weights. Both run in turn; a ratio is the
@@ -69,7 +69,7 @@ def measure_memory(words: str) -> None:
     settings = argparse.Namespace(**json.loads(words))
     torch.set_num_threads(int(settings.threads))
     model, pixel_values = build(settings, settings.build)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew at what is resident now
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak to the memory that is resident now
     before = resident_peak()
     with torch.inference_mode():
         model(pixel_values)

@@ -1,7 +1,7 @@
-"""Peak memory of `SegmentationTrainer.evaluate` at 50 and at 500 pictures of 512x1024, each in a process of its own.
+"""Peak memory of `SegmentationTrainer.evaluate` with 50 and with 500 images of 512x1024, in separate processes.
 
-The model is a small strided convolution with 19 classes and the pictures are made on the fly, so what grows is what
-the evaluation keeps. The default of transformers keeps about 167 MiB per picture of 512x512 and 150 classes.
+The model is a small strided convolution with 19 classes and the images are made on the fly, so only what the
+evaluation keeps can grow. The default of transformers keeps about 167 MiB per image of 512x512 pixels and 150 classes.
 """
 
 import argparse
@@ -27,7 +27,7 @@ class ToyConfig(PreTrainedConfig):
 
 
 class ToyModel(PreTrainedModel):
-    """One strided convolution: the picture's size matters, not the model's."""
+    """One strided convolution: memory depends on the image's size, not on the model's."""
 
     config: ToyConfig
     config_class = ToyConfig
@@ -38,12 +38,12 @@ class ToyModel(PreTrainedModel):
         self.post_init()
 
     def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None) -> SemanticSegmenterOutput:
-        """Logits at an eighth of the picture's size."""
+        """Logits at an eighth of the image's size."""
         return SemanticSegmenterOutput(logits=self.projection(pixel_values))
 
 
-class Pictures(Dataset):
-    """Noise and random labels with void, in the form of `EvalDataset`."""
+class NoiseDataset(Dataset):
+    """Noise and random labels, some of them ignored, in the form of `EvalDataset`."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -59,12 +59,12 @@ class Pictures(Dataset):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--few", type=int, default=50, help="pictures of the first run (default 50)")
-    parser.add_argument("--many", type=int, default=500, help="pictures of the second run (default 500)")
+    parser.add_argument("--few", type=int, default=50, help="images of the first run (default 50)")
+    parser.add_argument("--many", type=int, default=500, help="images of the second run (default 500)")
 
 
 def measure(count: int) -> dict:
-    """Evaluate `count` pictures in this process; peak resident memory in MiB."""
+    """Evaluate `count` images in this process; peak resident memory in MiB."""
     from hf_denseseg.data.labels import LabelSpec
     from hf_denseseg.inference.segmentation import InferenceSettings
     from hf_denseseg.training.arguments import TaskTrainingArguments
@@ -81,19 +81,19 @@ def measure(count: int) -> dict:
             image_processor=SegformerImageProcessor(),
             spec=LabelSpec("toy", tuple(f"class {k}" for k in range(CLASSES))),
             settings=InferenceSettings(),
-            eval_dataset=Pictures(count),
+            eval_dataset=NoiseDataset(count),
         )
         scores = trainer.evaluate()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     pixels = sum(row["pixels"] for row in trainer.scores["per_class"])
-    return {"peak_mib": peak, "mean_iou": scores["eval_mean_iou"], "labelled_pixels": pixels}
+    return {"peak_mib": peak, "mean_iou": scores["eval_mean_iou"], "labeled_pixels": pixels}
 
 
 def run(args: argparse.Namespace) -> dict:
     figures: dict = {}
     for name, count in (("few", args.few), ("many", args.many)):
         done = subprocess.run([sys.executable, __file__, str(count)], capture_output=True, text=True, check=True)
-        figures[name] = {"pictures": count, **json.loads(done.stdout.strip().splitlines()[-1])}
+        figures[name] = {"images": count, **json.loads(done.stdout.strip().splitlines()[-1])}
     figures["growth_mib"] = figures["many"]["peak_mib"] - figures["few"]["peak_mib"]
     figures["target_growth_mib"] = 50.0
     return figures
@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> dict:
 def readme_rows(result: dict) -> list[tuple[str, str, str]]:
     """(what, ours, peer) for the table of the README."""
     growth = result["figures"]["growth_mib"]
-    return [("evaluating 500 pictures instead of 50", f"{growth:.1f} MiB more", "–")]
+    return [("evaluating 500 images instead of 50", f"{growth:.1f} MiB more", "–")]
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""What the evaluator counts of a 1024x2048 pair of int64 maps, against the arithmetic of `evaluate`'s mean IoU.
+"""Counting a 1024x2048 pair of int64 maps with the evaluator, against the arithmetic of `evaluate`'s mean IoU.
 
 The peer is a `Metric` of the library `evaluate` with the features and the arithmetic of its `mean_iou`, restated here
-since its script lies on the hub; the bare arithmetic is a second peer. Ours is the confusion matrix, which is all that
-mean IoU needs, and everything the evaluator counts: boundary regions and segments by size besides. 19 classes, 10 %
-void; "smooth" maps have outlines as networks draw them, "speckled" ones are the worst case for segments. CPU time of
-one process, all methods in turn. Peak memory in processes of their own.
+since its script is on the hub; the arithmetic alone is a second peer. Ours is the confusion matrix, which is all that
+mean IoU needs, and everything that the evaluator counts, boundary regions and segments by size included. 19 classes,
+10 % of the pixels ignored; "smooth" maps have outlines as networks predict them, "speckled" ones are the worst case
+for segments. CPU time of one process, all methods in turn. Peak memory in separate processes.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from _timing import in_turn, median_ratio
-from metrics import NUM_LABELS, VOID, make_pair
+from metrics import IGNORE_INDEX, NUM_LABELS, make_pair
 
 from hf_denseseg.data.labels import LabelSpec
 from hf_denseseg.evaluation.segmentation_metrics import confusion_matrix
@@ -33,30 +33,30 @@ SIZE = (1024, 2048)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeats", type=int, default=7, help="rounds over all methods (default 7)")
-    parser.add_argument("--few", type=int, default=50, help="pictures of the first memory run (default 50)")
-    parser.add_argument("--many", type=int, default=500, help="pictures of the second memory run (default 500)")
+    parser.add_argument("--few", type=int, default=50, help="images of the first memory run (default 50)")
+    parser.add_argument("--many", type=int, default=500, help="images of the second memory run (default 500)")
 
 
 def smooth_pair(seed: int) -> Pair:
-    """Regions with curved outlines; the prediction is the truth moved by a few pixels."""
+    """Regions with curved outlines; the prediction is the label shifted by a few pixels."""
     noise = torch.rand(1, NUM_LABELS, 32, 64, generator=torch.Generator().manual_seed(seed))
-    truth = torch.cat([F.interpolate(noise[:, k : k + 1], size=SIZE, mode="bicubic") for k in range(NUM_LABELS)], 1)
-    label = truth.argmax(1)[0].to(torch.uint8)
+    scores = torch.cat([F.interpolate(noise[:, k : k + 1], size=SIZE, mode="bicubic") for k in range(NUM_LABELS)], 1)
+    label = scores.argmax(1)[0].to(torch.uint8)
     prediction = label.roll((5, 7), (0, 1))
-    label[-SIZE[0] // 10 :] = VOID
+    label[-SIZE[0] // 10 :] = IGNORE_INDEX
     return prediction.numpy(), label.numpy()
 
 
 def mean_iou_areas(prediction: np.ndarray, label: np.ndarray) -> np.ndarray:
     """Areas of intersection, prediction and label as `mean_iou` counts them."""
-    kept = np.not_equal(label, VOID)
+    kept = np.not_equal(label, IGNORE_INDEX)
     prediction, label = prediction[kept], label[kept]
     bins = {"bins": NUM_LABELS, "range": (0, NUM_LABELS - 1)}
     return np.stack([np.histogram(ids, **bins)[0] for ids in (prediction[prediction == label], prediction, label)])
 
 
 def evaluate_metric(folder: str) -> Callable[[list[Pair]], float]:
-    """-> mean IoU of pairs by a `Metric` of `evaluate`."""
+    """A function that computes the mean IoU of pairs with a `Metric` of `evaluate`."""
     import datasets
     import evaluate
 
@@ -70,14 +70,14 @@ def evaluate_metric(folder: str) -> Callable[[list[Pair]], float]:
                 mean_iou_areas(np.array(one), np.array(other))
                 for one, other in zip(predictions, references, strict=True)
             )
-            intersect, predicted, truth = areas
-            return {"mean_iou": float(np.nanmean(intersect / (predicted + truth - intersect)))}
+            intersect, predicted, labeled = areas
+            return {"mean_iou": float(np.nanmean(intersect / (predicted + labeled - intersect)))}
 
     metric = MeanIou(cache_dir=folder)
 
     def compute(pairs: list[Pair]) -> float:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it says of each map that Pillow knows no int64
+            warnings.simplefilter("ignore")  # a warning for each map that Pillow has no int64
             return metric.compute(predictions=[p for p, _ in pairs], references=[t for _, t in pairs])["mean_iou"]
 
     return compute
@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> dict:
                 },
                 args.repeats,
             )
-            figures[kind] = {f"{name}_ms_per_picture": 1000 * median(each) / 2 for name, each in taken.items()}
+            figures[kind] = {f"{name}_ms_per_image": 1000 * median(each) / 2 for name, each in taken.items()}
             for peer in ("metric", "histograms"):
                 for own in ("matrix", "everything"):
                     figures[kind][f"{peer}_to_{own}"] = median_ratio(taken[peer], taken[own])
@@ -116,17 +116,17 @@ def run(args: argparse.Namespace) -> dict:
 
 
 def memory(args: argparse.Namespace) -> dict:
-    """Peak memory in MiB of ours at few and many pictures, and of the peer at 4 and 16."""
+    """Peak memory in MiB of ours for few and many images, and of the peer for 4 and 16."""
     peaks = {}
     for kind, count in (("ours", args.few), ("ours", args.many), ("metric", 4), ("metric", 16)):
         done = subprocess.run([sys.executable, __file__, kind, str(count)], capture_output=True, text=True, check=True)
-        peaks[f"{kind}_{count}_pictures_mib"] = json.loads(done.stdout.strip().splitlines()[-1])
+        peaks[f"{kind}_{count}_images_mib"] = json.loads(done.stdout.strip().splitlines()[-1])
     few, many, four, sixteen = peaks.values()
-    return {**peaks, "ours_growth_mib": many - few, "metric_growth_mib_per_picture": (sixteen - four) / 12}
+    return {**peaks, "ours_growth_mib": many - few, "metric_growth_mib_per_image": (sixteen - four) / 12}
 
 
 def peak(kind: str, count: int) -> float:
-    """Peak resident memory in MiB of this process after so many pictures, each made when it is looked at."""
+    """Peak resident memory in MiB of this process after `count` images, each made when it is counted."""
     torch.set_num_threads(1)
     prediction, label = (ids.astype(np.int64) for ids in smooth_pair(0))
     if kind == "ours":
@@ -144,12 +144,12 @@ def peak(kind: str, count: int) -> float:
 def readme_rows(result: dict) -> list[tuple[str, str, str]]:
     """(what, ours, peer) for the table of the README."""
     smooth, memory = result["figures"]["smooth"], result["figures"]["memory"]
-    few, many = sorted(int(key.split("_")[1]) for key in memory if key.startswith("ours_") and "pictures" in key)
+    few, many = sorted(int(key.split("_")[1]) for key in memory if key.startswith("ours_") and "images" in key)
     return [
         (
             "counting for mIoU / everything the evaluator counts, 1024x2048, int64 maps",
             f"{smooth['metric_to_matrix']:.1f}x / {smooth['metric_to_everything']:.1f}x the speed; "
-            f"{many} pictures take {memory['ours_growth_mib']:.1f} MiB more than {few}",
+            f"{many} images take {memory['ours_growth_mib']:.1f} MiB more than {few}",
             "mean IoU of `evaluate`",
         )
     ]

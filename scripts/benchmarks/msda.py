@@ -1,9 +1,9 @@
 """Deformable attention on the CPU against the plain PyTorch form of transformers: time, memory, error, threads.
 
-From raw offsets and logits to the result on both sides (softmax and locations included), the fastest of the repeats,
-both in turn in one process. A ratio is the peer's figure divided by ours. Two patterns of points: as Deformable DETR
-starts them give or take a pixel, and anywhere on the map. Time is process time on one thread and wall time on several;
-memory is the peak above the inputs in fresh processes; errors are against float64.
+Both compute from raw offsets and logits to the result (softmax and locations included), in turn in one process; the
+fastest of the repeats counts. A ratio is the peer's figure divided by ours. Two patterns of points: the initial ones
+of Deformable DETR, plus or minus a pixel, and anywhere on the map. Time is process time on one thread and wall time on
+several; memory is the peak above the inputs in fresh processes; errors are compared with float64.
 """
 
 import argparse

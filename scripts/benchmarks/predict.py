@@ -1,9 +1,10 @@
-"""`denseseg predict`: two processes against one on the same pictures, and the peak memory of one huge picture.
+"""`denseseg predict`: two processes against one on the same images, and the peak memory of one huge image.
 
 The model is the DSCT of the recipe `dsct_tiny_sac_camvid_cpu` with 19 classes and random weights. Runs with one and
-with two processes take turns, one thread each; this script plays the launcher. "Labelling" is what the command itself
-reports: reading, model, writing, waiting for the other process. "Command" adds imports and loading. "CPU" is the
-process time of labelling in the busiest process, which other load lengthens little. Peak memory is the process's.
+with two processes take turns, one thread each; this script acts as the launcher. "Prediction" is the time that the
+command itself reports: reading, model, writing, waiting for the other process. "Command" adds imports and loading.
+"CPU" is the process time of prediction in the busiest process, which hardly depends on other load. Peak memory is the
+process's.
 """
 
 import argparse
@@ -45,9 +46,9 @@ print("peak", int(status["VmHWM"].split()[0]) / 1024)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--pictures", type=int, default=24, help="pictures of 512x1024 (default 24)")
+    parser.add_argument("--images", type=int, default=24, help="images of 512x1024 (default 24)")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each number of processes (default 3)")
-    parser.add_argument("--side", type=int, default=8192, help="side of the huge picture (default 8192)")
+    parser.add_argument("--side", type=int, default=8192, help="side of the huge image (default 8192)")
 
 
 def save_model(folder: Path) -> None:
@@ -58,17 +59,17 @@ def save_model(folder: Path) -> None:
     create_image_processor(model.config, do_resize=False).save_pretrained(folder)
 
 
-def save_picture(path: Path, size: tuple[int, int], seed: int) -> None:
-    """Smooth noise with grain: JPEG and PNG have about as much work with it as with a photograph."""
+def save_image(path: Path, size: tuple[int, int], seed: int) -> None:
+    """Smooth noise with grain, which takes JPEG and PNG about as long as a photograph."""
     rng = np.random.default_rng(seed)
     small = Image.fromarray(rng.integers(0, 256, (size[0] // 32, size[1] // 32, 3), dtype=np.uint8))
-    picture = small.resize((size[1], size[0]), Image.Resampling.BICUBIC)
-    picture.paste(Image.effect_noise((size[1], size[0]), 40).convert("RGB"), mask=Image.new("L", picture.size, 60))
-    picture.save(path, quality=92)
+    image = small.resize((size[1], size[0]), Image.Resampling.BICUBIC)
+    image.paste(Image.effect_noise((size[1], size[0]), 40).convert("RGB"), mask=Image.new("L", image.size, 60))
+    image.save(path, quality=92)
 
 
 def predict(words: list[str], count: int) -> dict[str, float]:
-    """Run the command in `count` processes; seconds of labelling and of everything, peak MiB of the first process."""
+    """Run the command in `count` processes; seconds of prediction and of the command, peak MiB of rank 0."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -85,13 +86,13 @@ def predict(words: list[str], count: int) -> dict[str, float]:
         )
         for rank in range(count)
     ]
-    said = [process.communicate()[0] for process in ranks]
-    assert not any(process.returncode for process in ranks), said
-    took, peak = re.search(r"\(([\d.]+) s\)", said[0]), re.search(r"peak ([\d.]+)", said[0])
-    busy = [re.search(r"cpu ([\d.]+)", each) for each in said]
+    printed = [process.communicate()[0] for process in ranks]
+    assert not any(process.returncode for process in ranks), printed
+    took, peak = re.search(r"\(([\d.]+) s\)", printed[0]), re.search(r"peak ([\d.]+)", printed[0])
+    busy = [re.search(r"cpu ([\d.]+)", each) for each in printed]
     assert took and peak
     return {
-        "labelling_seconds": float(took[1]),
+        "prediction_seconds": float(took[1]),
         "command_seconds": time.perf_counter() - started,
         "cpu_seconds": max(float(each[1]) for each in busy if each),
         "peak_mib": float(peak[1]),
@@ -102,27 +103,27 @@ def run(args: argparse.Namespace) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         at = Path(folder)
         save_model(at / "model")
-        figures: dict = {"huge_picture": huge(at, args.side)} if args.side else {}
+        figures: dict = {"huge_image": huge(at, args.side)} if args.side else {}
         (at / "photos").mkdir()
-        for number in range(args.pictures):
-            save_picture(at / "photos" / f"{number:03d}.jpg", SIZE, number)
-        words = [str(at / "model"), str(at / "photos"), "--output"]
+        for number in range(args.images):
+            save_image(at / "photos" / f"{number:03d}.jpg", SIZE, number)
+        words = [str(at / "model"), str(at / "photos"), "--output_dir"]
         runs: dict[int, list[dict[str, float]]] = {1: [], 2: []}
         for turn in range(args.rounds):
             for count, done in runs.items():
                 done.append(predict([*words, str(at / f"out{turn}_{count}")], count))
         for count, done in runs.items():
             figures[f"processes_{count}"] = {key: statistics.median(each[key] for each in done) for key in done[0]}
-        for key in ("labelling_seconds", "command_seconds", "cpu_seconds"):
+        for key in ("prediction_seconds", "command_seconds", "cpu_seconds"):
             ratios = [one[key] / two[key] for one, two in zip(runs[1], runs[2], strict=True)]
             figures[f"speed_up_{key.removesuffix('_seconds')}"] = statistics.median(ratios)
-        return {**figures, "pictures": args.pictures, "size": list(SIZE), "target_speed_up": 1.7}
+        return {**figures, "images": args.images, "size": list(SIZE), "target_speed_up": 1.7}
 
 
 def huge(at: Path, side: int) -> dict:
-    save_picture(at / "huge.jpg", (side, side), 0)
-    words = [str(at / "model"), str(at / "huge.jpg"), "--crop_size", "512", "512", "--output", str(at / "huge")]
-    measured = predict(words, 1)
+    save_image(at / "huge.jpg", (side, side), 0)
+    words = [str(at / "model"), str(at / "huge.jpg"), "--test_crop_size", "512", "512", "--output_dir"]
+    measured = predict([*words, str(at / "out_huge")], 1)
     return {"size": [side, side], "classes": CLASSES, "window": [512, 512], **measured, "target_peak_mib": 2048}
 
 
@@ -132,12 +133,12 @@ def readme_rows(result: dict) -> list[tuple[str, str, str]]:
     rows = [
         (
             "`denseseg predict`, 2 processes, 512x1024, CPU",
-            f"{figures['speed_up_labelling']:.2f}x the speed",
-            "1 process, same pictures",
+            f"{figures['speed_up_prediction']:.2f}x the speed",
+            "1 process, same images",
         )
     ]
-    if "huge_picture" in figures:
-        side, peak = figures["huge_picture"]["size"][0], figures["huge_picture"]["peak_mib"]
+    if "huge_image" in figures:
+        side, peak = figures["huge_image"]["size"][0], figures["huge_image"]["peak_mib"]
         rows.append(
             (f"`denseseg predict`, {side}x{side}, 19 classes, CPU", f"{peak:.0f} MiB peak of the process", "–")
         )

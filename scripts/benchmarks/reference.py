@@ -1,8 +1,8 @@
 """A published variant against its reference implementation: forward and training step, time and memory.
 
-The peer computes the same function with the same weights as paper or released code write it, see
+The peer computes the same function with the same weights, written as in the paper or the released code, see
 `models/<family>/reference_<family>.py` (for example softmax attention with all weights in memory). Both run in turn; a
-ratio is the median of the pairs, peer divided by ours, so above 1 means that we need less. Time is process time.
+ratio is the median of the pairs, peer divided by ours, so above 1 means that ours needs less. Time is process time.
 Memory is the peak of resident memory during one step above that before it, each in a fresh process (Linux).
 """
 
@@ -47,7 +47,7 @@ def build(args: argparse.Namespace, peer: bool, training: bool) -> tuple[nn.Modu
     if training and config.architectures[0].endswith("ForImageClassification"):
         batch["labels"] = torch.randint(0, args.num_labels, (args.batch_size,))
     elif training:
-        regions = torch.randint(0, args.num_labels, (args.batch_size, 1, 6, 6)).float()  # as large as things are
+        regions = torch.randint(0, args.num_labels, (args.batch_size, 1, 6, 6)).float()  # about the size of objects
         batch["labels"] = F.interpolate(regions, size=tuple(args.image_size))[:, 0].long()
     return (reference_implementation(model) if peer else model), batch
 
@@ -86,7 +86,7 @@ def measure_memory(words: str) -> None:
     settings = argparse.Namespace(**json.loads(words))
     torch.set_num_threads(int(settings.threads))
     model, batch = build(settings, settings.peer, settings.training)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is resident now
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak to the memory that is resident now
     before = resident_peak()
     step(model, batch)
     print(resident_peak() - before)
