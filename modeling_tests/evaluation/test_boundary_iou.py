@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from hf_denseseg.evaluation.boundary_iou import boundary_counts, boundary_iou, boundary_region, boundary_width
 
-VOID = 255
+IGNORE_INDEX = 255
 
 
 def blocky(rng, shape, classes, ignored=False):
@@ -17,7 +17,7 @@ def blocky(rng, shape, classes, ignored=False):
     coarse = rng.integers(0, classes, (shape[0] // side + 1, shape[1] // side + 1)).astype(np.uint8)
     ids = coarse.repeat(side, 0).repeat(side, 1)[: shape[0], : shape[1]].copy()
     if ignored:
-        ids[rng.random(shape) < 0.05] = VOID
+        ids[rng.random(shape) < 0.05] = IGNORE_INDEX
     return ids
 
 
@@ -49,7 +49,10 @@ def test_counts_and_score_equal_the_definition_for_each_class(seed, height, widt
     expected = []
     for k in range(5):
         # Ignored pixels are in no mask: what is predicted there is removed from the prediction's.
-        true, predicted = loop_region(label == k, reach), loop_region((prediction == k) & (label != VOID), reach)
+        true, predicted = (
+            loop_region(label == k, reach),
+            loop_region((prediction == k) & (label != IGNORE_INDEX), reach),
+        )
         assert counts[:, k].tolist() == [(true & predicted).sum(), predicted.sum(), true.sum()]
         union = (true | predicted).sum()
         expected.append((true & predicted).sum() / union if union else None)
@@ -75,5 +78,5 @@ def test_a_shifted_square_loses_more_of_its_boundary_than_of_its_area():
 
 def test_a_perfect_prediction_scores_one_whatever_it_predicts_at_ignored_pixels():
     label = torch.from_numpy(blocky(np.random.default_rng(0), (40, 50), 3, ignored=True))
-    prediction = torch.where(label == VOID, 1, label)
+    prediction = torch.where(label == IGNORE_INDEX, 1, label)
     assert boundary_iou(boundary_counts(prediction, label, 4)) == [1.0, 1.0, 1.0, None]

@@ -34,7 +34,7 @@ from test_published_dsct import REDUCED
 
 pytest.importorskip("scipy", reason="recall by size needs scipy, of the extra `train`")
 
-VOID = 255
+IGNORE_INDEX = 255
 
 
 def spec_of(count, **options):
@@ -48,7 +48,7 @@ def mmseg_scores(pairs, count):
     """mmsegmentation, restated: `intersect_and_union` of each pair by histograms, summed; then aAcc, mIoU, mAcc."""
     areas = np.zeros((4, count))
     for prediction, label in pairs:
-        prediction, label = prediction[label != VOID], label[label != VOID]
+        prediction, label = prediction[label != IGNORE_INDEX], label[label != IGNORE_INDEX]
         bins = {"bins": count, "range": (0, count - 1)} if count > 1 else {"bins": 1, "range": (-0.5, 0.5)}
         intersect, of_prediction, of_label = (
             np.histogram(ids, **bins)[0] for ids in (prediction[prediction == label], prediction, label)
@@ -73,7 +73,7 @@ def test_scores_equal_mmsegmentation_on_random_maps(seed, count, images):
     for _ in range(images):
         shape = tuple(rng.integers(1, 12, 2))
         label = rng.integers(0, count, shape)
-        label.flat[1:][rng.random(label.size - 1) < 0.3] = VOID
+        label.flat[1:][rng.random(label.size - 1) < 0.3] = IGNORE_INDEX
         pairs.append((rng.integers(0, count, shape), label))
     evaluation = Evaluation(spec_of(count))
     vectors = [count_image(torch.from_numpy(p), torch.from_numpy(t).to(torch.uint8), count) for p, t in pairs]
@@ -84,7 +84,8 @@ def test_scores_equal_mmsegmentation_on_random_maps(seed, count, images):
     assert {key: scores[key] for key in expected} == pytest.approx(expected, abs=1e-12)
     for number, (prediction, label) in enumerate(pairs):
         ious = [
-            ((prediction == k) & (label == k)).sum() / (((prediction == k) & (label != VOID)) | (label == k)).sum()
+            ((prediction == k) & (label == k)).sum()
+            / (((prediction == k) & (label != IGNORE_INDEX)) | (label == k)).sum()
             for k in range(count)
             if (label == k).any()
         ]
@@ -108,7 +109,7 @@ def test_a_fully_ignored_image_has_no_score_and_changes_none():
     evaluation, label = Evaluation(spec_of(2)), torch.tensor([[0, 1], [1, 1]])
     evaluation.add(0, count_image(label, label, 2))
     before = evaluation.scores()
-    evaluation.add(1, count_image(label, torch.full((2, 2), VOID), 2))
+    evaluation.add(1, count_image(label, torch.full((2, 2), IGNORE_INDEX), 2))
     assert evaluation.scores() == before and evaluation.images[1][:3] == (None, None, 0)
     assert evaluation.worst(5) == [0]
 
@@ -195,7 +196,7 @@ def test_each_protocol_gives_the_prediction_worked_out_by_hand(tmp_path, predict
     """12x16 images, counted at the label's own resolution."""
     rng = np.random.default_rng(0)
     label = torch.from_numpy(rng.integers(0, 2, (12, 16), dtype=np.uint8))
-    label[0, :5] = VOID
+    label[0, :5] = IGNORE_INDEX
     trainer = evaluator(tmp_path, predict, [(torch.zeros(3, 12, 16, dtype=torch.uint8), label)], 2, **protocol)
     trainer.evaluate()
     prediction = np.tile(columns, (12, 1))
@@ -225,7 +226,7 @@ def test_every_protocol_of_the_recipes_counts_every_pixel_of_every_image(tmp_pat
     pairs, expected = [], np.zeros((3, 3), dtype=np.int64)
     for number, shape in enumerate([(20, 31), (33, 33), (9, 64)]):
         label = rng.integers(0, 3, shape, dtype=np.uint8)
-        label[rng.random(shape) < 0.2] = VOID
+        label[rng.random(shape) < 0.2] = IGNORE_INDEX
         image = torch.zeros(3, *shape, dtype=torch.uint8)
         image[number] = 255
         pairs.append((image, torch.from_numpy(label)))
@@ -267,7 +268,7 @@ def interrupted(trainer):
 
 def test_only_the_same_evaluation_continues_and_changed_images_are_counted_again(tmp_path, caplog, monkeypatch):
     caplog.set_level("INFO")
-    label = torch.tensor([[0, 1], [1, VOID]], dtype=torch.uint8)
+    label = torch.tensor([[0, 1], [1, IGNORE_INDEX]], dtype=torch.uint8)
     pairs = [(torch.full((3, 2, 2), value, dtype=torch.uint8), label) for value in (0, 50, 100)]
     seen = []
 

@@ -10,7 +10,7 @@ pytest.importorskip("scipy", reason="recall by size needs scipy, of the extra `t
 from hf_denseseg.errors import InputError
 from hf_denseseg.evaluation.size_recall import SIZE_LIMITS, check_installed, segments_of, size_counts, size_recall
 
-VOID = 255
+IGNORE_INDEX = 255
 
 
 def flood(label):
@@ -34,7 +34,7 @@ def flood(label):
 def random_label(rng, shape):
     label = rng.integers(0, 3, shape, dtype=np.uint8)
     label[rng.random(shape) < 0.5] = 1  # merges some, so that there are segments of all shapes
-    label[rng.random(shape) < 0.1] = VOID
+    label[rng.random(shape) < 0.1] = IGNORE_INDEX
     return label
 
 
@@ -57,7 +57,7 @@ def test_counts_equal_a_loop_over_the_segments(seed, height, width):
     expected = np.zeros((3, 3, 4), dtype=np.int64)
     for pixels in flood(label):
         k = label[pixels[0]]
-        if k == VOID:
+        if k == IGNORE_INDEX:
             continue
         size = sum(len(pixels) / label.size >= limit for limit in SIZE_LIMITS)
         expected[size, :, k] += [1, len(pixels), sum(prediction[pixel] == k for pixel in pixels)]
@@ -71,7 +71,7 @@ def test_limits_are_those_of_coco_on_its_usual_image():
     label[100:131, 100:133] = 1  # 31x33 = 1023: small
     label[200:296, 200:296] = 2  # 96x96: large
     label[300:395, 300:397] = 2  # 95x97 = 9215: medium
-    label[:, 600:] = VOID
+    label[:, 600:] = IGNORE_INDEX
     prediction = np.where(label == 1, 0, label)
     prediction[100:110, 100:133] = 1
     recall = size_recall(size_counts(prediction, label, 3))

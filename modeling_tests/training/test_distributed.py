@@ -1,4 +1,4 @@
-"""Several processes and accumulated batches train what one large batch trains; FSDP trains, saves and resumes."""
+"""Several processes and accumulated batches train the weights of one large batch; FSDP trains, saves and resumes."""
 
 import json
 import shutil
@@ -61,7 +61,7 @@ def furthest(first, second):
 
 @pytest.fixture(scope="module")
 def large_batch(tmp_path_factory):
-    """Three steps of 8 images in one process; of 20 images an epoch leaves 4 out."""
+    """Three steps of 8 images in one process; an epoch drops 4 of 20 images."""
     folder = tmp_path_factory.mktemp("large")
     words = ["--per_device_train_batch_size", "8", "--save_strategy", "no", "--output_dir", str(folder)]
     assert main([*WORDS, *words]) == 0
@@ -69,7 +69,7 @@ def large_batch(tmp_path_factory):
 
 
 def test_two_processes_train_the_weights_of_one_with_twice_the_batch(large_batch, tmp_path):
-    """BatchNorm over both processes, and a pixel of each counts alike, though they see unequal numbers."""
+    """BatchNorm over both processes; every valid pixel has the same weight, though their numbers differ."""
     words = ["--per_device_train_batch_size", "4", "--save_strategy", "no", "--output_dir", str(tmp_path)]
     processes.run_two([*WORDS, *words], free_port(), tmp_path)
     weights, losses = trained(tmp_path)
@@ -78,7 +78,7 @@ def test_two_processes_train_the_weights_of_one_with_twice_the_batch(large_batch
 
 
 def frozen_norms_trainer(folder, *words):
-    """BatchNorm with the statistics it begins with: it alone sees the batch as a whole."""
+    """BatchNorm with its initial statistics, since it alone depends on the whole batch."""
     recipe = load_recipe(None, [*WORDS[1:], "--output_dir", str(folder), *words])
     torch.manual_seed(0)
     data = training_run.load_data(recipe, "train")
@@ -94,7 +94,7 @@ def frozen_norms_trainer(folder, *words):
     [pytest.param(["--loss_normalization", "all"], marks=pytest.mark.slow), ["--class_weights", "0.2", *["1.0"] * 10]],
 )
 def test_accumulated_batches_train_the_weights_of_a_large_one(tmp_path, words):
-    """The loss is a mean over valid pixels; a mean of means would count those of crops with much void more."""
+    """The loss is a mean over valid pixels; a mean of means would weigh crops with many ignored pixels more."""
     ends = []
     for size, steps in (("8", "1"), ("2", "4")):
         batch = ["--per_device_train_batch_size", size, "--gradient_accumulation_steps", steps]
@@ -119,7 +119,7 @@ def test_the_last_batches_of_an_epoch_are_filled_up_from_its_beginning(tmp_path)
 
 
 def shard_on_cpus():
-    """accelerate cuts models into parts on accelerators only; torch and gloo can do it on CPUs as well."""
+    """accelerate shards models on accelerators only; torch and gloo can do it on CPUs as well."""
     from accelerate.utils import DistributedType
 
     from accelerate import state
@@ -139,7 +139,7 @@ IN_WINDOWS = ["--test_mode", "slide", "--test_crop_size", "48", "64", "--test_st
 
 
 def test_fsdp_trains_and_evaluates_as_one_process_does(large_batch, tmp_path):
-    """Two processes with half of the weights each; windows and images of unequal numbers in the evaluation."""
+    """Two processes with half of the weights each; unequal numbers of images and windows in the evaluation."""
     words = ["--per_device_train_batch_size", "4", "--save_strategy", "no", "--output_dir", str(tmp_path)]
     processes.run_two([*WORDS, *words, *IN_WINDOWS], free_port(), tmp_path, SHARDED, shard_on_cpus)
     weights, losses = trained(tmp_path)
@@ -150,14 +150,14 @@ def test_fsdp_trains_and_evaluates_as_one_process_does(large_batch, tmp_path):
     both = [json.loads((folder / "results.json").read_text())["scores"] for folder in (tmp_path, tmp_path / "alone")]
     one, two = (torch.tensor(scores["confusion_matrix"]) for scores in both)
     assert one.sum() == two.sum() > 0
-    # Pixels whose two best classes are equal but for rounding may differ: loaded weights lie elsewhere in memory.
+    # Pixels whose two best classes are equal except for rounding may differ: loaded weights lie at other addresses.
     assert (one - two).abs().sum() <= 1e-3 * two.sum()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw_torch"])
 def test_fsdp_resumes_to_the_same_weights(tmp_path, optimizer):
-    """Also with a learning rate per layer: the groups are made before the model is cut into parts."""
+    """Also with a learning rate per layer: the groups are made before the model is sharded."""
     words = ["--per_device_train_batch_size", "4", "--save_steps", "2", "--output_dir", str(tmp_path)]
     words += ["--optim", optimizer, "--layer_decay", "0.9", "--lr_scheduler_type", "constant"]
     words += [] if optimizer == "sgd" else ["--optim_args", "eps=1e-6", "--learning_rate", "1.0e-3"]
@@ -194,8 +194,8 @@ def test_what_does_not_work_under_fsdp_is_refused_before_training(environment, w
 
 
 @pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: path.stem)
-def test_configurations_are_what_accelerate_takes(path):
-    """Every key is known to this accelerate, and the command line of `accelerate launch` accepts the whole."""
+def test_accelerate_accepts_the_configurations(path):
+    """Every key is known to this version of accelerate, and `accelerate launch` accepts the file."""
     from accelerate.commands.config.config_args import load_config_from_file
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 
@@ -214,7 +214,7 @@ def test_configurations_are_what_accelerate_takes(path):
 
 
 @pytest.mark.slow
-def test_batch_may_be_shared_out_anew_but_not_change(large_batch, tmp_path):
+def test_a_resumed_batch_may_be_split_differently_but_not_change(large_batch, tmp_path):
     words = ["--save_steps", "2", "--output_dir", str(tmp_path)]
     assert main([*WORDS, *words, "--per_device_train_batch_size", "8", "--max_steps", "3"]) == 0
     (tmp_path / "results.json").unlink()

@@ -1,4 +1,4 @@
-"""Runs that are broken while they save, load or evaluate: what is kept is whole, and they end as undisturbed ones."""
+"""Runs that fail while they save, load or evaluate: checkpoints stay complete, and resumed runs end as others do."""
 
 import json
 import multiprocessing
@@ -48,35 +48,35 @@ def resumed_from(folder):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
+def uninterrupted(tmp_path_factory):
     """Folder of a finished run of 6 steps, saved at 2, 4 (deleted in the end) and 6."""
-    folder = tmp_path_factory.mktemp("undisturbed")
+    folder = tmp_path_factory.mktemp("uninterrupted")
     assert main([*WORDS, "--save_total_limit", "9", "--output_dir", str(folder)]) == 0
     return folder
 
 
 @pytest.fixture
-def stopped(undisturbed, tmp_path):
+def stopped(uninterrupted, tmp_path):
     """The same run, stopped after step 4 with two checkpoints."""
     for name in ("checkpoint-2", "checkpoint-4", "recipe.yaml", "batch.json"):
-        source, target = undisturbed / name, tmp_path / name
+        source, target = uninterrupted / name, tmp_path / name
         subprocess.run(["cp", "-r", str(source), str(target)], check=True)
     return tmp_path
 
 
-def go_on(folder):
+def resume(folder):
     return main([*WORDS, "--save_total_limit", "9", "--output_dir", str(folder)])
 
 
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(undisturbed, stopped, caplog):
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(uninterrupted, stopped, caplog):
     file = stopped / "checkpoint-4" / "optimizer.pt"
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
-    assert go_on(stopped) == 0
+    assert resume(stopped) == 0
     assert resumed_from(stopped) == 2
-    assert "checkpoint-4 cannot be used: optimizer.pt is not what was written" in caplog.text
-    assert_same_weights(weights(stopped), weights(undisturbed))
+    assert "checkpoint-4 cannot be used: optimizer.pt has changed since it was written" in caplog.text
+    assert_same_weights(weights(stopped), weights(uninterrupted))
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(undisturbed, stopped,
         ("complete.json", None, "its save was interrupted"),
     ],
 )
-def test_what_is_wrong_with_a_checkpoint_is_said(stopped, name, change, fault):
+def test_faults_of_a_checkpoint_are_named(stopped, name, change, fault):
     file = stopped / "checkpoint-4" / name
     content = file.read_bytes()
     file.unlink()
@@ -100,7 +100,7 @@ def test_what_is_wrong_with_a_checkpoint_is_said(stopped, name, change, fault):
     assert last_complete_checkpoint(stopped) == stopped / "checkpoint-2"
 
 
-def test_every_byte_of_a_checkpoint_is_watched(tmp_path):
+def test_every_byte_of_a_checkpoint_is_checked(tmp_path):
     (tmp_path / "deeper").mkdir()
     rng = np.random.default_rng(0)
     for name in ("weights", "deeper/state"):
@@ -111,13 +111,13 @@ def test_every_byte_of_a_checkpoint_is_watched(tmp_path):
         content = (tmp_path / name).read_bytes()
         for place in (0, 1234, 2999):
             (tmp_path / name).write_bytes(content[:place] + bytes([content[place] ^ 64]) + content[place + 1 :])
-            assert fault_of(tmp_path) == f"{name} is not what was written (another checksum)"
+            assert fault_of(tmp_path) == f"{name} has changed since it was written (wrong checksum)"
         (tmp_path / name).write_bytes(content)
     assert fault_of(tmp_path) is None
 
 
 def kill_while_saving():
-    """Die as `kill -9` does when the second checkpoint is half written."""
+    """Kill the process, as `kill -9` does, when half of the second checkpoint is written."""
     write, saved = torch.save, []
 
     def save(value, path, *args, **kwargs):
@@ -131,34 +131,36 @@ def kill_while_saving():
     torch.save = save
 
 
-def test_a_run_killed_while_it_saves_ends_as_an_undisturbed_one(undisturbed, tmp_path):
+def test_a_run_killed_while_it_saves_ends_as_an_uninterrupted_one(uninterrupted, tmp_path):
     run = processes.start([*WORDS, "--output_dir", str(tmp_path)], prepare=kill_while_saving)
     run.join(120)
     assert run.exitcode == -signal.SIGKILL
     assert (tmp_path / "checkpoint-4").exists() and not (tmp_path / "checkpoint-4" / "complete.json").exists()
     assert main([*WORDS, "--output_dir", str(tmp_path)]) == 0
     assert resumed_from(tmp_path) == 2
-    assert_same_weights(weights(tmp_path), weights(undisturbed))
+    assert_same_weights(weights(tmp_path), weights(uninterrupted))
 
 
-def test_a_full_disk_while_saving_leaves_the_checkpoints_before(undisturbed, stopped, capsys):
-    """A limit on file sizes refuses the write within a file, as a full disk does."""
+def test_a_full_disk_while_saving_leaves_the_checkpoints_before(uninterrupted, stopped, capsys):
+    """A limit on file sizes makes a write fail in the middle of a file, as a full disk does."""
     before = {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()}
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (150 * 1024, limits[1]))
     try:
-        assert go_on(stopped) == 1
+        assert resume(stopped) == 1
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    said = capsys.readouterr().err
-    assert "checkpoint-6: the disk is full" in said and "checkpoint-4 is whole: the same command goes on" in said
+    stderr = capsys.readouterr().err
+    assert (
+        "checkpoint-6: the disk is full" in stderr and "checkpoint-4 is complete: the same command continues" in stderr
+    )
     assert {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()} == before
-    assert go_on(stopped) == 0
-    assert_same_weights(weights(stopped), weights(undisturbed))
+    assert resume(stopped) == 0
+    assert_same_weights(weights(stopped), weights(uninterrupted))
 
 
 @pytest.mark.slow
-def test_a_really_full_disk_is_told_and_survived(undisturbed, tmp_path):
+def test_a_full_file_system_is_reported_and_survived(uninterrupted, tmp_path):
     """A file system in memory of 3 MB, where it can be mounted."""
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -166,7 +168,7 @@ def test_a_really_full_disk_is_told_and_survived(undisturbed, tmp_path):
     if mounted.returncode:
         pytest.skip("no right to mount a file system")
     try:
-        report = tmp_path / "said.txt"
+        report = tmp_path / "stderr.txt"
         words = [*WORDS, "--save_total_limit", "9", "--output_dir", str(disk)]
         run = processes.start(words, report=str(report))
         run.join(120)
@@ -175,7 +177,7 @@ def test_a_really_full_disk_is_told_and_survived(undisturbed, tmp_path):
         assert last_complete_checkpoint(disk) is not None
         subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
         assert main(words) == 0
-        assert_same_weights(weights(disk), weights(undisturbed))
+        assert_same_weights(weights(disk), weights(uninterrupted))
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 
@@ -194,24 +196,24 @@ def kill_the_worker():
     training.mark_complete = mark_and_kill
 
 
-def test_a_loader_worker_that_dies_ends_the_run_with_one_sentence(undisturbed, tmp_path):
+def test_a_loader_worker_that_dies_ends_the_run_with_one_sentence(uninterrupted, tmp_path):
     words = [*WORDS, "--dataloader_num_workers", "1", "--output_dir", str(tmp_path)]
-    report = tmp_path / "said.txt"
+    report = tmp_path / "stderr.txt"
     run = processes.start(words, report=str(report), prepare=kill_the_worker)
     run.join(120)
-    said = report.read_text()
-    assert run.exitcode == 1 and "Traceback" not in said and "failed: " in said, said[-2000:]
-    # It may follow a progress bar that was cut short in its own line.
-    line = said[said.index("failed: ") :].splitlines()[0]
+    stderr = report.read_text()
+    assert run.exitcode == 1 and "Traceback" not in stderr and "failed: " in stderr, stderr[-2000:]
+    # It may follow an unfinished progress bar on the same line.
+    line = stderr[stderr.index("failed: ") :].splitlines()[0]
     assert re.match("failed: Stopped after step [234]: A process that loads data died", line), line
-    assert re.search("checkpoint-[24] is whole", line), line
+    assert re.search("checkpoint-[24] is complete", line), line
     assert main([*WORDS, "--output_dir", str(tmp_path)]) == 0
-    assert_same_weights(weights(tmp_path), weights(undisturbed))
+    assert_same_weights(weights(tmp_path), weights(uninterrupted))
 
 
-def test_a_worker_that_dies_while_it_hands_a_batch_over_is_explained_too(tmp_path, monkeypatch):
-    """The connection breaks before the signal comes; a connection that breaks without one is another matter."""
-    monkeypatch.setattr(training, "DEATH_IS_KNOWN_AFTER", 0.3)
+def test_a_worker_that_dies_while_it_sends_a_batch_is_explained_too(tmp_path, monkeypatch):
+    """The connection breaks before the signal arrives; without a signal its error is raised as it is."""
+    monkeypatch.setattr(training, "WORKER_DEATH_DELAY", 0.3)
     trainer = SimpleNamespace(state=SimpleNamespace(global_step=3), output=tmp_path)
 
     def died(*_):
@@ -233,8 +235,8 @@ def test_a_worker_that_dies_while_it_hands_a_batch_over_is_explained_too(tmp_pat
 
 
 @pytest.mark.parametrize("workers", [pytest.param("0", marks=pytest.mark.slow), "1"])
-def test_a_image_that_breaks_during_training_is_named(tmp_path, workers, capsys, monkeypatch):
-    """More pairs than are looked at before training; the last one is damaged."""
+def test_a_damaged_image_found_during_training_is_named(tmp_path, workers, capsys, monkeypatch):
+    """More pairs than are checked before training; the last one is damaged."""
     from hf_denseseg.training import run as training_run
 
     monkeypatch.setattr(training_run, "CHECKED_SAMPLES", 1)
@@ -248,27 +250,27 @@ def test_a_image_that_breaks_during_training_is_named(tmp_path, workers, capsys,
             Image.fromarray(image[..., 0] % 3).save(tmp_path / "data" / split / "labels" / f"{index}.png")
     (tmp_path / "data" / "classes.json").write_text(json.dumps({"name": "own", "classes": ["a", "b", "c"]}))
     broken = tmp_path / "data" / "train" / "images" / "7.png"
-    whole = broken.read_bytes()
-    broken.write_bytes(whole[:1000])
+    intact = broken.read_bytes()
+    broken.write_bytes(intact[:1000])
     words = [*WORDS, "--dataset", str(tmp_path / "data"), "--per_device_train_batch_size", "1", "--save_steps", "1"]
     words += ["--max_steps", "9", "--dataloader_num_workers", workers, "--output_dir", str(tmp_path / "run")]
-    code, said = main(words), capsys.readouterr().err
-    assert code == 1 and "7.png" in said and "is damaged" in said and "Traceback" not in said
-    assert "is whole: the same command goes on from step" in said
-    broken.write_bytes(whole)
+    code, stderr = main(words), capsys.readouterr().err
+    assert code == 1 and "7.png" in stderr and "is damaged" in stderr and "Traceback" not in stderr
+    assert "is complete: the same command continues from step" in stderr
+    broken.write_bytes(intact)
     assert main(words) == 0
 
 
-def test_a_killed_final_evaluation_does_not_train_again(undisturbed, stopped, monkeypatch):
-    subprocess.run(["cp", "-r", str(undisturbed / "checkpoint-6"), str(stopped / "checkpoint-6")], check=True)
+def test_a_killed_final_evaluation_does_not_train_again(uninterrupted, stopped, monkeypatch):
+    subprocess.run(["cp", "-r", str(uninterrupted / "checkpoint-6"), str(stopped / "checkpoint-6")], check=True)
     (stopped / "model").mkdir()
-    (stopped / "model" / "model.safetensors").write_bytes(b"half written")
+    (stopped / "model" / "model.safetensors").write_bytes(b"partly written")
     from hf_denseseg.training.tasks.segmentation import SegmentationTrainer
 
     monkeypatch.setattr(SegmentationTrainer, "training_step", lambda *args: pytest.fail("trained again"))
-    assert go_on(stopped) == 0
-    assert_same_weights(weights(stopped), weights(undisturbed))
-    scores = [json.loads((folder / "results.json").read_text())["scores"] for folder in (stopped, undisturbed)]
+    assert resume(stopped) == 0
+    assert_same_weights(weights(stopped), weights(uninterrupted))
+    scores = [json.loads((folder / "results.json").read_text())["scores"] for folder in (stopped, uninterrupted)]
     assert scores[0] == scores[1]
 
 

@@ -1,4 +1,4 @@
-"""The experiment on guidance: its arms differ in nothing but guidance and axial attention; its table is arithmetic."""
+"""The guidance experiment: its arms differ only in guidance and axial attention; its table has the right numbers."""
 
 import importlib.util
 import json

@@ -1,7 +1,7 @@
-"""A run that was begun before modules and keys were renamed continues; old names are refused with the new ones.
+"""A run started before modules and keys were renamed continues; old names are refused with the new ones.
 
-`fixtures/older_runs/before_the_move/` holds `run/`, the folder that the code of that time left when it was killed
-after step 2 of 4, the recipe in the words of today, and `finished.safetensors`, the weights it reached in the end.
+`fixtures/older_runs/before_the_move/` holds `run/`, the folder of a run of that time, killed after step 2 of 4, its
+recipe with the current keys, and `finished.safetensors`, the weights that it reached after step 4.
 """
 
 import json
@@ -20,7 +20,7 @@ from reference import FIXTURES
 OLD = FIXTURES / "older_runs" / "before_the_move"
 
 
-def test_a_run_begun_before_the_move_resumes_to_the_same_weights(tmp_path):
+def test_a_run_started_before_the_move_resumes_to_the_same_weights(tmp_path):
     shutil.copytree(OLD / "run", tmp_path / "run")
     assert main(["train", str(OLD / "recipe.yaml"), "--output_dir", str(tmp_path / "run")]) == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text())
@@ -36,7 +36,7 @@ def test_a_run_begun_before_the_move_resumes_to_the_same_weights(tmp_path):
     assert any((value - start[name]).abs().max() > 1e-3 for name, value in expected.items()), "nothing was learned"
 
 
-def test_keys_of_before_are_refused_with_their_new_names(tmp_path):
+def test_former_keys_are_refused_with_their_new_names(tmp_path):
     known = recipe_fields()
     for old, new in RENAMED_KEYS.items():
         assert new in known and old not in known

@@ -1,4 +1,4 @@
-"""Schedules against their closed forms, and which weights decay."""
+"""Schedules compared with their closed forms, and which weights decay."""
 
 import math
 
@@ -23,7 +23,7 @@ def rates(schedule, steps, learning_rates=(1.0,), **options):
     return found
 
 
-def test_cosine_starts_its_warm_up_at_a_rate_and_ends_at_a_floor():
+def test_cosine_starts_its_warmup_at_a_rate_and_ends_at_a_rate():
     """ImageNet recipe: from 1e-6 to 1e-3 in the warmup, then half a cosine to 1e-5."""
     found = rates(cosine_schedule, 20, (1e-3,), warmup_steps=5, lr_end=1e-5, warmup_start=1e-6)
     expected = [1e-6 + (1e-3 - 1e-6) * step / 5 for step in range(5)]
@@ -41,15 +41,15 @@ def test_constant_rate_drops_after_8_and_11_of_12_epochs_and_warms_up():
     assert found[110:] == pytest.approx([1e-6] * 10)
 
 
-def test_published_shares_meet_the_steps_of_the_1x_schedule():
-    """12 epochs of 7,330 iterations: the rate is another one after exactly 8 and 11 of them."""
+def test_published_fractions_give_the_steps_of_the_1x_schedule():
+    """12 epochs of 7,330 iterations: the rate drops after exactly 8 and 11 of them."""
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     factor = step_schedule(optimizer, total_steps=87960, drop_at=[0.66667, 0.91667], factor=0.1).lr_lambdas[0]
     drops = [step for step in range(1, 87960) if factor(step) != factor(step - 1)]
     assert drops == pytest.approx([8 * 7330, 11 * 7330], abs=1)
 
 
-def test_warm_up_of_the_polynomial_starts_where_it_is_told_for_every_group():
+def test_warmup_of_the_polynomial_starts_at_the_given_rate_in_every_group():
     found = rates(polynomial_schedule, 10, (1e-4, 1e-3), warmup_steps=4, lr_end=0.0, warmup_start=1e-6)
     assert found[0] == pytest.approx([1e-6, 1e-6])
     assert found[2] == pytest.approx([(1e-6 + 1e-4) / 2, (1e-6 + 1e-3) / 2])
@@ -57,19 +57,19 @@ def test_warm_up_of_the_polynomial_starts_where_it_is_told_for_every_group():
 
 
 @pytest.mark.parametrize("drop_at", [0.0, 1.5, [], [0.9, 0.5], [0.5, 0.5]])
-def test_drops_that_are_no_rising_shares_are_refused(drop_at):
+def test_drops_that_are_not_ascending_fractions_are_refused(drop_at):
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     with pytest.raises(InputError, match="drop_at is"):
         step_schedule(optimizer, total_steps=10, drop_at=drop_at, factor=0.1)
 
 
-def test_floor_above_the_rate_is_refused():
+def test_final_rate_above_the_initial_rate_is_refused():
     with pytest.raises(InputError, match="lr_end is 0.01"):
         rates(cosine_schedule, 2, (1e-3,), warmup_steps=0, lr_end=0.01)
 
 
-def test_only_named_weights_are_spared_from_decay():
-    """HLG detection: no decay where the name holds `norm`, but biases decay."""
+def test_only_named_weights_are_exempt_from_decay():
+    """HLG detection: no decay where the name contains `norm`, but biases decay."""
     model = nn.ModuleDict({"linear": nn.Linear(2, 2), "norm1": nn.LayerNorm(2)})
     groups = parameter_groups(model, learning_rate=1.0, weight_decay=0.1, no_decay_names=["norm"])
     decay = {name: group["weight_decay"] for group in groups for name in group["names"]}

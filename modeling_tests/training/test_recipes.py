@@ -1,9 +1,9 @@
 """Every shipped recipe parses, holds the published values, and runs on embedded data.
 
-A family says in `test_published_<family>.py` what is to be found in its recipes: `RECIPE_ROWS`, the published results
-that have a recipe, with the figures of the task in percent; `RECIPE_VALUES`, glob pattern of recipe names -> values;
-`REDUCED`, configuration fields that make its models small; and, if it wants, `LONG_RUNS`, a glob pattern of recipes
-that run among the slow tests only.
+`test_published_<family>.py` defines what the recipes of a family must contain: `RECIPE_ROWS`, the published results
+that have a recipe, with the scores of the task in percent; `RECIPE_VALUES`, glob pattern of recipe names -> values;
+`REDUCED`, configuration fields that make its models small; and optionally `LONG_RUNS`, a glob pattern of recipes that
+run in the slow tests only.
 """
 
 import fnmatch
@@ -44,7 +44,7 @@ SMALL = {
     "semantic-segmentation": ["--dataset", "synthetic@64x96", "--crop_size", "32", "48", "--base_size", "32", "64"],
     "image-classification": ["--dataset", "synthetic@40x48", "--crop_size", "32", "32"],
     "object-detection": DETECTION,
-    "instance-segmentation": [*DETECTION, "--per_device_train_batch_size", "1"],  # its heads take seconds an image
+    "instance-segmentation": [*DETECTION, "--per_device_train_batch_size", "1"],  # its heads take seconds per image
 }
 PADDED = ["--test_crop_size", "81", "113"]  # larger than the image
 WINDOW = ["--test_crop_size", "32", "48", "--test_stride", "32", "48", "--test_base_size", "64", "96"]
@@ -60,14 +60,14 @@ def recipe_of(name):
 
 
 def first_step(recipe):
-    """The recipe that starts a schedule of several from a published name; each step names the run before it."""
+    """The first recipe of a schedule of several, with a published name; each later one names the run before it."""
     before = re.fullmatch(r"runs/(\w+)/model", recipe.model.model)
     return first_step(recipe_of(before[1])) if before else recipe
 
 
 @pytest.fixture(scope="module", autouse=True)
 def quick_runs(tmp_path_factory):
-    """What takes longer than two steps: the learning curve, the same in every run, and regions."""
+    """Replace what takes longer than two steps: the learning curve, the same in every run, and many regions."""
     curve = tmp_path_factory.mktemp("curve") / "learning_curve.png"
     save_learning_curve([{"loss": 1.0, "step": 1}], curve)
     drawn = curve.read_bytes()
@@ -78,7 +78,7 @@ def quick_runs(tmp_path_factory):
 
 
 def timed(name):
-    """The recipe, marked as slow if its family says so."""
+    """The recipe, marked as slow if it is one of its family's `LONG_RUNS`."""
     long = fnmatch.fnmatch(name, getattr(PUBLISHED[family_of(name)], "LONG_RUNS", ""))
     return pytest.param(name, marks=pytest.mark.slow if long else ())
 
@@ -140,7 +140,7 @@ def test_recipes_hold_the_published_values(family):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_recipe_is_short_and_says_how_to_run_it(name):
+def test_recipe_is_short_and_contains_its_command(name):
     text = RECIPES[name].read_text()
     assert f"denseseg train scripts/recipes/{RECIPES[name].parent.name}/{name}.yaml" in text
     assert len(text.splitlines()) <= 40

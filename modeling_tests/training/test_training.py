@@ -1,4 +1,4 @@
-"""Training and evaluation through the recipe: schedules, groups, resume, averaging, several processes."""
+"""Training and evaluation by a recipe: schedules, groups, resumption, averaging, several processes."""
 
 import json
 import os
@@ -68,13 +68,14 @@ def finished(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    output = tmp_path_factory.mktemp("undisturbed")
+def uninterrupted(tmp_path_factory):
+    """Weights of an uninterrupted run of 10 steps."""
+    output = tmp_path_factory.mktemp("uninterrupted")
     run(output, *TEN)
     return weights(output)
 
 
-def test_a_run_leaves_everything_a_reader_needs(finished):
+def test_a_run_writes_model_images_page_and_card(finished):
     output, results = finished
     for name in ("recipe.yaml", "learning_curve.png", "images.png", "index.html", "results.json"):
         assert (output / name).stat().st_size > 0, name
@@ -84,7 +85,7 @@ def test_a_run_leaves_everything_a_reader_needs(finished):
     assert json.loads((output / "results.json").read_text())["scores"]["mean_iou"] == results["scores"]["mean_iou"]
     page = (output / "index.html").read_text()
     assert page.count("data:image/png;base64,") == 2
-    assert "http" not in re.sub(r"base64,[^\"]*", "", page)  # an image may spell it by chance
+    assert "http" not in re.sub(r"base64,[^\"]*", "", page)  # base64 of an image may contain it by chance
 
 
 def test_card_is_parsed_by_the_hub_library(finished):
@@ -112,11 +113,11 @@ def test_evaluation_gives_the_scores_of_the_run_again(finished, tmp_path):
     assert main(["evaluate", str(output / "model"), *data]) == 0
     again = json.loads((tmp_path / "results.json").read_text())
     one, two = (np.array(each["scores"]["confusion_matrix"]) for each in (again, results))
-    # Pixels whose two best classes are equal but for rounding may differ: loaded weights lie elsewhere in memory.
+    # Pixels whose two best classes are equal except for rounding may differ: loaded weights lie at other addresses.
     assert abs(one - two).sum() <= 1e-3 * two.sum() > 0
 
 
-def test_evaluation_takes_the_protocol_of_the_checkpoint_unless_told(finished, tmp_path):
+def test_evaluation_uses_the_protocol_of_the_checkpoint_by_default(finished, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(finished[0] / "model", folder)
     InferenceSettings(mode="slide", crop_size=(48, 48), stride=(32, 32)).save(folder)
@@ -129,7 +130,7 @@ def test_evaluation_takes_the_protocol_of_the_checkpoint_unless_told(finished, t
 
 
 def test_a_trained_model_learns_other_classes_from_a_folder(finished, tmp_path):
-    """Fine-tuning on own data: the head for the new classes is made again, the rest starts from the checkpoint."""
+    """Fine-tuning on own data: the head for the new classes is initialized, the rest starts from the checkpoint."""
     rng = np.random.default_rng(0)
     for split in ("train", "val"):
         for kind in ("images", "labels"):
@@ -148,23 +149,23 @@ def test_a_trained_model_learns_other_classes_from_a_folder(finished, tmp_path):
     }  # fmt: skip
 
 
-def test_killed_run_resumes_to_the_same_weights(undisturbed, tmp_path):
+def test_killed_run_resumes_to_the_same_weights(uninterrupted, tmp_path):
     """10 steps equal 5, kill -9, and the rest, bit for bit: weights, averages, order, augmentation, dropout."""
     words = [*WORDS, *TEN, "--output_dir", str(tmp_path)]
     processes.kill_when_complete(processes.start(["train", *words]), tmp_path / "checkpoint-5")
     assert not (tmp_path / "results.json").exists()
     results = training_run.train(load_recipe(None, words))
     assert results["training"]["resumed_from_step"] == 5
-    assert_same_weights(undisturbed, weights(tmp_path))
+    assert_same_weights(uninterrupted, weights(tmp_path))
 
 
-def test_resume_within_an_epoch_skips_what_was_seen(undisturbed, tmp_path):
-    """Epochs have 3 steps, so step 5 lies within the second; a run stopped there goes on with the same samples."""
+def test_resume_within_an_epoch_skips_samples_already_used(uninterrupted, tmp_path):
+    """Epochs have 3 steps, so step 5 lies in the second; a run stopped there continues with the same samples."""
     run(tmp_path, *TEN)
     (tmp_path / "results.json").unlink()
-    (tmp_path / "checkpoint-10" / "complete.json").unlink()  # as if the last save had been cut short
+    (tmp_path / "checkpoint-10" / "complete.json").unlink()  # as if the last save had been interrupted
     run(tmp_path, *TEN)
-    assert_same_weights(undisturbed, weights(tmp_path))
+    assert_same_weights(uninterrupted, weights(tmp_path))
 
 
 def test_incomplete_checkpoint_is_never_resumed(tmp_path):
@@ -174,7 +175,7 @@ def test_incomplete_checkpoint_is_never_resumed(tmp_path):
         (folder / "model.safetensors").write_bytes(bytes(100))
         if step < 30:
             mark_complete(folder)
-    (tmp_path / "checkpoint-20" / "model.safetensors").write_bytes(bytes(50))  # cut short later
+    (tmp_path / "checkpoint-20" / "model.safetensors").write_bytes(bytes(50))  # truncated later
     assert last_complete_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
     assert fault_of(tmp_path / "checkpoint-10") is None
     assert not (tmp_path / "checkpoint-30").exists()
@@ -216,7 +217,7 @@ def test_trains_from_parquet_shards(tmp_path, streaming):
     assert results["steps"] == 2 and results["images"] == 2
 
 
-def test_polynomial_schedule_has_warm_up_and_floor(tmp_path):
+def test_polynomial_schedule_has_warmup_and_final_rate(tmp_path):
     schedule = ["--lr_scheduler_kwargs", "{power: 0.9, lr_end: 1.0e-4}", "--warmup_steps", "2", "--logging_steps", "1"]
     history = run(tmp_path, "--max_steps", "6", *schedule)["history"]
     rates = [entry["learning_rate"] for entry in history if "learning_rate" in entry]
@@ -225,7 +226,7 @@ def test_polynomial_schedule_has_warm_up_and_floor(tmp_path):
 
 
 class RecordRates(TrainerCallback):
-    """Learning rates of the encoder and the head at every step."""
+    """Records the learning rates of the encoder and the head at every step."""
 
     def __init__(self):
         self.encoder, self.head = [], []
@@ -237,7 +238,7 @@ class RecordRates(TrainerCallback):
             (self.head if in_head == {True} else self.encoder).append(group["lr"])
 
 
-def test_head_starts_at_ten_times_the_rate_and_ends_at_the_same_floor(tmp_path):
+def test_head_starts_at_ten_times_the_rate_and_ends_at_the_same_rate(tmp_path):
     """SETR: SGD, `head` times 10, and `(base - min) * (1 - t / T) ** 0.9 + min` with one `min` for all groups."""
     words = ["--optim", "sgd", "--optim_args", "momentum=0.9", "--weight_decay", "0.0", "--learning_rate", "0.01"]
     rule = ["--head_learning_rate_multiplier", "10.0", "--lr_scheduler_kwargs", "{power: 0.9, lr_end: 1.0e-4}"]
@@ -250,9 +251,9 @@ def test_head_starts_at_ten_times_the_rate_and_ends_at_the_same_floor(tmp_path):
     assert trainer.lr_scheduler.get_last_lr() == pytest.approx([1e-4, 1e-4])
 
 
-def test_floor_above_a_learning_rate_is_refused(tmp_path):
+def test_final_rate_above_an_initial_rate_is_refused(tmp_path):
     rule = ["--layer_decay", "0.5", "--lr_scheduler_kwargs", "{power: 0.9, lr_end: 1.0e-4}"]
-    with pytest.raises(InputError, match="lr_end is 0.0001, but a group of weights starts at the learning rate"):
+    with pytest.raises(InputError, match="lr_end is 0.0001, but a parameter group starts at the learning rate"):
         trainer_of(tmp_path, *rule, "--max_steps", "2").train()
 
 
@@ -276,7 +277,7 @@ def test_switches_of_the_recipe_reach_the_loss_and_the_precision(tmp_path):
         ("setr-naive-vit-base", ["--loss_normalization", "valid"], "valid"),
     ],
 )
-def test_mean_of_the_loss_is_the_models_own_unless_the_recipe_says_so(tmp_path, model, words, expected):
+def test_loss_normalization_is_the_models_own_by_default(tmp_path, model, words, expected):
     sizes = {"hidden_size": 24, "num_attention_heads": 2, "num_hidden_layers": 12}
     trainer = trainer_of(tmp_path, "--model", model, "--config_overrides", json.dumps(sizes), *words)
     assert trainer.model.loss_function.keywords["normalization"] == expected
@@ -285,7 +286,7 @@ def test_mean_of_the_loss_is_the_models_own_unless_the_recipe_says_so(tmp_path, 
 HALF_RESNET18 = {"model_type": "resnet", "layer_type": "basic", "embedding_size": 32, "depths": [2, 2, 2, 2]}
 HALF_RESNET18 |= {"hidden_sizes": [32, 64, 128, 256], "out_features": ["stage1", "stage2", "stage3", "stage4"]}
 
-LEARNED_BY_HEART = {
+MEMORIZED = {
     "dsct-tiny-sapp": (
         {"spatial_hidden_sizes": [32, 64, 96], "stem_channels": 32, "hidden_size": 48, "num_hidden_layers": 6}
         | {"num_attention_heads": 2, "decoder_hidden_size": 64, "sapp_hidden_size": 48}
@@ -306,10 +307,10 @@ LEARNED_BY_HEART = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", LEARNED_BY_HEART)
-def test_eight_pictures_are_learned_by_heart(tmp_path, name):
-    """mIoU above 0.9 on the images it is trained on, thin poles and signs included; about 8 minutes on one core."""
-    sizes, schedule = LEARNED_BY_HEART[name]
+@pytest.mark.parametrize("name", MEMORIZED)
+def test_eight_images_are_memorized(tmp_path, name):
+    """mIoU above 0.9 on the training images, thin poles and signs included; about 8 minutes on one core."""
+    sizes, schedule = MEMORIZED[name]
     words = [
         *("--model", name, "--config_overrides", json.dumps(sizes), *schedule, "--channels_last"),
         *("--dataset", "synthetic@96x128", "--eval_split", "train", "--max_train_samples", "8"),
@@ -353,8 +354,8 @@ def test_parts_of_the_backbone_beside_the_encoder_learn_at_its_rate():
         assert rates == {"aggregation": {1.0}, "decode_head": {10.0}, "auxiliary_head": {10.0}}
 
 
-def test_layer_decay_needs_a_model_that_knows_its_depth():
-    with pytest.raises(InputError, match="layer_decay is not known for Linear"):
+def test_layer_decay_needs_a_model_with_parameter_depths():
+    with pytest.raises(InputError, match="Linear does not support layer_decay"):
         parameter_groups(torch.nn.Linear(2, 2), learning_rate=1.0, weight_decay=0.1, layer_decay=0.9)
 
 
@@ -367,7 +368,7 @@ def test_average_follows_its_equation(tmp_path):
     for step in range(3):
         model.weight.data = torch.full((1, 2), float(step + 2))
         average.update(model)
-        # torch takes the first update as the start of the average.
+        # torch copies the weights at the first update.
         expected = model.weight.detach() if step == 0 else 0.75 * expected + 0.25 * model.weight.detach()
     average.save(tmp_path / "ema.safetensors")
     again = ExponentialMovingAverage(0.75)
@@ -413,7 +414,7 @@ def test_output_folder_that_is_a_file_is_refused(tmp_path, capsys):
     assert "cannot be written" in capsys.readouterr().err
 
 
-def test_full_disk_ends_with_code_1_and_no_half_file(tmp_path, capsys, monkeypatch):
+def test_full_disk_ends_with_code_1_and_no_partial_file(tmp_path, capsys, monkeypatch):
     import errno
 
     def full(*args):

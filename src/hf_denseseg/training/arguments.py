@@ -1,4 +1,4 @@
-"""Every key of a recipe: type, default, meaning, and the tasks it belongs to."""
+"""Every key of a recipe: type, default, meaning, and the tasks that it applies to."""
 
 import logging
 import sys
@@ -12,7 +12,7 @@ from hf_denseseg.models.auto.tasks import DETECTION_TASKS, IMAGE_CLASSIFICATION,
 
 logger = logging.getLogger(__name__)
 
-# Names that recipes and run folders may still hold -> names of today.
+# Former names of keys, which recipes and run folders may still use -> current names.
 RENAMED_KEYS = {
     "max_class_ratio": "cat_max_ratio",
     "crop_area_range": "scale",
@@ -21,11 +21,11 @@ RENAMED_KEYS = {
     "test_crop_share": "crop_pct",
 }
 
-# Tasks in which a key has a meaning.
+# Values of `metadata["tasks"]`: the tasks that a key applies to; without it, all of them.
 SEGMENTATION, CLASSIFICATION, DETECTION = (SEMANTIC_SEGMENTATION,), (IMAGE_CLASSIFICATION,), DETECTION_TASKS
 
 
-# What an evaluation reads besides `test_*`: keys of the Trainer, and keys of the data.
+# Keys that an evaluation reads besides `test_*`: those of the Trainer, and those of the data.
 EVALUATION_ARGUMENTS = frozenset(
     (
         *("output_dir", "per_device_eval_batch_size", "channels_last", "bf16", "fp16", "bf16_full_eval"),
@@ -38,9 +38,9 @@ EVALUATION_DATA = ("dataset", "data_root", "label_spec", "dataset_columns", "dat
 
 @dataclass
 class ModelArguments:
-    """Which model is trained, and which weights it starts from."""
+    """The model to train, and the weights it starts from."""
 
-    task: str = field(default=SEMANTIC_SEGMENTATION, metadata={"help": f"what is learned: {', '.join(TASKS)}"})
+    task: str = field(default=SEMANTIC_SEGMENTATION, metadata={"help": f"one of {', '.join(TASKS)}"})
     model: str = field(
         default="dsct-tiny-sac", metadata={"help": "published name (`denseseg models`), checkpoint folder or hub id"}
     )
@@ -66,7 +66,7 @@ class DataArguments:
     data_root: str | None = field(
         default=None,
         metadata={
-            "help": "folder of the benchmark that `dataset` names, archives or unpacked (default: $DENSESEG_DATA_ROOT)"
+            "help": "folder of the benchmark `dataset`, with its archives or unpacked (default: $DENSESEG_DATA_ROOT)"
         },
     )
     label_spec: str | None = field(
@@ -80,7 +80,7 @@ class DataArguments:
         default=None,
         metadata={
             "tasks": SEGMENTATION + CLASSIFICATION,
-            "help": "our column: its name in the dataset, '{label: mask}'",
+            "help": "our name of a column: its name in the dataset, '{label: mask}'",
         },
     )
     dataset_revision: str | None = field(
@@ -102,18 +102,19 @@ class DataArguments:
         default_factory=lambda: [512, 512],
         metadata={
             "tasks": SEGMENTATION + CLASSIFICATION,
-            "help": "training crop (of a classifier: test crop too) in pixels: height width",
+            "help": "training crop (for a classifier also the test crop) in pixels: height width",
         },
     )
     base_size: list[int] | None = field(
         default=None,
         metadata={
             "tasks": SEGMENTATION,
-            "help": "box (height width) that an image is resized into before random scaling; None: its own size",
+            "help": "box (height width) that an image is resized into before random scaling; None: original size",
         },
     )
     scale_range: list[float] = field(
-        default_factory=lambda: [0.5, 2.0], metadata={"tasks": SEGMENTATION, "help": "random scale: smallest largest"}
+        default_factory=lambda: [0.5, 2.0],
+        metadata={"tasks": SEGMENTATION, "help": "range of the random scale: minimum maximum"},
     )
     scale_step: float | None = field(
         default=None,
@@ -121,7 +122,7 @@ class DataArguments:
     )
     cat_max_ratio: float = field(
         default=0.75,
-        metadata={"tasks": SEGMENTATION, "help": "no class may fill more than this fraction of a crop (10 tries)"},
+        metadata={"tasks": SEGMENTATION, "help": "maximum fraction of a crop for a single class (10 tries)"},
     )
     flip: bool = field(default=True, metadata={"help": "flip horizontally with probability 0.5"})
     photometric_distortion: bool = field(
@@ -131,14 +132,14 @@ class DataArguments:
         default="mmsegmentation",
         metadata={
             "tasks": SEGMENTATION,
-            "help": "'mmsegmentation'; HFGD: 'car' (narrower, always the hue) or 'brightness' alone",
+            "help": "'mmsegmentation'; HFGD: 'car' (smaller ranges, hue always changed) or 'brightness' alone",
         },
     )
     scale: list[float] = field(
         default_factory=lambda: [0.08, 1.0],
         metadata={
             "tasks": CLASSIFICATION,
-            "help": "fraction of the image area that a training crop covers: smallest largest",
+            "help": "fraction of the image area that a training crop covers: minimum maximum",
         },
     )
     auto_augment: str | None = field(
@@ -149,7 +150,7 @@ class DataArguments:
         metadata={"tasks": CLASSIFICATION, "help": "random brightness, contrast, saturation: +- fraction"},
     )
     random_erasing: float = field(
-        default=0.0, metadata={"tasks": CLASSIFICATION, "help": "probability of a box of noise in an image"}
+        default=0.0, metadata={"tasks": CLASSIFICATION, "help": "probability of replacing a box of the image by noise"}
     )
     mixup: float = field(default=0.0, metadata={"tasks": CLASSIFICATION, "help": "alpha of Mixup; 0: off"})
     cutmix: float = field(default=0.0, metadata={"tasks": CLASSIFICATION, "help": "alpha of CutMix; 0: off"})
@@ -158,21 +159,29 @@ class DataArguments:
         metadata={"tasks": CLASSIFICATION, "help": "probability of CutMix instead of Mixup, if both are on"},
     )
     label_smoothing: float = field(
-        default=0.0, metadata={"tasks": CLASSIFICATION, "help": "label smoothing: weight spread over all classes"}
+        default=0.0,
+        metadata={"tasks": CLASSIFICATION, "help": "label smoothing: target weight distributed over all classes"},
     )
     filter_empty: bool = field(
         default=True, metadata={"tasks": DETECTION, "help": "leave images without objects out of training"}
     )
     shortest_edge: list[int] = field(
         default_factory=lambda: [800],
-        metadata={"tasks": DETECTION, "help": "shortest edge of a training image in pixels; one of several is drawn"},
+        metadata={
+            "tasks": DETECTION,
+            "help": "shortest edge of a training image in pixels; one of several is drawn at random",
+        },
     )
     longest_edge: int = field(
-        default=1333, metadata={"tasks": DETECTION, "help": "longest edge of a training image at most"}
+        default=1333, metadata={"tasks": DETECTION, "help": "maximum longest edge of a training image in pixels"}
     )
 
     crop_pct: float = field(
-        default=0.9, metadata={"tasks": CLASSIFICATION, "help": "side of the center test crop / shortest edge"}
+        default=0.9,
+        metadata={
+            "tasks": CLASSIFICATION,
+            "help": "side of the central test crop / shortest edge of the resized image",
+        },
     )
     test_mode: str = field(
         default="whole", metadata={"tasks": SEGMENTATION, "help": "'whole' image, or 'slide' a window"}
@@ -188,24 +197,25 @@ class DataArguments:
         metadata={"tasks": SEGMENTATION + DETECTION, "help": "box (height width) that an image is resized into"},
     )
     test_scales: list[float] = field(
-        default_factory=lambda: [1.0], metadata={"tasks": SEGMENTATION, "help": "ratios of the multi-scale test"}
+        default_factory=lambda: [1.0], metadata={"tasks": SEGMENTATION, "help": "scales of the multi-scale test"}
     )
     test_raise_short_side: bool = field(
         default=False,
         metadata={
             "tasks": SEGMENTATION,
-            "help": "SETR: no shortest edge below the window's; with several scales no longest edge",
+            "help": "SETR: enlarge images whose shortest edge is below the window's; no maximum of the longest edge "
+            "with several scales",
         },
     )
     test_keep_odd: bool = field(
         default=False,
-        metadata={"tasks": SEGMENTATION, "help": "HFGD: scale each side by itself, odd sides stay odd: 513 to 257"},
+        metadata={"tasks": SEGMENTATION, "help": "HFGD: scale each side separately, odd sides stay odd: 513 to 257"},
     )
     test_pad_to_window: bool = field(
         default=False,
         metadata={
             "tasks": SEGMENTATION,
-            "help": "pad an image smaller than the window, also a whole one; else the window shrinks",
+            "help": "pad images smaller than `test_crop_size`, in the mode whole too; otherwise the window shrinks",
         },
     )
     test_average: str = field(
@@ -225,7 +235,7 @@ class DataArguments:
 
 @dataclass
 class TaskTrainingArguments(TrainingArguments):
-    """`transformers.TrainingArguments`, and what the schedules of the papers need besides."""
+    """`transformers.TrainingArguments`, and further keys that the papers' schedules need."""
 
     output_dir: str | None = field(default=None, metadata={"help": "run folder (default: runs/<recipe name>)"})
     max_steps: int = field(default=1000, metadata={"help": "optimizer steps of the run"})
@@ -234,8 +244,8 @@ class TaskTrainingArguments(TrainingArguments):
     lr_scheduler_kwargs: dict | None = field(
         default=None,
         metadata={
-            "help": "polynomial (power: 0.9) and cosine: lr_end = the lowest rate; constant: drop_at = fraction(s) of "
-            "the steps, factor; all: warmup_start = first rate of the warmup"
+            "help": "polynomial (power: 0.9) and cosine: lr_end = final rate; constant: drop_at = fraction(s) of the "
+            "steps, factor; all: warmup_start = first rate of the warmup"
         },
     )
     weight_decay: float = field(default=0.01, metadata={"help": "weight decay of AdamW"})
@@ -244,19 +254,23 @@ class TaskTrainingArguments(TrainingArguments):
     )
     no_decay_names: list[str] | None = field(
         default=None,
-        metadata={"help": "no weight decay only where a parameter's name holds one of these words: [norm]"},
+        metadata={
+            "help": "no weight decay for parameters whose name contains one of these, and for no others: [norm]"
+        },
     )
-    max_grad_norm: float = field(default=0.0, metadata={"help": "clip the gradient norm; 0 does not clip"})
-    per_device_train_batch_size: int = field(default=8, metadata={"help": "images per device and step"})
+    max_grad_norm: float = field(default=0.0, metadata={"help": "maximum gradient norm; 0: no clipping"})
+    per_device_train_batch_size: int = field(default=8, metadata={"help": "images per device and forward pass"})
     per_device_eval_batch_size: int = field(default=1, metadata={"help": "images per device in evaluation"})
     eval_strategy: str = field(default="steps", metadata={"help": "when to evaluate: no, steps, epoch"})
     eval_steps: float | None = field(
         default=None, metadata={"help": "evaluate every N steps (default: ten times in a run)"}
     )
     save_steps: float = field(default=0, metadata={"help": "save a checkpoint every N steps (default: eval_steps)"})
-    save_total_limit: int | None = field(default=2, metadata={"help": "checkpoints kept, oldest deleted first"})
+    save_total_limit: int | None = field(
+        default=2, metadata={"help": "number of checkpoints to keep; the oldest are deleted"}
+    )
     logging_steps: float = field(default=0, metadata={"help": "log every N steps (default: 100 times in a run)"})
-    seed: int = field(default=0, metadata={"help": "seed of weights, order, augmentation and dropout"})
+    seed: int = field(default=0, metadata={"help": "seed of initial weights, order, augmentation and dropout"})
 
     head_learning_rate_multiplier: float = field(
         default=1.0, metadata={"help": "factor on the learning rate of the heads"}
@@ -277,27 +291,28 @@ class TaskTrainingArguments(TrainingArguments):
         metadata={"tasks": SEGMENTATION, "help": "JSON file of `denseseg data stats`, as FILE:enet or FILE:median"},
     )
     ohem_threshold: float | None = field(
-        default=None, metadata={"tasks": SEGMENTATION, "help": "OHEM: probability below which a pixel is hard"}
+        default=None,
+        metadata={"tasks": SEGMENTATION, "help": "OHEM: pixels whose true class has a lower probability are hard"},
     )
     ohem_min_kept: int = field(
-        default=100_000, metadata={"tasks": SEGMENTATION, "help": "OHEM: pixels kept per image at least"}
+        default=100_000, metadata={"tasks": SEGMENTATION, "help": "OHEM: minimum number of pixels kept per image"}
     )
     channels_last: bool = field(default=False, metadata={"help": "channels_last memory format; faster on CPUs"})
-    sync_batch_norm: bool = field(default=True, metadata={"help": "BatchNorm statistics over all processes"})
+    sync_batch_norm: bool = field(default=True, metadata={"help": "compute BatchNorm statistics over all processes"})
     ema_decay: float | None = field(
         default=None, metadata={"help": "exponential moving average of the weights with this decay"}
     )
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "see DistributedDataParallel"})
 
     def __post_init__(self) -> None:
-        """Fill in the steps that were not given, then let transformers check the rest."""
+        """Fill in the intervals that were not given, then let transformers check the rest."""
         if self.max_steps < 1:
             raise InputError(f"max_steps is {self.max_steps}: give the number of optimizer steps, at least 1.")
         if self.loss_normalization not in (None, "valid", "all"):
             raise InputError(f"loss_normalization is {self.loss_normalization!r}: use 'valid' or 'all'.")
         if self.warmup_steps >= self.max_steps:
             logger.warning(
-                "warmup_steps is cut from %d to %d, since max_steps is %d.",
+                "warmup_steps is reduced from %d to %d, since max_steps is %d.",
                 self.warmup_steps,
                 self.max_steps - 1,
                 self.max_steps,
@@ -311,16 +326,16 @@ class TaskTrainingArguments(TrainingArguments):
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
         if self.disable_tqdm is None:
             self.disable_tqdm = not sys.stderr.isatty()
-        # transformers refuses bf16 without an accelerator unless `use_cpu` is set; recipes with bf16 run on CPUs too.
+        # Recipes with bf16 shall run on CPUs too: without an accelerator transformers allows bf16 only with `use_cpu`.
         self.use_cpu = self.use_cpu or (bool(self.bf16) and not torch.accelerator.is_available())
-        # Not for the user to choose: `data` names the tensors.
+        # Not the user's choice: the datasets determine the names of the tensors.
         self.remove_unused_columns = False
         self.label_names = ["labels"]
         super().__post_init__()
 
 
 def is_read_in_evaluation(key: str, task: str) -> bool:
-    """Whether a key of a recipe has an effect on `denseseg evaluate`, so that it may be given on its command line."""
+    """Whether a key of a recipe has an effect on `denseseg evaluate`, and is accepted on its command line."""
     if key.startswith("test_") or key in ("task", "max_eval_samples", *EVALUATION_DATA) or key in EVALUATION_ARGUMENTS:
         return True
     return task == IMAGE_CLASSIFICATION and key in ("crop_size", "crop_pct")

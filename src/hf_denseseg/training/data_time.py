@@ -10,14 +10,14 @@ from transformers.trainer_callback import TrainerControl, TrainerState
 
 logger = logging.getLogger(__name__)
 
-MUCH = 0.2  # of the time
+WARN_ABOVE = 0.2  # fraction of the time
 
 
 class DataTimeCallback(TrainerCallback):
-    """Times the steps of a training loop, and the part of it in which the next batch was not ready.
+    """Measures the duration of training steps, and the part of it spent waiting for the next batch.
 
-    Evaluations, checkpoints and the first step, in which the loader starts its workers, do not count. A GPU still
-    computes while the loop waits, so the fraction is an upper bound of its idle time.
+    Evaluations, checkpoints and the first step, in which the loader starts its workers, do not count. A GPU may still
+    compute while the loop waits, so the fraction is an upper bound of its idle time.
 
     Args:
         trainer: the callback adds itself to it.
@@ -37,7 +37,7 @@ class DataTimeCallback(TrainerCallback):
         return self.waited / self.total if self.total else None
 
     def timed(self, batches: Iterator[Any]) -> Iterator[Any]:
-        """Pass batches on, and add up the time until each is ready."""
+        """Yield the batches, and add up the time until each is ready."""
         while True:
             started = time.perf_counter()
             self._began = started if self._began is None else self._began
@@ -49,7 +49,7 @@ class DataTimeCallback(TrainerCallback):
             yield batch
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Add up the step that has ended."""
+        """Add the step that has ended."""
         if self._began is not None and self.steps:
             self.total += time.perf_counter() - self._began
             self.waited += self._step_waited
@@ -58,7 +58,7 @@ class DataTimeCallback(TrainerCallback):
 
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Warn if much of the time was spent waiting."""
-        if self.fraction is not None and self.fraction > MUCH:
+        if self.fraction is not None and self.fraction > WARN_ABOVE:
             logger.warning(
                 "Training waited for its data %.0f %% of the time. Raise --dataloader_num_workers above %d if there "
                 "are cores; `denseseg data pack` replaces many small files by a few large ones.",

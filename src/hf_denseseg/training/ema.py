@@ -1,4 +1,4 @@
-"""The exponential moving average of a model's weights, kept beside the trained ones."""
+"""Exponential moving average of a model's weights."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,7 +36,7 @@ class ExponentialMovingAverage:
         save_file({name: value.contiguous() for name, value in self.average.state_dict().items()}, path)
 
     def load(self, path: Path) -> None:
-        """Read what `save` wrote."""
+        """Read a file written by `save`."""
         from safetensors.torch import load_file
 
         assert self.average is not None

@@ -1,6 +1,6 @@
-"""Evaluation of a trainer on the one runner: shared between processes, resumable, one record per image.
+"""Evaluation of a trainer by the runner of prediction: shared between processes, resumable, one record per image.
 
-A task says what the record of an image is, how records add up, and what the scores are.
+A task defines the record of an image, how records add up, and the scores.
 """
 
 import functools
@@ -22,7 +22,7 @@ from hf_denseseg.inference.predict.runner import Work, run
 
 logger = logging.getLogger(__name__)
 
-# Arguments of the Trainer that change the last bits of what a model predicts.
+# Arguments of the Trainer that change the last bits of a prediction.
 COMPUTATION = (
     *("bf16", "fp16", "bf16_full_eval", "fp16_full_eval", "tf32", "channels_last"),
     "per_device_eval_batch_size",
@@ -35,10 +35,10 @@ def processes_of(trainer: Any) -> Processes:
 
 
 def batches_of_process(trainer: Any, dataset: Any) -> DataLoader:
-    """Lists of samples of this process.
+    """Lists of samples for this process.
 
-    The batches are the same for any number of processes, and are dealt out in turn: what a model predicts for an
-    image does not depend on how many share the work.
+    The batches are the same for any number of processes and are assigned in turn, so that the prediction for an image
+    does not depend on the number of processes.
     """
     args, count = trainer.args, len(dataset)
     batches = [
@@ -55,16 +55,19 @@ def batches_of_process(trainer: Any, dataset: Any) -> DataLoader:
 
 
 def work_of(batches: DataLoader, with_states: bool) -> Iterator[Work]:
-    """Batches as work for the runner; states are needed where a journal is kept only."""
+    """Batches as work for the runner; states are needed only with a journal."""
     for samples in batches:
         states = [content_check(sample) if with_states else None for sample in samples]
         yield Work([sample["index"] for sample in samples], states, samples)
 
 
 def open_journal(trainer: Any, name: str) -> tuple[Journal, dict[Key, Entry], bool]:
-    """The journal of this process in the output folder, what all processes entered before, and whether it was kept.
+    """Open the journal of this process in the output folder.
 
-    Each machine may have an output folder of its own: what is on any of them counts.
+    Machines may have output folders of their own: the entries on all of them are used.
+
+    Returns:
+        The journal, the entries of earlier runs by key, and whether this machine's journal was kept.
     """
     made_with = {
         "checkpoint": weights_digest(trainer.model),
@@ -80,7 +83,7 @@ def open_journal(trainer: Any, name: str) -> tuple[Journal, dict[Key, Entry], bo
     journal = Journal(trainer.output / name, made_with, trainer.args.process_index)
     first = trainer.accelerator.is_local_main_process
     kept = journal.prepare() if first else True
-    trainer.accelerator.wait_for_everyone()  # until entries of another evaluation are gone
+    trainer.accelerator.wait_for_everyone()  # until the journals of other evaluations are deleted
     gathered = processes_of(trainer).gather(journal.read() if first else [])
     known = {entry.key: entry for entries in gathered for entry in entries}
     if known and trainer.is_world_process_zero():
@@ -89,7 +92,7 @@ def open_journal(trainer: Any, name: str) -> tuple[Journal, dict[Key, Entry], bo
 
 
 def prepare_model(trainer: Any) -> nn.Module:
-    """The model that is evaluated, in eval mode, as transformers prepares it: device, precision, autocast."""
+    """The model in eval mode, prepared as in `Trainer.evaluation_loop`: device, precision, autocast."""
     model = trainer.model
     if not trainer.is_in_train:
         if not trainer.accelerator._models:
@@ -105,12 +108,12 @@ def prepare_model(trainer: Any) -> nn.Module:
 class EvaluatingTrainer(Trainer):
     """transformers' Trainer with an evaluation in which every image gives one record, and records add up to scores.
 
-    Nothing but records is exchanged between processes: label maps of different sizes cannot be gathered as tensors,
-    and would be 1,000 times more.
+    Processes exchange records only: label maps of different sizes cannot be gathered as tensors, and are about 1,000
+    times larger.
 
     Attributes:
-        logged_scores: keys of the scores that training logs.
-        scores: of the last evaluation.
+        logged_scores: keys of the scores that are logged in training.
+        scores: result of the last evaluation.
     """
 
     logged_scores: tuple[str, ...]
@@ -126,26 +129,26 @@ class EvaluatingTrainer(Trainer):
     @property
     @abstractmethod
     def protocol(self) -> dict[str, Any]:
-        """How images are tested, as `results.json` tells it."""
+        """The test protocol as JSON values, for `results.json`."""
 
     @abstractmethod
     def predict_samples(self, model: nn.Module, samples: list[dict[str, Any]]) -> list[Any]:
-        """Run the model on a batch of the evaluation data; one record per image, as JSON values."""
+        """Run the model on a batch of the evaluation data; returns one record per image, as JSON values."""
 
     @abstractmethod
     def reset_scores(self) -> None:
-        """Forget the records that were added."""
+        """Remove all records."""
 
     @abstractmethod
     def add_record(self, number: int, record: Any) -> None:
-        """Add what `predict_samples` gave for an image of the evaluation data."""
+        """Add the record of an image, given its number in the evaluation data."""
 
     @abstractmethod
     def compute_scores(self) -> dict[str, Any]:
-        """Join the records that all processes have added, and score them."""
+        """Merge the records of all processes, and score them."""
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """Lists of samples of this process, see `batches_of_process`."""
+        """Lists of samples for this process, see `batches_of_process`."""
         return batches_of_process(self, self.eval_dataset if eval_dataset is None else eval_dataset)
 
     def evaluation_loop(
@@ -156,7 +159,7 @@ class EvaluatingTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Score the model image by image, in the runner that prediction uses too; sets `scores`."""
+        """Score the model image by image with the runner of prediction; sets `scores`."""
         self.callback_handler.eval_dataloader = dataloader
         self.reset_scores()
         predict = functools.partial(self.predict_samples, prepare_model(self))
@@ -164,12 +167,13 @@ class EvaluatingTrainer(Trainer):
         for entry, is_new in run(self._work(dataloader), predict, self._journal, self._known):
             self.add_record(int(entry.key), entry.record)
             kept += not is_new
+        # An entry that was not kept belongs to an image whose content differs from that of the earlier run.
         changed = len(self._known) - sum(processes_of(self).gather(kept))
         if changed and self.is_world_process_zero():
-            logger.info("%d images have changed since, and were run again.", changed)
+            logger.info("%d images have changed since, and were predicted again.", changed)
         self.scores = self.compute_scores() | {"step": self.state.global_step}
-        found = {name: self.scores[name] for name in self.logged_scores if self.scores[name] is not None}
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
+        logged = {name: self.scores[name] for name in self.logged_scores if self.scores[name] is not None}
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in logged.items()}
         return EvalLoopOutput(None, None, metrics, len(dataloader.dataset))  # type: ignore[arg-type]
 
     def _work(self, dataloader: DataLoader) -> Iterator[Work]:
@@ -179,11 +183,14 @@ class EvaluatingTrainer(Trainer):
 
     @contextmanager
     def resumable_evaluation(self) -> Iterator[None]:
-        """Evaluate, continuing from the journal in the output folder; then run a block that writes the results."""
+        """Evaluate, continuing from the journal in the output folder; then run a block that writes the results.
+
+        An exception in the block leaves the journal for the next run.
+        """
         self._journal, self._known, _ = open_journal(self, "evaluation_journal")
         self.evaluate()
         yield
-        self.accelerator.wait_for_everyone()  # the journal goes only when the results are written
+        self.accelerator.wait_for_everyone()  # the journal is deleted after the results are written
         self._journal.close()
         if self.accelerator.is_local_main_process:
             self._journal.delete()

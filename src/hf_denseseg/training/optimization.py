@@ -1,4 +1,4 @@
-"""Parameter groups, their schedule, class weights: which weight learns how fast, which class counts how much."""
+"""Parameter groups, learning rate schedules and class weights."""
 
 import json
 import logging
@@ -27,43 +27,51 @@ def parameter_groups(
     decay_everything: bool = False,
     no_decay_names: Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
-    """Sort parameters by learning rate and weight decay.
+    """Group parameters by learning rate and weight decay.
 
-    Norms, biases (all one-dimensional weights) and the tokens and position tables named in the model's
-    `_no_weight_decay` do not decay, unless `decay_everything`; with `no_decay_names` only names that hold one of these
-    words are spared. What lies outside the base model is head, except for the model's `_encoder_rate_modules`; a model
-    whose base model is more than the pre-trained encoder says where that lies (`_encoder_rate_prefix`). Layer-wise
-    decay asks the model's `parameter_depth(name) -> (depth, deepest)` and scales the base model by
-    `layer_decay ** (deepest - depth)`.
+    Parameters outside the base model belong to the head and learn `head_multiplier` times faster, except for the
+    model's `_encoder_rate_modules`. If the base model is more than the pre-trained encoder, the model defines the
+    encoder's prefix as `_encoder_rate_prefix`.
+
+    Args:
+        model: with the attributes named here, as far as it needs them.
+        learning_rate: of the encoder.
+        weight_decay: of the parameters that decay.
+        head_multiplier: factor on the learning rate of the head.
+        layer_decay: scales the rates of the base model by `layer_decay ** (deepest - depth)`, where the model's
+            `parameter_depth(name)` returns `(depth, deepest)`; None: no scaling.
+        decay_everything: apply weight decay also to norms, biases (all one-dimensional parameters) and the tokens and
+            position tables in the model's `_no_weight_decay`.
+        no_decay_names: if given, exactly the parameters whose names contain one of these do not decay.
 
     Returns:
-        Groups as torch optimizers take them, each with its `names`.
+        Groups for a torch optimizer, each with the `names` of its parameters.
 
     Raises:
-        InputError: `layer_decay` is given and the model does not say how deep its parameters lie.
+        InputError: `layer_decay` is given and the model has no `parameter_depth`.
     """
     prefix = getattr(model, "_encoder_rate_prefix", getattr(model, "base_model_prefix", "")) + "."
-    spared: tuple[str, ...] = getattr(model, "_no_weight_decay", ())
+    no_decay: tuple[str, ...] = getattr(model, "_no_weight_decay", ())
     encoder_rate: tuple[str, ...] = getattr(model, "_encoder_rate_modules", ())
     depth_of: Callable[[str], tuple[int, int]] | None = getattr(model, "parameter_depth", None)
     if layer_decay is not None and depth_of is None:
-        raise InputError(f"layer_decay is not known for {type(model).__name__}: take it out of the recipe.")
+        raise InputError(f"{type(model).__name__} does not support layer_decay: take it out of the recipe.")
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        inner = name.removeprefix("module.")
+        inner = name.removeprefix("module.")  # of DistributedDataParallel
         in_base = inner.startswith(prefix)
         in_head = not in_base and inner.partition(".")[0] not in encoder_rate
         rate = learning_rate * (head_multiplier if in_head else 1.0)
         if layer_decay is not None and depth_of is not None and in_base:
-            depth, deepest = depth_of(name)
+            depth, deepest = depth_of(name)  # 0 for the embeddings, `deepest` right below the head
             rate *= layer_decay ** (deepest - depth)
         if no_decay_names is None:
-            is_spared = not decay_everything and (parameter.ndim <= 1 or name.endswith(spared or ("\0",)))
+            is_exempt = not decay_everything and (parameter.ndim <= 1 or name.endswith(no_decay))
         else:
-            is_spared = any(word in name for word in no_decay_names)
-        decay = 0.0 if is_spared else weight_decay
+            is_exempt = any(part in name for part in no_decay_names)
+        decay = 0.0 if is_exempt else weight_decay
         group = groups.setdefault((rate, decay), {"params": [], "names": [], "lr": rate, "weight_decay": decay})
         group["params"].append(parameter)
         group["names"].append(name)
@@ -79,23 +87,23 @@ def polynomial_schedule(
     lr_end: float = 1e-7,
     warmup_start: float = 0.0,
 ) -> LambdaLR:
-    """Let every group fall from its own learning rate to the same floor, as mmcv's `poly` policy with `min_lr` does.
+    """Decay the learning rate of each group polynomially to the same final rate, as mmcv's `poly` with `min_lr`.
 
     After a linear warmup: `(start - lr_end) * (1 - step / steps) ** power + lr_end`. The schedule of transformers
-    multiplies all groups by one factor: a head with ten times the rate would end at ten times the floor.
+    multiplies all groups by one factor, so that a head with ten times the rate would end at ten times the final rate.
 
     Args:
-        optimizer: its groups hold the rates to start from.
+        optimizer: its groups hold the initial rates.
         warmup_steps: optimizer steps of the warmup.
-        total_steps: optimizer steps in all.
-        power: exponent; 1 is a straight line.
+        total_steps: all optimizer steps.
+        power: exponent; 1 decays linearly.
         lr_end: learning rate after the last step.
         warmup_start: learning rate of the first step of the warmup.
 
     Raises:
-        InputError: a group does not start above the floor.
+        InputError: the initial rate of a group is not above `lr_end`.
     """
-    return _falling(
+    return _decay_to_floor(
         optimizer, warmup_steps, total_steps, lr_end, warmup_start, lambda progress: max(0.0, 1 - progress) ** power
     )
 
@@ -108,15 +116,15 @@ def cosine_schedule(
     lr_end: float = 0.0,
     warmup_start: float = 0.0,
 ) -> LambdaLR:
-    """Let every group fall along half a cosine to the same floor, after a linear warmup from a given rate.
+    """Decay the learning rate of each group by a half cosine to the same final rate, after a linear warmup.
 
     `lr_end + (start - lr_end) * (1 + cos(pi * step / steps)) / 2`; arguments as for `polynomial_schedule`. The cosine
-    of transformers warms up from 0 and has its floor as a share.
+    schedule of transformers warms up from 0, and its final rate is a fraction of the initial one.
 
     Raises:
-        InputError: a group does not start above the floor.
+        InputError: the initial rate of a group is not above `lr_end`.
     """
-    return _falling(
+    return _decay_to_floor(
         optimizer,
         warmup_steps,
         total_steps,
@@ -126,7 +134,7 @@ def cosine_schedule(
     )
 
 
-def _falling(
+def _decay_to_floor(
     optimizer: torch.optim.Optimizer,
     warmup_steps: int,
     total_steps: int,
@@ -134,24 +142,34 @@ def _falling(
     warmup_start: float,
     remaining: Callable[[float], float],
 ) -> LambdaLR:
-    """Warm up, then fall to `lr_end`; `remaining(progress)` is the share above it, 1 at progress 0 and 0 at 1."""
+    """Warm up, then decay to `lr_end`.
+
+    Args:
+        optimizer: see `polynomial_schedule`, as for the other arguments.
+        warmup_steps: optimizer steps of the warmup.
+        total_steps: all optimizer steps.
+        lr_end: learning rate after the last step.
+        warmup_start: learning rate of the first step of the warmup.
+        remaining: progress after the warmup, from 0 to 1 -> fraction of `start - lr_end` that is left, from 1 to 0.
+    """
     starts = [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups]
     if min(starts) <= lr_end:
         raise InputError(
-            f"lr_scheduler_kwargs: lr_end is {lr_end}, but a group of weights starts at the learning rate "
+            f"lr_scheduler_kwargs: lr_end is {lr_end}, but a parameter group starts at the learning rate "
             f"{min(starts)}. Give a smaller lr_end, or a larger learning_rate or layer_decay."
         )
 
     def factor(step: int, start: float) -> float:
         if step < warmup_steps:
             return _warmup_factor(step, warmup_steps, warmup_start / start)
-        share = remaining((step - warmup_steps) / max(1, total_steps - warmup_steps))
-        return ((start - lr_end) * share + lr_end) / start  # LambdaLR multiplies by the start
+        fraction = remaining((step - warmup_steps) / max(1, total_steps - warmup_steps))
+        return ((start - lr_end) * fraction + lr_end) / start  # LambdaLR multiplies by `start`
 
     return LambdaLR(optimizer, [partial(factor, start=start) for start in starts])
 
 
 def _warmup_factor(step: int, warmup_steps: int, low: float) -> float:
+    """Linear from `low` at step 0 to 1 at step `warmup_steps`."""
     return low + (1 - low) * (step / warmup_steps)
 
 
@@ -164,25 +182,26 @@ def step_schedule(
     warmup_steps: int = 0,
     warmup_start: float = 0.0,
 ) -> LambdaLR:
-    """Constant, and at each drop `factor` times what it was (mmcv's `step` policy), after a linear warmup.
+    """Constant, multiplied by `factor` at each drop (mmcv's `step` policy), after a linear warmup.
 
     Args:
-        optimizer: its groups hold the rates to start from.
-        total_steps: optimizer steps in all.
-        drop_at: share of the steps before the drop, between 0 and 1; several for several drops.
-        factor: what the learning rates are multiplied with at each drop.
+        optimizer: its groups hold the initial rates.
+        total_steps: all optimizer steps.
+        drop_at: fraction of the steps before the drop, between 0 and 1; several for several drops.
+        factor: multiplies the learning rates at each drop.
         warmup_steps: optimizer steps of the warmup.
         warmup_start: learning rate of the first step of the warmup.
 
     Raises:
-        InputError: `drop_at` is no share, or not in order.
+        InputError: `drop_at` is not a fraction, or its fractions are not in ascending order.
     """
-    shares = [drop_at] if isinstance(drop_at, int | float) else list(drop_at)
-    if not shares or not all(0 < share < 1 for share in shares) or sorted(set(shares)) != shares:
+    fractions = [drop_at] if isinstance(drop_at, int | float) else list(drop_at)
+    if not fractions or not all(0 < each < 1 for each in fractions) or sorted(set(fractions)) != fractions:
         raise InputError(
-            f"lr_scheduler_kwargs: drop_at is {drop_at}. Give a share of the steps, such as 0.66, or rising ones."
+            f"lr_scheduler_kwargs: drop_at is {drop_at}. Give a fraction of the steps, such as 0.66, or several in "
+            "ascending order."
         )
-    drops = [round(share * total_steps) for share in shares]
+    drops = [round(each * total_steps) for each in fractions]
 
     def multiple(step: int, start: float) -> float:
         if step < warmup_steps:
@@ -194,7 +213,7 @@ def step_schedule(
 
 
 def load_class_weights(source: str | list[float] | None, num_labels: int) -> torch.Tensor | None:
-    """Class weights `(num_labels,)` from a list, or from `FILE:NAME` as `denseseg data stats` writes it.
+    """Class weights `(num_labels,)` from a list, or from `FILE:NAME` with a file of `denseseg data stats`.
 
     Raises:
         InputError: the file, the name in it, or the number of weights is wrong.
@@ -220,7 +239,8 @@ def load_class_weights(source: str | list[float] | None, num_labels: int) -> tor
 def warn_of_stale_statistics(config: Any, steps: int) -> None:
     """Warn if a run is too short for the `batch_norm_momentum` of a configuration.
 
-    In evaluation BatchNorm would still use much of its initial statistics.
+    Running statistics start at mean 0 and variance 1 and keep (1 - momentum) of their value per step, so that after a
+    short run BatchNorm would normalize by the initial ones in evaluation.
     """
     kept = (1 - getattr(config, "batch_norm_momentum", 1.0)) ** steps
     if kept > 0.2:

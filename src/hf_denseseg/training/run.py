@@ -1,4 +1,4 @@
-"""One run from recipe to report: load data and model, train or evaluate, and write the results."""
+"""A run from recipe to report: load data and model, train or evaluate, and write the results."""
 
 import json
 import logging
@@ -44,12 +44,12 @@ from hf_denseseg.visualization.learning_curve import save_learning_curve
 logger = logging.getLogger(__name__)
 
 CHECKED_SAMPLES = 64
-# Keys that change where a run writes or how fast it is, not its result.
+# Keys that do not change the result of a run, only where it writes or how fast it is.
 FREE_KEYS = {
     *("output_dir", "data_root", "dataloader_num_workers"),
     *("disable_tqdm", "report_to", "logging_steps", "run_name"),
 }
-# Their product with the number of processes must stay the same: a run may continue on other machines.
+# The product of these and the number of processes must stay the same when a run continues, perhaps on other machines.
 BATCH_KEYS = {"per_device_train_batch_size", "gradient_accumulation_steps"}
 BATCH_NOTE = "batch.json"
 
@@ -58,7 +58,7 @@ def train(recipe: Recipe) -> dict[str, Any]:
     """Train a recipe, or continue its run, and write the run folder.
 
     Returns:
-        What `results.json` holds.
+        The content of `results.json`.
 
     Raises:
         InputError: recipe, data or folder cannot be used; nothing was trained.
@@ -66,7 +66,7 @@ def train(recipe: Recipe) -> dict[str, Any]:
     output = check_output_folder(recipe.training.output_dir or ".")
     finished = _prepare_folder(recipe, output)
     if finished is not None:
-        logger.info("%s holds this run already, finished. Give another --output_dir to train again.", output)
+        logger.info("%s already holds this run, finished. Give another --output_dir to train again.", output)
         return finished
     set_seed(recipe.training.seed)
     train_data, eval_data = load_data(recipe, "train"), load_data(recipe, "eval")
@@ -89,7 +89,7 @@ def train(recipe: Recipe) -> dict[str, Any]:
     with explain_failed_save(output / "model"), trainer.unsharded_model(), trainer.weights_to_keep():
         trainer.save_model(str(output / "model"))
         if trainer.is_world_process_zero():
-            # A pickle with paths of this machine: needed to resume a run, not to use the model.
+            # A pickle with paths of this machine, which is needed to resume a run, but not to use the model.
             (output / "model" / "training_args.bin").unlink(missing_ok=True)
             _write_outputs(recipe.task, output, results, trainer)
     trainer.accelerator.wait_for_everyone()
@@ -115,7 +115,7 @@ def evaluate(recipe: Recipe) -> dict[str, Any]:
 
 
 def submit(recipe: Recipe, path: Path) -> None:
-    """Predict the evaluation split, whose labels need not be known, in the format of its server; see `submission`.
+    """Predict the evaluation split in the format of its server, see `submission`; labels are not needed.
 
     Raises:
         InputError: no server is known for the data, or the data, the checkpoint or `path` cannot be used.
@@ -131,18 +131,18 @@ def submit(recipe: Recipe, path: Path) -> None:
     check_target(path)
     check_output_folder(recipe.training.output_dir or ".")
     check_output_folder(path.parent)
-    eval_data = recipe.task.load(recipe.data, "eval")  # all of its labels may be ignored
+    eval_data = recipe.task.load(recipe.data, "eval")  # without `check`: all pixels may be ignored
     server = server_for(eval_data.spec)
     predict_split(_build_evaluator(recipe, eval_data), server, path)
 
 
 def _build_evaluator(recipe: Recipe, eval_data: Any) -> Any:
-    """Trainer with a checkpoint; the test protocol is the recipe's or, if it names none, the checkpoint's."""
+    """Trainer with a checkpoint; the test protocol is the recipe's, or the checkpoint's if the recipe has none."""
     model = load_trained_model(recipe.model.model, recipe.model.task)
     if model.config.num_labels != eval_data.spec.num_labels:
         raise InputError(
             f"{recipe.model.model} has {model.config.num_labels} classes, {eval_data.spec.name} has "
-            f"{eval_data.spec.num_labels}. Give the dataset the checkpoint was trained on."
+            f"{eval_data.spec.num_labels}. Give a dataset with the classes that the checkpoint was trained on."
         )
     trainer = build_trainer(recipe, model, eval_data)
     if not any(key.startswith("test_") for key in recipe.given):
@@ -197,7 +197,7 @@ def _check_task(arguments: ModelArguments) -> None:
 
 
 def build_image_processor(recipe: Recipe, model: PreTrainedModel) -> Any:
-    """The checkpoint's image processor, or the family's, set to the size that the recipe tests at."""
+    """The checkpoint's image processor, or the family's, set to the recipe's test size."""
     if not (Path(recipe.model.model) / "preprocessor_config.json").exists():
         return create_image_processor(model.config, **recipe.task.processor_options(recipe.data))
     saved = AutoImageProcessor.from_pretrained(recipe.model.model)
@@ -211,18 +211,18 @@ def build_image_processor(recipe: Recipe, model: PreTrainedModel) -> Any:
 
 
 def _prepare_folder(recipe: Recipe, output: Path) -> dict[str, Any] | None:
-    """Refuse the folder of another run, return the results of a finished one, else write down the recipe."""
+    """Refuse the folder of another run, return the results of a finished one, else save the recipe."""
     note, batch_note = output / "recipe.yaml", output / BATCH_NOTE
     args = recipe.training
     batch = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
     if note.exists():
         import yaml
 
-        there = {RENAMED_KEYS.get(key, key): value for key, value in (yaml.safe_load(note.read_text()) or {}).items()}
-        keys = [key for key in there.keys() | recipe.given.keys() if there.get(key) != recipe.given.get(key)]
+        saved = {RENAMED_KEYS.get(key, key): value for key, value in (yaml.safe_load(note.read_text()) or {}).items()}
+        keys = [key for key in saved.keys() | recipe.given.keys() if saved.get(key) != recipe.given.get(key)]
         differing = sorted(set(keys) - FREE_KEYS - BATCH_KEYS)
         noted = json.loads(batch_note.read_text()) if batch_note.exists() else {}
-        before = noted.get("total_batch_size", noted.get("pictures_per_step", batch))  # the latter in older runs
+        before = noted.get("total_batch_size", noted.get("pictures_per_step", batch))  # its former name
         if before != batch:
             raise InputError(
                 f"{output} holds a run with a total batch size of {before}, now it is {batch}: {args.world_size} "
@@ -231,7 +231,7 @@ def _prepare_folder(recipe: Recipe, output: Path) -> dict[str, Any] | None:
                 "--output_dir."
             )
         if differing:
-            lines = ", ".join(f"{key} ({there.get(key)} there, {recipe.given.get(key)} now)" for key in differing[:3])
+            lines = ", ".join(f"{key} ({saved.get(key)} there, {recipe.given.get(key)} now)" for key in differing[:3])
             raise InputError(f"{output} holds another run, different in {lines}. Give another --output_dir.")
         if (output / "results.json").exists():
             return json.loads((output / "results.json").read_text())
@@ -258,8 +258,8 @@ def _checkpoint_for_all(output: Path, args: TaskTrainingArguments) -> Path | Non
     own = "rng_state.pth" if args.world_size == 1 else f"rng_state_{args.world_size - 1}.pth"
     if states and (own not in states or f"rng_state_{args.world_size}.pth" in states):
         logger.warning(
-            "%s was saved by %d processes, now there are %d: order and augmentation continue unchanged, dropout draws "
-            "other numbers.",
+            "%s was saved by %d processes, now there are %d: order and augmentation continue unchanged, dropout uses "
+            "other random numbers.",
             checkpoint,
             len(states),
             args.world_size,
@@ -271,7 +271,7 @@ def load_data(recipe: Recipe, part: str) -> Any:
     """Load the train or eval split and check some of its images.
 
     Raises:
-        InputError: an image or label is faulty; each fault with its file and a way to fix it.
+        InputError: an image or label has a fault; each fault is listed with its file and a fix.
     """
     data = recipe.task.load(recipe.data, part)
     faults = recipe.task.check(data, CHECKED_SAMPLES)
@@ -285,7 +285,7 @@ def load_data(recipe: Recipe, part: str) -> Any:
 
 
 def build_trainer(recipe: Recipe, model: PreTrainedModel, eval_data: Any, train_data: Any = None) -> TaskTrainer:
-    """The trainer of the recipe's task."""
+    """Build the trainer of the recipe's task."""
     processor = build_image_processor(recipe, model)
     return recipe.task.build_trainer(recipe.data, recipe.training, model, processor, eval_data, train_data)
 
@@ -313,7 +313,7 @@ def _results(recipe: Recipe, trainer: TaskTrainer, eval_data: Any) -> dict[str, 
 
 
 def _write_outputs(task: Task, output: Path, results: dict[str, Any], trainer: TaskTrainer) -> None:
-    """Curve, images, card and page; `results.json` last, since it marks the run as finished."""
+    """Write curve, images, card and page; `results.json` comes last, since it marks the run as finished."""
     key, label = SCORE_NAMES[task.name].main_metric
     save_learning_curve(results["history"], output / "learning_curve.png", f"eval_{key}", label)
     task.draw_results(trainer, output / "images.png")
@@ -331,7 +331,7 @@ def _cpu_seconds() -> float:
 
 
 def _peak_memory() -> int:
-    """Peak memory in bytes: of the accelerator, or of this process."""
+    """Peak memory in bytes, of the GPU or else of this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

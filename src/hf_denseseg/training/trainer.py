@@ -1,4 +1,4 @@
-"""`TaskTrainer`: transformers' Trainer with the papers' schedules, averaged weights and exact resuming."""
+"""`TaskTrainer`: transformers' Trainer with the papers' schedules, averaged weights and exact resumption."""
 
 import json
 import logging
@@ -38,24 +38,24 @@ from hf_denseseg.training.optimization import (
 logger = logging.getLogger(__name__)
 
 EMA_FILE, FSDP_FILE = "ema.safetensors", "pytorch_model_fsdp.bin"
-DEATH_IS_KNOWN_AFTER = 3.0  # seconds, at most, from a broken connection to the signal that a loader worker died
+# Maximum seconds between a broken connection and the signal that a loader worker died.
+WORKER_DEATH_DELAY = 3.0
 
 
 class TaskTrainer(EvaluatingTrainer):
-    """What training has in common in all tasks; a task adds its loss, its batches and its scores.
+    """Training for all tasks; the trainer of a task adds its loss, its batches and its scores.
 
-    Training batches hold uint8 images, normalized here on the device (floating ones are taken as they are).
-    Evaluation gathers a few numbers per image, so that its memory stays flat and several processes count every
-    image once.
+    Training batches hold uint8 images, which are normalized here on the device (floating-point images are left as they
+    are). Evaluation keeps one record per image, so that memory stays constant and processes count every image once.
 
     Args:
         model: a model with a head for the task.
         args: see `TaskTrainingArguments`.
-        image_processor: gives mean and std, and is saved with the checkpoints.
+        image_processor: provides mean and std, and is saved with the checkpoints.
         spec: names of the classes; its `to_dict()` is saved with the checkpoints.
         train_collator: makes a training batch of samples.
         train_dataset: indexed by `(epoch, index)`, see `EpochSampler`.
-        eval_dataset: indexed by a plain index.
+        eval_dataset: indexed by an integer.
     """
 
     args: TaskTrainingArguments
@@ -122,7 +122,7 @@ class TaskTrainer(EvaluatingTrainer):
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LRScheduler:
-        """As in transformers, but falling rates have one floor for all groups, and a constant may drop."""
+        """As in transformers, but decays end at one rate for all groups, and a constant rate may drop."""
         optimizer = self.optimizer if optimizer is None else optimizer
         options = self.args.lr_scheduler_kwargs or {}
         kind = str(self.args.lr_scheduler_type.value)  # type: ignore[attr-defined]
@@ -138,13 +138,13 @@ class TaskTrainer(EvaluatingTrainer):
                     total_steps=num_training_steps,
                     **options,
                 )
-            except TypeError as error:  # a key that the schedule does not take
+            except TypeError as error:  # an argument that the schedule does not have
                 raise InputError(f"lr_scheduler_kwargs {options} of the schedule {kind}: {error}") from error
             self._created_lr_scheduler = True
         return super().create_scheduler(num_training_steps, optimizer)
 
     def get_train_dataloader(self) -> Any:
-        """As in transformers, but of a stream every process reads its own share."""
+        """As in transformers, but every process reads its own shards of a stream."""
         return super().get_train_dataloader() if (stream := stream_loader(self)) is None else stream
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
@@ -154,25 +154,24 @@ class TaskTrainer(EvaluatingTrainer):
         return self._sampler
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; a fault of the data or of a loader worker ends it with one sentence.
+        """As in transformers; errors in the data or in a loader worker are explained in one sentence.
 
         Raises:
             RunError: an image cannot be read, a loader worker died, or a checkpoint cannot be written.
-            InputError: the same, before the first step, or a state in the checkpoint that would run code.
+            InputError: an image cannot be read before the first step, or the checkpoint was saved with another
+                setting of FSDP or holds a state that would execute code.
         """
         checkpoint = kwargs.get("resume_from_checkpoint")
         if checkpoint and (Path(checkpoint) / FSDP_FILE).exists() != self.is_fsdp_enabled:
             was = "without" if self.is_fsdp_enabled else "with"
-            raise InputError(
-                f"{checkpoint} was saved {was} FSDP: go on as the run began, or give another --output_dir."
-            )
+            raise InputError(f"{checkpoint} was saved {was} FSDP: continue {was} it, or give another --output_dir.")
         try:
             with self._explain_loader_faults():
                 return super().train(*args, **kwargs)
-        except pickle.UnpicklingError as error:  # transformers reads the states of a run with `weights_only`
+        except pickle.UnpicklingError as error:  # raised since transformers loads with `weights_only`
             raise InputError(
-                f"{checkpoint} holds a state that would run code when it is read; it "
-                "was not read. Remove the folder and give the same command again."
+                f"{checkpoint} holds a state that would execute code when it is loaded, so it was not loaded. "
+                "Remove the folder and run the same command again."
             ) from error
 
     @contextmanager
@@ -181,31 +180,31 @@ class TaskTrainer(EvaluatingTrainer):
             try:
                 yield
             except (ConnectionError, EOFError):
-                # A worker that dies while it hands a batch over breaks the connection first; then comes the signal of
-                # its death, at which torch raises the RuntimeError that is told below.
-                time.sleep(DEATH_IS_KNOWN_AFTER)
+                # A worker that dies while it sends a batch breaks the connection first. When the signal of its death
+                # arrives, torch raises the RuntimeError that is explained below.
+                time.sleep(WORKER_DEATH_DELAY)
                 raise
         except (InputError, RuntimeError) as error:
             if isinstance(error, InputError):
-                # From a worker it comes with the traceback of the worker; the last line says what is wrong.
-                said = str(error).strip().splitlines()[-1].removeprefix("hf_denseseg.errors.InputError: ")
+                # The message of an error in a worker is its traceback; the last line holds the original message.
+                reason = str(error).strip().splitlines()[-1].removeprefix("hf_denseseg.errors.InputError: ")
                 if self.state.global_step == 0:
-                    raise InputError(said) from error
+                    raise InputError(reason) from error
             elif str(error).startswith("DataLoader worker"):
-                said = f"A process that loads data died ({str(error).strip()}). Often the memory was used up: lower "
-                said += "dataloader_num_workers or the batch size."
+                reason = f"A process that loads data died ({str(error).strip()}), often for lack of memory: lower "
+                reason += "dataloader_num_workers or the batch size."
             else:
                 raise
             raise RunError(
-                f"Stopped after step {self.state.global_step}: {said} {what_is_kept(self.output)}"
+                f"Stopped after step {self.state.global_step}: {reason} {what_is_kept(self.output)}"
             ) from error
 
     def loss_weight(self, inputs: dict[str, Any]) -> torch.Tensor:
-        """What the mean loss of a batch is a mean over: its images. A scalar."""
+        """Number of elements, here images, over which the loss of a batch is a mean; a scalar tensor."""
         return torch.tensor(float(len(inputs["pixel_values"])))
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
-        """The batches of one step, and what one of them weighs on the average, over all processes."""
+        """The batches of one optimizer step, and the mean of their `loss_weight` over all processes."""
         samples, _ = super().get_batch_samples(self.data_time.timed(epoch_iterator), num_batches, device)
         if not samples or (len(samples) == 1 and self.args.world_size == 1):
             return samples, None
@@ -217,8 +216,10 @@ class TaskTrainer(EvaluatingTrainer):
     ) -> Any:
         """The model's loss, weighted so that the mean over processes and accumulated batches is that of one batch.
 
-        A mean of means would count a pixel of a batch with much void more than one of another. `num_items_in_batch`
-        is what `get_batch_samples` gave.
+        The loss of a batch is a mean over n elements (`loss_weight`): `loss_i * n_i / mean(n)` averaged over all
+        batches i is the mean over all elements. A mean of means would weigh the pixels of a batch with many ignored
+        pixels more than those of others. `num_items_in_batch` is `mean(n)` from `get_batch_samples`; None for a
+        single batch.
         """
         weight = None if num_items_in_batch is None else self.loss_weight(inputs).to(num_items_in_batch)
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
@@ -245,24 +246,24 @@ class TaskTrainer(EvaluatingTrainer):
 
     @contextmanager
     def unsharded_model(self) -> Iterator[None]:
-        """Run a block with a whole, plain copy of the model if FSDP has cut it into parts.
+        """Run a block with an unsharded copy of the model if it is sharded by FSDP.
 
-        Under FSDP every call of the model is a meeting of all processes; in evaluation they call it unequally often.
+        Under FSDP all processes must call the model together; in evaluation the number of calls differs.
         """
         if not self.is_fsdp_enabled:
             yield
             return
-        parts, self.model = self.model, unsharded_copy(self.model, self.args.device)
+        sharded, self.model = self.model, unsharded_copy(self.model, self.args.device)
         self.is_fsdp_enabled = False
         try:
             yield
         finally:
-            self.model, self.is_fsdp_enabled = parts, True
+            self.model, self.is_fsdp_enabled = sharded, True
 
     # Checkpoints
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        """Save, mark the folder as complete, and only then delete older ones."""
+        """Save, mark the folder as complete, and then delete older ones."""
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         folder = self.output / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         with explain_failed_save(folder):
@@ -292,15 +293,15 @@ class TaskTrainer(EvaluatingTrainer):
             write_shim(folder)
 
     def save_beside(self, folder: Path) -> None:
-        """Write what else belongs to a checkpoint of the task."""
+        """Write further files that belong to a checkpoint of the task."""
 
     def weights_to_keep(self) -> Any:
-        """Context in which the model holds the weights that are saved at the end: the averaged ones, if any."""
+        """Context in which the model holds the weights to save at the end: the averaged ones, if any."""
         return self.averaged_weights()
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
-        """Run a block with the averaged weights in the model, and put the trained ones back."""
+        """Run a block with the averaged weights in the model, then restore the trained ones."""
         if self.ema is None or self.ema.average is None or self._keeps_trained:
             yield
             return
@@ -318,7 +319,7 @@ class TaskTrainer(EvaluatingTrainer):
 
 
 class _TrainingHooks(TrainerCallback):
-    """Tell the sampler its epoch, and average the weights after every step."""
+    """Set the epoch of the sampler, and update the averaged weights after every step."""
 
     def __init__(self, trainer: TaskTrainer) -> None:
         self.trainer = trainer
@@ -333,7 +334,7 @@ class _TrainingHooks(TrainerCallback):
                 ema.load(checkpoint)
 
     def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        # transformers reaches a sampler behind a skipped or sharded batch sampler only in some versions.
+        # Not all versions of transformers set the epoch of a sampler inside a skipped or sharded batch sampler.
         if self.trainer._sampler is not None:
             self.trainer._sampler.set_epoch(int(state.epoch or 0))
 

@@ -1,4 +1,4 @@
-"""The tasks a recipe can name: how each loads its data, trains, scores and draws."""
+"""The tasks of recipes: each loads its data, trains, scores and draws."""
 
 import importlib
 from functools import cache
@@ -6,7 +6,7 @@ from functools import cache
 from hf_denseseg.errors import InputError, unknown_name
 from hf_denseseg.training.tasks.task import Task
 
-# Task -> module and class; a run imports the one it needs.
+# Task -> module and class; a run imports only its own.
 _CLASSES = {
     "semantic-segmentation": ("segmentation", "SemanticSegmentation"),
     "image-classification": ("classification", "ImageClassification"),

@@ -30,19 +30,20 @@ from hf_denseseg.training.trainer import TaskTrainer
 from hf_denseseg.visualization.layout import thumbnail_grid
 
 BICUBIC = 3  # PIL's number
-DRAWN_CANDIDATES = 48
+DRAWN_CANDIDATES = 48  # images predicted for the figure, which shows 12 of them
 
 
 class ClassificationTrainer(TaskTrainer):
     """Trains and evaluates any image classification model.
 
-    Trained and averaged weights are both evaluated, and the better ones count: with a decay of 0.99996 the average
-    lags far behind in short runs.
+    Trained and averaged weights are both evaluated, and the better ones are reported and saved: with a decay of
+    0.99996 the average lags far behind in short runs.
 
     Args:
         model: with `logits` `(B, num_labels)`.
         args: see `TaskTrainingArguments`.
-        test_sizes: `(short side, (height, width) of the crop)` that the image processor brings images to.
+        spec: names of the classes.
+        protocol: resize and crop of the image processor, for `results.json`.
         options: see `TaskTrainer`.
     """
 
@@ -62,7 +63,7 @@ class ClassificationTrainer(TaskTrainer):
         return self._protocol
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Evaluate the averaged weights, if there are any, and the trained ones; the better ones count."""
+        """Evaluate the averaged weights, if there are any, and the trained ones; keep the better scores."""
         averaged_metrics = super().evaluate(*args, **kwargs)
         if self.ema is None or self.ema.average is None:
             return averaged_metrics
@@ -79,11 +80,11 @@ class ClassificationTrainer(TaskTrainer):
         return averaged_metrics | trained_metrics
 
     def weights_to_keep(self) -> Any:
-        """The weights whose scores count."""
+        """The weights with the better scores."""
         return nullcontext() if self.scores.get("weights") == "trained" else self.averaged_weights()
 
     def predict_samples(self, model: nn.Module, samples: list[dict[str, Any]]) -> list[list[int]]:
-        """Rank of the true class among the scores, and the true class, of each image."""
+        """Rank of the true class among the scores, and the true class itself, of each image."""
         inputs = self._prepare_inputs(collate_eval(samples))
         with torch.no_grad(), self.compute_loss_context_manager():
             logits = model(pixel_values=inputs["pixel_values"]).logits
@@ -91,11 +92,11 @@ class ClassificationTrainer(TaskTrainer):
         return torch.stack([ranks, inputs["labels"]], 1).tolist()
 
     def reset_scores(self) -> None:
-        """Forget the ranks."""
+        """Remove all ranks."""
         self._ranks = []
 
     def add_record(self, number: int, record: list[int]) -> None:
-        """Keep rank and class of an image."""
+        """Store rank and class of an image."""
         self._ranks.append(record)
 
     def compute_scores(self) -> dict[str, Any]:
@@ -133,7 +134,7 @@ class ImageClassification(Task):
         return load_classification(name, split, names=spec, limit=limit, **source)
 
     def check(self, data: ClassificationData, limit: int | None) -> list[Fault]:
-        """Read images; a stream is not looked at, since it would be read twice."""
+        """Read images; a stream is not checked, since it would be read twice."""
         return scan_classification(data, limit).faults if hasattr(data.dataset, "__len__") else []
 
     def inspect(self, name: str, split: str, limit: int | None, **source: Any) -> Inspection:
@@ -149,13 +150,13 @@ class ImageClassification(Task):
         return Inspection(scan.faults, scan.notes, scan.images, table, statistics)
 
     def show(self, name: str, split: str, limit: int, **source: Any) -> Image.Image:
-        """Images with the names of their classes, spread over the whole."""
+        """Images, drawn from the split, with the names of their classes."""
         data = self.load_split(name, split, limit, **source)
         cells = [(data.spec.classes[row["label"]], row["image"]) for row in data.dataset]
         return thumbnail_grid(cells)
 
     def processor_options(self, arguments: DataArguments) -> dict[str, Any]:
-        """Short side so that the crop covers the share that the recipe says, then the central crop."""
+        """Resize so that the central crop covers `crop_pct` of the shortest edge, then crop."""
         height, width = arguments.crop_size
         return {
             "do_resize": True,
@@ -209,25 +210,25 @@ class ImageClassification(Task):
         )
 
     def draw_results(self, trainer: ClassificationTrainer, path: Path) -> None:
-        """Some images with answer, confidence and truth; wrong answers first."""
+        """Draw some images with prediction, confidence and ground truth; wrong predictions first."""
         model = trainer.accelerator.unwrap_model(trainer.model).eval()
         dataset, names = trainer.eval_dataset, trainer.spec.classes
-        found = []
+        drawn = []
         for index in spread(len(dataset), DRAWN_CANDIDATES):
             pixels = dataset[index]["pixel_values"][None].to(trainer.args.device)
             with torch.no_grad():
-                confidence, answer = model(pixel_values=pixels).logits.float().softmax(-1)[0].max(0)
+                confidence, predicted = model(pixel_values=pixels).logits.float().softmax(-1)[0].max(0)
             row = dataset.data.dataset[index]
-            found.append((row["image"], names[int(answer)], float(confidence), names[row["label"]]))
-        wrong = [each for each in found if each[1] != each[3]]
-        right = [each for each in found if each[1] == each[3]]
+            drawn.append((row["image"], names[int(predicted)], float(confidence), names[row["label"]]))
+        wrong = [each for each in drawn if each[1] != each[3]]
+        right = [each for each in drawn if each[1] == each[3]]
         with atomic_path(path) as aside:
-            thumbnail_grid([_answer(*each) for each in wrong[:6] + right[: 12 - len(wrong[:6])]]).save(aside)
+            thumbnail_grid([_captioned(*each) for each in wrong[:6] + right[: 12 - len(wrong[:6])]]).save(aside)
 
 
-def _answer(image: Image.Image, answer: str, confidence: float, truth: str) -> tuple[str, Image.Image]:
-    """Answer, its confidence, and the truth where it is another, above an image."""
-    return f"{answer} {100 * confidence:.0f} %" + ("" if answer == truth else f" (is {truth})"), image
+def _captioned(image: Image.Image, predicted: str, confidence: float, true: str) -> tuple[str, Image.Image]:
+    """Caption (predicted class, confidence, and the true class if it differs) and image."""
+    return f"{predicted} {100 * confidence:.0f} %" + ("" if predicted == true else f" (is {true})"), image
 
 
 def _protocol_of(processor: Any) -> dict[str, Any]:

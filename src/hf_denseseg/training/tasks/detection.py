@@ -1,4 +1,4 @@
-"""Object detection and instance segmentation: boxes, and a mask for each, scored by COCO's average precision."""
+"""Object detection and instance segmentation: boxes, with or without masks, scored by COCO's average precision."""
 
 from pathlib import Path
 from typing import Any
@@ -37,13 +37,13 @@ from hf_denseseg.visualization.layout import labeled_rows, thumbnail_grid
 class DetectionTrainer(TaskTrainer):
     """Trains and evaluates detectors that follow transformers' conventions (`labels` as a list of dicts).
 
-    In evaluation every process keeps the answers to its images; at the end the main one gets all of them, each
-    image once, and counts.
+    In evaluation every process keeps the predictions for its images; at the end the main process gets all of them,
+    each image once, and computes the scores.
 
     Args:
         model: takes `pixel_values`, `pixel_mask` and `labels`.
         args: see `TaskTrainingArguments`.
-        masks: whether masks are learned and scored.
+        masks: whether masks are trained and scored.
         options: see `TaskTrainer`.
     """
 
@@ -56,12 +56,12 @@ class DetectionTrainer(TaskTrainer):
 
     @property
     def logged_scores(self) -> tuple[str, ...]:  # type: ignore[override]
-        """Average precision of boxes and, if they are learned, of masks."""
+        """Average precision of boxes and, if they are trained, of masks."""
         return ("box_ap", "box_ap_50", *(("mask_ap", "mask_ap_50") if self.masks else ()))
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """Sides that the image processor brings images to."""
+        """Edges of the images after the image processor's resize."""
         size = dict(self.processing_class.size)  # type: ignore[union-attr]
         return {key: size.get(key) for key in ("shortest_edge", "longest_edge")}
 
@@ -72,26 +72,26 @@ class DetectionTrainer(TaskTrainer):
         return self._sampler
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Normalize the images; what lies beyond them becomes 0."""
+        """Normalize the images, and set the padding to 0."""
         inputs = super()._prepare_inputs(inputs)
         if "labels" in inputs:
             inputs["pixel_values"] = inputs["pixel_values"] * inputs["pixel_mask"][:, None].to(torch.float32)
         return inputs
 
     def predict_samples(self, model: nn.Module, samples: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-        """The objects found in each image, see `detect`."""
+        """The objects detected in each image, see `detect`."""
         return self.detect(model, collate_eval(samples))
 
     def reset_scores(self) -> None:
-        """Forget the objects."""
+        """Remove all objects."""
         self._found = {}
 
     def add_record(self, number: int, record: list[dict[str, Any]]) -> None:
-        """Keep the objects of an image."""
+        """Store the objects of an image."""
         self._found[number] = record
 
     def compute_scores(self) -> dict[str, Any]:
-        """Bring the objects of all processes together; the main one counts them."""
+        """Gather the objects of all processes; the main process computes the scores and broadcasts them."""
         found = {number: each for part in processes_of(self).gather(self._found) for number, each in part.items()}
         self.reset_scores()
         scores: list[Any] = [None]
@@ -103,10 +103,10 @@ class DetectionTrainer(TaskTrainer):
         return broadcast_object_list(scores)[0]
 
     def detect(self, model: nn.Module, inputs: dict[str, Any], threshold: float = 0.0) -> list[list[dict[str, Any]]]:
-        """Find objects in one batch of `collate_eval`.
+        """Detect objects in a batch of `collate_eval`.
 
         Returns:
-            Per image its answers: `category`, `score`, `bbox` (x, y, width, height in pixels) and, with masks,
+            Per image its objects: `category`, `score`, `bbox` (x, y, width, height in pixels) and, with masks,
             `segmentation` (RLE).
         """
         plain = self.accelerator.unwrap_model(model) if not self.is_fsdp_enabled else model
@@ -124,18 +124,18 @@ class DetectionTrainer(TaskTrainer):
 
 
 def _as_predictions(found: dict[str, torch.Tensor]) -> list[dict[str, Any]]:
-    """What an image processor gives for one image, as COCO's result files hold it."""
+    """The image processor's result for one image in the form of COCO's result files."""
     boxes = found["boxes"].float().cpu().numpy().astype(np.float64)
-    boxes[:, 2:] -= boxes[:, :2]
-    answers: list[dict[str, Any]] = [
+    boxes[:, 2:] -= boxes[:, :2]  # (left, top, right, bottom) -> (left, top, width, height)
+    predictions: list[dict[str, Any]] = [
         {"category": category, "score": score, "bbox": box}
         for category, score, box in zip(
             found["labels"].tolist(), found["scores"].tolist(), boxes.tolist(), strict=True
         )
     ]
-    for answer, mask in zip(answers, found.get("masks", ()), strict=False):
-        answer["segmentation"] = encode_mask(mask.cpu().numpy())
-    return answers
+    for prediction, mask in zip(predictions, found.get("masks", ()), strict=False):
+        prediction["segmentation"] = encode_mask(mask.cpu().numpy())
+    return predictions
 
 
 class ObjectDetection(Task):
@@ -187,7 +187,7 @@ class ObjectDetection(Task):
         )
 
     def processor_options(self, arguments: DataArguments) -> dict[str, Any]:
-        """Short and long side of the test."""
+        """Shortest and longest edge of the test."""
         base = arguments.test_base_size
         if base is None:
             return {}
@@ -223,15 +223,18 @@ class ObjectDetection(Task):
         )
 
     def draw_results(self, trainer: DetectionTrainer, path: Path) -> None:
-        """Images with the true objects, and with those found."""
+        """Draw images with the true and with the predicted objects."""
         model = trainer.accelerator.unwrap_model(trainer.model).eval()
         lines = []
         for index in spread(len(trainer.eval_dataset)):
             row = trainer.eval_dataset.data.dataset[index]
             found = trainer.detect(model, collate_eval([trainer.eval_dataset[index]]), SHOWN_SCORE)[0]
-            truth = [each for each in row["objects"] if not each["iscrowd"]]
+            true = [each for each in row["objects"] if not each["iscrowd"]]
             lines.append(
-                [("truth", self._drawn(row, truth, trainer.spec)), ("found", self._drawn(row, found, trainer.spec))]
+                [
+                    ("ground truth", self._drawn(row, true, trainer.spec)),
+                    ("prediction", self._drawn(row, found, trainer.spec)),
+                ]
             )
         with atomic_path(path) as aside:
             labeled_rows(lines).save(aside)

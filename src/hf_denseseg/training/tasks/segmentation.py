@@ -1,4 +1,4 @@
-"""Semantic segmentation: one class per pixel, scored by one exact confusion matrix."""
+"""Semantic segmentation: one class per pixel, scored by an exact confusion matrix."""
 
 from dataclasses import fields
 from itertools import islice
@@ -61,14 +61,14 @@ class SemanticSegmentation(Task):
         return load_segmentation(name, split, limit=limit, **source)
 
     def check(self, data: SegmentationData, limit: int | None) -> list[Fault]:
-        """Read pairs; a stream is not looked at, since it would be read twice."""
+        """Read pairs; a stream is not checked, since it would be read twice."""
         if not hasattr(data.dataset, "__len__"):
             return []
         scan = scan_segmentation(data, limit)
         if scan.images and not scan.pixels.any():
             message = (
-                "every label map is void, so there is nothing to score. If the authors keep the labels to themselves, "
-                "`denseseg evaluate ... --submission ZIP` writes the answers for their server."
+                "all pixels of the label maps are ignored: there is nothing to score. If the labels are not public, "
+                "`denseseg evaluate ... --submission ZIP` writes the predictions for the evaluation server."
             )
             return [Fault(data.spec.name, message)]
         return scan.faults
@@ -99,7 +99,7 @@ class SemanticSegmentation(Task):
         eval_data: SegmentationData,
         train_data: SegmentationData | None = None,
     ) -> SegmentationTrainer:
-        """Crops of augmented images for training, whole ones for evaluation."""
+        """Augmented crops for training, whole images for evaluation."""
         train_dataset: Any = None
         if train_data is not None:
             augmentation = TrainAugmentation(
@@ -125,7 +125,7 @@ class SemanticSegmentation(Task):
         )
 
     def use_protocol_of(self, trainer: SegmentationTrainer, checkpoint: str) -> None:
-        """Take the inference settings saved with the checkpoint."""
+        """Use the inference settings saved with the checkpoint."""
         trainer.settings = InferenceSettings.load(checkpoint)
 
     def write_evaluation(self, trainer: SegmentationTrainer, results: dict[str, Any], output: Path) -> None:
@@ -134,10 +134,10 @@ class SemanticSegmentation(Task):
 
         def drawn(number: int) -> Drawn:
             sample = trainer.eval_dataset[number]
-            strip = prediction_row(
+            figure = prediction_row(
                 sample["image"], sample["label"], trainer.predict_labels(sample), trainer.spec.palette
             )
-            return Drawn(trainer.names[number], evaluation.images[number], strip)
+            return Drawn(trainer.names[number], evaluation.images[number], figure)
 
         images = [(trainer.names[number], evaluation.images[number]) for number in sorted(evaluation.images)]
         write_tables(output, results["scores"], images)
@@ -154,7 +154,7 @@ class SemanticSegmentation(Task):
         )
 
     def draw_results(self, trainer: SegmentationTrainer, path: Path) -> None:
-        """Images, their label maps and the answers."""
+        """Draw images, their label maps and the predictions."""
         samples = [trainer.eval_dataset[number] for number in spread(len(trainer.eval_dataset))]
         rows = [(sample["image"], sample["label"], trainer.predict_labels(sample)) for sample in samples]
         with atomic_path(path) as aside:
@@ -187,11 +187,10 @@ def _statistics(scan: SegmentationScan) -> dict[str, Any]:
 
 
 def inference_settings(data: DataArguments) -> InferenceSettings:
-    """The test protocol that the keys of a recipe describe.
+    """The test protocol given by the keys of a recipe.
 
     Raises:
         InputError: keys that contradict each other.
     """
     names = (field.name for field in fields(data) if field.name.startswith("test_"))
-    of_windows = {name.removeprefix("test_"): getattr(data, name) for name in names}
-    return InferenceSettings.from_dict(of_windows)
+    return InferenceSettings.from_dict({name.removeprefix("test_"): getattr(data, name) for name in names})

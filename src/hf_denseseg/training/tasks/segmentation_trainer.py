@@ -1,4 +1,4 @@
-"""Train a segmentation model, and evaluate it image by image by its test protocol."""
+"""Train a segmentation model, and evaluate it image by image with its test protocol."""
 
 import functools
 from pathlib import Path
@@ -24,13 +24,13 @@ from hf_denseseg.training.trainer import TaskTrainer
 class SegmentationTrainer(TaskTrainer):
     """Trains and evaluates any segmentation model of this package.
 
-    Evaluation runs the test protocol image by image at the resolution of the label map, and keeps counts only: its
-    memory stays constant, and label maps may differ in size.
+    Evaluation predicts each image at the resolution of its label map and keeps counts only: memory stays constant, and
+    label maps may differ in size.
 
     Args:
         model: a model of this package.
         args: see `TaskTrainingArguments`.
-        spec: label specification; its class names head the per-class table.
+        spec: label specification, with the class names of the per-class table.
         settings: test protocol.
         options: see `TaskTrainer`; `train_dataset` is a `data.augmentation.segmentation.TrainDataset` or its
             streaming form, `eval_dataset` an `EvalDataset`.
@@ -51,8 +51,8 @@ class SegmentationTrainer(TaskTrainer):
         self.settings = settings
         self.evaluation = Evaluation(spec)
         self.names: dict[int, str] = {}  # of the images that were evaluated
-        of_the_model: str = getattr(model.config, "loss_normalization", "valid")
-        self._normalization = args.loss_normalization or of_the_model
+        default: str = getattr(model.config, "loss_normalization", "valid")
+        self._normalization = args.loss_normalization or default
         self._class_weights = load_class_weights(args.class_weights, spec.num_labels)
         model.loss_function = functools.partial(
             segmentation_loss,
@@ -69,18 +69,18 @@ class SegmentationTrainer(TaskTrainer):
         return self.settings.to_dict()
 
     def loss_weight(self, inputs: dict[str, Any]) -> torch.Tensor:
-        """Number (with class weights: summed weight) of the pixels that the loss of a batch is a mean over."""
+        """Number (with class weights: summed weight) of the pixels over which the loss of a batch is a mean."""
         labels = inputs["labels"]
         if self._normalization == "all":
             return torch.tensor(float(labels.numel()))
-        valid = (labels != IGNORE_INDEX) & (labels != -100)
+        valid = (labels != IGNORE_INDEX) & (labels != -100)  # (B, H, W)
         if self._class_weights is None:
             return valid.sum().float()
         weights = self._class_weights.to(labels.device)[torch.where(valid, labels, 0).long()]
         return torch.where(valid, weights, 0.0).sum()
 
     def predict_samples(self, model: nn.Module, samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Name and counts of each image, the counts that are not zero by their place in the vector."""
+        """Name and counts of each image: the nonzero counts, and their places in the vector of `count_image`."""
         records = []
         for sample in samples:
             counts = count_image(self._predict(model, sample), sample["label"], self.spec.num_labels)
@@ -89,7 +89,7 @@ class SegmentationTrainer(TaskTrainer):
         return records
 
     def reset_scores(self) -> None:
-        """Forget the counts."""
+        """Remove all counts."""
         self.evaluation, self.names = Evaluation(self.spec), {}
 
     def add_record(self, number: int, record: dict[str, Any]) -> None:

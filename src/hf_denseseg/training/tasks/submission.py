@@ -1,4 +1,4 @@
-"""Predict a split for an evaluation server; what an interrupted run has predicted is kept."""
+"""Predict a split for an evaluation server; predictions of an interrupted run are kept."""
 
 import logging
 import shutil
@@ -32,7 +32,7 @@ def submit(trainer: SegmentationTrainer, server: Server, path: Path) -> None:
 
     Raises:
         InputError: the data cannot be submitted to this server, or an image cannot be read.
-        RunError: the predictions are not what the server wants; no zip is written.
+        RunError: the server would refuse the predictions; no zip is written.
     """
     check_images(server, image_names(trainer.eval_dataset.data.dataset))
     folder = trainer.output / PREDICTIONS
@@ -66,5 +66,5 @@ def submit(trainer: SegmentationTrainer, server: Server, path: Path) -> None:
 
 
 def image_names(rows: Any) -> list[str]:
-    """Ids of all images of a dataset, none of them read."""
+    """Ids of all images of a dataset, without reading the images."""
     return list(rows.with_format(None)["id"]) if hasattr(rows, "with_format") else list(rows.rows["id"])

@@ -1,4 +1,4 @@
-"""What a task says of itself, so that one road leads from its recipe to its report."""
+"""The interface of a task, by which all tasks run from recipe to report in the same way."""
 
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -17,11 +17,11 @@ SHOWN_IMAGES = 6
 
 
 class Inspection(NamedTuple):
-    """What a look at a dataset found.
+    """Result of reading a dataset.
 
     Args:
-        faults: what cannot be used.
-        notes: what is unusual, but may be meant.
+        faults: samples that cannot be used.
+        notes: what is unusual, but may be intended.
         images: number of readable images.
         table: counts as lines of text.
         statistics: the same as JSON values.
@@ -35,7 +35,7 @@ class Inspection(NamedTuple):
 
 
 def table_of(heads: Sequence[str], rows: Iterable[Sequence[Any]], sizes: Counter) -> str:
-    """Names and numbers in columns, and the most common (height, width) of the images below them."""
+    """A table of names and numbers, with the most common (height, width) of the images below it."""
     cells = [[str(cell) for cell in row] for row in rows]
     widths = [max([len(head), *(len(row[k]) for row in cells)]) + 2 for k, head in enumerate(heads)]
     lines = [
@@ -52,23 +52,23 @@ def sizes_of(sizes: Counter) -> str:
 
 
 def sizes_as_json(sizes: Counter) -> dict[str, int]:
-    """(height, width) -> images with text as keys."""
+    """`"{height}x{width}"` -> number of images."""
     return {f"{height}x{width}": count for (height, width), count in sizes.most_common()}
 
 
 def spread(count: int, shown: int = SHOWN_IMAGES) -> list[int]:
-    """Numbers of `shown` images, spread over all: neighbors are often frames of one video."""
+    """Indices of `shown` images, spread evenly: neighboring images are often frames of one video."""
     shown = min(shown, count)
-    return [place * count // shown for place in range(shown)]
+    return [number * count // shown for number in range(shown)]
 
 
 class Task(ABC):
     """One kind of output that a model learns.
 
     Attributes:
-        name: word in the recipe, a key of `TASKS`.
-        examples: what a dataset holds.
-        source_options: what can be said of a dataset besides its name and split.
+        name: value of the recipe's key `task`, a key of `TASKS`.
+        examples: what a dataset consists of, in messages.
+        source_options: options of a dataset besides its name and split.
     """
 
     name: str
@@ -80,19 +80,19 @@ class Task(ABC):
 
     @abstractmethod
     def load(self, arguments: DataArguments, part: str) -> Any:
-        """Load the data of `part`, `"train"` or `"eval"`: something with `dataset` and `spec`."""
+        """Load the data of `part`, `"train"` or `"eval"`, as an object with `dataset` and `spec`."""
 
     @abstractmethod
     def load_split(self, name: str, split: str, limit: int | None, **source: Any) -> Any:
-        """Load a split of a dataset by its name; arguments as for `inspect`, result as of `load`."""
+        """Load a split of a dataset by its name; arguments as for `inspect`, result as for `load`."""
 
     @abstractmethod
     def check(self, data: Any, limit: int | None) -> list[Fault]:
-        """Look through so many rows, spread over the whole, and list what is wrong with them."""
+        """Check at most `limit` rows, spread over the dataset, and list their faults."""
 
     @abstractmethod
     def inspect(self, name: str, split: str, limit: int | None, **source: Any) -> Inspection:
-        """Read a dataset, named as for `load`, and count what is in it; `source` holds `source_options`."""
+        """Read a split of a dataset and count its content; `source` holds values of `source_options`."""
 
     @abstractmethod
     def show(self, name: str, split: str, limit: int, **source: Any) -> Image.Image:
@@ -100,7 +100,7 @@ class Task(ABC):
 
     @abstractmethod
     def processor_options(self, arguments: DataArguments) -> dict[str, Any]:
-        """What the test keys of a recipe mean for the image processor."""
+        """Options of the image processor for the test keys of a recipe."""
 
     @abstractmethod
     def build_trainer(
@@ -112,16 +112,16 @@ class Task(ABC):
         eval_data: Any,
         train_data: Any = None,
     ) -> TaskTrainer:
-        """Join model, data and the keys of a recipe."""
+        """Build the trainer from model, data and the keys of a recipe."""
 
     @abstractmethod
     def draw_results(self, trainer: Any, path: Path) -> None:
-        """Draw some images with truth and answer into a file."""
+        """Draw some images with ground truth and prediction into a file."""
 
     def write_evaluation(  # noqa: B027 (most tasks leave results.json alone)
         self, trainer: Any, results: dict[str, Any], output: Path
     ) -> None:
-        """Write what the task has to show of an evaluation besides `results.json`."""
+        """Write the files of an evaluation besides `results.json`."""
 
     def use_protocol_of(self, trainer: Any, checkpoint: str) -> None:  # noqa: B027 (nothing to do in most tasks)
-        """Test as the checkpoint says, as far as its image processor does not."""
+        """Use the checkpoint's test protocol, as far as its image processor does not define it already."""
