@@ -1,4 +1,4 @@
-"""Classification, detection and instance segmentation through the recipe: what a run leaves, resume, processes."""
+"""Classification, detection and instance segmentation by a recipe: output of a run, resumption, processes."""
 
 import json
 
@@ -14,6 +14,8 @@ from hf_denseseg.errors import InputError
 from hf_denseseg.models.auto.pretrained import load_trained_model, task_of_checkpoint
 from hf_denseseg.training import run as training_run
 from hf_denseseg.training.recipe import load_recipe
+from hf_denseseg.training.tasks.classification import ClassificationTrainer
+from hf_denseseg.training.tasks.detection import DetectionTrainer
 from test_published_hlg import REDUCED
 
 COMMON = [
@@ -51,7 +53,7 @@ def quick_runs():
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """Folder and results of a finished, undisturbed run of each task."""
+    """Folder and results of a finished, uninterrupted run of each task."""
     done = {}
 
     def run(task):
@@ -64,7 +66,7 @@ def finished(tmp_path_factory):
 
 
 @pytest.mark.parametrize("task", RUNS)
-def test_a_run_leaves_model_pictures_page_and_a_card_that_the_hub_parses(finished, task):
+def test_a_run_writes_model_images_page_and_a_card_that_the_hub_parses(finished, task):
     output, results = finished(task)
     assert results["task"] == task and results["steps"] == (1 if task == "instance-segmentation" else 6)
     for name in ("learning_curve.png", "images.png", "index.html", "results.json", "model/preprocessor_config.json"):
@@ -120,6 +122,38 @@ def test_two_processes_score_every_image_once(finished, task, port, tmp_path):
     assert one[counted] == sum(row[counted] for row in one["per_class"]) > 0
 
 
+@pytest.mark.parametrize("task", RESUMED)
+def test_interrupted_evaluation_predicts_no_image_again(finished, task, tmp_path, monkeypatch):
+    """Interrupted at the third of 5 images, then when all are predicted and nothing is written yet."""
+    trainer_class = {"image-classification": ClassificationTrainer, "object-detection": DetectionTrainer}[task]
+    predicted, predict = [], trainer_class.predict_samples
+
+    def counting(self, model, samples):
+        if len(predicted) == 2:
+            predicted.append("interrupted")
+            raise KeyboardInterrupt
+        predicted.extend(sample["index"] for sample in samples)
+        return predict(self, model, samples)
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    words = ["evaluate", str(finished(task)[0] / "model"), "--dataset", "synthetic:25@96x128", "--use_cpu"]
+    words += ["--max_eval_samples", "5", "--output_dir"]
+    assert main([*words, str(tmp_path / "uninterrupted")]) == 0
+    monkeypatch.setattr(trainer_class, "predict_samples", counting)
+    output = tmp_path / "interrupted"
+    assert main([*words, str(output)]) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(training_run, "_results", interrupted)
+        assert main([*words, str(output)]) == 1
+    assert predicted == [0, 1, "interrupted", 2, 3, 4] and not (output / "results.json").exists()
+    assert main([*words, str(output)]) == 0
+    assert len(predicted) == 6 and not (output / "evaluation_journal").exists()
+    results = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("uninterrupted", "interrupted")]
+    assert results[0]["scores"] == results[1]["scores"]
+
+
 def test_better_of_trained_and_averaged_weights_is_reported_and_saved(finished):
     output, results = finished("image-classification")
     scores = results["scores"]
@@ -138,7 +172,7 @@ def test_better_of_trained_and_averaged_weights_is_reported_and_saved(finished):
     assert all(torch.equal(value, expected[name]) for name, value in saved.items())
 
 
-def test_padding_is_0_after_normalisation(tmp_path):
+def test_padding_is_0_after_normalization(tmp_path):
     recipe = load_recipe(None, [*DETECT, "--output_dir", str(tmp_path)])
     data = training_run.load_data(recipe, "train")
     trainer = training_run.build_trainer(recipe, training_run.build_model(recipe.model, data.spec), data, data)
@@ -174,7 +208,7 @@ def test_model_for_another_task_is_refused(finished, tmp_path):
         load_trained_model(checkpoint, "object-detection")
 
 
-def test_schedule_refuses_a_key_it_does_not_take(tmp_path):
+def test_schedule_refuses_an_unknown_key(tmp_path):
     words = [
         *DETECT,
         "--lr_scheduler_kwargs",
@@ -196,8 +230,8 @@ LEARNED = {
 @pytest.mark.slow
 @pytest.mark.parametrize("task", LEARNED)
 def test_demo_of_the_task_learns(task, tmp_path):
-    """Classes of images it has not seen (chance 0.15), and objects of images it has; minutes each on one core."""
+    """Classes of unseen images (chance 0.15), and objects of training images; minutes each on one core."""
     words = ["demo", "--task", task, "--output", str(tmp_path), "--use_cpu", "--eval_strategy", "no"]
     assert main(words) == 0
-    key, least = LEARNED[task]
-    assert json.loads((tmp_path / "results.json").read_text())["scores"][key] > least
+    key, minimum = LEARNED[task]
+    assert json.loads((tmp_path / "results.json").read_text())["scores"][key] > minimum
