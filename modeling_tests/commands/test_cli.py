@@ -3,6 +3,9 @@
 import contextlib
 import json
 import os
+import subprocess
+import sys
+import tomllib
 
 import pytest
 import torch
@@ -12,7 +15,7 @@ from hf_denseseg.cli import COMMANDS, main, parse_arguments
 from hf_denseseg.evaluation.score_names import constant_prediction_miou
 from hf_denseseg.models.auto.registration import create_image_processor
 from model_tester import pooling_exports_for_any_size
-from reference import FIXTURES
+from reference import FIXTURES, REPOSITORY
 from test_published_dsct import REDUCED as TINY
 from test_published_setr import REDUCED as SETR
 
@@ -41,6 +44,58 @@ def test_wrong_usage_ends_with_code_2(words, capsys):
     with pytest.raises(SystemExit) as stop:
         main(words)
     assert stop.value.code == 2
+
+
+# Runs `denseseg` on the given words; the last line of its output tells the exit code and what was imported.
+DENSESEG = """
+import sys, denseseg_command
+try:
+    code = denseseg_command.main()
+except SystemExit as stop:
+    code = stop.code
+print(code, *sorted({"torch", "transformers", "numpy"} & set(sys.modules)))
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "shown"),
+    [
+        (["--help"], 0, "denseseg demo"),
+        (["--version"], 0, f"hf-denseseg {hf_denseseg.__version__}"),
+        (["train", "--help"], 0, "denseseg train RECIPE.yaml"),
+        (["trian"], 2, "invalid choice: 'trian'"),
+        (["predict", "model"], 2, "required: INPUT, --output_dir"),
+        (["kernels", "bench", "--cases", "detr"], 2, "invalid choice: 'detr'"),
+    ],
+)
+def test_help_and_wrong_usage_do_not_wait_for_torch(words, code, shown):
+    done = subprocess.run([sys.executable, "-c", DENSESEG, *words], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == str(code), done.stdout + done.stderr
+    assert shown in done.stdout + done.stderr
+
+
+def test_a_command_that_runs_registers_the_families():
+    script = DENSESEG + "import hf_denseseg; print(hf_denseseg.DsctConfig.model_type)\n"
+    script += "print(type(sys.modules['transformers'].AutoConfig.for_model('hlg')) is hf_denseseg.HlgConfig)"
+    done = subprocess.run([sys.executable, "-c", script, "data", "list"], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-3:] == ["0 numpy torch transformers", "dsct", "True"], done.stderr
+
+
+def test_the_console_script_is_the_module_outside_the_package():
+    pyproject = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+    assert pyproject["project"]["scripts"] == {"denseseg": "denseseg_command:main"}
+    assert pyproject["tool"]["setuptools"]["py-modules"] == ["denseseg_command"]
+
+
+def test_choices_that_are_written_out_are_those_of_the_modules_that_they_name():
+    from hf_denseseg.commands import kernels, predict
+    from hf_denseseg.inference.introspection import inspection
+    from hf_denseseg.inference.predict import outputs
+    from hf_denseseg.ops import kernel_benchmark
+
+    assert set(kernels.CASES) == set(kernel_benchmark.CASES)
+    assert set(predict.SHOWABLE) == set(inspection.KINDS)
+    assert (set(predict.KINDS), set(predict.NEEDS)) == (set(outputs.KINDS), set(outputs.NEEDS))
 
 
 def test_interrupted_run_says_how_to_go_on(capsys, monkeypatch):

@@ -3,11 +3,11 @@
 import argparse
 import errno
 import importlib
+import importlib.metadata
 import logging
 import os
 import sys
 
-from hf_denseseg import __version__
 from hf_denseseg.errors import InputError, RunError
 
 COMMANDS = (
@@ -41,7 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"hf-denseseg {__version__}")
+    parser.add_argument("--version", action="version", version=f"hf-denseseg {_version()}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name in COMMANDS:
         importlib.import_module(f"hf_denseseg.commands.{name}").add_parser(subparsers)
@@ -69,13 +69,25 @@ def parse_arguments(words: list[str]) -> argparse.Namespace:
     return args
 
 
+def _version() -> str:
+    # From the installed metadata: the package itself may not be loaded yet, see `denseseg_command`.
+    try:
+        return importlib.metadata.version("hf-denseseg")
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Run one command and return its exit code."""
+    """Run one command line, by default that of this process, and return its exit code."""
+    return run(parse_arguments(sys.argv[1:] if argv is None else argv))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command that `parse_arguments` found and return its exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     # What the libraries below log at this level is their business, not the user's.
     for library in ("httpx", "httpcore", "filelock", "fsspec", "PIL", "matplotlib", "datasets", "urllib3"):
         logging.getLogger(library).setLevel(logging.WARNING)
-    args = parse_arguments(sys.argv[1:] if argv is None else argv)
     command = importlib.import_module(f"hf_denseseg.commands.{args.command}")
     try:
         code = command.main(args)

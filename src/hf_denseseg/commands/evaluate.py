@@ -6,8 +6,6 @@ from typing import Any
 
 from hf_denseseg.errors import InputError
 from hf_denseseg.models.auto.tasks import SEMANTIC_SEGMENTATION
-from hf_denseseg.training.arguments import is_read_in_evaluation
-from hf_denseseg.training.recipe import load_recipe, parse_overrides, recipe_fields
 
 EPILOG = """examples:
   denseseg evaluate runs/demo/model --dataset synthetic
@@ -48,6 +46,7 @@ def main(args: argparse.Namespace) -> int:
     if any(word.startswith("--model") for word in args.overrides):
         raise InputError("The model is the first argument of `denseseg evaluate`; take --model out.")
     from hf_denseseg.models.auto.pretrained import task_of_checkpoint
+    from hf_denseseg.training.recipe import load_recipe
     from hf_denseseg.training.run import evaluate, submit
 
     words = [*args.overrides, "--model", args.checkpoint]
@@ -68,6 +67,9 @@ def _check_keys(words: list[str], task: str) -> None:
     Raises:
         InputError: there is such a key; the test key of the same name is proposed.
     """
+    from hf_denseseg.training.arguments import is_read_in_evaluation
+    from hf_denseseg.training.recipe import parse_overrides, recipe_fields
+
     for key in parse_overrides(words):
         if not is_read_in_evaluation(key, task):
             known = recipe_fields()

@@ -6,11 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from hf_denseseg.ops import kernel_benchmark
-from hf_denseseg.ops.kernel_build import BUILD, SOURCE, build, compiler
-from hf_denseseg.ops.kernel_loading import KERNEL, find_hub_kernel, find_kernel
+# Keys of `kernel_benchmark.CASES`; written out, since reading the command line must not import torch.
+CASES = ("detr-decoder", "detr-encoder", "mask2former", "unept-decoder", "unept-encoder", "unept-encoder-deit")
 
 
 def add_parser(subparsers: Any) -> None:
@@ -24,16 +21,14 @@ def add_parser(subparsers: Any) -> None:
     )
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     build_parser = actions.add_parser("build", help="compile it (seconds), unless that has been done")
-    build_parser.add_argument(
-        "--source", type=Path, default=SOURCE, help="kernel repository (default: the checkout's)"
-    )
+    build_parser.add_argument("--source", type=Path, help="kernel repository (default: the checkout's)")
     build_parser.add_argument("--output", type=Path, help="folder to build into (default: build/ in the source)")
     build_parser.add_argument("--optional", action="store_true", help="without a compiler, say so and succeed")
     info = actions.add_parser("info", help="which code runs on the CPU and on the GPU, and why")
     info.add_argument("--json", action="store_true", help="print JSON")
     bench = actions.add_parser("bench", help="time and memory against the PyTorch form of transformers")
-    bench.add_argument("--cases", nargs="+", choices=sorted(kernel_benchmark.CASES), default=["unept-decoder"])
-    bench.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch threads (default: torch's)")
+    bench.add_argument("--cases", nargs="+", choices=CASES, default=["unept-decoder"])
+    bench.add_argument("--threads", type=int, help="torch threads (default: torch's)")
     bench.add_argument("--repeats", type=int, default=3, help="runs per side; the fastest counts (default 3)")
 
 
@@ -43,11 +38,15 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _build(args: argparse.Namespace) -> int:
+    from hf_denseseg.ops.kernel_build import BUILD, SOURCE, build, compiler
+    from hf_denseseg.ops.kernel_loading import KERNEL
+
     if args.optional and compiler() is None:
         print("no C++ compiler was found: deformable attention will run in plain torch, many times slower.")
         return 0
-    output = args.output or (BUILD if args.source == SOURCE else args.source / "build")
-    for variant in build(args.source, output):
+    source = args.source or SOURCE
+    output = args.output or (BUILD if source == SOURCE else source / "build")
+    for variant in build(source, output):
         print(f"ready: {variant}")
     if output != BUILD:
         print(f"use it with: export LOCAL_KERNELS={KERNEL}={output.resolve()}")
@@ -55,6 +54,11 @@ def _build(args: argparse.Namespace) -> int:
 
 
 def _info(args: argparse.Namespace) -> int:
+    import torch
+
+    from hf_denseseg.ops.kernel_build import compiler
+    from hf_denseseg.ops.kernel_loading import find_hub_kernel, find_kernel
+
     report: dict[str, Any] = {"DENSESEG_MSDA": os.environ.get("DENSESEG_MSDA", "auto"), "compiler": compiler()}
     for device in ("cpu", "cuda"):
         search = find_kernel(device)
@@ -79,8 +83,12 @@ def _info(args: argparse.Namespace) -> int:
 
 
 def _bench(args: argparse.Namespace) -> int:
+    import torch
+
+    from hf_denseseg.ops import kernel_benchmark
+
     before = torch.get_num_threads()
-    torch.set_num_threads(args.threads)
+    torch.set_num_threads(before if args.threads is None else args.threads)
     try:
         print(f"{'case':<20}{'pass':<10}{'ours ms':>10}{'torch ms':>10}{'ratio':>8}{'ours MiB':>10}{'torch MiB':>10}")
         for name in args.cases:

@@ -4,8 +4,6 @@ import argparse
 import json
 from typing import Any
 
-from hf_denseseg.models.auto.registration import list_models, model_info
-
 
 def add_parser(subparsers: Any) -> None:
     """Add `models` to the command line."""
@@ -22,6 +20,8 @@ def add_parser(subparsers: Any) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Print one line per variant."""
+    from hf_denseseg.models.auto.registration import list_models, model_info
+
     rows = {name: model_info(name, image_size=tuple(args.image_size)) for name in list_models(args.pattern)}
     if args.json:
         print(json.dumps({name: vars(info) for name, info in rows.items()}, indent=1))

@@ -3,8 +3,6 @@
 import argparse
 from typing import Any
 
-from hf_denseseg.training.recipe import ARGUMENT_CLASSES, load_recipe, recipe_fields
-
 DESCRIPTION = """Train from a recipe and write the run folder: checkpoints, model, results.json, learning curve,
 pictures, model card and one HTML page. Run the same command again after an interruption: it goes on from
 the last complete checkpoint; on one machine to the same weights, bit for bit."""
@@ -40,6 +38,8 @@ def main(args: argparse.Namespace) -> int:
     if args.keys:
         print_keys()
         return 0
+    from hf_denseseg.training.recipe import load_recipe
+
     recipe = load_recipe(args.recipe, args.overrides)
     if args.print_config:
         print(recipe.to_yaml(), end="")
@@ -52,6 +52,8 @@ def main(args: argparse.Namespace) -> int:
 
 def print_keys() -> None:
     """Print name, default and meaning of our keys; those of transformers by name."""
+    from hf_denseseg.training.recipe import ARGUMENT_CLASSES, recipe_fields
+
     inherited = []
     for name, (owner, _) in recipe_fields().items():
         field = owner.__dataclass_fields__[name]
