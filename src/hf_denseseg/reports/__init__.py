@@ -1,1 +1,1 @@
-"""Pages and cards written from plain results; nothing here knows how they were made."""
+"""Pages, tables and model cards, written from plain results without knowing how these were computed."""

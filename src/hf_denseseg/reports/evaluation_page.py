@@ -1,4 +1,4 @@
-"""What is left of an evaluation of segmentation: tables for programs (CSV) and one self-contained page for people."""
+"""The outputs of a segmentation evaluation: CSV tables for programs and one self-contained page for people."""
 
 import csv
 import io
@@ -32,20 +32,26 @@ RECALLS = {f"recall_{size}": size for size in SIZES}  # further columns of the p
 
 
 class Drawn(NamedTuple):
-    """A picture shown on the page."""
+    """An image shown on the page.
+
+    Args:
+        name: id in the dataset.
+        score: how well it was predicted.
+        figure: image, ground truth, prediction and mistakes side by side.
+    """
 
     name: str
     score: ImageScore
-    strip: Image.Image
+    figure: Image.Image
 
 
-def write_tables(output: Path, scores: dict[str, Any], pictures: Iterable[tuple[str, ImageScore]]) -> None:
-    """Write `classes.csv`, `images.csv` and `confusion.csv`; fractions, empty where a figure does not exist.
+def write_tables(output: Path, scores: dict[str, Any], images: Iterable[tuple[str, ImageScore]]) -> None:
+    """Write `classes.csv`, `images.csv` and `confusion.csv`; scores are fractions, empty where undefined.
 
     Args:
         output: folder.
         scores: what `Evaluation.scores` gave.
-        pictures: name and score of each picture, in the order of the data set.
+        images: name and score of each image, in the order of the dataset.
     """
     rows = scores["per_class"]
     category = {name: row["category"] for row in scores.get("per_category", ()) for name in row["classes"]}
@@ -65,7 +71,7 @@ def write_tables(output: Path, scores: dict[str, Any], pictures: Iterable[tuple[
             [
                 [name, *score[:3], *((names[score.confusion[0]], names[score.confusion[1]], score.confusion[2])
                                      if score.confusion else (None, None, None))]
-                for name, score in pictures
+                for name, score in images
             ],
         ),
     )  # fmt: skip
@@ -90,11 +96,11 @@ def write_page(
     Args:
         output: folder.
         results: what `results.json` holds.
-        spec: colours of the classes.
+        spec: colors of the classes.
         protocol: the test protocol in words.
-        chance: sentence on what an answer without looking would score.
-        worst: pictures with the lowest scores, worst first.
-        best: pictures with the highest, best first.
+        chance: a sentence on what a constant prediction would score.
+        worst: images with the lowest scores, worst first.
+        best: images with the highest scores, best first.
     """
     scores = results["scores"]
     name = "/".join(Path(results["model"]).parts[-2:])  # a run's folder and `model`, or a hub id
@@ -123,15 +129,15 @@ def write_page(
 
 
 def _figures(drawn: Sequence[Drawn], classes: Sequence[str]) -> list[dict[str, str]]:
-    """Name, caption and embedded image of each."""
+    """Name, caption and embedded image of each, as the template reads them."""
     figures = []
-    for name, score, strip in drawn:
+    for name, score, figure in drawn:
         caption = f"{name}: mIoU {percent(score.mean_iou)} %, pixel accuracy {percent(score.pixel_accuracy)} %"
         if score.confusion:
             actual, predicted, fraction = score.confusion
             mistake = f"{classes[actual]} taken for {classes[predicted]} ({percent(fraction)} % of the pixels)"
             caption += f"; mostly {mistake}"
-        figures.append({"name": name, "caption": caption, "image": image_uri(strip, "jpeg")})
+        figures.append({"name": name, "caption": caption, "image": image_uri(figure, "jpeg")})
     return figures
 
 

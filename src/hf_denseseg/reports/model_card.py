@@ -21,14 +21,14 @@ NOT_MEASURED = "not measured"
 
 @dataclass(frozen=True)
 class CardWords:
-    """What a card says of a task.
+    """Words of a task in cards.
 
     Args:
         verb: name of the pipeline in the card's example.
-        printed: what the example prints of each thing that the pipeline gives.
-        published: keys of the paper's figures in the card of a variant.
-        measured: keys of a run's figures there.
-        figures: a sentence on what these figures are.
+        printed: what the example prints of each result of the pipeline.
+        published: keys of the paper's scores in the card of a variant.
+        measured: keys of a run's scores there.
+        figures: a sentence on what these scores are.
         counted_size: (height, width) at which the card of a variant counts multiply-adds.
         counted_labels: number of classes for the same.
         usual_labels: number of classes in the card's example.
@@ -100,8 +100,8 @@ class PublishedRow(NamedTuple):
         recipe: name of the recipe that trains it.
         dataset: what the recipe trains on.
         steps: optimizer steps of the recipe.
-        published: the paper's figures as fractions; `dataset` and `note` say what sets a row apart.
-        measured: `scores` of a finished run of the recipe; empty if nobody ran it.
+        published: the paper's scores as fractions; `dataset` and `note` tell rows apart.
+        measured: `scores` of a finished run of the recipe; empty without one.
     """
 
     recipe: str
@@ -174,7 +174,7 @@ def variant_card(name: str, rows: Iterable[PublishedRow]) -> str:
     words = CARD_WORDS[task]
     info = model_info(name, image_size=words.counted_size, num_labels=words.counted_labels)
     lines = []
-    # Ablations share data and steps with the variant itself; a note tells them apart, and they come last.
+    # Ablations have the data and steps of the variant itself; a note tells them apart, and they come last.
     for row in sorted(rows, key=lambda row: "note" in row.published):
         data = "; ".join(filter(None, (row.published.get("dataset", row.dataset), row.published.get("note"))))
         lines.append(
@@ -201,7 +201,7 @@ def variant_card(name: str, rows: Iterable[PublishedRow]) -> str:
 
 
 def paper_of(family: str) -> dict[str, str]:
-    """What a family's package says of its paper: title, venue, bibtex, official_code, differences."""
+    """The paper of a family, from its package: title, venue, bibtex, official_code, differences."""
     return importlib.import_module(f"hf_denseseg.models.{family}").PAPER
 
 

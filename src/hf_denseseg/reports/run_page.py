@@ -13,8 +13,7 @@ SHOWN_SCORE = 0.5  # of objects in the images of a report
 # What the images of the report show.
 SHOWN = {
     "semantic-segmentation": "Image, ground truth, prediction; ignored pixels are black.",
-    "image-classification": "Predictions with their confidence, and the ground truth where they are wrong: wrong ones "
-    "first.",
+    "image-classification": "Predictions with their confidence, wrong ones first and with their ground truth.",
     "object-detection": f"Ground truth, and the boxes found with a score above {SHOWN_SCORE}.",
     "instance-segmentation": f"Ground truth, and the objects found with a score above {SHOWN_SCORE}.",
 }
