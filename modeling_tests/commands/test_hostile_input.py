@@ -72,29 +72,29 @@ def encoded(mode, size, kind):
     return data.getvalue()
 
 
-PICTURES = [
+IMAGES = [
     encoded(mode, (9, 7), kind)
     for mode, kind in [("RGB", "PNG"), ("L", "JPEG"), ("P", "GIF"), ("I;16", "PNG"), ("RGBA", "WEBP"), ("F", "TIFF")]
 ] + [encoded("CMYK", (9, 7), "JPEG"), encoded("RGB", (9, 7), "BMP"), encoded("1", (9, 7), "PNG")]
 
 
 @FEW
-@given(st.sampled_from(PICTURES), st.integers(0, 2**32), st.integers(0, 6), st.booleans())
-def test_damaged_pictures_and_masks_are_read_or_refused(content, seed, changes, cut):
+@given(st.sampled_from(IMAGES), st.integers(0, 2**32), st.integers(0, 6), st.booleans())
+def test_damaged_images_and_masks_are_read_or_refused(content, seed, changes, cut):
     draw, content = random.Random(seed), bytearray(content)
     for _ in range(changes):
         content[draw.randrange(len(content))] = draw.randrange(256)
     content = bytes(content[: draw.randrange(len(content))] if cut else content)
-    picture = refused_or_read(read_image, content, "picture.png")
-    assert isinstance(picture, InputError) or picture.mode == "RGB"
+    image = refused_or_read(read_image, content, "image.png")
+    assert isinstance(image, InputError) or image.mode == "RGB"
     label = refused_or_read(read_label, content, SPEC, "mask.png")
     assert isinstance(label, InputError) or (label.ndim == 2 and label.dtype == np.uint8)
 
 
 @FEW
 @given(st.binary(max_size=200))
-def test_bytes_that_are_no_picture_are_refused(content):
-    assert isinstance(refused_or_read(read_image, content, "picture.png"), InputError)
+def test_bytes_that_are_no_image_are_refused(content):
+    assert isinstance(refused_or_read(read_image, content, "image.png"), InputError)
 
 
 def png_that_claims(width, height):
@@ -106,7 +106,7 @@ def png_that_claims(width, height):
 
 
 @pytest.mark.parametrize("size", [(100_000, 100_000), (2**31 - 1, 2**31 - 1), (0, 5)])
-def test_a_picture_that_claims_to_be_huge_is_refused_unread(size):
+def test_an_image_that_claims_to_be_huge_is_refused_unread(size):
     error = refused_or_read(read_image, png_that_claims(*size), "huge.png")
     assert isinstance(error, InputError) and "huge.png" in str(error)
 
@@ -149,9 +149,9 @@ def test_arbitrary_recipes_are_taken_or_refused(tmp_path, values):
 
 
 @FEW
-@given(JSON, st.sampled_from(["classes", "palette", "ids", "lut", "name", "ignore", "whole"]))
+@given(JSON, st.sampled_from(["classes", "palette", "ids", "lut", "name", "ignore", "everything"]))
 def test_arbitrary_label_specifications_are_taken_or_refused(tmp_path, value, key):
-    content = value if key == "whole" else {"name": "own", "classes": ["a", "b"], key: value}
+    content = value if key == "everything" else {"name": "own", "classes": ["a", "b"], key: value}
     path = tmp_path / "classes.json"
     path.write_text(json.dumps(content))
     refused_or_read(LabelSpec.from_file, path)
@@ -169,7 +169,7 @@ class Hostile:
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A whole checkpoint: configuration, header and data of its weights."""
+    """A complete checkpoint: configuration, header and data of its weights."""
     folder = tmp_path_factory.mktemp("saved")
     hf_denseseg.create_model("dsct-tiny-sac", num_labels=3, **REDUCED).save_pretrained(folder)
     content = (folder / "model.safetensors").read_bytes()
@@ -309,13 +309,13 @@ def test_states_of_a_run_are_read_without_running_code(tmp_path):
         (tmp_path / "run" / "results.json").unlink(missing_ok=True)
         shutil.rmtree(tmp_path / "run" / "checkpoint-2", ignore_errors=True)
         file = tmp_path / "run" / "checkpoint-1" / name
-        whole = file.read_bytes()
+        content = file.read_bytes()
         torch.save({"state": Hostile(trap)}, file)
         mark_complete(file.parent)
         code = main(words)
         assert not trap.exists()
         assert code == (0 if name == "training_args.bin" else 2), name  # the first is never read
-        file.write_bytes(whole)
+        file.write_bytes(content)
         mark_complete(file.parent)
 
 

@@ -68,11 +68,11 @@ def test_override_words_become_values(words, expected):
         ("loss_normalization: mean\n", "use 'valid' or 'all'"),
         ("lr_scheduler_type: poly\n", "poly"),
         ("test_mode: slide\n", "crop_size"),
-        ("- a\n- b\n", "holds no `key: value` lines"),
-        ("a: [1\n", "no readable YAML"),
+        ("- a\n- b\n", "has no `key: value` lines"),
+        ("a: [1\n", "not readable YAML"),
     ],
 )
-def test_wrong_recipe_is_refused_with_the_remedy(recipe_file, text, message):
+def test_wrong_recipe_is_refused_and_told_how_to_fix_it(recipe_file, text, message):
     with pytest.raises(InputError, match=message):
         load_recipe(recipe_file(text))
 
@@ -83,7 +83,7 @@ def test_missing_recipe_is_refused(tmp_path):
 
 
 def test_value_without_key_is_refused():
-    with pytest.raises(InputError, match="'100' stands alone"):
+    with pytest.raises(InputError, match="'100' has no key"):
         parse_overrides(["100"])
 
 

@@ -1,27 +1,27 @@
-"""The two ways a command can end badly, and messages for names that are not known."""
+"""The two errors that commands report in one line, and messages for unknown names."""
 
 import difflib
 from collections.abc import Collection
 
 
 class InputError(ValueError):
-    """What the user gave cannot be used (file, recipe, name, checkpoint); the message says what, where and the remedy.
+    """An input (file, recipe, name, checkpoint) cannot be used; the message says what, where, and how to fix it.
 
     Commands print it as one line and exit with code 2.
     """
 
 
 class RunError(RuntimeError):
-    """Something failed while running (disk full, no network); the message says what is kept and how to go on.
+    """Something failed while running (disk full, no network); the message says what is kept and how to continue.
 
     Commands print it as one line and exit with code 1.
     """
 
 
 def unknown_name(kind: str, given: str, known: Collection[str], otherwise: str | None = None) -> str:
-    """Say that `given` is no known `kind`, and propose up to three of `known` that look alike.
+    """Message that `given` is not a known `kind`; proposes up to three similar names of `known`.
 
-    If none does, end with `otherwise`, or list them all.
+    If none is similar, it ends with `otherwise`, or lists them all.
     """
     near = difflib.get_close_matches(given, known, n=3, cutoff=0.6)
     if near:
@@ -31,9 +31,9 @@ def unknown_name(kind: str, given: str, known: Collection[str], otherwise: str |
 
 
 def reject_misspelled_fields(config: object, extra: Collection[str]) -> None:
-    """Refuse keyword arguments of a configuration that look like a declared field with a typing error.
+    """Refuse keyword arguments of a configuration that look like a misspelled field.
 
-    transformers stores what it does not know as plain attributes, so `hiden_size=64` would pass without a word.
+    transformers stores unknown arguments as plain attributes, so `hiden_size=64` would pass silently.
 
     Raises:
         ValueError: one of `extra` is nearly, but not exactly, the name of a field of `config`.

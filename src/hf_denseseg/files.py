@@ -1,4 +1,4 @@
-"""Write files aside and rename them, so that nothing half-written is ever taken for a whole."""
+"""Write files under a temporary name and rename them, so that no partial file is ever read as a complete one."""
 
 import errno
 import os
@@ -14,10 +14,10 @@ NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path with the same ending in the same folder, and rename it to `path` if the block succeeds.
+    """Give a temporary path with the same ending in the same folder, and rename it to `path` when the block succeeds.
 
     Raises:
-        RunError: the disk is full or the folder cannot be written; `path` keeps its former content.
+        RunError: the disk is full or the folder cannot be written; `path` keeps its previous content.
     """
     path = Path(path)
     with _explain_write_errors(path):
@@ -27,7 +27,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         aside = Path(name)
         try:
             yield aside
-            # mkstemp makes private files; a result belongs to whoever may read the folder.
+            # mkstemp creates private files; give a result the permissions that the umask allows.
             mask = os.umask(0)
             os.umask(mask)
             aside.chmod(0o666 & ~mask)
@@ -45,10 +45,10 @@ def write_atomic(path: str | Path, data: str | bytes) -> None:
 
 
 def check_output_folder(folder: str | Path) -> Path:
-    """Create `folder` and prove that it can be written, before any work is done.
+    """Create `folder` and check that it can be written, before any work is done.
 
     Raises:
-        InputError: the path is a file, or the folder cannot be made or written.
+        InputError: the path is a file, or the folder cannot be created or written.
     """
     folder = Path(folder)
     try:
@@ -57,7 +57,7 @@ def check_output_folder(folder: str | Path) -> Path:
             probe.write(b"x")
     except OSError as error:
         raise InputError(
-            f"Output folder {folder} cannot be written ({error.strerror}). Give another one or mend its permissions."
+            f"Output folder {folder} cannot be written ({error.strerror}). Give another, or change its permissions."
         ) from error
     return folder
 

@@ -1,4 +1,4 @@
-"""Recipes: one flat YAML file per published row, checked key by key, overridable on the command line."""
+"""Recipes: one flat YAML file per published result, checked key by key, overridable on the command line."""
 
 import math
 import types
@@ -21,7 +21,7 @@ ARGUMENT_CLASSES: tuple[Any, ...] = (ModelArguments, DataArguments, TaskTraining
 
 @dataclass(frozen=True)
 class Recipe:
-    """A checked recipe: what is trained, on what, and how; `given` holds the keys that differ from the defaults."""
+    """A checked recipe: model, data and training; `given` holds the keys that the file or command line sets."""
 
     task: Task
     model: ModelArguments
@@ -30,7 +30,7 @@ class Recipe:
     given: dict[str, Any]
 
     def to_yaml(self) -> str:
-        """The given keys as text that `load_recipe` reads back to an equal recipe."""
+        """The given keys as YAML, which `load_recipe` reads back to an equal recipe."""
         return yaml.safe_dump(self.given, sort_keys=False)
 
 
@@ -49,7 +49,7 @@ def load_recipe(path: str | Path | None, overrides: list[str] | None = None) -> 
 
     Args:
         path: YAML file, or None for the defaults alone.
-        overrides: words such as `["--max_steps", "100", "--crop_size", "256", "256"]`; they win over the file.
+        overrides: words such as `["--max_steps", "100", "--crop_size", "256", "256"]`, which override the file.
 
     Raises:
         InputError: no such file, not a mapping, a key that does not exist (the nearest one is proposed), a key that
@@ -66,7 +66,7 @@ def load_recipe(path: str | Path | None, overrides: list[str] | None = None) -> 
             owner(**{key: value for key, value in given.items() if fields[key][0] is owner})
             for owner in ARGUMENT_CLASSES
         )
-    # What transformers finds wrong in a value, or stumbles over.
+    # What transformers raises on a wrong value, on purpose or not.
     except (ValueError, TypeError, ImportError, OSError, LookupError, AttributeError, ArithmeticError) as error:
         raise InputError(f"Recipe {path or 'from the command line'}: {error}") from error
     task = get_task(model.task)
@@ -88,7 +88,7 @@ def parse_overrides(words: list[str]) -> dict[str, Any]:
             key = key.replace("-", "_")
             values[key] = [rest] if rest else []
         elif key is None:
-            raise InputError(f"{word!r} stands alone: write `--key value`, for example `--max_steps 100`.")
+            raise InputError(f"{word!r} has no key: write `--key value`, for example `--max_steps 100`.")
         else:
             values[key].append(word)
     fields = recipe_fields()
@@ -102,7 +102,7 @@ def _parse_words(annotation: Any, words: list[str]) -> Any:
         return True
     kinds = _kinds(annotation)
     parsed = [yaml.safe_load(word) for word in words]
-    # YAML takes 1e-4 for text, and no for false; on a command line the meaning is plain.
+    # YAML reads 1e-4 as text and no as false; on a command line the key tells what is meant.
     parsed = [_as_number(value) if {float, list} & kinds else value for value in parsed]
     if str in kinds and list not in kinds:
         parsed = [value if type(value) in kinds else word for value, word in zip(parsed, words, strict=True)]
@@ -121,25 +121,27 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > LARGEST_FILE:
             raise InputError(
-                f"Recipe {path} has {path.stat().st_size:,} bytes; a recipe is a page of `key: value` lines."
+                f"Recipe {path} has {path.stat().st_size:,} bytes; a recipe is a few dozen `key: value` lines."
             )
         text = path.read_text(encoding="utf-8")
-        if sum(text.count(bracket) for bracket in "[{") > MOST_BRACKETS:  # the time to read them grows as their square
-            raise InputError(f"Recipe {path} holds more than {MOST_BRACKETS:,} brackets; lists of a recipe are short.")
-        # An alias of aliases of aliases is a few bytes here, and gigabytes as soon as it is printed.
+        if sum(text.count(bracket) for bracket in "[{") > MOST_BRACKETS:  # PyYAML takes time quadratic in them
+            raise InputError(
+                f"Recipe {path} holds more than {MOST_BRACKETS:,} brackets; the lists of a recipe are short."
+            )
+        # Nested aliases (a "YAML bomb") are a few bytes here, and gigabytes as soon as they are printed.
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
-            raise InputError(f"Recipe {path} refers to a part of itself (*name): write the value out.")
+            raise InputError(f"Recipe {path} has an alias (*name): write the value out.")
         content = yaml.safe_load(text)
     except InputError:
         raise
     except FileNotFoundError as error:
         raise InputError(
-            f"No recipe at {path}. The recipes of the papers lie in scripts/recipes; give the path of one."
+            f"No recipe at {path}. Give the path of a YAML file; those of the papers are in scripts/recipes."
         ) from error
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise InputError(f"Recipe {path} is no readable YAML: {' '.join(str(error).split())}") from error
+        raise InputError(f"Recipe {path} is not readable YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
-        raise InputError(f"Recipe {path} holds no `key: value` lines.")
+        raise InputError(f"Recipe {path} has no `key: value` lines.")
     return content
 
 
@@ -157,7 +159,7 @@ def _check(values: dict[str, Any], where: str) -> None:
         if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in kinds):
             names = " or ".join(sorted(kind.__name__ for kind in kinds - {type(None)}))
             hint = " Write numbers with a dot: 1.0e-4." if float in kinds and isinstance(value, str) else ""
-            hint = " YAML takes yes and no for true and false: quote them." if isinstance(value, bool) else hint
+            hint = " YAML reads yes and no as true and false: quote them." if isinstance(value, bool) else hint
             raise InputError(f"{where}: {key} must be {names}, but is {_shown(value)} ({type(value).__name__}).{hint}")
         inner = _kinds_in_list(fields[key][1])
         for part in value if isinstance(value, list) and inner else ():
@@ -170,7 +172,7 @@ def _check(values: dict[str, Any], where: str) -> None:
 
 
 def _check_task(given: dict[str, Any], where: str) -> None:
-    """Refuse an unknown task, and keys that mean nothing in the given one."""
+    """Refuse an unknown task, and keys that have no meaning in the given one."""
     task = given.get("task", SEMANTIC_SEGMENTATION)
     if task not in TASKS:
         raise InputError(f"{where}: {unknown_name('task', str(task), TASKS)}")
@@ -181,7 +183,7 @@ def _check_task(given: dict[str, Any], where: str) -> None:
             meaning = fields[key][0].__dataclass_fields__[key].metadata["help"]
             raise InputError(
                 f"{where}: {key} ({meaning}) has no meaning in the task {task}; it belongs to {' and '.join(tasks)}. "
-                "Take it out, or change `task`."
+                "Remove it, or change `task`."
             )
 
 
@@ -191,7 +193,7 @@ def _shown(value: Any) -> str:
 
 
 def _kinds_in_list(annotation: Any) -> set[type]:
-    """Plain Python types that the elements of a list field may have; empty if there is no list or it may hold all."""
+    """Plain Python types allowed for the elements of a list field; empty if there is no list, or any type is."""
     parts = [annotation]
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         parts = list(typing.get_args(annotation))
