@@ -193,7 +193,7 @@ def test_config_fields_of_a_conversion_are_given_as_in_a_recipe(tmp_path, capsys
         assert message in capsys.readouterr().err
 
 
-def test_push_needs_a_whole_folder(tmp_path, capsys):
+def test_push_needs_a_complete_folder(tmp_path, capsys):
     assert main(["push", str(tmp_path), "someone/something"]) == 2
     assert "lacks config.json, README.md" in capsys.readouterr().err
 
@@ -235,13 +235,13 @@ def test_damaged_and_foreign_checkpoints_are_refused(checkpoint, tmp_path, capsy
     assert "has 3 classes" in capsys.readouterr().err
 
 
-def test_chance_level_is_the_best_constant_answer():
-    """A constant answer has IoU share for its class, 0 for the others: 60 % of the pixels in 1 of 2 classes -> 0.3."""
+def test_chance_level_is_the_best_constant_prediction():
+    """The IoU of its class is the fraction of its pixels, others have 0: 60 % of the pixels, 1 of 2 classes -> 0.3."""
     rows = [{"class": "a", "pixels": 60}, {"class": "b", "pixels": 40}, {"class": "absent", "pixels": 0}]
     assert constant_prediction_miou({"per_class": rows}) == (pytest.approx(0.3), "a")
 
 
-def test_a_reader_that_has_seen_enough_is_no_failure():
+def test_a_reader_that_closes_the_pipe_is_no_failure():
     """As in `denseseg data list | head -1`."""
     read, write = os.pipe()
     os.close(read)

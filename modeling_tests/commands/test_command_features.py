@@ -354,8 +354,8 @@ def test_named_classes_are_shown(checkpoint, tmp_path):
     "words, message",
     [
         (["--classes", "rode", "sky"], "Unknown class of synthetic-street-11 'rode'. Did you mean 'road'"),
-        (["--classes", "road"], "Two classes at least"),
-        (["--classes", "road", "fence", "--limit", "1"], "fence: no pixel in the pictures looked at"),
+        (["--classes", "road"], "At least two classes"),
+        (["--classes", "road", "fence", "--limit", "1"], "fence: no pixel in these images"),
         (["--classes", "road", "rider", "--limit", "1"], "rider: no point on the feature maps"),
         (["--limit", "0"], "--limit is 0. Give 1 or more"),
         (["--points", "1"], "--points is 1. Give 2 or more"),

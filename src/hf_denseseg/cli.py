@@ -1,4 +1,4 @@
-"""The `denseseg` command: one sub-command per step of the road from recipe to card."""
+"""The `denseseg` command line: one subcommand per step from recipe to model card."""
 
 import argparse
 import errno
@@ -25,19 +25,19 @@ COMMANDS = (
     "kernels",
 )
 EPILOG = """examples:
-  denseseg demo                                              train a small model on embedded data, without a network
+  denseseg demo                                              train a small model on embedded data, offline
   denseseg models 'dsct-*'                                   names, sizes and costs
   denseseg train scripts/recipes/dsct/dsct_tiny_sac_camvid_cpu.yaml --dataset path/to/camvid
-  denseseg predict runs/demo/model street.jpg --output masks
+  denseseg predict runs/demo/model street.jpg --output_dir masks
 
 exit codes: 0 done, 1 failed while running, 2 wrong input or usage"""
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of all sub-commands; each module of `commands` adds its own."""
+    """The parser of all subcommands; each module of `commands` adds its own."""
     parser = argparse.ArgumentParser(
         prog="denseseg",
-        description="Train, evaluate and use dense-prediction models of the Hugging Face family.",
+        description="Train, evaluate and use dense-prediction models for Hugging Face transformers.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -49,9 +49,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def parse_arguments(words: list[str]) -> argparse.Namespace:
-    """Parse a command line; what a command does not know itself goes to `overrides`, if it takes recipe keys.
+    """Parse a command line; options that a command does not define go to `overrides`, if it takes recipe keys.
 
-    A key takes all words up to the next `--`, so the command's own positional arguments come first.
+    A key takes all words up to the next `--`, so positional arguments come first.
     """
     parser = build_parser()
     commands = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction)).choices
@@ -85,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> int:
     """Run the command that `parse_arguments` found and return its exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    # What the libraries below log at this level is their business, not the user's.
+    # Their messages of level INFO are of no use to a user.
     for library in ("httpx", "httpcore", "filelock", "fsspec", "PIL", "matplotlib", "datasets", "urllib3"):
         logging.getLogger(library).setLevel(logging.WARNING)
     command = importlib.import_module(f"hf_denseseg.commands.{args.command}")
@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
         code = command.main(args)
         sys.stdout.flush()
         return code
-    except BrokenPipeError:  # who reads the output, such as `head`, has seen enough
+    except BrokenPipeError:  # the reader, for example `head`, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except InputError as error:
@@ -110,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
         )
         return 1
     except KeyboardInterrupt:
-        print("interrupted: run the same command again to go on from the last checkpoint.", file=sys.stderr)
+        print("interrupted: run the same command again to continue from the last checkpoint.", file=sys.stderr)
         return 1
 
 

@@ -1,4 +1,4 @@
-"""`denseseg card`: cards of the published variants, from recipes and measured results."""
+"""`denseseg card`: model cards of the published variants, from recipes and measured results."""
 
 import argparse
 import json
@@ -6,25 +6,25 @@ from pathlib import Path
 from typing import Any
 
 EPILOG = """examples:
-  denseseg card                                  every variant that a recipe of scripts/recipes names
-  denseseg card dsct-base-sac --results runs     with the results of finished runs, in folders named like the recipe
+  denseseg card                                  every variant that has a recipe in scripts/recipes
+  denseseg card dsct-base-sac --results runs     with the results of finished runs in runs/RECIPE_NAME
 
-A trained model gets its own card (README.md) from `denseseg train`."""
+`denseseg train` writes the card of a trained model itself: model/README.md in the run folder."""
 
 
 def add_parser(subparsers: Any) -> None:
     """Add `card` to the command line."""
     parser = subparsers.add_parser(
         "card",
-        help="write model cards",
-        description="Write one card per published variant: published and measured numbers side by side.",
+        help="write the model cards of the published variants",
+        description="Write one model card per published variant, with published and measured numbers side by side.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("names", nargs="*", help="published names (default: all that recipes name)")
-    parser.add_argument("--recipes", type=Path, default=Path("scripts/recipes"), help="folder of recipes")
-    parser.add_argument("--results", type=Path, help="folder with <recipe name>/results.json of finished runs")
-    parser.add_argument("--output", type=Path, default=Path("model_cards"), help="folder to write")
+    parser.add_argument("names", nargs="*", help="published names (default: all that have a recipe)")
+    parser.add_argument("--recipes", type=Path, default="scripts/recipes", help="their folder (default: %(default)s)")
+    parser.add_argument("--results", type=Path, help="folder of finished runs: RECIPE_NAME/results.json")
+    parser.add_argument("--output", type=Path, default="model_cards", help="folder to write (default: %(default)s)")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -36,7 +36,7 @@ def main(args: argparse.Namespace) -> int:
 
     paths = sorted(args.recipes.rglob("*.yaml"))
     if not paths:
-        raise InputError(f"No recipes in {args.recipes}. Give the folder with --recipes.")
+        raise InputError(f"No recipes (*.yaml) in {args.recipes}. Give their folder with --recipes.")
     output = check_output_folder(args.output)
     rows_of: dict[str, list[PublishedRow]] = {}
     for path in paths:
@@ -47,7 +47,7 @@ def main(args: argparse.Namespace) -> int:
         file = args.results / path.stem / "results.json" if args.results else None
         measured = json.loads(file.read_text())["scores"] if file and file.exists() else {}
         row = PublishedRow(path.stem, recipe.data.dataset, recipe.training.max_steps, published, measured)
-        # The last step of a schedule starts from a run's checkpoint and names the variant among its numbers.
+        # The last stage of a schedule starts from the checkpoint of an earlier run, so `published` names its variant.
         rows_of.setdefault(published.get("variant", recipe.model.model), []).append(row)
     for variant in args.names or sorted(rows_of):
         own = rows_of.get(variant, [])

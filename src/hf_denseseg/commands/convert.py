@@ -1,4 +1,4 @@
-"""`denseseg convert`: official checkpoint -> a folder that the Auto classes load."""
+"""`denseseg convert`: from an official checkpoint to a folder that the Auto classes load."""
 
 import argparse
 from typing import Any
@@ -10,27 +10,28 @@ EPILOG = """examples:
   denseseg convert setr google/vit-large-patch16-384 setr-mla-vit-large --num_labels 150 \\
       --config_overrides '{image_size: 512}' --output setr-mla-imagenet
 
-Weights are read as safetensors or with weights_only=True. Every official key is used or named as dropped."""
+Weights are read as safetensors or with weights_only=True, so no code in them is run. Every key of the official
+checkpoint is converted or known to be unused; keys that are left over or missing are an error that lists them."""
 
 
 def add_parser(subparsers: Any) -> None:
     """Add `convert` to the command line."""
     parser = subparsers.add_parser(
         "convert",
-        help="convert an official checkpoint",
-        description="Convert an official checkpoint into a folder for from_pretrained.",
+        help="convert the authors' checkpoint into a model folder",
+        description="Convert the authors' weights into a model folder that from_pretrained loads.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("family", help="model family, such as dsct")
+    parser.add_argument("family", help="model family: dsct, setr, hlg, unept or hfgd")
     parser.add_argument(
         "weights",
-        help=".safetensors, or .pth / .bin / .tar without pickled code; or what else the "
-        "family's README names, such as timm:NAME or a hub id",
+        help="file of the weights: .safetensors, or .pth, .bin or .tar without pickled code; some families also "
+        "take timm:NAME or a hub id, see their README",
     )
-    parser.add_argument("hyper_parameters", help="published name, or JSON file in the official words")
-    parser.add_argument("--num_labels", type=int, help="classes of the segmentation head")
-    parser.add_argument("--config_overrides", help="config fields that differ: '{image_size: 512}'")
+    parser.add_argument("hyper_parameters", help="published name, or a JSON file with the names of the official code")
+    parser.add_argument("--num_labels", type=int, help="number of classes of the head")
+    parser.add_argument("--config_overrides", help="config fields to change, as YAML: '{image_size: 512}'")
     parser.add_argument("--output", required=True, help="folder to write")
 
 

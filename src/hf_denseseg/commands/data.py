@@ -1,4 +1,4 @@
-"""`denseseg data list|check|stats|show|pack`: what is known, what is in a data set, and packing it into shards."""
+"""`denseseg data list|check|stats|show|pack`: known benchmarks, what a dataset holds, and packing it into shards."""
 
 import argparse
 import json
@@ -22,10 +22,10 @@ _EPILOG = """examples:
   denseseg data check path/to/coco --split train2017 --task object-detection
   denseseg data stats path/to/imagenet --split val --task image-classification"""
 _HELP = {
-    "check": "read every picture with its labels and name each fault with its file and remedy; exit code 2 if any",
-    "stats": "count classes and sizes (of label maps pixels and void, with class weights) as JSON",
-    "show": "draw pictures with their labels",
-    "pack": "write shards with the pictures inside and checksums beside; given again, it goes on where it stopped",
+    "check": "read every image with its labels; name each fault, its file and how to fix it; exit code 2 if any",
+    "stats": "count classes and image sizes (for label maps also pixels, and class weights from them), as JSON",
+    "show": "draw the first images with their labels into one PNG",
+    "pack": "write shards that hold images and labels, with checksums; run again, it continues where it stopped",
 }
 _REPACK = ("task", "split", "data_root", "label_spec", "revision", "limit", "output", "format", "rows_per_shard")
 
@@ -34,39 +34,40 @@ def add_parser(subparsers: Any) -> None:
     """Add `data` with its actions to the command line."""
     parser = subparsers.add_parser(
         "data",
-        help="list benchmarks; check, count, show or pack a data set",
-        description="Look at a data set before training on it, or pack it into shards for many machines.",
+        help="list benchmarks; check, count, show or pack a dataset",
+        description="Check a dataset before training on it, or pack it into shards for many machines.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     actions = parser.add_subparsers(dest="action", metavar="|".join(("list", *_HELP)), required=True)
-    actions.add_parser("list", help="benchmarks known by name: classes, splits, license, source and files")
+    actions.add_parser("list", help="known benchmarks: classes, splits, license, source and files")
     for name, text in _HELP.items():
         action = actions.add_parser(
             name, help=text, description=text[0].upper() + text[1:] + ".", epilog="example: " + _EXAMPLES[name]
         )
         add = action.add_argument
-        add("dataset", help="synthetic, a benchmark, a folder or archive, an annotation file, or a hub id")
-        add(
-            "--task",
-            choices=tuple(TASKS),
-            default=SEMANTIC_SEGMENTATION,
-            help="what is learned (default: %(default)s)",
-        )
-        add("--split", default="train", help="train (default), val, test or a folder name")
-        add("--data_root", help="where the benchmark lies that is given by its name")
-        add("--label_spec", metavar="FILE", help="label specification, a benchmark's name, or names of the classes")
-        add("--columns", type=json.loads, metavar="JSON", help='columns of shards: \'{"label": "mask"}\'')
-        add("--revision", help="revision of a hub data set")
+        add("dataset", help="'synthetic', a benchmark, a folder or archive, an annotation file, or a hub id")
+        add("--task", choices=tuple(TASKS), default=SEMANTIC_SEGMENTATION, help="(default: %(default)s)")
+        add("--split", default="train", help="train, val, test or the name of a folder (default: %(default)s)")
+        add("--data_root", help="folder of the benchmark that DATASET names (default: $DENSESEG_DATA_ROOT)")
+        add("--label_spec", metavar="FILE", help="label specification, a benchmark's name, or a list of class names")
+        add("--columns", type=json.loads, metavar="JSON", help='names of columns in the data: \'{"label": "mask"}\'')
+        add("--revision", help="revision of a hub dataset")
         default = 8 if name == "show" else None
-        add("--limit", type=int, default=default, help=f"so many pictures (default {default or 'all'})")
+        add(
+            "--limit",
+            type=int,
+            metavar="N",
+            default=default,
+            help=f"only the first images (default: {default or 'all'})",
+        )
         if name == "pack":
-            add("--output", type=Path, required=True, help="folder of the shards")
-            add("--format", choices=("parquet", "webdataset"), default="parquet", help="of the shards (%(default)s)")
-            add("--rows_per_shard", type=int, default=500, help="pictures in a file (%(default)s)")
+            add("--output", type=Path, required=True, help="folder to write")
+            add("--format", choices=("parquet", "webdataset"), default="parquet", help="(default: %(default)s)")
+            add("--rows_per_shard", type=int, default=500, help="images per shard (default: %(default)s)")
         elif name != "check":
             path = Path("data.png" if name == "show" else "stats.json")
-            add("--output", type=Path, default=path, help=f"file to write (default {path})")
+            add("--output", type=Path, default=path, help=f"file to write (default: {path})")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -85,7 +86,7 @@ def main(args: argparse.Namespace) -> int:
     source = {key: value for key, value in given.items() if value is not None}
     if unread := [key for key in source if key not in task.source_options]:
         names = {"spec": "label_spec", "root": "data_root"}
-        raise InputError(f"--{names.get(unread[0], unread[0])} says nothing about {args.task} data. Leave it out.")
+        raise InputError(f"--{names.get(unread[0], unread[0])} has no meaning for {args.task} data. Leave it out.")
     if args.action == "pack":
         return _pack(task.load_split(args.dataset, args.split, args.limit, **source), args)
     if args.action == "show":
@@ -116,12 +117,12 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _pack(data: Any, args: argparse.Namespace) -> int:
-    """Write shards; the manifest notes the command line, so that a message can say how to mend them."""
+    """Write shards; the manifest keeps the command line, so that a message can say how to repair them."""
     from hf_denseseg.data.shards.packing import pack
 
-    how = {"form": args.format, "rows_per_shard": args.rows_per_shard, "task": args.task}
+    options = {"form": args.format, "rows_per_shard": args.rows_per_shard, "task": args.task}
     words = [word for key in _REPACK if (given := getattr(args, key)) is not None for word in (f"--{key}", str(given))]
     command = ["denseseg", "data", "pack", args.dataset, *words]
-    shards = pack(data, args.output, args.split, **how, command=command, progress=True)
+    shards = pack(data, args.output, args.split, **options, command=command, progress=True)
     print(f"{len(data.dataset)} {args.task} rows in {len(shards)} shards. Written: {args.output}")
     return 0

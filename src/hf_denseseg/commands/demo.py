@@ -1,4 +1,4 @@
-"""`denseseg demo`: the whole road on embedded pictures, offline, in a few minutes on two cores."""
+"""`denseseg demo`: from recipe to prediction on embedded images, offline, in a few minutes on two cores."""
 
 import argparse
 import os
@@ -12,7 +12,7 @@ from hf_denseseg.models.auto.tasks import SEMANTIC_SEGMENTATION, TASKS
 
 RECIPES = Path(__file__).parent
 
-# Runs in a process of its own: what was saved must be enough.
+# Runs in a new process, which knows nothing but what was saved.
 RELOAD = """
 import sys
 from pathlib import Path
@@ -20,29 +20,30 @@ import hf_denseseg, transformers
 auto_class, kind, loader, folder, output, dataset, split = sys.argv[1:]
 model = getattr(transformers, auto_class).from_pretrained(folder)
 processor = transformers.AutoImageProcessor.from_pretrained(folder)
-find = transformers.pipeline(kind, model=model, image_processor=processor)
+predict = transformers.pipeline(kind, model=model, image_processor=processor)
 data = getattr(hf_denseseg, loader)(dataset, split, limit=4)
 output = Path(output)
 output.mkdir(exist_ok=True)
 for row in data.dataset:
     name = row["id"].replace("/", "_")
     row["image"].save(output / f"{name}.png")
-    answers = find(row["image"])
-    for place, found in enumerate(answers):
+    predictions = predict(row["image"])
+    for number, found in enumerate(predictions):
         if "mask" in found:
-            found["mask"].save(output / f"{name}_{place}_{found['label']}.png")
+            found["mask"].save(output / f"{name}_{number}_{found['label']}.png")
     if kind == "image-classification":
-        answers = answers[:1]
+        predictions = predictions[:1]
         name += f" ({data.spec.classes[row['label']]})"
-    scores = [" %.0f %%" % (100 * found["score"]) if found.get("score") is not None else "" for found in answers]
-    print(f"  {name}: " + (", ".join(found["label"] + score for found, score in zip(answers, scores)) or "nothing"))
+    scores = [" %.0f %%" % (100 * found["score"]) if found.get("score") is not None else "" for found in predictions]
+    labels = [found["label"] + score for found, score in zip(predictions, scores)]
+    print(f"  {name}: {', '.join(labels) or 'nothing'}")
 """
 
 
 EPILOG = """examples:
   denseseg demo --output runs/demo
   denseseg demo --task image-classification --output runs/demo-classification
-  denseseg demo --max_steps 50                              recipe keys can be given as well"""
+  denseseg demo --max_steps 50                              any key of a recipe, see `denseseg train --keys`"""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -50,20 +51,23 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "demo",
         help="train, evaluate, save, reload and use a small model on embedded data",
-        description="Train a small model on embedded drawn pictures, evaluate it per class, save it, load it in a new "
-        "process through the Auto classes and the pipeline, and write pictures and one HTML page.",
+        description="Train a small model on embedded drawings of streets, evaluate it per class, save it, load it in "
+        "a new process through the Auto classes and the pipeline, and write predictions and one HTML page.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--task", choices=tuple(TASKS), default=SEMANTIC_SEGMENTATION, help="what is learned (default: %(default)s)"
+        "--task",
+        choices=tuple(TASKS),
+        default=SEMANTIC_SEGMENTATION,
+        help="task to learn (default: %(default)s)",
     )
-    parser.add_argument("--output", default="runs/demo", help="run folder (default: %(default)s)")
+    parser.add_argument("--output", default="runs/demo", help="run folder to write (default: %(default)s)")
     parser.set_defaults(takes_overrides=True)
 
 
 def main(args: argparse.Namespace) -> int:
-    """Run the demo and say what came out."""
+    """Run the demo and print what it found."""
     from hf_denseseg.evaluation.score_names import SCORE_NAMES, chance_level
     from hf_denseseg.training.recipe import load_recipe
     from hf_denseseg.training.run import train
@@ -74,7 +78,7 @@ def main(args: argparse.Namespace) -> int:
     results = train(recipe)
     print(f"\nLoaded in a new process, {names.auto_class} and pipeline({names.pipeline!r}) find:", flush=True)
     found = output / "masks" if "segmentation" in args.task else output / "found"
-    split = "train" if recipe.data.eval_split == "train" else "test"  # what is learned by heart is shown
+    split = "train" if recipe.data.eval_split == "train" else "test"  # a model that overfits is shown on what it saw
     data = (recipe.data.dataset, split)
     command = [
         sys.executable,
@@ -93,5 +97,5 @@ def main(args: argparse.Namespace) -> int:
         )
     key, label = SCORE_NAMES[args.task].main_metric
     print(f"\n{label} {100 * results['scores'][key]:.1f} %. {chance_level(args.task, results['scores'])}")
-    print(f"Pictures, table and learning curve: {output / 'index.html'}; what was found: {found}")
+    print(f"Images, table and learning curve: {output / 'index.html'}; predictions: {found}")
     return 0

@@ -1,4 +1,4 @@
-"""`denseseg evaluate`: score a checkpoint on a data set, with any test protocol, or answer a test split."""
+"""`denseseg evaluate`: score a checkpoint with any test protocol, or predict a test split for its server."""
 
 import argparse
 from pathlib import Path
@@ -15,28 +15,29 @@ EPILOG = """examples:
   denseseg evaluate runs/city/model --dataset cityscapes --data_root FOLDER --eval_split test --submission city.zip
   torchrun --nproc_per_node 2 -m hf_denseseg.cli evaluate CHECKPOINT --dataset FOLDER --use_cpu
 
-OUTPUT (--output_dir) gets results.json, and of segmentation index.html (look at it), classes.csv, images.csv and
-confusion.csv. A run that was interrupted goes on where it was when the same command is given again, also with another
-number of processes; with another checkpoint, protocol or labelling it starts anew.
+OUTPUT_DIR (--output_dir) gets results.json and, for segmentation, index.html (open it in a browser), classes.csv,
+images.csv and confusion.csv. Run an interrupted command again, with any number of processes, and it continues where it
+stopped; with another checkpoint, protocol or label specification it starts from the beginning.
 
-Every data and test key of a recipe can be given (`denseseg train --keys`)."""
+Without a --test_ key the protocol saved with the checkpoint is used. Every data and test key of a recipe can be given
+(`denseseg train --keys` lists them)."""
 
 
 def add_parser(subparsers: Any) -> None:
     """Add `evaluate` to the command line."""
     parser = subparsers.add_parser(
         "evaluate",
-        help="score a checkpoint",
-        description="Score a checkpoint for its task: per-class table, results.json.",
+        help="score a checkpoint on a dataset, with any test protocol",
+        description="Score a checkpoint for its task: a table of the classes and results.json.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("checkpoint", help="folder or hub id of a model of this package")
-    parser.add_argument("--recipe", help="recipe whose data and test keys are used")
+    parser.add_argument("checkpoint", help="model folder or hub id")
+    parser.add_argument("--recipe", help="YAML file whose data and test keys are used")
     parser.add_argument(
         "--submission",
         metavar="ZIP",
-        help="do not score, but write the answers for the server of Cityscapes or ADE20K, checked before",
+        help="instead of scoring, write and check a ZIP for the evaluation server of Cityscapes or ADE20K",
     )
     parser.set_defaults(takes_overrides=True)
 

@@ -1,4 +1,4 @@
-"""`denseseg export`: a checkpoint as one `torch.export` file, compared with the model before it counts."""
+"""`denseseg export`: a checkpoint as one `torch.export` file, written only if it agrees with the model."""
 
 import argparse
 from pathlib import Path
@@ -10,7 +10,7 @@ EPILOG = """examples:
   denseseg export runs/demo/model --output demo.pt2
   python -c 'import torch; model = torch.export.load("demo.pt2").module(); print(model(torch.zeros(1, 3, 256, 320)))'
 
-The program takes normalised pixel_values (batch, 3, height, width) of any size from 29 pixels up and returns the
+The program takes normalized pixel_values (batch, 3, height, width) of any size from 29 pixels up and returns the
 logits. torch 2.11 exports pooling for even or for odd sizes only; the command then says so and writes nothing."""
 
 
@@ -19,11 +19,11 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "export",
         help="write a checkpoint as a torch.export program",
-        description="Export with dynamic batch, height and width, and check it against the model at three sizes.",
+        description="Export with dynamic batch, height and width, and compare with the model at three sizes.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("checkpoint", help="folder or hub id")
+    parser.add_argument("checkpoint", help="model folder or hub id")
     parser.add_argument("--output", required=True, help="file to write, ending in .pt2")
 
 
@@ -50,7 +50,7 @@ def main(args: argparse.Namespace) -> int:
             return self.model(pixel_values=pixel_values).logits
 
     program = Logits(load_trained_model(args.checkpoint)).eval()
-    # A batch of 2: sizes 0 and 1 would be taken for constants.
+    # A batch of 2: torch.export makes constants of sizes 0 and 1.
     exported = torch.export.export(
         program, (torch.zeros(2, 3, 128, 160),), dynamic_shapes=({0: Dim.AUTO, 2: Dim.AUTO, 3: Dim.AUTO},)
     )

@@ -1,4 +1,4 @@
-"""`denseseg features`: class tokens and pixel features of a segmenter, as pictures and numbers."""
+"""`denseseg features`: class tokens and pixel features of a segmentation model, as figures and numbers."""
 
 import argparse
 import json
@@ -11,12 +11,11 @@ EPILOG = """examples:
   denseseg features runs/demo/model --dataset synthetic --output runs/demo/features
   denseseg features CHECKPOINT --dataset path/to/camvid --output features --classes road pavement --projection umap
 
-OUTPUT/tokens.png shows what the classifier answers to its own class tokens (a high diagonal: classes that do not lean
-on others), OUTPUT/features.png the features of pixels in a plane, in the colours of their true classes,
-OUTPUT/features.json the numbers: token confidence, and how well the classes lie apart without any projection.
-Without --classes those are shown that the checkpoint takes for each other most often, eight at most: to compare
-checkpoints name the same classes for each. umap is the paper's projection; it and tsne need
-`pip install 'hf-denseseg[umap]'`, pca needs nothing."""
+OUTPUT/tokens.png shows what the classifier predicts for its own class tokens (a high diagonal: the classes do not
+depend on each other), OUTPUT/features.png a projection of pixel features to two dimensions, in the colors of their
+ground truth, OUTPUT/features.json the numbers: token confidence, and how separable the classes are before projection.
+Without --classes the classes are shown that the checkpoint confuses most, at most eight; to compare checkpoints, name
+the same classes for each. umap is the paper's projection; it and tsne need `pip install 'hf-denseseg[umap]'`."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -24,22 +23,22 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "features",
         help="show class tokens and pixel features of a checkpoint",
-        description="Show by what a segmentation checkpoint tells classes apart.",
+        description="Show how well the features of a segmentation checkpoint separate the classes.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("checkpoint", help="folder or hub id of a segmentation model")
-    add("--dataset", required=True, help="synthetic, a benchmark, a folder, or a hub id")
-    add("--data_root", metavar="FOLDER", help="where the benchmark lies that is given by its name")
-    add("--split", default="val", help="val (default), train, test or a folder name")
+    add("--dataset", required=True, help="'synthetic', a benchmark, a folder or a hub id")
+    add("--data_root", metavar="FOLDER", help="folder of the benchmark that --dataset names")
+    add("--split", default="val", help="val, train, test or the name of a folder (default: val)")
     add("--output", required=True, help="folder to write")
-    add("--classes", nargs="+", metavar="NAME", help="classes whose features are shown")
-    add("--limit", type=int, metavar="N", help="look at the first N pictures (default: all)")
-    add("--points", type=int, default=500, metavar="N", help="features of a class (default 500)")
-    add("--projection", choices=("pca", "umap", "tsne"), default="pca", help="default: pca")
+    add("--classes", nargs="+", metavar="NAME", help="classes to show")
+    add("--limit", type=int, metavar="N", help="only the first N images (default: all)")
+    add("--points", type=int, default=500, metavar="N", help="features per class (default: 500)")
+    add("--projection", choices=("pca", "umap", "tsne"), default="pca", help="projection to the plane (default: pca)")
     add("--label_spec", metavar="FILE", help="label specification (default: found beside the data)")
-    add("--seed", type=int, default=0, help="of the sample and the projection (default 0)")
+    add("--seed", type=int, default=0, help="of the sampling and the projection (default: 0)")
     add("--device", help="cpu, cuda, cuda:1 ... (default: cuda if there is one)")
 
 
@@ -83,9 +82,9 @@ def main(args: argparse.Namespace) -> int:
         "protocol": predictor.settings.to_dict(),
         "versions": {"hf_denseseg": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
     }
-    for name, picture in (("tokens", figures.token_figure(confidence, spec.classes)), ("features", plane)):
+    for name, figure in (("tokens", figures.token_figure(confidence, spec.classes)), ("features", plane)):
         with atomic_path(output / f"{name}.png") as aside:
-            picture.save(aside)
+            figure.save(aside)
     write_atomic(output / "features.json", json.dumps(numbers, indent=1) + "\n")
     parts = ", ".join(f"{key.replace('_', ' ')} {value:.3f}" for key, value in apart.items() if value is not None)
     print(f"Class tokens: mean of the diagonal {diagonal.mean():.3f}, chance {1 / len(tokens):.3f}.")
@@ -94,7 +93,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _load(args: argparse.Namespace) -> tuple[Any, Any, list[int] | None]:
-    """Checkpoint, data and train ids of `--classes`, everything checked that can be before the model works."""
+    """Checkpoint, data and train ids of `--classes`; checks all it can before the model runs."""
     from hf_denseseg.data.checks.segmentation import scan_segmentation
     from hf_denseseg.data.segmentation import load_segmentation
     from hf_denseseg.inference.predict.segmentation import SegmentationPredictor
@@ -122,14 +121,14 @@ def _load(args: argparse.Namespace) -> tuple[Any, Any, list[int] | None]:
     if scan.faults:
         more = f" (and {len(scan.faults) - 1} more; `denseseg data check` lists all)" if len(scan.faults) > 1 else ""
         raise InputError(f"{args.dataset}: {scan.faults[0]}{more}")
-    _check_present(scan.pixels, chosen, data.spec, "pixel in the pictures looked at")
+    _check_present(scan.pixels, chosen, data.spec, "pixel in these images")
     return predictor, data, chosen
 
 
 def _check_present(counts: Any, chosen: list[int] | None, spec: Any, what: str) -> None:
-    """Refuse named classes without anything to show, and fewer than two classes."""
+    """Refuse classes without anything to show, and fewer than two classes."""
     present = [k for k in range(spec.num_labels) if counts[k]]
     if absent := [spec.classes[k] for k in chosen or () if k not in present]:
-        raise InputError(f"{', '.join(absent)}: no {what}. Name other classes, or look at more pictures.")
+        raise InputError(f"{', '.join(absent)}: no {what}. Name other classes, or raise --limit.")
     if len(present if chosen is None else chosen) < 2:
-        raise InputError("Two classes at least are needed. Name more, or look at more pictures.")
+        raise InputError("At least two classes are needed. Name more, or raise --limit.")

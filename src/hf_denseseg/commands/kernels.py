@@ -1,4 +1,4 @@
-"""`denseseg kernels`: build the compiled operator, say which code will run, measure it."""
+"""`denseseg kernels`: build the compiled operator, tell which implementation runs, measure it."""
 
 import argparse
 import json
@@ -15,21 +15,21 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "kernels",
         help="build, inspect and measure the deformable-attention kernel",
-        description="The compiled deformable attention: build it with the C++ compiler of this machine, see which "
-        "code will run and why, measure it against the plain PyTorch form of transformers.",
+        description="Deformable attention as compiled code: build it with the C++ compiler of this machine, see which "
+        "implementation runs and why, and measure it against the PyTorch one of transformers.",
         epilog="example: denseseg kernels build && denseseg kernels info && denseseg kernels bench --threads 2",
     )
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    build_parser = actions.add_parser("build", help="compile it (seconds), unless that has been done")
+    build_parser = actions.add_parser("build", help="compile it, unless that is done already (takes seconds)")
     build_parser.add_argument("--source", type=Path, help="kernel repository (default: the checkout's)")
     build_parser.add_argument("--output", type=Path, help="folder to build into (default: build/ in the source)")
-    build_parser.add_argument("--optional", action="store_true", help="without a compiler, say so and succeed")
-    info = actions.add_parser("info", help="which code runs on the CPU and on the GPU, and why")
+    build_parser.add_argument("--optional", action="store_true", help="without a compiler, print a note and succeed")
+    info = actions.add_parser("info", help="which implementation runs on the CPU and on the GPU, and why")
     info.add_argument("--json", action="store_true", help="print JSON")
-    bench = actions.add_parser("bench", help="time and memory against the PyTorch form of transformers")
+    bench = actions.add_parser("bench", help="time and memory, compared with the PyTorch code of transformers")
     bench.add_argument("--cases", nargs="+", choices=CASES, default=["unept-decoder"])
     bench.add_argument("--threads", type=int, help="torch threads (default: torch's)")
-    bench.add_argument("--repeats", type=int, default=3, help="runs per side; the fastest counts (default 3)")
+    bench.add_argument("--repeats", type=int, default=3, help="runs of each; the fastest counts (default: 3)")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -42,7 +42,7 @@ def _build(args: argparse.Namespace) -> int:
     from hf_denseseg.ops.kernel_loading import KERNEL
 
     if args.optional and compiler() is None:
-        print("no C++ compiler was found: deformable attention will run in plain torch, many times slower.")
+        print("no C++ compiler was found: deformable attention runs in plain PyTorch, many times slower.")
         return 0
     source = args.source or SOURCE
     output = args.output or (BUILD if source == SOURCE else source / "build")

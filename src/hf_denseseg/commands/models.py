@@ -1,4 +1,4 @@
-"""`denseseg models`: the published variants with their sizes and costs."""
+"""`denseseg models`: the published variants, their sizes and costs."""
 
 import argparse
 import json
@@ -13,8 +13,15 @@ def add_parser(subparsers: Any) -> None:
         description="List the published variants: parameters and multiply-adds, counted without allocating weights.",
         epilog="example: denseseg models 'dsct-*' --image_size 512 512",
     )
-    parser.add_argument("pattern", nargs="?", default="*", help="glob pattern, such as 'dsct-*'")
-    parser.add_argument("--image_size", nargs=2, type=int, default=(512, 512), metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("pattern", nargs="?", default="*", help="glob pattern, such as 'dsct-*' (default: all)")
+    parser.add_argument(
+        "--image_size",
+        nargs=2,
+        type=int,
+        default=(512, 512),
+        metavar=("HEIGHT", "WIDTH"),
+        help="image size in pixels for the multiply-adds (default: 512 512)",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 

@@ -7,7 +7,8 @@ from typing import Any
 EPILOG = """example:
   denseseg push runs/demo/model your-name/dsct-demo --private
 
-Log in once with `hf auth login`. The folder needs config.json, model.safetensors and README.md (the card)."""
+Log in once with `hf auth login`. The folder needs config.json, preprocessor_config.json,
+the weights and README.md (the card)."""
 
 NEEDED = ("config.json", "README.md", "preprocessor_config.json")
 
@@ -16,14 +17,14 @@ def add_parser(subparsers: Any) -> None:
     """Add `push` to the command line."""
     parser = subparsers.add_parser(
         "push",
-        help="upload a model folder to the hub",
-        description="Upload a model folder with its card to the hub.",
+        help="upload a model folder to the Hugging Face Hub",
+        description="Upload a model folder with its card to the Hugging Face Hub.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("folder", type=Path, help="folder of a trained or converted model")
-    parser.add_argument("repository", help="owner/name on the hub")
-    parser.add_argument("--private", action="store_true", help="create the repository as private")
+    parser.add_argument("repository", help="OWNER/NAME on the hub; created if it does not exist")
+    parser.add_argument("--private", action="store_true", help="create a private repository")
     parser.add_argument("--message", default="Upload model", help="commit message (default: %(default)s)")
 
 
@@ -43,7 +44,7 @@ def main(args: argparse.Namespace) -> int:
         api.create_repo(args.repository, private=args.private, exist_ok=True)
         found = api.upload_folder(repo_id=args.repository, folder_path=args.folder, commit_message=args.message)
     except HFValidationError as error:
-        raise InputError(f"{args.repository!r} is no repository name: write owner/name.") from error
+        raise InputError(f"{args.repository!r} is not a repository name: write OWNER/NAME.") from error
     except LocalTokenNotFoundError as error:
         raise InputError("Not logged in to the hub: run `hf auth login` first.") from error
     except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:

@@ -3,33 +3,36 @@
 import argparse
 from typing import Any
 
-DESCRIPTION = """Train from a recipe and write the run folder: checkpoints, model, results.json, learning curve,
-pictures, model card and one HTML page. Run the same command again after an interruption: it goes on from
-the last complete checkpoint; on one machine to the same weights, bit for bit."""
+DESCRIPTION = """Train from a recipe, evaluate, and write a run folder: checkpoints, model with its card, results.json,
+learning curve, predictions and one HTML page of it all. After an interruption run the same command again: it
+resumes from the last complete checkpoint; on one machine it ends with the same weights, bit for bit."""
 
 EPILOG = """examples:
-  denseseg train scripts/recipes/dsct/dsct_tiny_sac_synthetic.yaml
+  denseseg train scripts/recipes/dsct/dsct_base_sac_cityscapes_80k.yaml --data_root path/to/archives
   denseseg train scripts/recipes/dsct/dsct_tiny_sac_camvid_cpu.yaml --dataset path/to/camvid --output_dir runs/camvid
-  denseseg train --task image-classification --model hlg-tiny --dataset path/to/pictures --crop_size 224 224
+  denseseg train --task image-classification --model hlg-tiny --dataset path/to/images --crop_size 224 224
   denseseg train RECIPE.yaml --print_config
   accelerate launch scripts/train.py RECIPE.yaml --bf16
   torchrun --nproc_per_node 2 scripts/train.py RECIPE.yaml --use_cpu
 
-`denseseg train --keys` lists every key of a recipe; each can be given as `--key value` too and then wins."""
+`denseseg train --keys` lists every key of a recipe. Each can also be given as `--key value`, after the
+recipe, and then overrides it."""
 
 
 def add_parser(subparsers: Any) -> None:
     """Add `train` to the command line."""
     parser = subparsers.add_parser(
         "train",
-        help="train from a recipe",
+        help="train a model from a recipe and evaluate it",
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("recipe", nargs="?", help="YAML file; without it the defaults and `--key value` alone")
-    parser.add_argument("--print_config", action="store_true", help="print the resolved recipe and stop")
-    parser.add_argument("--keys", action="store_true", help="list every key of a recipe with its default and stop")
+    parser.add_argument("recipe", nargs="?", help="YAML file (default: the defaults of all keys)")
+    parser.add_argument("--print_config", action="store_true", help="print the resulting recipe and exit")
+    parser.add_argument(
+        "--keys", action="store_true", help="list every key of a recipe with meaning and default, and exit"
+    )
     parser.set_defaults(takes_overrides=True)
 
 
@@ -51,7 +54,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def print_keys() -> None:
-    """Print name, default and meaning of our keys; those of transformers by name."""
+    """Print name, meaning and default of our keys, and the names of those that transformers defines."""
     from hf_denseseg.training.recipe import ARGUMENT_CLASSES, recipe_fields
 
     inherited = []
@@ -64,4 +67,4 @@ def print_keys() -> None:
             print(f"{name:<30} {field.metadata.get('help', '')} [default: {default}]{only}")
         else:
             inherited.append(name)
-    print("\nand those of transformers.TrainingArguments: " + ", ".join(sorted(inherited)))
+    print("\nand the arguments of transformers.TrainingArguments: " + ", ".join(sorted(inherited)))
