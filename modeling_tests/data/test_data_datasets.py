@@ -184,9 +184,9 @@ def test_a_hub_id_with_a_revision_goes_the_same_way(tmp_path, monkeypatch):
 def test_encodings_are_compared_with_the_specification_not_guessed(tmp_path):
     folder = hub_table(tmp_path / "hub", ids=(0, 1, 2, 3))
     with pytest.raises(InputError, match=r"hub does not fit its label specification.*Raw ids 3 .*raw_to_train"):
-        load_segmentation(folder, "val", spec=SPEC, columns={"photograph": "photo"})
+        load_segmentation(folder, "val", spec=SPEC, columns={"image": "photo"})
     with pytest.raises(InputError, match="All labels .* are void"):
-        load_segmentation(hub_table(tmp_path / "void", ids=(9,)), "val", spec=SPEC, columns={"photograph": "photo"})
+        load_segmentation(hub_table(tmp_path / "void", ids=(9,)), "val", spec=SPEC, columns={"image": "photo"})
 
 
 def test_missing_columns_are_listed(tmp_path):
