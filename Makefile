@@ -8,7 +8,7 @@ OFFLINE = HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
 
 demo: install
 	$(BIN)/denseseg kernels build --optional
-	$(OFFLINE) $(BIN)/denseseg demo --output runs/demo
+	$(OFFLINE) $(BIN)/denseseg demo --output_dir runs/demo
 
 # Two processes with one thread each are faster than one process with two threads on models this small. Each takes
 # half of the files, so that what the tests of a file share is made once, and steals from the other at the end.

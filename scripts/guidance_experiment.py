@@ -4,7 +4,7 @@ The four arms of the paper's Table 3, with equal budgets and the same three seed
 the backbone is trained first, as a plain FCN on synthetic street scenes, and every arm starts from it. Finished runs
 are not repeated and an interrupted one resumes, so the script can be started again.
 
-python scripts/guidance_experiment.py --dataset path/to/camvid --output runs/guidance
+python scripts/guidance_experiment.py --dataset path/to/camvid --output_dir runs/guidance
 """
 
 import argparse
@@ -88,13 +88,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "learning_rate": 1.0e-3,
         "warmup_steps": 50,
     }
-    backbone = train(args.output / "backbone", pretraining)
+    backbone = train(args.output_dir / "backbone", pretraining)
     scores: dict[str, list[float]] = {}
     for seed in args.seeds:
         for number, (arm, fields) in enumerate(ARMS.items()):
             settings = {
                 "config_overrides": MODEL | fields,
-                "encoder_weights": str(args.output / "backbone" / "model"),
+                "encoder_weights": str(args.output_dir / "backbone" / "model"),
                 "dataset": args.dataset,
                 "train_split": "train",
                 "eval_split": "val",
@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 "warmup_steps": 20,
                 "seed": seed,
             }
-            result = train(args.output / f"arm{number}_seed{seed}", settings)
+            result = train(args.output_dir / f"arm{number}_seed{seed}", settings)
             scores.setdefault(arm, []).append(score(result))
             print(f"{arm}, seed {seed}: {scores[arm][-1]:.2f} % mIoU", flush=True)
     return {
@@ -151,7 +151,7 @@ def table(results: dict[str, Any]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", default="synthetic:200", help="folder of CamVid, or synthetic scenes (default)")
-    parser.add_argument("--output", type=Path, default=Path("runs/guidance"), help="folder of the runs")
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/guidance"), help="folder of the runs")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for DATASET.json and DATASET.md")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=200, help="steps of each arm (default %(default)s)")

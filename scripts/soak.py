@@ -166,7 +166,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--interruptions", type=int, default=50, help="number of interruptions")
     parser.add_argument("--seed", type=int, default=0, help="seed of kinds and moments")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "soak")
+    parser.add_argument("--output_dir", type=Path, default=Path(__file__).parent / "results" / "soak")
     args = parser.parse_args()
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
@@ -188,8 +188,8 @@ def main() -> int:
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "python": platform.python_version(),
     }
-    args.output.mkdir(parents=True, exist_ok=True)
-    path = args.output / f"interruptions-{args.interruptions}-seed-{args.seed}.json"
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    path = args.output_dir / f"interruptions-{args.interruptions}-seed-{args.seed}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
     print(f"survived {result['survived']} of {result['interruptions']} interruptions; written: {path}")
     return int(result["survived"] != result["interruptions"])

@@ -163,11 +163,13 @@ def test_official_checkpoint_becomes_a_folder_that_the_auto_class_loads(tmp_path
 
     case = next((FIXTURES / "dsct").iterdir())
     words = ["convert", "dsct", str(case / "weights.safetensors"), str(case / "config.json")]
-    assert main([*words, "--output", str(tmp_path)]) == 0
+    assert main([*words, "--output_dir", str(tmp_path)]) == 0
     assert "DsctForImageClassification" in capsys.readouterr().out
     assert type(AutoModelForImageClassification.from_pretrained(tmp_path)) is hf_denseseg.DsctForImageClassification
     assert type(AutoImageProcessor.from_pretrained(tmp_path)) is hf_denseseg.DsctImageProcessor
-    assert main(["convert", "dsct", str(tmp_path / "nowhere.pth"), "dsct-tiny-sac", "--output", str(tmp_path)]) == 2
+    assert (
+        main(["convert", "dsct", str(tmp_path / "nowhere.pth"), "dsct-tiny-sac", "--output_dir", str(tmp_path)]) == 2
+    )
     assert "nowhere.pth" in capsys.readouterr().err
 
 
@@ -178,7 +180,7 @@ def test_config_fields_of_a_conversion_are_given_as_in_a_recipe(tmp_path, capsys
         "setr",
         str(case / "weights.safetensors"),
         str(case / "config.json"),
-        "--output",
+        "--output_dir",
         str(tmp_path),
     ]
     assert main([*words, "--config_overrides", "{auxiliary_loss_weight: 0.2}"]) == 0

@@ -323,9 +323,9 @@ def test_dots_have_the_colors_of_their_classes():
 
 
 def test_the_command_writes_two_figures_and_the_numbers_the_same_each_time(checkpoint, tmp_path, capsys):
-    words = [checkpoint, "--dataset", "synthetic@64x96", "--limit", 3, "--points", 20]
+    words = [checkpoint, "--dataset", "synthetic@64x96", "--max_eval_samples", 3, "--points", 20]
     for name in ("one", "two"):
-        assert run(*words, "--output", tmp_path / name) == 0
+        assert run(*words, "--output_dir", tmp_path / name) == 0
     assert "mean of the diagonal" in capsys.readouterr().out
     for name in ("tokens.png", "features.png"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
@@ -344,8 +344,8 @@ def test_the_command_writes_two_figures_and_the_numbers_the_same_each_time(check
 
 
 def test_named_classes_are_shown(checkpoint, tmp_path):
-    words = ["--dataset", "synthetic@64x96", "--limit", 2, "--classes", "sky", "road", "road"]
-    assert run(checkpoint, "--output", tmp_path, *words) == 0
+    words = ["--dataset", "synthetic@64x96", "--max_eval_samples", 2, "--classes", "sky", "road", "road"]
+    assert run(checkpoint, "--output_dir", tmp_path, *words) == 0
     numbers = json.loads((tmp_path / "features.json").read_text())
     assert list(numbers["points"]) == ["road", "sky"]
 
@@ -355,17 +355,17 @@ def test_named_classes_are_shown(checkpoint, tmp_path):
     [
         (["--classes", "rode", "sky"], "Unknown class of synthetic-street-11 'rode'. Did you mean 'road'"),
         (["--classes", "road"], "At least two classes"),
-        (["--classes", "road", "fence", "--limit", "1"], "fence: no pixel in these images"),
-        (["--classes", "road", "rider", "--limit", "1"], "rider: no point on the feature maps"),
-        (["--limit", "0"], "--limit is 0. Give 1 or more"),
+        (["--classes", "road", "fence", "--max_eval_samples", "1"], "fence: no pixel in these images"),
+        (["--classes", "road", "rider", "--max_eval_samples", "1"], "rider: no point on the feature maps"),
+        (["--max_eval_samples", "0"], "--max_eval_samples is 0. Give 1 or more"),
         (["--points", "1"], "--points is 1. Give 2 or more"),
-        (["--split", "nowhere"], "nowhere"),
+        (["--eval_split", "nowhere"], "nowhere"),
         (["--device", "warp"], "Device 'warp' cannot be used"),
     ],
 )
 def test_wrong_options_end_with_a_reason_and_no_file(checkpoint, tmp_path, capsys, words, message):
     words = ["--dataset", "synthetic@64x96", *words]
-    assert run(checkpoint, "--output", tmp_path / "out", *words) == 2
+    assert run(checkpoint, "--output_dir", tmp_path / "out", *words) == 2
     assert message in capsys.readouterr().err
     assert not list((tmp_path / "out").iterdir())
 
@@ -373,7 +373,7 @@ def test_wrong_options_end_with_a_reason_and_no_file(checkpoint, tmp_path, capsy
 def test_a_missing_extra_is_named_with_its_command(checkpoint, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     for name in ("umap", "tsne"):
-        words = ["--dataset", "synthetic", "--output", tmp_path, "--projection", name]
+        words = ["--dataset", "synthetic", "--output_dir", tmp_path, "--projection", name]
         assert run(checkpoint, *words) == 2
         assert "pip install 'hf-denseseg[umap]'" in capsys.readouterr().err
 
@@ -385,5 +385,5 @@ def test_checkpoints_for_other_tasks_or_classes_are_refused(tmp_path, capsys):
     model.save_pretrained(tmp_path / "three")
     create_image_processor(model.config).save_pretrained(tmp_path / "three")
     for name, message in (("classifier", "is a checkpoint for image-classification"), ("three", "knows 3 classes")):
-        assert run(tmp_path / name, "--dataset", "synthetic@64x96", "--output", tmp_path / "out") == 2
+        assert run(tmp_path / name, "--dataset", "synthetic@64x96", "--output_dir", tmp_path / "out") == 2
         assert message in capsys.readouterr().err

@@ -170,7 +170,17 @@ def test_a_full_disk_leaves_whole_shards_only(pairs, tmp_path, monkeypatch):
 
 @FORMS
 def test_a_cut_shard_is_named_with_its_rows_and_mended_by_the_same_command(tmp_path, capsys, form):
-    words = ["data", "pack", "synthetic:5@32x48", "--rows_per_shard", "2", "--format", form, "--output", str(tmp_path)]
+    words = [
+        "data",
+        "pack",
+        "synthetic:5@32x48",
+        "--rows_per_shard",
+        "2",
+        "--format",
+        form,
+        "--output_dir",
+        str(tmp_path),
+    ]
     assert main(words) == 0
     before = contents(tmp_path)
     shard = next(tmp_path.glob("train-00001*"))

@@ -258,7 +258,7 @@ def test_a_model_without_deformable_attention_is_refused():
 @with_compiler
 def test_the_command_builds_and_says_how_to_use_it(built, tmp_path, capsys):
     shutil.copytree(built, tmp_path / "out")  # up to date, so that nothing has to be compiled
-    assert main(["kernels", "build", "--output", str(tmp_path / "out")]) == 0
+    assert main(["kernels", "build", "--output_dir", str(tmp_path / "out")]) == 0
     assert f"export LOCAL_KERNELS={KERNEL}={tmp_path / 'out'}" in capsys.readouterr().out
 
 
@@ -277,7 +277,7 @@ def test_building_without_a_compiler_says_so(monkeypatch, capsys):
     assert main(["kernels", "build"]) == 2
     assert "apt install g++" in capsys.readouterr().err
     assert main(["kernels", "build", "--optional"]) == 0
-    assert "plain torch" in capsys.readouterr().out
+    assert "plain PyTorch" in capsys.readouterr().out
 
 
 def test_building_without_the_sources_says_where_they_are(tmp_path, capsys):

@@ -35,7 +35,7 @@ def test_cards_show_published_and_unmeasured_numbers(tmp_path, capsys, monkeypat
         )
 
     monkeypatch.setattr("hf_denseseg.reports.model_card.model_info", info)
-    assert main(["card", "--recipes", str(REPOSITORY / "scripts" / "recipes"), "--output", str(tmp_path)]) == 0
+    assert main(["card", "--recipes", str(REPOSITORY / "scripts" / "recipes"), "--output_dir", str(tmp_path)]) == 0
     text = (tmp_path / "dsct-base-sac.md").read_text()
     assert "| ADE20K val | 160,000 | 48.66 / 49.27 | not measured | `dsct_base_sac_ade20k_160k` |" in text
     assert ModelCard(text).data.model_name == "dsct-base-sac"

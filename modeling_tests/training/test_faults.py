@@ -281,7 +281,7 @@ def test_a_few_interruptions_of_the_soak_are_survived(tmp_path):
         str(REPOSITORY / "scripts" / "soak.py"),
         "--interruptions",
         "3",
-        "--output",
+        "--output_dir",
         str(tmp_path),
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)

@@ -28,7 +28,7 @@ def script(monkeypatch):
 def test_every_arm_starts_from_the_same_backbone_and_finished_runs_are_kept(script, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(script, "ARMS", {name: script.ARMS[name] for name in ("SemanticFPN", "full HFGM")})
     words = ["--dataset", "synthetic:5@64x96", "--steps", "1", "--backbone_steps", "1", "--seeds", "0"]
-    folders = ["--output", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
+    folders = ["--output_dir", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
     monkeypatch.setattr(sys, "argv", ["guidance_experiment.py", *words, *folders])
     assert script.main() == 0
     results = json.loads((tmp_path / "results" / "synthetic-street-11.json").read_text())

@@ -231,7 +231,7 @@ LEARNED = {
 @pytest.mark.parametrize("task", LEARNED)
 def test_demo_of_the_task_learns(task, tmp_path):
     """Classes of unseen images (chance 0.15), and objects of training images; minutes each on one core."""
-    words = ["demo", "--task", task, "--output", str(tmp_path), "--use_cpu", "--eval_strategy", "no"]
+    words = ["demo", "--task", task, "--output_dir", str(tmp_path), "--use_cpu", "--eval_strategy", "no"]
     assert main(words) == 0
     key, minimum = LEARNED[task]
     assert json.loads((tmp_path / "results.json").read_text())["scores"][key] > minimum

@@ -24,7 +24,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("names", nargs="*", help="published names (default: all that have a recipe)")
     parser.add_argument("--recipes", type=Path, default="scripts/recipes", help="their folder (default: %(default)s)")
     parser.add_argument("--results", type=Path, help="folder of finished runs: RECIPE_NAME/results.json")
-    parser.add_argument("--output", type=Path, default="model_cards", help="folder to write (default: %(default)s)")
+    parser.add_argument(
+        "--output_dir", type=Path, default="model_cards", help="folder to write (default: %(default)s)"
+    )
 
 
 def main(args: argparse.Namespace) -> int:
@@ -37,7 +39,7 @@ def main(args: argparse.Namespace) -> int:
     paths = sorted(args.recipes.rglob("*.yaml"))
     if not paths:
         raise InputError(f"No recipes (*.yaml) in {args.recipes}. Give their folder with --recipes.")
-    output = check_output_folder(args.output)
+    output = check_output_folder(args.output_dir)
     rows_of: dict[str, list[PublishedRow]] = {}
     for path in paths:
         recipe = load_recipe(path)

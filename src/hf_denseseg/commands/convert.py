@@ -4,11 +4,11 @@ import argparse
 from typing import Any
 
 EPILOG = """examples:
-  denseseg convert dsct Conformer_base_patch16.pth dsct-base-sac --num_labels 150 --output dsct-base-imagenet
-  denseseg convert dsct weights.safetensors config.json --output converted
-  denseseg convert setr SETR_PUP_cityscapes.pth setr-pup-vit-large --output setr-pup-cityscapes
+  denseseg convert dsct Conformer_base_patch16.pth dsct-base-sac --num_labels 150 --output_dir dsct-base-imagenet
+  denseseg convert dsct weights.safetensors config.json --output_dir converted
+  denseseg convert setr SETR_PUP_cityscapes.pth setr-pup-vit-large --output_dir setr-pup-cityscapes
   denseseg convert setr google/vit-large-patch16-384 setr-mla-vit-large --num_labels 150 \\
-      --config_overrides '{image_size: 512}' --output setr-mla-imagenet
+      --config_overrides '{image_size: 512}' --output_dir setr-mla-imagenet
 
 Weights are read as safetensors or with weights_only=True, so no code in them is run. Every key of the official
 checkpoint is converted or known to be unused; keys that are left over or missing are an error that lists them."""
@@ -32,7 +32,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("hyper_parameters", help="published name, or a JSON file with the names of the official code")
     parser.add_argument("--num_labels", type=int, help="number of classes of the head")
     parser.add_argument("--config_overrides", help="config fields to change, as YAML: '{image_size: 512}'")
-    parser.add_argument("--output", required=True, help="folder to write")
+    parser.add_argument("--output_dir", required=True, help="folder to write")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -45,7 +45,7 @@ def main(args: argparse.Namespace) -> int:
     from hf_denseseg.models.auto.registration import create_image_processor, load_official
     from hf_denseseg.models.auto.remote_code import write_shim
 
-    output = check_output_folder(args.output)
+    output = check_output_folder(args.output_dir)
     overrides = yaml.safe_load(args.config_overrides or "{}")
     if not isinstance(overrides, dict):
         raise InputError(f"--config_overrides is {args.config_overrides!r}; write '{{field: value, ...}}'.")

@@ -14,7 +14,7 @@ _EXAMPLES = {
     "check": "denseseg data check path/to/camvid --split train",
     "stats": "denseseg data stats path/to/camvid --split train --output stats.json",
     "show": "denseseg data show synthetic --limit 8 --output scenes.png",
-    "pack": "denseseg data pack path/to/camvid --split train --output camvid-shards --rows_per_shard 100",
+    "pack": "denseseg data pack path/to/camvid --split train --output_dir camvid-shards --rows_per_shard 100",
 }
 _EPILOG = """examples:
   denseseg data list
@@ -27,7 +27,7 @@ _HELP = {
     "show": "draw the first images with their labels into one PNG",
     "pack": "write shards that hold images and labels, with checksums; run again, it continues where it stopped",
 }
-_REPACK = ("task", "split", "data_root", "label_spec", "revision", "limit", "output", "format", "rows_per_shard")
+_REPACK = ("task", "split", "data_root", "label_spec", "revision", "limit", "output_dir", "format", "rows_per_shard")
 
 
 def add_parser(subparsers: Any) -> None:
@@ -62,7 +62,7 @@ def add_parser(subparsers: Any) -> None:
             help=f"only the first images (default: {default or 'all'})",
         )
         if name == "pack":
-            add("--output", type=Path, required=True, help="folder to write")
+            add("--output_dir", type=Path, required=True, help="folder to write")
             add("--format", choices=("parquet", "webdataset"), default="parquet", help="(default: %(default)s)")
             add("--rows_per_shard", type=int, default=500, help="images per shard (default: %(default)s)")
         elif name != "check":
@@ -123,6 +123,6 @@ def _pack(data: Any, args: argparse.Namespace) -> int:
     options = {"form": args.format, "rows_per_shard": args.rows_per_shard, "task": args.task}
     words = [word for key in _REPACK if (given := getattr(args, key)) is not None for word in (f"--{key}", str(given))]
     command = ["denseseg", "data", "pack", args.dataset, *words]
-    shards = pack(data, args.output, args.split, **options, command=command, progress=True)
-    print(f"{len(data.dataset)} {args.task} rows in {len(shards)} shards. Written: {args.output}")
+    shards = pack(data, args.output_dir, args.split, **options, command=command, progress=True)
+    print(f"{len(data.dataset)} {args.task} rows in {len(shards)} shards. Written: {args.output_dir}")
     return 0

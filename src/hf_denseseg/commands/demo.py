@@ -41,8 +41,8 @@ for row in data.dataset:
 
 
 EPILOG = """examples:
-  denseseg demo --output runs/demo
-  denseseg demo --task image-classification --output runs/demo-classification
+  denseseg demo --output_dir runs/demo
+  denseseg demo --task image-classification --output_dir runs/demo-classification
   denseseg demo --max_steps 50                              any key of a recipe, see `denseseg train --keys`"""
 
 
@@ -62,7 +62,7 @@ def add_parser(subparsers: Any) -> None:
         default=SEMANTIC_SEGMENTATION,
         help="task to learn (default: %(default)s)",
     )
-    parser.add_argument("--output", default="runs/demo", help="run folder to write (default: %(default)s)")
+    parser.add_argument("--output_dir", default="runs/demo", help="run folder to write (default: %(default)s)")
     parser.set_defaults(takes_overrides=True)
 
 
@@ -72,7 +72,7 @@ def main(args: argparse.Namespace) -> int:
     from hf_denseseg.training.recipe import load_recipe
     from hf_denseseg.training.run import train
 
-    output, names = Path(args.output), TASKS[args.task]
+    output, names = Path(args.output_dir), TASKS[args.task]
     path = RECIPES / f"demo_{args.task.replace('-', '_')}.yaml"
     recipe = load_recipe(path, [*args.overrides, "--output_dir", str(output)])
     results = train(recipe)

@@ -8,12 +8,12 @@ from hf_denseseg.errors import InputError, unknown_name
 from hf_denseseg.models.auto.tasks import SEMANTIC_SEGMENTATION
 
 EPILOG = """examples:
-  denseseg features runs/demo/model --dataset synthetic --output runs/demo/features
-  denseseg features CHECKPOINT --dataset path/to/camvid --output features --classes road pavement --projection umap
+  denseseg features runs/demo/model --dataset synthetic --output_dir runs/demo/features
+  denseseg features CHECKPOINT --dataset path/to/camvid --output_dir features --classes road pavement --projection umap
 
-OUTPUT/tokens.png shows what the classifier predicts for its own class tokens (a high diagonal: the classes do not
-depend on each other), OUTPUT/features.png a projection of pixel features to two dimensions, in the colors of their
-ground truth, OUTPUT/features.json the numbers: token confidence, and how separable the classes are before projection.
+OUTPUT_DIR gets tokens.png: what the classifier predicts for its own class tokens (a high diagonal: the classes do not
+depend on each other); features.png: a projection of pixel features to two dimensions, in the colors of their ground
+truth; features.json, the numbers: token confidence, and how separable the classes are before projection.
 Without --classes the classes are shown that the checkpoint confuses most, at most eight; to compare checkpoints, name
 the same classes for each. umap is the paper's projection; it and tsne need `pip install 'hf-denseseg[umap]'`."""
 
@@ -31,10 +31,10 @@ def add_parser(subparsers: Any) -> None:
     add("checkpoint", help="folder or hub id of a segmentation model")
     add("--dataset", required=True, help="'synthetic', a benchmark, a folder or a hub id")
     add("--data_root", metavar="FOLDER", help="folder of the benchmark that --dataset names")
-    add("--split", default="val", help="val, train, test or the name of a folder (default: val)")
-    add("--output", required=True, help="folder to write")
+    add("--eval_split", default="val", help="val, train, test or the name of a folder (default: val)")
+    add("--output_dir", required=True, help="folder to write")
     add("--classes", nargs="+", metavar="NAME", help="classes to show")
-    add("--limit", type=int, metavar="N", help="only the first N images (default: all)")
+    add("--max_eval_samples", type=int, metavar="N", help="only the first N images (default: all)")
     add("--points", type=int, default=500, metavar="N", help="features per class (default: 500)")
     add("--projection", choices=("pca", "umap", "tsne"), default="pca", help="projection to the plane (default: pca)")
     add("--label_spec", metavar="FILE", help="label specification (default: found beside the data)")
@@ -54,7 +54,7 @@ def main(args: argparse.Namespace) -> int:
     from hf_denseseg.inference.introspection import class_features
     from hf_denseseg.visualization import class_features as figures
 
-    output, (predictor, data, chosen) = check_output_folder(args.output), _load(args)
+    output, (predictor, data, chosen) = check_output_folder(args.output_dir), _load(args)
     model, spec = predictor.model, data.spec
     tokens = class_features.find_class_tokens(model)
     rows = tqdm(data.dataset, desc="features", unit="image", disable=None)
@@ -62,7 +62,7 @@ def main(args: argparse.Namespace) -> int:
     found = class_separability.sample_features(parts, len(tokens), args.points, args.seed)
     _check_present([len(each) for each in found.samples], chosen, spec, "point on the feature maps")
     samples = {k: found.samples[k] for k in chosen or class_separability.most_confused(found.confusion)}
-    title = f"features of {spec.name}, {args.split}"
+    title = f"features of {spec.name}, {args.eval_split}"
     plane, variance = figures.feature_figure(samples, spec, title, args.projection, args.seed)
     apart = class_separability.separability(list(samples.values()))
     diagonal = (confidence := class_separability.token_confidence(tokens)).diagonal()
@@ -100,14 +100,15 @@ def _load(args: argparse.Namespace) -> tuple[Any, Any, list[int] | None]:
     from hf_denseseg.models.auto.pretrained import task_of_checkpoint
     from hf_denseseg.visualization.class_features import check_projection
 
-    for option, least in (("limit", 1), ("points", 2)):
+    for option, least in (("max_eval_samples", 1), ("points", 2)):
         if (value := getattr(args, option)) is not None and value < least:
             raise InputError(f"--{option} is {value}. Give {least} or more.")
     check_projection(args.projection)
     task = task_of_checkpoint(args.checkpoint)
     if task not in (None, SEMANTIC_SEGMENTATION):
         raise InputError(f"{args.checkpoint} is a checkpoint for {task}. Give one for {SEMANTIC_SEGMENTATION}.")
-    data = load_segmentation(args.dataset, args.split, spec=args.label_spec, root=args.data_root, limit=args.limit)
+    limit = args.max_eval_samples
+    data = load_segmentation(args.dataset, args.eval_split, spec=args.label_spec, root=args.data_root, limit=limit)
     if unknown := [name for name in args.classes or () if name not in data.spec.classes]:
         raise InputError(unknown_name(f"class of {data.spec.name}", unknown[0], data.spec.classes))
     chosen = sorted({data.spec.label2id[name] for name in args.classes}) if args.classes else None

@@ -22,7 +22,7 @@ def add_parser(subparsers: Any) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     build_parser = actions.add_parser("build", help="compile it, unless that is done already (takes seconds)")
     build_parser.add_argument("--source", type=Path, help="kernel repository (default: the checkout's)")
-    build_parser.add_argument("--output", type=Path, help="folder to build into (default: build/ in the source)")
+    build_parser.add_argument("--output_dir", type=Path, help="folder to build into (default: build/ in the source)")
     build_parser.add_argument("--optional", action="store_true", help="without a compiler, print a note and succeed")
     info = actions.add_parser("info", help="which implementation runs on the CPU and on the GPU, and why")
     info.add_argument("--json", action="store_true", help="print JSON")
@@ -45,7 +45,7 @@ def _build(args: argparse.Namespace) -> int:
         print("no C++ compiler was found: deformable attention runs in plain PyTorch, many times slower.")
         return 0
     source = args.source or SOURCE
-    output = args.output or (BUILD if source == SOURCE else source / "build")
+    output = args.output_dir or (BUILD if source == SOURCE else source / "build")
     for variant in build(source, output):
         print(f"ready: {variant}")
     if output != BUILD:
