@@ -87,9 +87,9 @@ def test_value_without_key_is_refused():
         parse_overrides(["100"])
 
 
-def test_warm_up_longer_than_the_run_is_cut(recipe_file, caplog):
+def test_warm_up_longer_than_the_run_is_shortened(recipe_file, caplog):
     assert load_recipe(recipe_file("max_steps: 2\nwarmup_steps: 1500\n")).training.warmup_steps == 1
-    assert "warmup_steps is cut" in caplog.text
+    assert "warmup_steps is reduced" in caplog.text
 
 
 def test_recipe_with_bf16_is_read_where_there_is_only_a_cpu(recipe_file):
