@@ -59,6 +59,7 @@ class ModelArguments:
 class DataArguments:
     """The data, the augmentation of training images, and the test protocol."""
 
+    # The dataset.
     dataset: str = field(
         default="synthetic",
         metadata={"help": "'synthetic', a benchmark (`denseseg data list`), a folder or archive, or a hub dataset id"},
@@ -98,6 +99,7 @@ class DataArguments:
     max_train_samples: int | None = field(default=None, metadata={"help": "train on the first N images only"})
     max_eval_samples: int | None = field(default=None, metadata={"help": "evaluate the first N images only"})
 
+    # Training images of segmentation, in the order of the steps: resize, scale, crop, flip, distort.
     crop_size: list[int] = field(
         default_factory=lambda: [512, 512],
         metadata={
@@ -135,6 +137,8 @@ class DataArguments:
             "help": "'mmsegmentation'; HFGD: 'car' (smaller ranges, hue always changed) or 'brightness' alone",
         },
     )
+
+    # Training images of classification: timm's augmentation.
     scale: list[float] = field(
         default_factory=lambda: [0.08, 1.0],
         metadata={
@@ -162,6 +166,8 @@ class DataArguments:
         default=0.0,
         metadata={"tasks": CLASSIFICATION, "help": "label smoothing: target weight distributed over all classes"},
     )
+
+    # Training images of detection.
     filter_empty: bool = field(
         default=True, metadata={"tasks": DETECTION, "help": "leave images without objects out of training"}
     )
@@ -176,6 +182,7 @@ class DataArguments:
         default=1333, metadata={"tasks": DETECTION, "help": "maximum longest edge of a training image in pixels"}
     )
 
+    # The test protocol; an evaluation of a checkpoint uses the saved one unless these are given.
     crop_pct: float = field(
         default=0.9,
         metadata={
@@ -237,6 +244,7 @@ class DataArguments:
 class TaskTrainingArguments(TrainingArguments):
     """`transformers.TrainingArguments`, and further keys that the papers' schedules need."""
 
+    # Keys of transformers with other defaults or types.
     output_dir: str | None = field(default=None, metadata={"help": "run folder (default: runs/<recipe name>)"})
     max_steps: int = field(default=1000, metadata={"help": "optimizer steps of the run"})
     learning_rate: float = field(default=1.0e-4, metadata={"help": "peak learning rate"})
@@ -272,6 +280,7 @@ class TaskTrainingArguments(TrainingArguments):
     logging_steps: float = field(default=0, metadata={"help": "log every N steps (default: 100 times in a run)"})
     seed: int = field(default=0, metadata={"help": "seed of initial weights, order, augmentation and dropout"})
 
+    # Keys of this package.
     head_learning_rate_multiplier: float = field(
         default=1.0, metadata={"help": "factor on the learning rate of the heads"}
     )
@@ -324,7 +333,7 @@ class TaskTrainingArguments(TrainingArguments):
         self.save_steps = self.save_steps or self.eval_steps
         self.logging_steps = self.logging_steps or max(1, self.max_steps // 100)
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
-        if self.disable_tqdm is None:
+        if self.disable_tqdm is None:  # progress bars on terminals only
             self.disable_tqdm = not sys.stderr.isatty()
         # Recipes with bf16 shall run on CPUs too: without an accelerator transformers allows bf16 only with `use_cpu`.
         self.use_cpu = self.use_cpu or (bool(self.bf16) and not torch.accelerator.is_available())

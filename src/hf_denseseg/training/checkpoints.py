@@ -33,7 +33,7 @@ def fault_of(folder: Path) -> str | None:
     """What is wrong with a checkpoint folder; None if it is complete and every file is as it was written."""
     try:
         listed = json.loads((folder / COMPLETE_MARK).read_text())
-        for name, (size, checksum) in listed.items():
+        for name, (size, checksum) in listed.items():  # the size first, which is quicker to compare
             path = folder / name
             if not path.is_file():
                 return f"{name} is missing"

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import TrainerControl, TrainerState
 
 logger = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ class DataTimeCallback(TrainerCallback):
         trainer: the callback adds itself to it.
     """
 
-    def __init__(self, trainer: Any) -> None:
+    def __init__(self, trainer: Trainer) -> None:
         trainer.add_callback(self)
         self.steps = 0
         self.waited = 0.0
@@ -48,15 +48,19 @@ class DataTimeCallback(TrainerCallback):
             self._step_waited += time.perf_counter() - started
             yield batch
 
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Add the step that has ended."""
-        if self._began is not None and self.steps:
+        if self._began is not None and self.steps:  # not the first step
             self.total += time.perf_counter() - self._began
             self.waited += self._step_waited
         self.steps += 1
         self._began, self._step_waited = None, 0.0
 
-    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Warn if much of the time was spent waiting."""
         if self.fraction is not None and self.fraction > WARN_ABOVE:
             logger.warning(

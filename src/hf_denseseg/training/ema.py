@@ -21,6 +21,7 @@ class ExponentialMovingAverage:
 
     def start(self, model: nn.Module) -> None:
         """Start from a copy of `model`."""
+        # `use_buffers` also averages the running statistics of BatchNorm.
         self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(self.decay), use_buffers=True)
 
     def update(self, model: nn.Module) -> None:

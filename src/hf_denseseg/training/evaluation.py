@@ -8,6 +8,7 @@ import logging
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,9 +17,12 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
+from hf_denseseg.data.class_names import ClassNames
+from hf_denseseg.data.labels import LabelSpec
 from hf_denseseg.inference.predict.journal import Entry, Journal, Key, content_check, weights_digest
 from hf_denseseg.inference.predict.processes import Processes
 from hf_denseseg.inference.predict.runner import Work, run
+from hf_denseseg.inference.preprocessing import Preprocessing
 
 logger = logging.getLogger(__name__)
 
@@ -29,12 +33,12 @@ COMPUTATION = (
 )
 
 
-def processes_of(trainer: Any) -> Processes:
+def processes_of(trainer: Trainer) -> Processes:
     """The processes that train together."""
     return Processes(trainer.args.process_index, trainer.args.world_size, trainer.args.local_process_index)
 
 
-def batches_of_process(trainer: Any, dataset: Any) -> DataLoader:
+def batches_of_process(trainer: Trainer, dataset: Any) -> DataLoader:
     """Lists of samples for this process.
 
     The batches are the same for any number of processes and are assigned in turn, so that the prediction for an image
@@ -61,7 +65,7 @@ def work_of(batches: DataLoader, with_states: bool) -> Iterator[Work]:
         yield Work([sample["index"] for sample in samples], states, samples)
 
 
-def open_journal(trainer: Any, name: str) -> tuple[Journal, dict[Key, Entry], bool]:
+def open_journal(trainer: "EvaluatingTrainer", name: str) -> tuple[Journal, dict[Key, Entry], bool]:
     """Open the journal of this process in the output folder.
 
     Machines may have output folders of their own: the entries on all of them are used.
@@ -91,10 +95,10 @@ def open_journal(trainer: Any, name: str) -> tuple[Journal, dict[Key, Entry], bo
     return journal, known, kept
 
 
-def prepare_model(trainer: Any) -> nn.Module:
+def prepare_model(trainer: "EvaluatingTrainer") -> nn.Module:
     """The model in eval mode, prepared as in `Trainer.evaluation_loop`: device, precision, autocast."""
-    model = trainer.model
-    if not trainer.is_in_train:
+    model: nn.Module = trainer.model
+    if not trainer.is_in_train:  # otherwise the model is prepared already
         if not trainer.accelerator._models:
             model = trainer.accelerator.prepare_model(model, evaluation_mode=True)
         dtype = (
@@ -119,6 +123,9 @@ class EvaluatingTrainer(Trainer):
     logged_scores: tuple[str, ...]
     eval_dataset: Any
     model: PreTrainedModel
+    output: Path
+    preprocessing: Preprocessing
+    spec: LabelSpec | ClassNames
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.scores: dict[str, Any] = {}

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
+from transformers import PreTrainedConfig
 
 from hf_denseseg.errors import InputError
 
@@ -152,6 +153,7 @@ def _decay_to_floor(
         warmup_start: learning rate of the first step of the warmup.
         remaining: progress after the warmup, from 0 to 1 -> fraction of `start - lr_end` that is left, from 1 to 0.
     """
+    # A resumed optimizer has the current rate in "lr" and the one it started from in "initial_lr".
     starts = [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups]
     if min(starts) <= lr_end:
         raise InputError(
@@ -236,7 +238,7 @@ def load_class_weights(source: str | list[float] | None, num_labels: int) -> tor
     return torch.tensor(source, dtype=torch.float32)
 
 
-def warn_of_stale_statistics(config: Any, steps: int) -> None:
+def warn_of_stale_statistics(config: PreTrainedConfig, steps: int) -> None:
     """Warn if a run is too short for the `batch_norm_momentum` of a configuration.
 
     Running statistics start at mean 0 and variance 1 and keep (1 - momentum) of their value per step, so that after a

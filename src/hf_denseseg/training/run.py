@@ -20,6 +20,8 @@ from transformers import (
 )
 
 from hf_denseseg import __version__
+from hf_denseseg.data.class_names import ClassNames
+from hf_denseseg.data.labels import LabelSpec
 from hf_denseseg.errors import InputError, unknown_name
 from hf_denseseg.evaluation.score_names import SCORE_NAMES
 from hf_denseseg.files import check_output_folder, write_atomic
@@ -68,7 +70,7 @@ def train(recipe: Recipe) -> dict[str, Any]:
     if finished is not None:
         logger.info("%s already holds this run, finished. Give another --output_dir to train again.", output)
         return finished
-    set_seed(recipe.training.seed)
+    set_seed(recipe.training.seed)  # of the initial weights; resuming restores the random states of the checkpoint
     train_data, eval_data = load_data(recipe, "train"), load_data(recipe, "eval")
     model = build_model(recipe.model, eval_data.spec)
     trainer = build_trainer(recipe, model, eval_data, train_data)
@@ -83,6 +85,7 @@ def train(recipe: Recipe) -> dict[str, Any]:
         "peak_memory_bytes": _peak_memory(),
         "data_wait_fraction": trainer.data_time.fraction,
     }
+    # The reported scores must be those of the weights that are saved.
     if recipe.training.load_best_model_at_end or trainer.scores.get("step") != trainer.state.global_step:
         trainer.evaluate()
     results = _results(recipe, trainer, eval_data) | {"training": cost, "history": trainer.state.log_history}
@@ -161,7 +164,7 @@ def _evaluation_command(recipe: Recipe) -> str:
     return shlex.join(words)
 
 
-def build_model(arguments: ModelArguments, spec: Any) -> PreTrainedModel:
+def build_model(arguments: ModelArguments, spec: LabelSpec | ClassNames) -> PreTrainedModel:
     """A published variant with random (or official encoder) weights, or a saved checkpoint.
 
     Raises:
@@ -222,6 +225,7 @@ def _prepare_folder(recipe: Recipe, output: Path) -> dict[str, Any] | None:
         keys = [key for key in saved.keys() | recipe.given.keys() if saved.get(key) != recipe.given.get(key)]
         differing = sorted(set(keys) - FREE_KEYS - BATCH_KEYS)
         noted = json.loads(batch_note.read_text()) if batch_note.exists() else {}
+        # Compared first: other factors of the same product are not another run.
         before = noted.get("total_batch_size", noted.get("pictures_per_step", batch))  # its former name
         if before != batch:
             raise InputError(
@@ -254,6 +258,7 @@ def _checkpoint_for_all(output: Path, args: TaskTrainingArguments) -> Path | Non
             f"{checkpoint} is not visible from {platform.node()}. Put --output_dir on storage that all machines share."
         )
     logger.info("Continuing from %s.", checkpoint)
+    # transformers saves one file of random states per process: without a number for one, else numbered from 0.
     states = {path.name for path in checkpoint.glob("rng_state*")}
     own = "rng_state.pth" if args.world_size == 1 else f"rng_state_{args.world_size - 1}.pth"
     if states and (own not in states or f"rng_state_{args.world_size}.pth" in states):
@@ -334,4 +339,4 @@ def _peak_memory() -> int:
     """Peak memory in bytes, of the GPU or else of this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB

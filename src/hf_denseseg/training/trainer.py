@@ -11,11 +11,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import BaseImageProcessor, PreTrainedModel, TrainerCallback
 from transformers.trainer_callback import TrainerControl, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from hf_denseseg.data.augmentation.sampler import EpochSampler
+from hf_denseseg.data.class_names import ClassNames
+from hf_denseseg.data.labels import LabelSpec
 from hf_denseseg.data.shards.streaming import stream_loader
 from hf_denseseg.errors import InputError, RunError
 from hf_denseseg.files import write_atomic
@@ -68,8 +70,8 @@ class TaskTrainer(EvaluatingTrainer):
         model: PreTrainedModel,
         args: TaskTrainingArguments,
         *,
-        image_processor: Any,
-        spec: Any,
+        image_processor: BaseImageProcessor,
+        spec: LabelSpec | ClassNames,
         train_collator: Callable[[list[Any]], Any],
         train_dataset: Any = None,
         eval_dataset: Any = None,
@@ -102,10 +104,10 @@ class TaskTrainer(EvaluatingTrainer):
 
     # Training
 
-    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+    def create_optimizer(self, model: PreTrainedModel | None = None) -> torch.optim.Optimizer:
         """AdamW (or `optim`) over the groups of `parameter_groups`."""
         if self.optimizer is None:
-            model = args[0] if args and args[0] is not None else self.model
+            model = self.model if model is None else model
             groups = parameter_groups(
                 model,
                 learning_rate=self.args.learning_rate,
@@ -140,7 +142,7 @@ class TaskTrainer(EvaluatingTrainer):
                 )
             except TypeError as error:  # an argument that the schedule does not have
                 raise InputError(f"lr_scheduler_kwargs {options} of the schedule {kind}: {error}") from error
-            self._created_lr_scheduler = True
+            self._created_lr_scheduler = True  # transformers replaces a schedule of its own in a second training
         return super().create_scheduler(num_training_steps, optimizer)
 
     def get_train_dataloader(self) -> Any:
@@ -218,8 +220,7 @@ class TaskTrainer(EvaluatingTrainer):
 
         The loss of a batch is a mean over n elements (`loss_weight`): `loss_i * n_i / mean(n)` averaged over all
         batches i is the mean over all elements. A mean of means would weigh the pixels of a batch with many ignored
-        pixels more than those of others. `num_items_in_batch` is `mean(n)` from `get_batch_samples`; None for a
-        single batch.
+        pixels more than those of others. `num_items_in_batch` is `mean(n)`, see `get_batch_samples`.
         """
         weight = None if num_items_in_batch is None else self.loss_weight(inputs).to(num_items_in_batch)
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
@@ -229,7 +230,7 @@ class TaskTrainer(EvaluatingTrainer):
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs = super()._prepare_inputs(inputs)
-        pixels = inputs.get("pixel_values")
+        pixels = inputs.get("pixel_values")  # (B, 3, H, W)
         if pixels is not None and pixels.dtype == torch.uint8:
             inputs["pixel_values"] = self.preprocessing.normalize(pixels).contiguous(memory_format=self.memory_format)
         return inputs
@@ -264,6 +265,7 @@ class TaskTrainer(EvaluatingTrainer):
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         """Save, mark the folder as complete, and then delete older ones."""
+        # transformers would delete older checkpoints before this one is marked as complete.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         folder = self.output / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         with explain_failed_save(folder):
@@ -329,7 +331,7 @@ class _TrainingHooks(TrainerCallback):
         ema = self.trainer.ema
         if ema is not None:
             ema.start(self.trainer.accelerator.unwrap_model(self.trainer.model))
-            checkpoint = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}" / EMA_FILE
+            checkpoint = self.trainer.output / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}" / EMA_FILE
             if checkpoint.exists():
                 ema.load(checkpoint)
 

@@ -101,7 +101,7 @@ def find_sources(inputs: list[str], output: Path) -> Found:
                 "a glob, @FILE with one path per line, an address such as rtsp://HOST/PATH, or - for standard input."
             )
         for file in files:
-            candidates.setdefault(os.path.realpath(file[1]), file)
+            candidates.setdefault(os.path.realpath(file[1]), file)  # each file once, also through links
     found.sources = _named(list(candidates.values()))
     return found
 
@@ -112,6 +112,7 @@ def _named(candidates: list[tuple[str, str, str]]) -> list[Source]:
     taken: set[str] = set()
     sources = []
     for name, origin, kind in candidates:
+        # A second file of a name gets its suffix (a_png), further ones also a number (a_png_2).
         used = taken if kind == "image" else taken | folders
         suffix = Path(origin).suffix[1:]
         if name in used and suffix:

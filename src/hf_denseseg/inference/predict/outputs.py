@@ -57,7 +57,7 @@ class PixelTally:
     """Counts the pixels of each class and sums their probabilities, a strip of rows at a time."""
 
     def __init__(self, num_labels: int) -> None:
-        self.pixels, self.sums = np.zeros(num_labels, np.int64), np.zeros(num_labels)
+        self.pixels, self.sums = np.zeros(num_labels, np.int64), np.zeros(num_labels)  # (C,) each
 
     def add(self, ids: np.ndarray, confidence: np.ndarray) -> None:
         """Add rows of class ids and of the probabilities of these classes, both `(rows, width)`."""

@@ -149,6 +149,7 @@ class _Predictions:
             self.order[item.name] = (number, item.number)
             state = {"settings": self._settings, "source": source.origin, **source.state()}
             yield Work([item.name], [None if source.kind == "stream" else state], (number, source, item))
+            # Set while this item was predicted: its source failed, or Ctrl-C ended the stream.
             if number in self.failed or self._stopped:
                 self._stopped = False
                 return
@@ -184,7 +185,7 @@ class _Predictions:
                 save(aside)
         return {"id": item.name, "source": source.origin, **item.facts, "size": size, **places, **prediction.facts}
 
-    def is_intact(self, record: Any) -> bool:
+    def is_intact(self, record: dict[str, Any]) -> bool:
         """Whether an earlier record has all the files that are wanted now, and they exist."""
         return all(kind in record and (self.output / record[kind]).exists() for kind in self.predictor.kinds)
 

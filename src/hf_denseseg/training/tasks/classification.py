@@ -17,6 +17,7 @@ from hf_denseseg.data.augmentation.classification import (
     training_transform,
 )
 from hf_denseseg.data.checks.classification import scan_classification
+from hf_denseseg.data.class_names import ClassNames
 from hf_denseseg.data.classification import ClassificationData, load_classification
 from hf_denseseg.data.reading.images import Fault
 from hf_denseseg.data.shards.streaming import StreamingTrainDataset
@@ -48,9 +49,10 @@ class ClassificationTrainer(TaskTrainer):
     """
 
     logged_scores = ("top1", "top5")
+    spec: ClassNames
 
     def __init__(
-        self, model: PreTrainedModel, args: TaskTrainingArguments, *, spec: Any, protocol: dict, **options: Any
+        self, model: PreTrainedModel, args: TaskTrainingArguments, *, spec: ClassNames, protocol: dict, **options: Any
     ) -> None:
         self._protocol = protocol
         self._ranks: list[list[int]] = []
@@ -89,7 +91,7 @@ class ClassificationTrainer(TaskTrainer):
         with torch.no_grad(), self.compute_loss_context_manager():
             logits = model(pixel_values=inputs["pixel_values"]).logits
         ranks = true_class_rank(logits.float(), inputs["labels"])
-        return torch.stack([ranks, inputs["labels"]], 1).tolist()
+        return torch.stack([ranks, inputs["labels"]], 1).tolist()  # B pairs
 
     def reset_scores(self) -> None:
         """Remove all ranks."""
@@ -102,7 +104,7 @@ class ClassificationTrainer(TaskTrainer):
     def compute_scores(self) -> dict[str, Any]:
         """Count the ranks of all processes."""
         meter = AccuracyMeter(self.spec.num_labels)
-        for ranks in processes_of(self).gather(self._ranks):
+        for ranks in processes_of(self).gather(self._ranks):  # of each process (N, 2): rank, true class
             meter.update(*torch.tensor(ranks, dtype=torch.int64).view(-1, 2).unbind(1))
         return meter.compute(self.spec.classes)
 

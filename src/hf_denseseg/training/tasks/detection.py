@@ -8,7 +8,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from PIL import Image
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import BaseImageProcessor, PreTrainedModel
 
 from hf_denseseg.data.augmentation.detection import (
     DetectionAugmentation,
@@ -19,6 +19,7 @@ from hf_denseseg.data.augmentation.detection import (
     collate_train,
 )
 from hf_denseseg.data.checks.detection import scan_detection, scan_detection_source
+from hf_denseseg.data.class_names import ClassNames
 from hf_denseseg.data.detection import DetectionData, load_detection
 from hf_denseseg.data.reading.images import Fault
 from hf_denseseg.data.sources.coco import encode_mask, object_mask
@@ -47,6 +48,8 @@ class DetectionTrainer(TaskTrainer):
         options: see `TaskTrainer`.
     """
 
+    spec: ClassNames
+
     def __init__(
         self, model: PreTrainedModel, args: TaskTrainingArguments, *, masks: bool = False, **options: Any
     ) -> None:
@@ -68,6 +71,7 @@ class DetectionTrainer(TaskTrainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> ProportionSampler:
         dataset = self.train_dataset if train_dataset is None else train_dataset
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        # Batches of wide or of tall images only need little padding.
         self._sampler = ProportionSampler(dataset.is_wide(), self._train_batch_size, seed)
         return self._sampler
 
@@ -75,6 +79,7 @@ class DetectionTrainer(TaskTrainer):
         """Normalize the images, and set the padding to 0."""
         inputs = super()._prepare_inputs(inputs)
         if "labels" in inputs:
+            # (B, 3, H, W) * (B, 1, H, W): normalization has turned the zeros of the padding into -mean / std.
             inputs["pixel_values"] = inputs["pixel_values"] * inputs["pixel_mask"][:, None].to(torch.float32)
         return inputs
 
@@ -97,6 +102,7 @@ class DetectionTrainer(TaskTrainer):
         scores: list[Any] = [None]
         if self.is_world_process_zero():
             columns = ["height", "width", "objects"]
+            # Columns of values -> rows; the images themselves are not read.
             rows = self.eval_dataset.data.dataset.select_columns(columns)[:]
             rows = [dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)]
             scores = [detection_metrics(rows, found, self.spec.classes, self.masks)]
@@ -198,7 +204,7 @@ class ObjectDetection(Task):
         data: DataArguments,
         args: TaskTrainingArguments,
         model: PreTrainedModel,
-        processor: Any,
+        processor: BaseImageProcessor,
         eval_data: DetectionData,
         train_data: DetectionData | None = None,
     ) -> DetectionTrainer:
@@ -239,7 +245,7 @@ class ObjectDetection(Task):
         with atomic_path(path) as aside:
             labeled_rows(lines).save(aside)
 
-    def _drawn(self, row: dict[str, Any], objects: list[dict[str, Any]], spec: Any) -> Image.Image:
+    def _drawn(self, row: dict[str, Any], objects: list[dict[str, Any]], spec: ClassNames) -> Image.Image:
         import json
 
         boxes = [(x, y, x + wide, y + high) for x, y, wide, high in (each["bbox"] for each in objects)]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from transformers import PreTrainedModel
+from transformers import BaseImageProcessor, PreTrainedModel
 
 from hf_denseseg.data.augmentation.segmentation import (
     EvalDataset,
@@ -95,7 +95,7 @@ class SemanticSegmentation(Task):
         data: DataArguments,
         args: TaskTrainingArguments,
         model: PreTrainedModel,
-        processor: Any,
+        processor: BaseImageProcessor,
         eval_data: SegmentationData,
         train_data: SegmentationData | None = None,
     ) -> SegmentationTrainer:

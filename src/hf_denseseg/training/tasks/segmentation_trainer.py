@@ -37,6 +37,7 @@ class SegmentationTrainer(TaskTrainer):
     """
 
     logged_scores = ("mean_iou", "pixel_accuracy", "mean_accuracy")
+    spec: LabelSpec
 
     def __init__(
         self,

@@ -37,7 +37,7 @@ def submit(trainer: SegmentationTrainer, server: Server, path: Path) -> None:
     check_images(server, image_names(trainer.eval_dataset.data.dataset))
     folder = trainer.output / PREDICTIONS
     journal, known, kept = open_journal(trainer, JOURNAL)
-    if trainer.accelerator.is_local_main_process and not kept:
+    if trainer.accelerator.is_local_main_process and not kept:  # files of another checkpoint or protocol
         shutil.rmtree(folder, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
 
@@ -56,7 +56,7 @@ def submit(trainer: SegmentationTrainer, server: Server, path: Path) -> None:
     entries = run(work, predict, journal, known, lambda record: file_of(record).exists())
     sizes = {entry.record["id"]: tuple(entry.record["size"]) for entry, _ in entries}
     sizes = {name: size for part in processes_of(trainer).gather(sizes) for name, size in part.items()}
-    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.wait_for_everyone()  # until all files are written
     journal.close()
     if trainer.is_world_process_zero():
         pack_submission(folder, path, server.benchmark, sizes)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from PIL import Image
-from transformers import PreTrainedModel
+from transformers import BaseImageProcessor, PreTrainedModel
 
 from hf_denseseg.data.reading.images import Fault
 from hf_denseseg.training.arguments import DataArguments, TaskTrainingArguments
@@ -108,7 +108,7 @@ class Task(ABC):
         data: DataArguments,
         args: TaskTrainingArguments,
         model: PreTrainedModel,
-        processor: Any,
+        processor: BaseImageProcessor,
         eval_data: Any,
         train_data: Any = None,
     ) -> TaskTrainer:
