@@ -42,6 +42,7 @@ def pytest_collection_finish():
     """Imports live to the end: if the collector looked at them, `gc.collect()` of each Trainer would take 0.3 s."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(5_000, 20, 20)  # compiling leaves so many objects that looking at all of them takes as long
 
 
 @pytest.fixture(autouse=True)
