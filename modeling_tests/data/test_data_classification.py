@@ -64,7 +64,7 @@ def test_file_that_does_not_name_every_class_is_refused(folder):
 
 
 def test_names_that_stand_twice_are_refused():
-    with pytest.raises(InputError, match="the names a stand twice"):
+    with pytest.raises(InputError, match="duplicate names: a"):
         ClassNames("own", ("a", "b", "a"))
 
 

@@ -119,7 +119,7 @@ FAULTS = {
     "annotation twice": (set_to("annotations", 1, id=1), "2 annotation entries have the id 1"),
     "image twice": (set_to("images", 1, id=7), "2 image entries have the id 7"),
     "category twice": (set_to("categories", 1, id=5), "2 category entries have the id 5"),
-    "name twice": (set_to("categories", 1, name="tree"), "the names tree stand twice"),
+    "name twice": (set_to("categories", 1, name="tree"), "duplicate names: tree"),
     "no size": (lambda content: content["images"][0].pop("height"), "image 7: .*`height` or `width` is missing"),
     "no mask": (set_to("annotations", 0, segmentation=[]), "annotation 1: .*no segmentation.*task: object-detection"),
     "half a point": (set_to("annotations", 0, segmentation=[[1, 2, 3, 4, 5, 6, 7]]), "annotation 1: .*odd number"),

@@ -1,4 +1,4 @@
-"""The label specification: encoding, decoding, files and mistakes in them."""
+"""The label specification: encoding, decoding, reading files, and errors in them."""
 
 import json
 
@@ -20,15 +20,15 @@ def specs(draw):
     count = draw(st.integers(1, 20))
     raws = draw(st.lists(st.integers(0, 400), min_size=count, max_size=count + 5, unique=True))
     trains = list(range(count)) + [draw(st.integers(0, count - 1)) for _ in raws[count:]]
-    void = draw(st.lists(st.integers(401, 600), max_size=3, unique=True))
+    ignored = draw(st.lists(st.integers(401, 600), max_size=3, unique=True))
     return LabelSpec(
-        "any", tuple(f"class {k}" for k in range(count)), (), dict(zip(raws, trains, strict=True)), tuple(void)
+        "any", tuple(f"class {k}" for k in range(count)), (), dict(zip(raws, trains, strict=True)), tuple(ignored)
     )
 
 
 @settings(max_examples=40, deadline=None)
 @given(specs(), st.randoms(use_true_random=False))
-def test_encode_follows_the_table_and_decode_is_its_inverse(spec, random):
+def test_encode_uses_the_table_and_decode_is_its_inverse(spec, random):
     known = [*spec.raw_to_train, *spec.raw_void]
     raw = np.array([random.choice(known) for _ in range(30)], dtype=np.uint16).reshape(5, 6)
     expected = [[spec.raw_to_train.get(int(value), 255) for value in row] for row in raw]
@@ -41,7 +41,7 @@ def test_encode_follows_the_table_and_decode_is_its_inverse(spec, random):
 
 @settings(max_examples=20, deadline=None)
 @given(specs())
-def test_a_specification_survives_json(spec):
+def test_a_specification_round_trips_through_json(spec):
     assert LabelSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
 
 
@@ -50,23 +50,23 @@ def test_8_bit_and_16_bit_maps_encode_alike():
     raw = np.array([[3, 7], [0, 255]], dtype=np.uint8)
     assert spec.encode(raw).tolist() == [[0, 1], [255, 255]]
     assert (spec.encode(raw.astype(np.uint16)) == spec.encode(raw)).all()
-    spec.encode(raw)[0, 0] = 1  # the result may be changed
+    spec.encode(raw)[0, 0] = 1  # the result is writable
 
 
-def test_unknown_ids_are_named_with_their_share_and_the_known_ones():
+def test_unknown_ids_are_reported_with_their_fraction_and_the_known_ids():
     spec = LabelSpec("s", ("a", "b"))
     with pytest.raises(InputError, match=r"Raw ids 7, 9 \(75.0% .* 0-1, 255.*raw_to_train"):
         spec.encode(np.array([[7, 9], [9, 1]], dtype=np.uint8))
 
 
-def test_classes_alone_mean_ids_from_zero_and_255_void():
+def test_classes_alone_get_ids_from_zero_and_255_is_ignored():
     spec = LabelSpec.from_dict({"classes": ["a", "b", "c"]})
     assert (spec.raw_to_train, spec.raw_void, spec.num_labels) == ({0: 0, 1: 1, 2: 2}, (255,), 3)
     assert spec.id2label == {0: "a", 1: "b", 2: "c"} and spec.label2id["c"] == 2
     assert len(set(spec.palette)) == 3
 
 
-def test_a_void_id_among_the_classes_shifts_the_ids_behind_it():
+def test_an_ignored_id_among_the_classes_shifts_the_ids_after_it():
     assert LabelSpec.from_dict({"classes": ["wall", "sky"], "raw_void_id": 0}).raw_to_train == {1: 0, 2: 1}
 
 
@@ -77,22 +77,22 @@ def test_id2label_tables_are_read(tmp_path):
     assert spec.classes == ("road", "car") and spec.raw_to_train == {2: 0, 4: 1}
 
 
-def test_yaml_file_with_palette_and_colours(tmp_path):
+def test_yaml_file_with_palette_and_colors(tmp_path):
     path = tmp_path / "labels.yaml"
     path.write_text("classes: [road, car]\npalette: [[1, 2, 3], [4, 5, 6]]\ncolors: {car: [9, 9, 9]}\nlicence: CC0\n")
     spec = LabelSpec.from_file(path)
     assert spec.palette == ((1, 2, 3), (4, 5, 6)) and spec.color_to_raw == {(9, 9, 9): 1} and spec.license == "CC0"
 
 
-def test_colour_masks():
+def test_color_masks():
     rgb = np.array([[[1, 2, 3], [200, 0, 9]], [[0, 0, 0], [1, 2, 3]]], dtype=np.uint8)
     assert COLORS.encode_colors(rgb).tolist() == [[0, 1], [255, 0]]
     with pytest.raises(InputError, match=r"\[\[1, 2, 4\]\].*25.0%"):
         COLORS.encode_colors(np.array([[[1, 2, 4], [200, 0, 9]], [[0, 0, 0], [1, 2, 3]]], dtype=np.uint8))
 
 
-def test_the_made_up_palette_is_that_of_voc():
-    """First colors of the devkit's color map after background."""
+def test_the_generated_palette_is_that_of_voc():
+    """The first colors after background in the color map of the PASCAL VOC devkit."""
     assert color_wheel(4) == ((128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128))
     assert len(set(color_wheel(254))) == 254
 
@@ -103,24 +103,24 @@ def test_the_made_up_palette_is_that_of_voc():
         ({"classes": ["a"], "pallete": []}, "did you mean 'palette'"),
         ({"classes": ["a"], "zebra": 1}, "Known keys: categories, citation, classes"),
         ({"palette": [[0, 0, 0]]}, "needs `classes`"),
-        ({"classes": ["a", "a"]}, "twice"),
+        ({"classes": ["a", "a"]}, "duplicate"),
         ({"classes": []}, "0 classes"),
         ({"classes": ["a"], "palette": [[0, 0, 0], [1, 1, 1]]}, "2 colors"),
-        ({"classes": ["a"], "palette": [[0, 0, 300]]}, "three numbers 0..255"),
+        ({"classes": ["a"], "palette": [[0, 0, 300]]}, "three numbers in 0..255"),
         ({"classes": ["a"], "raw_to_train": {"1": 4}}, "outside 0..0"),
-        ({"classes": ["a"], "raw_to_train": {"1": 0}, "raw_void": [1]}, "void and a class"),
+        ({"classes": ["a"], "raw_to_train": {"1": 0}, "raw_void": [1]}, "both in `raw_void` and in `raw_to_train`"),
         ({"classes": ["a"], "raw_to_train": {"99999": 0}}, "outside 0..65535"),
         ({"classes": ["a"], "colors": {"b": [0, 0, 0]}}, "names \\['b'\\]"),
-        ({"classes": ["a"], "raw_void": {"x": 1}}, "wrong form"),
+        ({"classes": ["a"], "raw_void": {"x": 1}}, "wrong type"),
     ],
 )
-def test_wrong_specifications_say_what_is_wrong(values, message):
+def test_invalid_specifications_are_rejected_with_the_reason(values, message):
     with pytest.raises(InputError, match=message):
         LabelSpec.from_dict(values)
 
 
 @pytest.mark.parametrize("text", ["{", "- [", "just words"])
-def test_unreadable_files_are_named(tmp_path, text):
+def test_errors_name_the_unreadable_file(tmp_path, text):
     path = tmp_path / "classes.yaml"
     path.write_text(text)
     with pytest.raises(InputError, match="classes.yaml"):
@@ -129,7 +129,7 @@ def test_unreadable_files_are_named(tmp_path, text):
         LabelSpec.from_file(tmp_path / "missing.json")
 
 
-def test_categories_survive_json_and_must_be_classes():
+def test_categories_round_trip_through_json_and_must_be_classes():
     values = {"classes": ["road", "sidewalk", "car"], "categories": {"flat": ["road", "sidewalk"], "vehicle": ["car"]}}
     spec = LabelSpec.from_dict(values)
     assert spec.categories == {"flat": ("road", "sidewalk"), "vehicle": ("car",)}

@@ -1,4 +1,4 @@
-"""Names of the classes of images or objects, for tasks without a label map."""
+"""Class names for classification and detection, where there are no label maps."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -14,16 +14,16 @@ NAME_FILES = ("classes.json", "classes.txt")
 
 @dataclass(frozen=True)
 class ClassNames:
-    """Names in the order of the ids, and where the data come from.
+    """Class names in the order of their ids, with license and citation of the data.
 
     Args:
-        name: short name of the data.
+        name: short name of the dataset.
         classes: one name per class, all different.
         license: license of the data.
         citation: reference to cite.
 
     Raises:
-        InputError: no class, or a name that stands twice.
+        InputError: there is no class, or a name is used twice.
     """
 
     name: str
@@ -32,10 +32,10 @@ class ClassNames:
     citation: str = ""
 
     def __post_init__(self) -> None:
-        twice = sorted({each for each in self.classes if self.classes.count(each) > 1})
-        if not self.classes or twice:
-            problem = f"the names {', '.join(twice[:3])} stand twice" if twice else "there is no class"
-            raise InputError(f"Classes of {self.name!r}: {problem}. Give every class a name of its own.")
+        duplicates = sorted({each for each in self.classes if self.classes.count(each) > 1})
+        if not self.classes or duplicates:
+            problem = f"duplicate names: {', '.join(duplicates[:3])}" if duplicates else "there is no class"
+            raise InputError(f"Classes of {self.name!r}: {problem}. Give every class a unique name.")
 
     @property
     def num_labels(self) -> int:
@@ -58,7 +58,7 @@ class ClassNames:
         return color_wheel(len(self.classes))
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain JSON values."""
+        """All fields as plain JSON values."""
         return {
             "name": self.name,
             "classes": list(self.classes),
@@ -68,24 +68,26 @@ class ClassNames:
 
 
 def read_names(path: Path, keys: Sequence[str] | None) -> ClassNames:
-    """Read the names that a file gives to classes that are known by a key, such as the folders of ImageNet.
+    """Read a file of names for classes that are identified by a key, such as the synset folders of ImageNet.
 
-    JSON: `{"n01440764": "tench"}`, a list in the order of the keys, or one of the two as `classes` beside `name`,
-    `license` and `citation`. Text: a line `n01440764 tench, Tinca tinca` for each, or names in the order of the keys.
-    Of equal names (ImageNet has two cranes) each gets its key in brackets.
+    JSON: a table `{"n01440764": "tench"}` or a list in the order of the keys; either may also be the value of
+    `classes` in a table with `name`, `license` and `citation`. Text: one class per line, either all as
+    `n01440764 tench, Tinca tinca` or all as names only, in the order of the keys. Classes of the same name (ImageNet
+    has two cranes) get their key appended in brackets.
 
     Args:
         path: the file.
-        keys: in the order of the ids; None where classes are known by numbers, of which a split may lack the last.
+        keys: keys in the order of the ids; None when classes are plain numbers. The file then determines how many
+            classes there are, because a split may have no image of the last ones.
 
     Raises:
-        InputError: the file cannot be read, or does not name every key.
+        InputError: the file cannot be read, or does not have one name for every key.
     """
     try:
         text = path.read_text(encoding="utf-8")
         content = json.loads(text) if path.suffix == ".json" else _lines(text, set(keys or ()))
     except (OSError, ValueError) as error:
-        raise InputError(f"Class names {path} cannot be read: {error}. Fix the file or take it away.") from error
+        raise InputError(f"Class names {path} cannot be read: {error}. Fix or remove the file.") from error
     beside = content if isinstance(content, Mapping) and "classes" in content else {"classes": content}
     given = beside["classes"]
     if keys is None:
@@ -101,20 +103,20 @@ def read_names(path: Path, keys: Sequence[str] | None) -> ClassNames:
         names = [str(name) for name in given]
     else:
         count = len(given) if isinstance(given, list) else 0
-        raise InputError(f"{path} names {count} classes, the data has {len(keys)}. Give one name for each.")
-    if "licence" in beside:  # the key of older files
+        raise InputError(f"{path} names {count} classes, but the data has {len(keys)}. Give one name for each.")
+    if "licence" in beside:  # the spelling that older versions of this package wrote
         beside = {"license": beside["licence"], **beside}
     extra = {key: str(beside[key]) for key in ("license", "citation") if key in beside}
-    return ClassNames(str(beside.get("name", path.parent.name)), tuple(told_apart(names, keys)), **extra)
+    return ClassNames(str(beside.get("name", path.parent.name)), tuple(make_unique(names, keys)), **extra)
 
 
-def told_apart(names: Sequence[str], keys: Sequence[str]) -> list[str]:
-    """The names, of equal ones each with its key in brackets."""
+def make_unique(names: Sequence[str], keys: Sequence[str]) -> list[str]:
+    """Append the key in brackets to every name that occurs more than once."""
     return [name if names.count(name) == 1 else f"{name} ({key})" for name, key in zip(names, keys, strict=True)]
 
 
 def _lines(text: str, keys: set[str]) -> Any:
-    """Text to a table if every line starts with a key, else to a list."""
+    """Parse text into a table key -> name if every line starts with a key, otherwise into a list of names."""
     parts = [line.strip().partition(" ") for line in text.splitlines() if line.strip()]
     if parts and all(first in keys and rest for first, _, rest in parts):
         return {first: rest.strip() for first, _, rest in parts}

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hf_denseseg.data.class_names import ClassNames, told_apart
+from hf_denseseg.data.class_names import ClassNames, make_unique
 from hf_denseseg.data.reading.archives import Tree, is_archive, open_tree
 from hf_denseseg.data.sources.official import described, fetch_text, official_trees
 from hf_denseseg.data.splits import resolve_split
@@ -89,7 +89,7 @@ def imagenet_names() -> tuple[list[str], ClassNames]:
 
     info = ImageNetInfo()
     synsets = info.label_names()
-    names = told_apart([info.label_name_to_description(each) for each in synsets], synsets)
+    names = make_unique([info.label_name_to_description(each) for each in synsets], synsets)
     return synsets, ClassNames("ImageNet-1K", tuple(names), license=_LICENSE, citation=_CITATION)
 
 
