@@ -3,7 +3,6 @@
 import argparse
 import json
 from pathlib import Path
-from typing import Any
 
 EPILOG = """examples:
   denseseg card                                  every variant that has a recipe in scripts/recipes
@@ -12,7 +11,7 @@ EPILOG = """examples:
 `denseseg train` writes the card of a trained model itself: model/README.md in the run folder."""
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add `card` to the command line."""
     parser = subparsers.add_parser(
         "card",

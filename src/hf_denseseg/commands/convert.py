@@ -1,7 +1,6 @@
 """`denseseg convert`: from an official checkpoint to a folder that the Auto classes load."""
 
 import argparse
-from typing import Any
 
 EPILOG = """examples:
   denseseg convert dsct Conformer_base_patch16.pth dsct-base-sac --num_labels 150 --output_dir dsct-base-imagenet
@@ -14,7 +13,7 @@ Weights are read as safetensors or with weights_only=True, so no code in them is
 checkpoint is converted or known to be unused; keys that are left over or missing are an error that lists them."""
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add `convert` to the command line."""
     parser = subparsers.add_parser(
         "convert",

@@ -30,7 +30,7 @@ _HELP = {
 _REPACK = ("task", "split", "data_root", "label_spec", "revision", "limit", "output_dir", "format", "rows_per_shard")
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add `data` with its actions to the command line."""
     parser = subparsers.add_parser(
         "data",

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 from hf_denseseg.errors import RunError
 from hf_denseseg.models.auto.tasks import SEMANTIC_SEGMENTATION, TASKS
@@ -46,7 +45,7 @@ EPILOG = """examples:
   denseseg demo --max_steps 50                              any key of a recipe, see `denseseg train --keys`"""
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add `demo` to the command line."""
     parser = subparsers.add_parser(
         "demo",

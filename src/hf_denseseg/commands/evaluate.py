@@ -2,7 +2,6 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from hf_denseseg.errors import InputError
 from hf_denseseg.models.auto.tasks import SEMANTIC_SEGMENTATION
@@ -23,7 +22,7 @@ Without a --test_ key the protocol saved with the checkpoint is used. Every data
 (`denseseg train --keys` lists them)."""
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add `evaluate` to the command line."""
     parser = subparsers.add_parser(
         "evaluate",

@@ -2,7 +2,6 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 TOLERANCE = 1e-3
 
@@ -14,7 +13,7 @@ The program takes normalized pixel_values (batch, 3, height, width) of any size 
 logits. torch 2.11 exports pooling for even or for odd sizes only; the command then says so and writes nothing."""
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add `export` to the command line."""
     parser = subparsers.add_parser(
         "export",

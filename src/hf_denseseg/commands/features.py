@@ -18,7 +18,7 @@ Without --classes the classes are shown that the checkpoint confuses most, at mo
 the same classes for each. umap is the paper's projection; it and tsne need `pip install 'hf-denseseg[umap]'`."""
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add `features` to the command line."""
     parser = subparsers.add_parser(
         "features",

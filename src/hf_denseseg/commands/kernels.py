@@ -10,7 +10,7 @@ from typing import Any
 CASES = ("detr-decoder", "detr-encoder", "mask2former", "unept-decoder", "unept-encoder", "unept-encoder-deit")
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add `kernels` to the command line."""
     parser = subparsers.add_parser(
         "kernels",

@@ -2,10 +2,9 @@
 
 import argparse
 import json
-from typing import Any
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add `models` to the command line."""
     parser = subparsers.add_parser(
         "models",

@@ -40,7 +40,7 @@ write the same files as one process with the same number of threads. Files that 
 reported (exit code 1)."""
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add `predict` to the command line."""
     parser = subparsers.add_parser(
         "predict",

@@ -2,7 +2,6 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 EPILOG = """example:
   denseseg push runs/demo/model your-name/dsct-demo --private
@@ -13,7 +12,7 @@ the weights and README.md (the card)."""
 NEEDED = ("config.json", "README.md", "preprocessor_config.json")
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add `push` to the command line."""
     parser = subparsers.add_parser(
         "push",

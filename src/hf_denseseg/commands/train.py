@@ -1,7 +1,6 @@
 """`denseseg train`: train from a recipe, evaluate, and leave a folder that explains itself."""
 
 import argparse
-from typing import Any
 
 DESCRIPTION = """Train from a recipe, evaluate, and write a run folder: checkpoints, model with its card, results.json,
 learning curve, predictions and one HTML page of it all. After an interruption run the same command again: it
@@ -19,7 +18,7 @@ EPILOG = """examples:
 recipe, and then overrides it."""
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add `train` to the command line."""
     parser = subparsers.add_parser(
         "train",
