@@ -168,7 +168,7 @@ def test_configurations_check_their_types():
 
 
 def test_import_is_light():
-    """`import hf_denseseg` loads neither data sets nor plotting, and leaves warnings and logging as they were."""
+    """`import hf_denseseg` loads neither datasets nor plotting, and leaves warnings and logging as they were."""
     script = (
         "import sys, warnings, torchvision, transformers.modeling_utils; warnings.resetwarnings()\n"
         "before = list(warnings.filters); there = set(sys.modules); import hf_denseseg\n"
