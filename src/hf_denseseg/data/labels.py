@@ -20,12 +20,8 @@ IGNORE_INDEX = 255  # train id of pixels that the loss and the metrics skip
 _UNKNOWN = 254
 _MAX_RAW = 65535  # the largest id that a 16-bit PNG can hold
 _ALIASES = {"raw_void_id": "raw_void", "color_to_raw": "colors", "licence": "license", "url": "source_url"}
-_INFORMATION = (
-    "image_size",
-    "pixel_share",
-    "description",
-    "num_",
-)  # prefixes of keys that document a file; ignored here
+# Prefixes of keys that document a file for its readers; they are accepted and ignored.
+_INFORMATION = ("image_size", "pixel_share", "description", "num_")
 
 Color = tuple[int, int, int]
 
@@ -152,9 +148,7 @@ class LabelSpec:
             InputError: `raw` contains ids that the specification does not name.
         """
         if raw.dtype != np.uint8 and raw.size and (raw.min() < 0 or raw.max() > _MAX_RAW):
-            raise InputError(
-                f"Raw ids {raw.min()}..{raw.max()} are outside 0..{_MAX_RAW}, so this is not a label map."
-            )
+            raise InputError(f"Raw ids {raw.min()}..{raw.max()} are outside 0..{_MAX_RAW}: this is not a label map.")
         if raw.dtype == np.uint8:  # bytes.translate takes a third of the time of array indexing
             # bytearray: an array over immutable bytes would be read-only.
             train = np.frombuffer(bytearray(raw.tobytes().translate(self._byte_table)), np.uint8).reshape(raw.shape)

@@ -1,1 +1,1 @@
-"""Read files: images and label maps, archives, MATLAB files, run lengths."""
+"""Read files: images and label maps, archives, MATLAB files, run-length encodings."""

@@ -1,4 +1,4 @@
-"""Read one image or one label map from a file or from bytes, and say plainly what is wrong with it."""
+"""Read one image or label map from a file or from bytes; errors name the file and what is wrong with it."""
 
 import io
 from pathlib import Path
@@ -12,31 +12,31 @@ from hf_denseseg.data.reading.matlab import MATLAB_MARK, read_matlab_ids
 from hf_denseseg.data.reading.references import describe_reference, file_name, is_reference, read_reference
 from hf_denseseg.errors import InputError
 
-# Modes whose pixel values are ids; every other mode would have to be guessed at.
+# Pillow modes whose pixel values can be read as class ids. For any other mode we would have to guess.
 _ID_MODES = {"1", "L", "P", "I", "I;16", "I;16B", "I;16L"}
 
 
 def read_image(source: Any, name: str = "") -> Image.Image:
-    """Read an image as 8-bit RGB, turned upright as its EXIF tag says.
+    """Read an image as 8-bit RGB, rotated upright according to its EXIF tag.
 
     Args:
         source: path, reference into an archive, bytes, a `{"bytes", "path"}` row of an Image column, or an open
             image.
-        name: how to call the image in messages; the path when empty.
+        name: name of the image in messages; its path when empty.
 
     Raises:
-        InputError: missing, empty, truncated, too large or no image at all.
+        InputError: the file is missing, empty, truncated, too large, or not an image.
     """
     return to_rgb(_open(source, name))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Turn an open image of any mode into upright 8-bit RGB: the one rule for training, processors and prediction.
+    """Convert an open image of any mode to upright 8-bit RGB; training, processors and inference all use this.
 
     The EXIF tag is applied; gray, palette and CMYK are converted, and transparency is dropped (an RGBA pixel keeps its
-    color). Images of more than 8 bits or of floats are taken as gray: values up to 255 stay as they are, since many
-    tools write 8-bit values into 16-bit files; if any value is larger, all are divided by 257, which brings 65535 to
-    255. The result is clipped to 0..255 and rounded; NaN becomes 0.
+    color). 16-bit, 32-bit and float images are treated as gray: values up to 255 are kept, since many tools write
+    8-bit values into 16-bit files; if any value is larger, all are divided by 257, which maps 65535 to 255. The result
+    is clipped to 0..255 and rounded; NaN becomes 0.
     """
     image = ImageOps.exif_transpose(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
@@ -44,36 +44,37 @@ def to_rgb(image: Image.Image) -> Image.Image:
         gray = gray / 257 if gray.max(initial=0) > 255 else gray
         image = Image.fromarray(gray.clip(0, 255).round().astype(np.uint8))
     if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # Pillow warns when it drops the transparency of a palette by itself
+        image = image.convert("RGBA")  # avoids a warning of Pillow about palette transparency
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def read_label(source: Any, spec: LabelSpec, name: str = "") -> np.ndarray:
-    """Read a label map as train ids and 255, `(H, W)` uint8; the index of a palette image is the raw id.
+    """Read a label map as train ids and 255, `(H, W)` uint8; in a palette image, the palette index is the raw id.
 
     Args:
         source: as for `read_image`; also a .mat file (Pascal Context, COCO-Stuff 10k).
         spec: what the raw ids (or colors) mean.
-        name: how to call the label map in messages; the path when empty.
+        name: name of the label map in messages; its path when empty.
 
     Raises:
-        InputError: not readable, ids or colors that `spec` does not name, or a mode that holds no ids.
+        InputError: the file cannot be read, contains ids or colors that `spec` does not name, or has an image mode
+            without ids.
     """
     raw = read_raw_label(source, name)
     try:
         return spec.encode(raw) if raw.ndim == 2 else spec.encode_colors(raw)
     except InputError as error:
-        raise InputError(f"Label map {_call(source, name)}: {error}") from error
+        raise InputError(f"Label map {_display_name(source, name)}: {error}") from error
 
 
 def read_raw_label(source: Any, name: str = "") -> np.ndarray:
-    """Read a label map as it is: ids `(H, W)`, or colors `(H, W, 3)` uint8; arguments as for `read_label`.
+    """Read a label map without mapping it: ids `(H, W)` or colors `(H, W, 3)` uint8; arguments as in `read_label`.
 
     Raises:
-        InputError: not readable, or a mode that holds neither.
+        InputError: the file cannot be read, or its image mode has neither ids nor colors.
     """
     if (content := _matlab_bytes(source)) is not None:
-        return read_matlab_ids(content, _call(source, name))
+        return read_matlab_ids(content, _display_name(source, name))
     image = _open(source, name)
     if image.mode in _ID_MODES:
         raw = np.asarray(image)
@@ -81,13 +82,13 @@ def read_raw_label(source: Any, name: str = "") -> np.ndarray:
     if image.mode in ("RGB", "RGBA"):
         return np.asarray(image)[..., :3]
     raise InputError(
-        f"Label map {_call(source, name)} has image mode {image.mode}, which holds no class ids. "
-        "Save it as PNG with one byte a pixel."
+        f"Label map {_display_name(source, name)} has image mode {image.mode}, which holds no class ids. "
+        "Save it as a single-channel 8-bit PNG."
     )
 
 
 def is_palette(reference: str) -> bool:
-    """Whether a label map is a palette image; only its beginning is read."""
+    """Whether a label map is a palette image; decodes only the image header."""
     if file_name(reference).endswith(".mat"):
         return False
     with Image.open(io.BytesIO(read_reference(reference)) if is_reference(reference) else reference) as image:
@@ -95,7 +96,7 @@ def is_palette(reference: str) -> bool:
 
 
 def check_same_size(image: Image.Image, label: np.ndarray, name: str) -> None:
-    """Refuse an image and a label map of different sizes.
+    """Check that an image and its label map have the same size.
 
     Raises:
         InputError: the sizes differ.
@@ -112,28 +113,28 @@ def _open(source: Any, name: str) -> Image.Image:
         return source
     if isinstance(source, dict):
         source = source["path"] if source.get("bytes") is None else source["bytes"]
-    called = _call(source, name)
+    shown_name = _display_name(source, name)
     if isinstance(source, str) and is_reference(source):
         source = read_reference(source)
-    if len(source) == 0 if isinstance(source, bytes) else _is_empty(Path(source), called):
-        raise InputError(f"File {called} is empty (0 bytes). Copy it again or remove the pair.")
+    if len(source) == 0 if isinstance(source, bytes) else _is_empty(Path(source), shown_name):
+        raise InputError(f"File {shown_name} is empty (0 bytes). Copy it again or remove the pair.")
     try:
         image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
         image.load()
     except Image.DecompressionBombError as error:
         raise InputError(
-            f"Image {called} is too large to be opened safely ({error}). Cut it into tiles, or raise "
+            f"Image {shown_name} is too large to be opened safely ({error}). Cut it into tiles, or raise "
             "`PIL.Image.MAX_IMAGE_PIXELS` if you trust it."
         ) from error
     except UnidentifiedImageError as error:
-        raise InputError(f"File {called} is not an image that can be read. Convert it to PNG or JPEG.") from error
+        raise InputError(f"File {shown_name} is not a readable image. Convert it to PNG or JPEG.") from error
     except (OSError, SyntaxError, ValueError) as error:
-        raise InputError(f"Image {called} is damaged ({error}). Copy it again or remove the pair.") from error
+        raise InputError(f"Image {shown_name} is damaged ({error}). Copy it again or remove the pair.") from error
     return image
 
 
 def _matlab_bytes(source: Any) -> bytes | None:
-    """Content of a .mat file; None for anything else."""
+    """Content of a .mat file; None if the source is not one."""
     if isinstance(source, dict):
         source = source["path"] if source.get("bytes") is None else source["bytes"]
     if isinstance(source, (str, Path)) and file_name(str(source)).endswith(".mat"):
@@ -141,14 +142,16 @@ def _matlab_bytes(source: Any) -> bytes | None:
     return source if isinstance(source, bytes) and source.startswith(MATLAB_MARK) else None
 
 
-def _is_empty(path: Path, called: str) -> bool:
+def _is_empty(path: Path, shown_name: str) -> bool:
     try:
         return path.stat().st_size == 0
     except OSError as error:
-        raise InputError(f"File {called} cannot be read: {error.strerror}. Check the path and its rights.") from error
+        raise InputError(
+            f"File {shown_name} cannot be read: {error.strerror}. Check the path and its permissions."
+        ) from error
 
 
-def _call(source: Any, name: str) -> str:
+def _display_name(source: Any, name: str) -> str:
     if isinstance(source, dict) and not name:
         name = str(source.get("path") or "")
     name = name or (str(source) if isinstance(source, (str, Path)) else "(bytes)")
@@ -156,11 +159,11 @@ def _call(source: Any, name: str) -> str:
 
 
 class Fault(NamedTuple):
-    """Something wrong with a pair.
+    """A problem in the data.
 
     Args:
         item: file or id.
-        message: what is wrong and what to do.
+        message: the problem and how to fix it.
     """
 
     item: str

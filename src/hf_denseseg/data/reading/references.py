@@ -1,7 +1,11 @@
-"""References to files: plain text that says where the bytes of a file are, and how they are read.
+"""References to files: strings that say where the bytes of a file are and how to read them.
 
-A reference is a path, or `zip://MEMBER?ADDRESS::ARCHIVE` (`tar://...`), whose address spares a loader process from
-listing the archive again, or `rle://NAME?...`, which holds the run lengths of a label map themselves.
+A reference is one of
+
+* a path;
+* `zip://MEMBER?OFFSET,STORED,SIZE,METHOD,CHECKSUM::ARCHIVE`, or the same with `tar://`: the byte range of a member, so
+  that a data loader process reads it directly, without listing the archive again;
+* `rle://NAME?JSON`: a label map whose run-length encoding is part of the reference itself.
 """
 
 import functools
@@ -14,21 +18,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from hf_denseseg.data.reading.run_lengths import SCHEME, draw
+from hf_denseseg.data.reading.run_lengths import SCHEME, decode_run_lengths
 from hf_denseseg.errors import InputError
 
-MEMBER_LIMIT = 512 * 2**20  # bytes; COCO's largest annotation file has 448 MiB
-GZIP_LIMIT = 2**30  # bytes of a complete .tar.gz, which is held in memory; Pascal Context's labels have 0.1 GiB
-FETCH_AGAIN = "Fetch the archive again from its official source."
+MEMBER_LIMIT = 512 * 2**20  # bytes; the largest annotation file of COCO has 448 MiB
+GZIP_LIMIT = 2**30  # bytes of an unpacked .tar.gz, which is kept in memory; the labels of Pascal Context have 0.1 GiB
+FETCH_AGAIN = "Download the archive again from its official source."
 T = TypeVar("T")
 
 
 def cached_per_file(maxsize: int) -> Callable[[Callable[[Path], T]], Callable[[Path], T]]:
-    """Keep the results of a function of a path, each until its file is another one or has changed."""
+    """Cache a function of a path; an entry is invalid once the file was replaced or modified."""
 
     def decorate(function: Callable[[Path], T]) -> Callable[[Path], T]:
         @functools.lru_cache(maxsize=maxsize)
-        def cached(path: Path, inode: int, time: int) -> T:
+        def cached(path: Path, inode: int, time: int) -> T:  # inode and time only extend the cache key
             return function(path)
 
         @functools.wraps(function)
@@ -42,7 +46,15 @@ def cached_per_file(maxsize: int) -> Callable[[Callable[[Path], T]], Callable[[P
 
 
 class Address(NamedTuple):
-    """Where the bytes of a member lie; zip: offset of its local header, tar: offset of the bytes themselves."""
+    """Byte range of a member in its archive.
+
+    Args:
+        offset: in a zip, of the local header of the member; in a tar, of its content.
+        stored: bytes in the archive, compressed or not.
+        size: bytes of the content.
+        method: compression method of the zip format.
+        checksum: CRC-32 of the content; a tar has none.
+    """
 
     offset: int
     stored: int
@@ -52,41 +64,43 @@ class Address(NamedTuple):
 
 
 def read_reference(reference: str, limit: int = MEMBER_LIMIT) -> bytes:
-    """Content of a file, never more than `limit` bytes of a member, whatever its header says.
+    """Read a file; of an archive member never more than `limit` bytes, whatever its header states.
 
     Raises:
         InputError: it cannot be read, is damaged, or is larger than `limit`.
     """
     if reference.startswith(SCHEME):
-        return draw(reference)
+        return decode_run_lengths(reference)
     kind, archive, member, address = _parse(reference)
     try:
         if not kind:
             return archive.read_bytes()
         if max(address.size, address.stored) > limit:
-            raise refused_member(archive, member, f"claims more than the {limit:,} bytes that are read")
+            raise refused_member(archive, member, f"has a stated size above the limit of {limit:,} bytes")
         if kind == "zip":
             return _inflate(archive, member, address)
         content = _bytes_at(archive, address.offset, address.size)
     except OSError as error:
-        raise InputError(f"File {archive} cannot be read: {error.strerror}. Check the path and its rights.") from error
+        raise InputError(
+            f"File {archive} cannot be read: {error.strerror}. Check the path and its permissions."
+        ) from error
     except (zlib.error, EOFError) as error:
-        raise InputError(f"Archive {archive} is cut short or damaged ({error}). {FETCH_AGAIN}") from error
+        raise InputError(f"Archive {archive} is truncated or damaged ({error}). {FETCH_AGAIN}") from error
     if len(content) < address.size:
-        raise refused_member(archive, member, "is cut short")
+        raise refused_member(archive, member, "is truncated")
     return content
 
 
 def describe_reference(reference: str) -> str:
-    """A reference in words, for messages: the path, or member and archive."""
+    """Readable form of a reference for messages: the path, or the member and its archive."""
     if reference.startswith(SCHEME):
-        return f"{file_name(reference)} (run lengths)"
+        return f"{file_name(reference)} (run-length encoded)"
     kind, archive, member, _ = _parse(reference)
     return f"{member} in {archive}" if kind else reference
 
 
 def file_name(reference: str) -> str:
-    """Path of a file, inside its archive if it is in one."""
+    """Path of a file; for a member of an archive, its name in the archive."""
     if reference.startswith(SCHEME):
         return reference.removeprefix(SCHEME).partition("?")[0]
     kind, path, member, _ = _parse(reference)
@@ -94,12 +108,12 @@ def file_name(reference: str) -> str:
 
 
 def is_reference(text: str) -> bool:
-    """Whether a text is no path, but leads into an archive or holds run lengths."""
+    """Whether this is a reference into an archive or to a run-length encoding, rather than a path."""
     return text.startswith(("zip://", "tar://", SCHEME))
 
 
 def _parse(reference: str) -> tuple[str, Path, str, Address]:
-    """Kind ("zip", "tar" or nothing for a plain path), archive or path, member, address."""
+    """Split into kind ("zip", "tar" or "" for a plain path), archive or path, member, address."""
     if not reference.startswith(("zip://", "tar://")):
         return "", Path(reference), "", Address(0, 0, 0)
     inside, _, archive = reference[len("zip://") :].partition("::")
@@ -110,43 +124,48 @@ def _parse(reference: str) -> tuple[str, Path, str, Address]:
         if min(numbers) < 0:
             raise ValueError("negative")
     except (TypeError, ValueError) as error:
-        raise InputError(f"{reference!r} is no reference into an archive. Take those of `Tree.reference`.") from error
+        raise InputError(
+            f"{reference!r} is not a reference into an archive. Use those that `Tree.reference` returns."
+        ) from error
     return reference[:3], Path(archive), member, found
 
 
 def refused_member(archive: Path, member: str, why: str) -> InputError:
-    """The error for a member that cannot be used."""
+    """Error for an archive member that cannot be used."""
     return InputError(f"Archive {archive}: member {member!r} {why}. {FETCH_AGAIN}")
 
 
 def _inflate(archive: Path, member: str, address: Address) -> bytes:
-    """Content of a zip member, at most as many bytes as the archive's table says."""
+    """Decompress a zip member, up to the size that the central directory of the archive states."""
+    # A local header has 30 fixed bytes, then the name and an extra field, both of variable length, then the content.
     header = _bytes_at(archive, address.offset, 30)
     if len(header) < 30 or header[:4] != b"PK\x03\x04":
-        raise refused_member(archive, member, "is not where the archive's table says")
+        raise refused_member(archive, member, "is not at the offset that the archive's directory states")
     name, extra = struct.unpack("<HH", header[26:30])
     packed = _bytes_at(archive, address.offset + 30 + name + extra, address.stored)
     try:
         deflated = address.method == zipfile.ZIP_DEFLATED
+        # -15: raw deflate, without the zlib header. One byte more than stated is enough to detect a larger member.
         content = zlib.decompressobj(-15).decompress(packed, address.size + 1) if deflated else packed
     except zlib.error as error:
         raise refused_member(archive, member, f"is damaged ({error})") from error
     if len(content) > address.size:
-        raise refused_member(archive, member, "is larger than the archive's table says")
+        raise refused_member(archive, member, "is larger than the archive's directory states")
     if len(content) < address.size or zlib.crc32(content) != address.checksum:
-        raise refused_member(archive, member, "is damaged or cut short")
+        raise refused_member(archive, member, "is damaged or truncated")
     return content
 
 
 def _bytes_at(archive: Path, offset: int, size: int) -> bytes:
+    """Bytes `offset..offset + size` of an archive; for a .tar.gz, of its unpacked content."""
     if archive.suffix.lower() not in (".zip", ".tar"):
         return unpacked(archive)[offset : offset + size]
-    # Without a position of its own: threads and forked processes may share the handle.
+    # pread, not seek + read: threads and forked processes share this descriptor, and so its file position.
     return os.pread(_handle(archive).number, size, offset)
 
 
 class _Handle:
-    """An open file, closed when nobody holds it any more."""
+    """An open file descriptor, closed when the last reference to this object is gone."""
 
     def __init__(self, path: Path) -> None:
         self.number = os.open(path, os.O_RDONLY)
@@ -163,7 +182,7 @@ def _handle(archive: Path) -> _Handle:
 
 @cached_per_file(maxsize=2)
 def unpacked(archive: Path) -> bytes:
-    """Content of a .tar.gz, unpacked in memory.
+    """Unpack a .tar.gz in memory.
 
     Raises:
         InputError: it is larger than `GZIP_LIMIT`.
@@ -171,5 +190,5 @@ def unpacked(archive: Path) -> bytes:
     with gzip.open(archive) as stream:
         content = stream.read(GZIP_LIMIT + 1)
     if len(content) > GZIP_LIMIT:
-        raise InputError(f"Archive {archive} has more than {GZIP_LIMIT:,} bytes unpacked. Unpack it into its folder.")
+        raise InputError(f"Archive {archive} has more than {GZIP_LIMIT:,} bytes unpacked. Unpack it in its folder.")
     return content
