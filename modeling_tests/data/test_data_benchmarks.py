@@ -1,6 +1,6 @@
-"""Every benchmark from the files as they are distributed: miniature copies of each layout, as folder and as archives.
+"""Every benchmark from its files as distributed: miniature copies of each layout, as folders and as archives.
 
-The tables here are written from the publications, not from the package.
+The tables here were written from the publications, independently of the package.
 """
 
 import functools
@@ -38,7 +38,7 @@ scipy_io = pytest.importorskip("scipy.io")
 CAMVID = Path(os.environ.get("DENSESEG_CAMVID", REPOSITORY.parent / "shared/data/camvid"))
 SIZE = (6, 8)  # height, width in pixels
 CITYSCAPES = dict(zip((7, 8, 11, 12, 13, 17, *range(19, 29), 31, 32, 33), range(19), strict=True))
-COCO_GAPS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91)  # labels.txt: ids of COCO that nobody drew
+COCO_GAPS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91)  # labels.txt: ids of COCO that are never annotated
 COCO = {raw: train for train, raw in enumerate(raw for raw in range(1, 183) if raw not in COCO_GAPS)}
 # Ids 2 aeroplane .. 458 wood of the 459, in the alphabetical order of the 59 names.
 CONTEXT = (
@@ -70,7 +70,7 @@ def label(raw, form="png", key="S"):
 
 
 def ids_of(values, seed=0, dtype=np.uint8):
-    """A map that holds the values in turn, begun at another one for each seed."""
+    """A label map that cycles through the values, starting at a different one for each seed."""
     return np.resize(np.roll(np.array(values, dtype), -seed), SIZE)
 
 
@@ -95,7 +95,7 @@ def write(root, archives, packed):
 
 
 def ade20k(seed):
-    """Archives of one miniature image for each split, and what its labels are."""
+    """Archives with one miniature image per split, the id of each, and the expected labels."""
     raw = ids_of(range(151), 7 * seed)
     archives = {"ADEChallengeData2016.zip": {}, "release_test.zip": {}}
     for split, folder in (("train", "training"), ("val", "validation")):
@@ -124,7 +124,7 @@ def cityscapes(seed, kind="gtFine"):
         stem = f"{city}_{seed:06d}_000019"
         archives[images[split == "train_extra"]][f"leftImg8bit/{split}/{city}/{stem}_leftImg8bit.png"] = image()
         below = f"{kind}/{split}/{city}/{stem}_{kind}"
-        content = np.full(SIZE, 3, np.uint8) if split == "test" else raw  # dummies: out of the region of interest
+        content = np.full(SIZE, 3, np.uint8) if split == "test" else raw  # dummy labels: out of the region of interest
         archives[labels] |= {
             f"{below}_labelIds.png": label(content),
             f"{below}_instanceIds.png": label(content.astype(np.uint16)),
@@ -197,7 +197,7 @@ def camvid(seed):
     return {"CamVid.zip": files}, ids, np.where(raw == 11, 255, raw)
 
 
-# label_colors.txt of the authors, and SegNet's grouping of the names; a color that is no class is void.
+# label_colors.txt of the authors, and SegNet's grouping of the names; a color without a class is ignored.
 CAMVID_COLORS = {
     "Animal": (64, 128, 64, "pedestrian"),
     "Archway": (192, 0, 128, "building"),
@@ -271,7 +271,7 @@ WRITERS = {
 
 
 def build(root, writer, packed, count=3):
-    """Write a miniature copy; returns per split {id: expected labels}."""
+    """Write a miniature copy; returns split -> {id: expected labels}."""
     together, expected = {}, {}
     for seed in range(count):
         archives, ids, labels = writer(seed)
@@ -336,7 +336,7 @@ PUBLISHED = {
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_classes_colours_and_counts_are_the_published_ones(name):
+def test_classes_colors_and_counts_are_the_published_ones(name):
     count, first, last, first_color, last_color, sizes = PUBLISHED[name]
     benchmark = get_benchmark(name)
     for spec in benchmark.encodings.values():
@@ -347,7 +347,7 @@ def test_classes_colours_and_counts_are_the_published_ones(name):
     assert {split: files.size for split, files in benchmark.splits.items()} == sizes
 
 
-def test_pascal_context_is_in_alphabetical_order_and_60_is_59_behind_the_background():
+def test_pascal_context_is_in_alphabetical_order_and_60_is_59_after_the_background():
     classes = get_benchmark("pascal_context_59").spec.classes
     assert list(classes) == sorted(classes)
     assert get_benchmark("pascal_context_60").spec.classes == ("background", *classes)
@@ -357,11 +357,11 @@ def test_cityscapes_classes_have_the_seven_categories():
     spec = get_benchmark("cityscapes").spec
     assert list(spec.categories) == ["flat", "construction", "object", "nature", "sky", "human", "vehicle"]
     assert [name for names in spec.categories.values() for name in names] == list(spec.classes)
-    assert spec.decode(np.array([0, 18, 255])).tolist() == [7, 33, 0]  # ids of the server's files
+    assert spec.decode(np.array([0, 18, 255])).tolist() == [7, 33, 0]  # raw ids that the evaluation server expects
 
 
 @pytest.mark.parametrize("background", [False, True])
-def test_pascal_context_in_mmsegmentations_form(tmp_path, background):
+def test_pascal_context_in_mmsegmentation_format(tmp_path, background):
     writer = functools.partial(pascal_context, background=background, png=True)
     expected = build(tmp_path, writer, False)
     (tmp_path / "VOCdevkit/VOC2010/ImageSets/Main").rename(
@@ -370,7 +370,7 @@ def test_pascal_context_in_mmsegmentations_form(tmp_path, background):
     check(load_segmentation(f"pascal_context_{59 + background}", "val", root=tmp_path), expected["val"])
 
 
-def test_converted_train_ids_are_taken_only_where_the_official_ids_are_missing(tmp_path):
+def test_converted_train_ids_are_used_only_if_the_official_ids_are_missing(tmp_path):
     expected = build(tmp_path, cityscapes, False)
     for file in list(tmp_path.glob("gtFine/*/*/*_labelIds.png")):
         train = Image.fromarray(np.full(SIZE, 5, np.uint8))
@@ -384,7 +384,7 @@ def test_converted_train_ids_are_taken_only_where_the_official_ids_are_missing(t
 
 @pytest.mark.skipif(not CAMVID.is_dir(), reason="CamVid is not at $DENSESEG_CAMVID or ../shared/data/camvid")
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_the_original_camvid_is_split_as_segnets_copy(split):
+def test_the_original_camvid_is_split_like_the_segnet_copy(split):
     names = [file.stem for file in (CAMVID / split / "images").iterdir()]
     for each in ("train", "val", "test"):
         holds = get_benchmark("camvid_full").splits[each].holds
@@ -392,14 +392,14 @@ def test_the_original_camvid_is_split_as_segnets_copy(split):
 
 
 def run_lengths(area):
-    """Uncompressed run lengths of a mask, down the columns, zeros first."""
+    """Uncompressed run lengths of a mask in column-major order, starting with zeros."""
     flat = area.T.ravel()
     ends = [0, *(np.flatnonzero(np.diff(flat)) + 1).tolist(), len(flat)]
     return [0] * int(flat[0]) + [last - first for first, last in itertools.pairwise(ends)]
 
 
 @pytest.mark.parametrize("background", [False, True])
-def test_pascal_context_in_the_form_of_the_detail_api(tmp_path, background):
+def test_pascal_context_in_detail_api_format(tmp_path, background):
     writer = functools.partial(pascal_context, background=background)
     expected = build(tmp_path, writer, False)["val"]
     coco_mask = pytest.importorskip("pycocotools.mask")
@@ -407,32 +407,32 @@ def test_pascal_context_in_the_form_of_the_detail_api(tmp_path, background):
     for number, file in enumerate(sorted((tmp_path / "trainval").glob("*.mat"))):
         raw = scipy_io.loadmat(file)["LabelMap"]
         images.append({"image_id": number, "file_name": f"{file.stem}.jpg", "height": SIZE[0], "width": SIZE[1]})
-        # The first area fills the image and lies below the others.
+        # The first area fills the image and is covered by the others.
         masks = [(raw.flat[0], np.ones(SIZE, int)), *((each, (raw == each).astype(int)) for each in np.unique(raw))]
         for raw_id, mask in masks:
             packed = coco_mask.frPyObjects({"size": list(SIZE), "counts": run_lengths(mask)}, *SIZE)
             packed["counts"] = packed["counts"].decode()
-            kept = int(raw_id) if raw_id in CONTEXT else 0  # that file has the 59 alone
+            kept = int(raw_id) if raw_id in CONTEXT else 0  # that file only has the 59 classes
             areas.append({"image_id": number, "category_id": kept, "segmentation": packed})
         file.unlink()
     merged = tmp_path / "trainval_merged.json"
     merged.write_text(json.dumps({"images": images, "annos_segmentation": areas}))
     check(load_segmentation(f"pascal_context_{59 + background}", "val", root=tmp_path), expected)
     merged.write_text('{"images": []}')
-    with pytest.raises(InputError, match="no annotation file of Pascal Context"):
+    with pytest.raises(InputError, match="is not an annotation file of Pascal Context"):
         load_segmentation(f"pascal_context_{59 + background}", "val", root=tmp_path)
 
 
 @pytest.mark.parametrize(
     "text", ["[5, 5, [[1, 7]]]", "[9000000, 9000000, []]", "[5, 5]", "x", '[5, 5, [[1, "zzzz"]]]']
 )
-def test_run_lengths_that_cannot_be_drawn_are_refused(text):
-    with pytest.raises(InputError, match="Label map p1 cannot be drawn"):
+def test_invalid_run_lengths_are_rejected(text):
+    with pytest.raises(InputError, match="Label map p1 has an invalid run-length encoding"):
         read_reference(f"rle://p1?{text}")
 
 
 @pytest.mark.parametrize("by_path", [False, True])
-def test_coco_stuff_10k_in_mmsegmentations_form(tmp_path, by_path):
+def test_coco_stuff_10k_in_mmsegmentation_format(tmp_path, by_path):
     raw = ids_of(range(172))
     files = {"imagesLists/test.txt": b"COCO_train2014_000000000009\n"}
     for split, stem in (("train", "COCO_train2014_000000000001"), ("test", "COCO_train2014_000000000009")):
@@ -444,7 +444,7 @@ def test_coco_stuff_10k_in_mmsegmentations_form(tmp_path, by_path):
     check(load_segmentation(source[0], "val", **source[1]), {"COCO_train2014_000000000009": expected})
 
 
-def test_coco_stuff_164k_in_mmsegmentations_form(tmp_path):
+def test_coco_stuff_164k_in_mmsegmentation_format(tmp_path):
     raw = ids_of((*range(171), 255))
     stem = "000000000139"
     files = {
@@ -456,7 +456,7 @@ def test_coco_stuff_164k_in_mmsegmentations_form(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "split", "count"), [("cityscapes", "test", 3), ("ade20k", "test", 3)])
-def test_a_test_split_without_published_labels_has_pictures_and_void_alone(tmp_path, name, split, count):
+def test_a_test_split_without_published_labels_is_all_ignored(tmp_path, name, split, count):
     build(tmp_path, WRITERS[name], True)
     rows = list(load_segmentation(name, split, root=tmp_path).dataset)
     assert len(rows) == count and all((row["label"] == 255).all() for row in rows)
@@ -467,7 +467,7 @@ def test_a_test_split_without_published_labels_has_pictures_and_void_alone(tmp_p
         pack(load_segmentation(name, split, root=tmp_path), tmp_path / "shards", "test")
 
 
-def test_the_folder_is_found_below_the_root_the_variable_and_here(tmp_path, monkeypatch):
+def test_the_folder_is_found_in_the_root_the_variable_and_the_current_folder(tmp_path, monkeypatch):
     expected = build(tmp_path / "data/CamVid", camvid, False)["train"]
     check(load_segmentation("camvid", "train", root=tmp_path / "data"), expected)
     monkeypatch.setenv("DENSESEG_DATA_ROOT", str(tmp_path / "data"))
@@ -477,7 +477,7 @@ def test_the_folder_is_found_below_the_root_the_variable_and_here(tmp_path, monk
     check(load_segmentation("camvid", "train"), expected)
 
 
-def test_by_its_path_an_official_folder_or_archive_is_recognised(tmp_path):
+def test_an_official_folder_or_archive_is_recognized_by_path(tmp_path):
     expected = build(tmp_path, ade20k, True)["val"]
     check(load_segmentation(tmp_path, "val"), expected)
     data = load_segmentation(tmp_path / "ADEChallengeData2016.zip", "validation")
@@ -486,14 +486,14 @@ def test_by_its_path_an_official_folder_or_archive_is_recognised(tmp_path):
     assert scan_segmentation_source(str(tmp_path), "val").spec == data.spec
 
 
-def test_what_may_be_two_benchmarks_needs_the_name(tmp_path):
+def test_files_of_two_benchmarks_need_the_name(tmp_path):
     expected = build(tmp_path, pascal_context, True)["val"]
     with pytest.raises(InputError, match="may be pascal_context_59 or pascal_context_60.*--data_root"):
         load_segmentation(tmp_path, "val")
     check(load_segmentation(tmp_path, "val", spec="pascal_context_59"), expected)
 
 
-def test_a_benchmark_that_is_not_there_says_where_it_comes_from(tmp_path, monkeypatch):
+def test_error_for_a_missing_benchmark_says_where_to_get_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
         InputError, match=r"cityscapes-dataset\.com.*registration.*leftImg8bit_train\*\.zip.*DATA_ROOT"
@@ -507,15 +507,15 @@ def test_a_benchmark_that_is_not_there_says_where_it_comes_from(tmp_path, monkey
         load_segmentation(tmp_path, "train", spec="cityscapes:train")
 
 
-def test_missing_and_lone_files_are_named(tmp_path):
+def test_missing_and_unpaired_files_are_named(tmp_path):
     build(tmp_path, cityscapes, False)
-    lone = next(tmp_path.glob("gtFine/val/*/*_labelIds.png"))
-    content = lone.read_bytes()
-    lone.unlink()
+    unpaired = next(tmp_path.glob("gtFine/val/*/*_labelIds.png"))
+    content = unpaired.read_bytes()
+    unpaired.unlink()
     with pytest.raises(InputError, match=r"munster_000000_000019_leftImg8bit\.png has no label map"):
         load_segmentation("cityscapes", "val", root=tmp_path)
     assert len(scan_segmentation_source("cityscapes", "val", root=tmp_path).faults) == 1
-    lone.write_bytes(content)
+    unpaired.write_bytes(content)
     next(tmp_path.glob("leftImg8bit/val/*/*000001_*")).unlink()
     with pytest.raises(InputError, match=r"munster_000001_000019_gtFine_labelIds\.png has no image"):
         load_segmentation("cityscapes", "val", root=tmp_path)
@@ -525,7 +525,7 @@ def test_missing_and_lone_files_are_named(tmp_path):
         load_segmentation("cityscapes", "holdout", root=tmp_path)
 
 
-def test_a_partial_copy_is_noted_and_a_listed_image_that_is_missing_refused(tmp_path, caplog):
+def test_a_partial_copy_is_noted_but_a_missing_listed_image_is_rejected(tmp_path, caplog):
     expected = build(tmp_path, coco_stuff_10k, False)["test"]
     check(load_segmentation("coco_stuff_10k", "val", root=tmp_path), expected)
     assert "3 of 1,000 images" in caplog.text
@@ -535,23 +535,23 @@ def test_a_partial_copy_is_noted_and_a_listed_image_that_is_missing_refused(tmp_
 
 
 @pytest.mark.parametrize("state", ["black", "cut", "good"])
-def test_the_damaged_image_of_train_extra_is_left_out_only_if_it_is_damaged(tmp_path, caplog, state):
+def test_the_image_of_train_extra_is_left_out_only_if_it_is_damaged(tmp_path, caplog, state):
     expected = build(tmp_path, WRITERS["cityscapes_coarse"], False)["train_extra"]
     image = tmp_path / "leftImg8bit/train_extra/troisdorf/troisdorf_000000_000073_leftImg8bit.png"
-    truth = tmp_path / "gtCoarse/train_extra/troisdorf/troisdorf_000000_000073_gtCoarse_labelIds.png"
-    for file in (image, truth):
+    labels = tmp_path / "gtCoarse/train_extra/troisdorf/troisdorf_000000_000073_gtCoarse_labelIds.png"
+    for file in (image, labels):
         file.parent.mkdir(parents=True)
     image_of = np.zeros((*SIZE, 3), np.uint8) if state == "black" else ids_of(range(200))
     Image.fromarray(image_of).save(image)
     if state == "cut":
         image.write_bytes(image.read_bytes()[:40])
-    truth.write_bytes(label(np.full(SIZE, 7, np.uint8)))
+    labels.write_bytes(label(np.full(SIZE, 7, np.uint8)))
     rows = list(load_segmentation("cityscapes_coarse", "train_extra", root=tmp_path).dataset)
     assert len(rows) == len(expected) + (state == "good")
     assert ("troisdorf_000000_000073 is left out" in caplog.text) == (state != "good")
 
 
-def test_splits_of_any_folder_add_up(tmp_path):
+def test_splits_of_any_folder_can_be_combined(tmp_path):
     for split in ("train", "val"):
         for kind in ("images", "labels"):
             (tmp_path / split / kind).mkdir(parents=True)
@@ -563,7 +563,7 @@ def test_splits_of_any_folder_add_up(tmp_path):
 
 
 def copy_as_parquet(folder, maps):
-    """A repository as somebody made it from a benchmark."""
+    """A third-party repository with a copy of a benchmark."""
     rows = {
         "image": [{"bytes": label(np.zeros((*each.shape[:2], 3), np.uint8)), "path": None} for each in maps],
         "annotation": [{"bytes": label(each), "path": None} for each in maps],
@@ -575,7 +575,7 @@ def copy_as_parquet(folder, maps):
 
 
 def drawn_maps(ids):
-    """32 maps whose pixels are drawn from the ids."""
+    """32 label maps whose pixels are sampled from the ids."""
     rng = np.random.default_rng(0)
     return [rng.choice(np.array(ids, np.uint8), (24, 24)) for _ in range(32)]
 
@@ -598,7 +598,7 @@ def test_a_copy_with_the_official_ids_is_read(tmp_path, name, ids):
     ("name", "ids", "fitting"),
     [
         ("cityscapes", (*range(19), 255), "cityscapes:train_ids"),
-        ("cityscapes", range(19), "cityscapes:train_ids"),  # not one void pixel gives it away
+        ("cityscapes", range(19), "cityscapes:train_ids"),  # without a single ignored pixel as a hint
         ("ade20k", (*range(150), 255), "ade20k:train_ids"),
         ("coco_stuff_10k", COCO_164K, "coco_stuff_164k:png_ids"),
         ("coco_stuff_164k", COCO_10K, "coco_stuff_10k:mat_ids"),
@@ -608,18 +608,18 @@ def test_a_copy_with_the_official_ids_is_read(tmp_path, name, ids):
         ("cityscapes", range(100, 120), "100-119 are not among them"),
     ],
 )
-def test_a_copy_in_another_encoding_is_refused_and_the_encoding_named(tmp_path, name, ids, fitting):
+def test_a_copy_in_another_encoding_is_rejected_and_the_encoding_named(tmp_path, name, ids, fitting):
     copy = copy_as_parquet(tmp_path / "copy", drawn_maps(ids))
-    with pytest.raises(InputError, match=f"first 32 label maps hold the ids .*{fitting}"):
+    with pytest.raises(InputError, match=f"first 32 label maps contain the ids .*{fitting}"):
         load_segmentation(copy, "train", spec=name)
     if fitting.startswith(name):
         data = load_segmentation(copy, "train", spec=fitting)
         assert np.unique([row["label"] for row in data.dataset]).max() in (data.spec.num_labels - 1, 255)
 
 
-@pytest.mark.parametrize("first", [0, 1], ids=["already reduced", "official"])
-def test_ade20k_that_is_already_reduced_is_told_by_how_often_its_classes_show(tmp_path, first):
-    """Without a pixel of void, and without flags (150), the ids fit both."""
+@pytest.mark.parametrize("first", [0, 1], ids=["reduced", "official"])
+def test_reduced_ade20k_ids_are_detected_by_class_frequencies(tmp_path, first):
+    """Without an ignored pixel and without flags (150), the ids fit both encodings."""
     # objectInfo150.txt: wall, building, sky, floor, tree, ceiling, road, bed, windowpane, ... of 20,210 images
     counts = (11664, 6046, 8265, 9336, 6678, 6604, 4023, 1906, 4688, 2423, 2874, 3068, 5075, 1804, 6666, 4269, 1691)
     rng = np.random.default_rng(0)
@@ -631,28 +631,30 @@ def test_ade20k_that_is_already_reduced_is_told_by_how_often_its_classes_show(tm
     if first:
         assert len(load_segmentation(copy, "train", spec="ade20k").dataset) == 32
     else:
-        with pytest.raises(InputError, match=r"how often the classes show is not as published.*ade20k:train_ids"):
+        with pytest.raises(
+            InputError, match=r"the class frequencies differ from the published ones.*ade20k:train_ids"
+        ):
             load_segmentation(copy, "train", spec="ade20k")
 
 
-def test_colour_masks_of_the_full_ade20k_release_are_refused(tmp_path):
+def test_color_masks_of_the_full_ade20k_release_are_rejected(tmp_path):
     maps = [np.zeros((*SIZE, 3), np.uint8)] * 3
-    with pytest.raises(InputError, match="is a color image, as those of the full ADE20K"):
+    with pytest.raises(InputError, match="is a color image, like those of the full ADE20K"):
         load_segmentation(copy_as_parquet(tmp_path / "copy", maps), "train", spec="ade20k")
 
 
 @pytest.mark.parametrize("revision", [None, "main", "v1.0"])
 @pytest.mark.parametrize("online", [False, True])
-def test_a_copy_on_the_hub_needs_the_hash_of_its_commit(monkeypatch, revision, online):
+def test_a_copy_on_the_hub_needs_its_commit_hash(monkeypatch, revision, online):
     def dataset_info(self, name, revision):
         if not online:
             raise ConnectionError("offline")
         return SimpleNamespace(sha="c0ffee" * 6 + "0000")
 
     monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", dataset_info)
-    with pytest.raises(InputError, match="hash of its commit") as caught:
+    with pytest.raises(InputError, match="its commit hash") as caught:
         load_segmentation("somebody/cityscapes", "train", spec="cityscapes", revision=revision)
-    assert ("at present it is c0ffeec0ffee" in str(caught.value)) == online
+    assert ("the current one is c0ffeec0ffee" in str(caught.value)) == online
     with pytest.raises(InputError, match="needs `spec`"):
         load_segmentation("somebody/cityscapes", "train", revision=revision)
 
@@ -661,7 +663,7 @@ def test_a_copy_on_the_hub_needs_the_hash_of_its_commit(monkeypatch, revision, o
 @given(
     places=st.lists(st.tuples(st.integers(0, 2**14), st.integers(0, 255)), min_size=1, max_size=6), cut=st.booleans()
 )
-def test_damaged_mat_files_are_refused_or_read_as_a_map(places, cut):
+def test_damaged_mat_files_are_rejected_or_read_as_a_map(places, cut):
     content = bytearray(label(ids_of(range(183)), "mat"))
     for place, value in places:
         content[place % len(content)] = value
@@ -673,7 +675,7 @@ def test_damaged_mat_files_are_refused_or_read_as_a_map(places, cut):
         assert "x.mat" in str(error)
 
 
-def test_a_mat_file_that_unpacks_to_gigabytes_is_refused_before_it_is_unpacked(monkeypatch):
+def test_a_mat_file_of_gigabytes_is_rejected_before_it_is_unpacked(monkeypatch):
     buffer = io.BytesIO()
     scipy_io.savemat(buffer, {"S": np.zeros((3000, 3000), np.uint16)}, do_compression=True)
     assert read_matlab_ids(buffer.getvalue(), "x.mat").shape == (3000, 3000)
@@ -691,7 +693,7 @@ def test_the_list_names_every_benchmark_with_its_license_and_files(capsys):
     assert "coco: 80 classes" in text and "ILSVRC2012_img_train.tar" in text
 
 
-def test_a_image_in_an_archive_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
+def test_an_image_bomb_in_an_archive_is_rejected(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
     files = {}
     for kind, folder in (("images", "training"), ("annotations", "training")):
@@ -704,7 +706,7 @@ def test_a_image_in_an_archive_that_unpacks_to_too_much_is_refused(tmp_path, mon
         rows[0]
 
 
-def test_loader_processes_read_archives_as_the_main_one_does(tmp_path):
+def test_loader_processes_read_archives_like_the_main_process(tmp_path):
     expected = build(tmp_path, coco_stuff_164k, True)["train"]
     rows = load_segmentation("coco_stuff_164k", "train", root=tmp_path).dataset
     loader = DataLoader(
@@ -716,7 +718,7 @@ def test_loader_processes_read_archives_as_the_main_one_does(tmp_path):
         np.testing.assert_array_equal(found, expected[name])
 
 
-def test_a_benchmark_is_checked_by_its_name_from_the_command_line(tmp_path, capsys):
+def test_data_check_accepts_a_benchmark_by_name(tmp_path, capsys):
     build(tmp_path, camvid_original, True)
     arguments = ["data", "check", "camvid_32", "--data_root", str(tmp_path), "--split", "train+val"]
     assert main(arguments) == 0

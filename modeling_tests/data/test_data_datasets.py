@@ -1,4 +1,4 @@
-"""Loading pairs from folders, shards and datasets, and what is said when they cannot be used."""
+"""Loading image-label pairs from folders, shards and hub datasets, and the errors for unusable ones."""
 
 import io
 import os
@@ -84,7 +84,7 @@ def test_val_and_validation_are_the_same_split(tmp_path):
     check_rows(load_segmentation(tmp_path, "val", limit=2).dataset, 2)
 
 
-def test_a_folder_without_the_library_datasets(tmp_path, monkeypatch):
+def test_a_folder_loads_without_the_datasets_library(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     data = load_segmentation(write_pairs(tmp_path), "train")
     assert isinstance(data.dataset, Rows) and len(data.dataset) == 3
@@ -95,7 +95,7 @@ def test_a_folder_without_the_library_datasets(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(not CAMVID.is_dir(), reason="CamVid is not at $DENSESEG_CAMVID or ../shared/data/camvid")
 @pytest.mark.parametrize(("split", "count"), [("train", 367), ("val", 101)])
-def test_camvid_loads_as_it_is(split, count):
+def test_camvid_loads_without_conversion(split, count):
     data = load_segmentation(CAMVID, split)
     assert len(data.dataset) == count and data.spec.num_labels == 11
     ids = set()
@@ -112,7 +112,7 @@ def test_parquet_shards_hold_the_pairs_byte_for_byte(tmp_path, streaming):
     paths = pack(source, tmp_path / "shards", "train", rows_per_shard=2)
     assert [path.name for path in paths] == ["train-00000-of-00002.parquet", "train-00001-of-00002.parquet"]
     for file in (tmp_path / "pairs/train").rglob("*.*"):
-        file.unlink()  # nothing may point to the files
+        file.unlink()  # the shards must not refer to the files
     data = load_segmentation(tmp_path / "shards", "train", streaming=streaming)
     rows = sorted(data.dataset, key=lambda row: row["id"])
     check_rows(rows)
@@ -157,7 +157,7 @@ def hub_table(folder, ids=(0, 1, 2, 9), image="photo", label="semantic_mask", co
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_data_set_in_hub_form_with_a_column_map(tmp_path, streaming):
+def test_a_dataset_in_hub_layout_with_a_column_map(tmp_path, streaming):
     folder = hub_table(tmp_path / "hub")
     data = load_segmentation(folder, "val", spec=SPEC, columns={"image": "photo"}, streaming=streaming)
     rows = list(data.dataset)
@@ -165,7 +165,7 @@ def test_a_data_set_in_hub_form_with_a_column_map(tmp_path, streaming):
     assert set(np.unique(np.stack([row["label"] for row in rows]))) == {0, 1, 2, 255}
 
 
-def test_a_hub_id_with_a_revision_goes_the_same_way(tmp_path, monkeypatch):
+def test_a_hub_id_is_loaded_at_its_revision(tmp_path, monkeypatch):
     folder, asked = hub_table(tmp_path / "hub", image="image", label="annotation"), []
 
     def redirect(function):
@@ -181,7 +181,7 @@ def test_a_hub_id_with_a_revision_goes_the_same_way(tmp_path, monkeypatch):
     assert len(data.dataset) == 3 and set(asked) == {("owner/streets", "abc")}
 
 
-def test_encodings_are_compared_with_the_specification_not_guessed(tmp_path):
+def test_label_ids_are_checked_against_the_specification_not_guessed(tmp_path):
     folder = hub_table(tmp_path / "hub", ids=(0, 1, 2, 3))
     with pytest.raises(InputError, match=r"hub does not fit its label specification.*Raw ids 3 .*raw_to_train"):
         load_segmentation(folder, "val", spec=SPEC, columns={"image": "photo"})
@@ -197,14 +197,14 @@ def test_missing_columns_are_listed(tmp_path):
         load_segmentation(folder, "val", spec=SPEC, columns={"photograph": "photo"})
 
 
-def test_no_network_for_a_hub_id_is_one_sentence():
+def test_a_hub_id_without_network_gives_a_one_sentence_error():
     with pytest.raises(RunError, match="'owner/streets' is no folder here, and the hub cannot be reached"):
         load_segmentation("owner/streets", "train", spec=SPEC)
     with pytest.raises(InputError, match="needs `spec`"):
         load_segmentation("owner/streets", "train")
 
 
-def test_script_data_sets_point_to_the_converted_copy(monkeypatch):
+def test_script_datasets_point_to_the_converted_copy(monkeypatch):
     def refuse(*args, **options):
         raise RuntimeError("Dataset scripts are no longer supported, but found streets.py")
 
@@ -224,14 +224,14 @@ def test_script_data_sets_point_to_the_converted_copy(monkeypatch):
         (lambda root: (root / "train/labels").rename(root / "train/truth"), "holds no dataset"),
     ],
 )
-def test_incomplete_folders_are_refused(tmp_path, change, message):
+def test_incomplete_folders_are_rejected(tmp_path, change, message):
     write_pairs(tmp_path)
     change(tmp_path)
     with pytest.raises(InputError, match=message):
         load_segmentation(tmp_path, "train")
 
 
-def test_missing_folders_and_files_in_their_place(tmp_path):
+def test_missing_folders_and_a_file_instead_of_a_folder_are_rejected(tmp_path):
     with pytest.raises(InputError, match="no such folder, and it is no hub id"):
         load_segmentation(tmp_path / "nowhere", "train")
     (tmp_path / "file").write_text("")
@@ -247,7 +247,7 @@ def damage(root, name, content):
     ("change", "message"),
     [
         (lambda root: damage(root, "images/city/p1.jpg", b""), r"p1.jpg is empty \(0 bytes\)"),
-        (lambda root: damage(root, "images/city/p1.jpg", b"text"), r"p1.jpg is not an image"),
+        (lambda root: damage(root, "images/city/p1.jpg", b"text"), r"p1.jpg is not a readable image"),
         (
             lambda root: damage(root, "images/city/p1.jpg", (root / "train/images/city/p1.jpg").read_bytes()[:-90]),
             r"p1.jpg is damaged .*[Tt]runcated",
@@ -257,7 +257,7 @@ def damage(root, name, content):
         (lambda root: damage(root, "labels/city/p1.png", png(np.zeros((12, 16, 3), np.uint8))), "p1.png: .*`colors`"),
     ],
 )
-def test_a_damaged_pair_is_named_with_the_remedy(tmp_path, change, message):
+def test_a_damaged_pair_is_named_with_the_fix(tmp_path, change, message):
     write_pairs(tmp_path)
     change(tmp_path)
     data = load_segmentation(tmp_path, "train")
@@ -266,7 +266,7 @@ def test_a_damaged_pair_is_named_with_the_remedy(tmp_path, change, message):
         data.dataset[1]
 
 
-def test_an_image_bomb_is_refused_by_name(tmp_path, monkeypatch):
+def test_an_image_bomb_is_rejected_by_name(tmp_path, monkeypatch):
     Image.new("RGB", (100, 100)).save(tmp_path / "bomb.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(InputError, match=r"bomb.png is too large.*tiles"):
@@ -274,7 +274,7 @@ def test_an_image_bomb_is_refused_by_name(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGBA", "CMYK", "I;16"])
-def test_pictures_of_every_mode_become_rgb(mode, tmp_path):
+def test_images_of_every_mode_become_rgb(mode, tmp_path):
     gray = np.arange(0, 250, 5, dtype=np.uint8).reshape(5, 10)
     image = Image.fromarray(gray.astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(gray).convert(mode)
     rgb = read_image(image)
@@ -291,7 +291,7 @@ def test_exif_rotation_is_applied(tmp_path):
     assert read_image(tmp_path / "turned.jpg").size == (4, 8)
 
 
-def test_masks_of_every_form_that_holds_ids(tmp_path):
+def test_masks_of_every_mode_that_holds_ids(tmp_path):
     ids = label_map()
     expected = np.where(ids == 9, 255, ids)
     palette = Image.fromarray(ids, mode="P")
@@ -316,6 +316,6 @@ def test_a_damaged_image_inside_a_shard_is_named_by_its_id(tmp_path):
     rows = table.to_list()
     rows[2]["image"] = {"bytes": rows[2]["image"]["bytes"][:200], "path": None}
     datasets.Dataset.from_list(rows, features=table.features).to_parquet(path)
-    (tmp_path / "shards/train.manifest.json").unlink()  # with it the other size would be noticed first
+    (tmp_path / "shards/train.manifest.json").unlink()  # otherwise the changed file size would be reported first
     with pytest.raises(InputError, match=rf"{rows[2]['id']} \(image\) is damaged"):
         load_segmentation(tmp_path / "shards", "train").dataset[2]

@@ -123,8 +123,8 @@ FAULTS = {
     "no size": (lambda content: content["images"][0].pop("height"), "image 7: .*`height` or `width` is missing"),
     "no mask": (set_to("annotations", 0, segmentation=[]), "annotation 1: .*no segmentation.*task: object-detection"),
     "half a point": (set_to("annotations", 0, segmentation=[[1, 2, 3, 4, 5, 6, 7]]), "annotation 1: .*odd number"),
-    "no lists": (lambda content: content.pop("images"), "no annotation file in COCO's format"),
-    "no categories": (lambda content: content.update(categories=[]), "names 0 categories"),
+    "no lists": (lambda content: content.pop("images"), "not an annotation file in COCO's format"),
+    "no categories": (lambda content: content.update(categories=[]), "has 0 categories"),
 }
 
 

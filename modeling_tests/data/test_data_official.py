@@ -1,4 +1,4 @@
-"""COCO and ImageNet from miniatures of the official archives, written here member by member."""
+"""COCO and ImageNet from miniature versions of the official archives, which are written here member by member."""
 
 import io
 import json
@@ -15,7 +15,7 @@ from hf_denseseg.data.classification import load_classification
 from hf_denseseg.data.detection import load_detection
 from hf_denseseg.errors import InputError
 
-# Of the published table of 1000 synsets: place among the sorted WordNet ids, and name.
+# From the published table of 1000 synsets: index among the sorted WordNet ids, and name.
 SYNSETS = {"n01440764": (0, "tench, Tinca tinca"), "n02012849": (134, "crane (n02012849)"), "n15075141": (999, None)}
 CATEGORIES = [{"id": 1, "name": "person"}, {"id": 13, "name": "stop sign"}, {"id": 90, "name": "toothbrush"}]
 
@@ -49,7 +49,7 @@ def write_folder(root, files):
 
 
 def coco_files():
-    """Archive -> its members, as COCO distributes them."""
+    """Archive -> its members, in the layout of COCO."""
     archives = {"annotations_trainval2017.zip": {}}
     for split, first in (("train2017", 1), ("val2017", 5)):
         images = [{"id": k, "file_name": f"{k:012d}.jpg", "height": 6, "width": 8} for k in range(first, first + 3)]
@@ -91,14 +91,14 @@ def test_coco_is_read_from_its_zips_unpacked_or_mixed(tmp_path, unpacked):
     assert sorted(path.name for path in root.rglob("*")) == before, "nothing is unpacked"
 
 
-def test_coco_that_is_not_there_says_where_it_comes_from(tmp_path):
+def test_error_for_missing_coco_says_where_to_get_it(tmp_path):
     with pytest.raises(InputError, match=r"COCO is not in .*cocodataset.org.*train2017.zip.*DENSESEG_DATA_ROOT"):
         load_detection("coco", "val2017", root=tmp_path)
     with pytest.raises(InputError, match="does not exist. Fix data_root"):
         load_detection("coco", "val2017", root=tmp_path / "none")
 
 
-def test_the_command_line_checks_coco_by_name(tmp_path, capsys, monkeypatch):
+def test_data_check_accepts_coco_by_name(tmp_path, capsys, monkeypatch):
     for name, members in coco_files().items():
         write_zip(tmp_path / name, members)
     words = ["data", "check", "coco", "--split", "val2017", "--task", "object-detection"]
@@ -110,7 +110,7 @@ def test_the_command_line_checks_coco_by_name(tmp_path, capsys, monkeypatch):
 SHADES = {synset: 10 * label % 250 for synset, (label, _) in SYNSETS.items()}
 TRAIN = {f"{synset}_{number}.JPEG": jpeg(shade) for synset, shade in SHADES.items() for number in (7, 31)}
 VAL = {f"ILSVRC2012_val_{number:08d}.JPEG": jpeg(number) for number in (1, 2, 3, 4)}
-TRUTH = ["n15075141", "n01440764", "n02012849", "n01440764"]
+VAL_SYNSETS = ["n15075141", "n01440764", "n02012849", "n01440764"]
 
 
 def synset_of(name):
@@ -118,15 +118,15 @@ def synset_of(name):
 
 
 def devkit():
-    """Ids of the devkit are in another order than the synsets."""
+    """The ids of the devkit are not in the order of the synsets."""
     ids = {"n15075141": 1, "n01440764": 2, "n02012849": 3}
     kind = [("ILSVRC2012_ID", object), ("WNID", object), ("words", object)]
     synsets = np.array([(float(number), synset, "words") for synset, number in ids.items()], dtype=kind).reshape(-1, 1)
     meta = io.BytesIO()
     matlab.savemat(meta, {"synsets": synsets})
-    truth = "".join(f"{ids[synset]}\n" for synset in TRUTH).encode()
+    ground_truth = "".join(f"{ids[synset]}\n" for synset in VAL_SYNSETS).encode()
     above = "ILSVRC2012_devkit_t12/data"
-    return {f"{above}/meta.mat": meta.getvalue(), f"{above}/ILSVRC2012_validation_ground_truth.txt": truth}
+    return {f"{above}/meta.mat": meta.getvalue(), f"{above}/ILSVRC2012_validation_ground_truth.txt": ground_truth}
 
 
 def official_tars(root):
@@ -142,7 +142,7 @@ def kaggle():
     files |= {f"{above}/val/{name}": content for name, content in VAL.items()}
     rows = [
         f"{name.removesuffix('.JPEG')},{synset} 1 2 3 4 {synset} 5 6 7 8"
-        for name, synset in zip(VAL, TRUTH, strict=True)
+        for name, synset in zip(VAL, VAL_SYNSETS, strict=True)
     ]
     files["LOC_val_solution.csv"] = "\n".join(["ImageId,PredictionString", *reversed(rows)]).encode()
     files["LOC_synset_mapping.txt"] = b"n01440764 tench, Tinca tinca\n"
@@ -151,7 +151,7 @@ def kaggle():
 
 def sorted_folders():
     files = {f"train/{synset_of(name)}/{name}": content for name, content in TRAIN.items()}
-    return files | {f"val/{synset}/{name}": VAL[name] for name, synset in zip(VAL, TRUTH, strict=True)}
+    return files | {f"val/{synset}/{name}": VAL[name] for name, synset in zip(VAL, VAL_SYNSETS, strict=True)}
 
 
 def unpacked_devkit(root):
@@ -200,36 +200,36 @@ def test_imagenet_is_read_from_every_layout(tmp_path, layout):
     }
     assert labels_and_shades(train) == expected
     assert labels_and_shades(val) == {
-        f"{synset}/ILSVRC2012_val_{k:08d}": (SYNSETS[synset][0], k) for k, synset in enumerate(TRUTH, 1)
+        f"{synset}/ILSVRC2012_val_{k:08d}": (SYNSETS[synset][0], k) for k, synset in enumerate(VAL_SYNSETS, 1)
     }
     assert sorted(path.name for path in tmp_path.rglob("*")) == before, "nothing is unpacked"
 
 
-def test_validation_pictures_without_labels_are_refused_with_the_remedy(tmp_path):
+def test_validation_images_without_labels_are_rejected_with_the_fix(tmp_path):
     official_tars(tmp_path)
     (tmp_path / "ILSVRC2012_devkit_t12.tar.gz").unlink()
     assert len(load_classification("imagenet", "train", root=tmp_path).dataset) == len(TRAIN)
-    with pytest.raises(InputError, match=r"nothing says what the validation images show. Add ILSVRC2012_devkit_t12"):
+    with pytest.raises(InputError, match=r"labels of the validation images are missing. Add ILSVRC2012_devkit_t12"):
         load_classification("imagenet", "val", root=tmp_path)
 
 
-def test_imagenet_that_is_not_there_says_where_it_comes_from(tmp_path):
+def test_error_for_missing_imagenet_says_where_to_get_it(tmp_path):
     with pytest.raises(InputError, match=r"ImageNet-1K is not in .*image-net.org.*ILSVRC2012_img_train.tar"):
         load_classification("imagenet", "val", root=tmp_path)
 
 
-def test_the_official_folder_is_known_by_its_path_too(tmp_path):
+def test_the_official_folder_is_recognized_by_its_path_too(tmp_path):
     official_tars(tmp_path)
     assert load_classification(tmp_path, "val").spec.num_labels == 1000
 
 
-def test_other_classes_beside_an_archive_stay_what_they_are(tmp_path):
+def test_a_folder_of_other_classes_is_not_taken_for_imagenet(tmp_path):
     write_folder(tmp_path, {"train/cat/a.jpg": jpeg(1), "train/dog/b.jpg": jpeg(2)})
     write_zip(tmp_path / "train.zip", {"train/cat/a.jpg": jpeg(1)})
     assert load_classification(tmp_path, "train").spec.classes == ("cat", "dog")
 
 
-def test_synsets_beyond_the_thousand_are_refused(tmp_path):
+def test_synsets_outside_the_1000_are_rejected(tmp_path):
     write_folder(tmp_path, {"train/n00000001/n00000001_1.JPEG": jpeg(1)})
-    with pytest.raises(InputError, match="is of n00000001, none of ImageNet-1K's 1000"):
+    with pytest.raises(InputError, match="belongs to n00000001, which is not one of the 1000 of ImageNet-1K"):
         load_classification("imagenet", "train", root=tmp_path)

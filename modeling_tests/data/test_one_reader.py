@@ -1,4 +1,4 @@
-"""One reader: a file gives the same pixels in training, evaluation, the image processors and the pipelines."""
+"""Shared image reading: a file gives the same pixels in training, evaluation, image processors and pipelines."""
 
 import json
 
@@ -20,14 +20,14 @@ GRAY = np.arange(240, dtype=np.uint8).reshape(12, 20)
 COLORS = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
 
 
-def same(gray):
-    """A gray image as RGB."""
+def as_rgb(gray):
+    """Gray `(H, W)` -> `(H, W, 3)`."""
     return gray[..., None].repeat(3, axis=2)
 
 
 def write_exif(path):
     exif = Image.Exif()
-    exif[0x0112] = 6  # turn by 90 degrees, clockwise
+    exif[0x0112] = 6  # rotated by 90 degrees, clockwise
     Image.fromarray(COLORS).save(path, exif=exif)
 
 
@@ -40,9 +40,9 @@ def write_palette(path, **options):
 
 PALETTE = np.stack([GRAY, 255 - GRAY, GRAY // 2], axis=2)
 DEEP = GRAY.astype(np.uint16)
-# Name of a file -> function that writes it, and the pixels that everything must see.
+# File name -> function that writes it, and the expected pixels.
 FILES = {
-    "gray.png": (lambda path: Image.fromarray(GRAY).save(path), same(GRAY)),
+    "gray.png": (lambda path: Image.fromarray(GRAY).save(path), as_rgb(GRAY)),
     "rgba.png": (
         lambda path: Image.fromarray(np.dstack([COLORS, GRAY])).save(path),
         COLORS,
@@ -50,10 +50,10 @@ FILES = {
     "palette.png": (write_palette, PALETTE),
     "palette_transparent.png": (lambda path: write_palette(path, transparency=bytes(range(256))), PALETTE),
     "exif.png": (write_exif, np.rot90(COLORS, -1)),
-    "16bit_with_8bit_values.png": (lambda path: Image.fromarray(DEEP).save(path), same(GRAY)),
-    "16bit.png": (lambda path: Image.fromarray(DEEP * 257).save(path), same(GRAY)),
-    "float.tif": (lambda path: Image.fromarray(GRAY * np.float32(257)).save(path), same(GRAY)),
-    "float_with_8bit_values.tif": (lambda path: Image.fromarray(GRAY.astype(np.float32)).save(path), same(GRAY)),
+    "16bit_with_8bit_values.png": (lambda path: Image.fromarray(DEEP).save(path), as_rgb(GRAY)),
+    "16bit.png": (lambda path: Image.fromarray(DEEP * 257).save(path), as_rgb(GRAY)),
+    "float.tif": (lambda path: Image.fromarray(GRAY * np.float32(257)).save(path), as_rgb(GRAY)),
+    "float_with_8bit_values.tif": (lambda path: Image.fromarray(GRAY.astype(np.float32)).save(path), as_rgb(GRAY)),
 }
 CLIPPED_BY_TRANSFORMERS = ("16bit.png", "float.tif")
 EVERY_FILE = pytest.mark.parametrize("name", FILES)
@@ -126,7 +126,7 @@ def test_pipelines_see_them(name, image_file, model, pipeline_class):
     expected = FILES[name][1]
     inputs = [read_image(image_file), str(image_file), Image.open(image_file)]
     if pipeline_class is None and name in CLIPPED_BY_TRANSFORMERS:
-        inputs = inputs[:1]  # its loader clips at 255, before the image processor sees anything
+        inputs = inputs[:1]  # the loader of transformers clips at 255 before the image processor is called
     for given in inputs:
         found = segment.preprocess(given)
         assert np.array_equal(as_pixels(found["pixel_values"][0]), expected)

@@ -19,7 +19,7 @@ from hf_denseseg.data.reading.images import check_same_size, read_image, read_la
 from hf_denseseg.data.shards.tables import check_encoding, find_table, import_datasets, open_table
 from hf_denseseg.data.sources.benchmarks.encodings import check_revision, compare_encoding
 from hf_denseseg.data.sources.benchmarks.layouts import NAMES, find_builtin_spec
-from hf_denseseg.data.sources.benchmarks.listing import Listing, list_split, merge_listings, open_benchmark, recognise
+from hf_denseseg.data.sources.benchmarks.listing import Listing, list_split, merge_listings, open_benchmark, recognize
 from hf_denseseg.data.sources.folders import find_spec, has_pairs, list_pairs, merge_pairs, spec_beside
 from hf_denseseg.data.splits import resolve_split, split_names
 from hf_denseseg.data.synthetic.scenes import SYNTHETIC_SPEC, parse_name, render_scene
@@ -111,7 +111,7 @@ def list_source(
     elif path.is_dir() or (path.is_file() and is_archive(path)):
         known = given or (spec_beside(path) if path.is_dir() else None)
         own = has_pairs(path) and known is not None and builtin is None  # its owner says what it is
-        opened = None if own else recognise(path, builtin[0].name if builtin else path.name)
+        opened = None if own else recognize(path, builtin[0].name if builtin else path.name)
         if opened is None:
             if not has_pairs(path):
                 return None

@@ -130,7 +130,7 @@ def scan_segmentation_source(
     scan, pairs = SegmentationScan(found.spec, notes=list(found.notes)), found.pairs
     if not found.has_labels:
         scan.notes.append("The authors keep the labels of this split to themselves; only the images are read.")
-    scan.faults += [Fault(file, message) for file, message in pairs.lone_files()]
+    scan.faults += [Fault(file, message) for file, message in pairs.unpaired_files()]
     chosen = [key for key in sorted(pairs.images) if key in pairs.labels or not found.has_labels]
     palettes = 0
     for key in tqdm(chosen[:limit], desc="pairs", disable=None if progress else True):

@@ -1,1 +1,1 @@
-"""Where data come from: folders, COCO's and ImageNet's layout, and benchmarks in their official form."""
+"""Where data comes from: folders, the layouts of COCO and ImageNet, and benchmarks as officially distributed."""

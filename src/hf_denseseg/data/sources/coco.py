@@ -1,7 +1,8 @@
-"""Read an annotation file in COCO's format once, and say of every entry whether it can be used.
+"""Read an annotation file in COCO's format and check every entry.
 
-What is wrong in itself (an annotation of an unknown image, a box of NaN) is a fault and refused. What training or
-evaluation has a rule for (a box that sticks out, a crowd, a gap in the ids) is counted as a note.
+Invalid entries (an annotation of an unknown image, a box with NaN) are faults and rejected. Unusual but valid entries
+that training or evaluation has a rule for (a box that exceeds the image, a crowd, a gap in the ids) are reported in
+notes.
 """
 
 import json
@@ -19,22 +20,22 @@ from hf_denseseg.data.reading.images import Fault
 from hf_denseseg.data.reading.references import describe_reference, read_reference
 from hf_denseseg.errors import InputError
 
-SMALLEST_SIDE = 1.0  # pixels; what is less wide or high is no object to learn (mmdet's rule)
-_FORM = "It needs the lists `images`, `annotations` and `categories`, as in instances_val2017.json."
+SMALLEST_SIDE = 1.0  # pixels; narrower or lower objects are left out of training, as in mmdetection
+_FORM = "It needs the lists `images`, `annotations` and `categories`, like instances_val2017.json."
 
 
 @dataclass
 class CocoTable:
-    """Content of an annotation file, with categories as 0..K-1.
+    """Content of an annotation file, with categories renumbered to 0..K-1.
 
     Args:
         spec: names of the categories, in the order of their ids in the file.
-        category_ids: id in the file of each class.
+        category_ids: id of each class in the file.
         images: entries of the images, each with `id`, `file_name`, `height`, `width`.
-        objects: per image its annotations, each with `id`, `category`, `bbox` (x, y, width, height in pixels),
-            `area`, `iscrowd` and `segmentation` (JSON text of polygons or RLE, empty if there is none).
+        objects: annotations of each image, each with `id`, `category`, `bbox` (x, y, width, height in pixels),
+            `area`, `iscrowd` and `segmentation` (polygons or RLE as JSON text, empty if there is none).
         faults: entries that cannot be used.
-        notes: kind of peculiarity -> ids of the annotations (or images) that have it.
+        notes: description of an unusual property -> ids of the annotations (or images) that have it.
     """
 
     spec: ClassNames
@@ -45,7 +46,7 @@ class CocoTable:
     notes: dict[str, list[Any]] = field(default_factory=dict)
 
     def notes_as_text(self) -> list[str]:
-        """One sentence for each kind of peculiarity."""
+        """One sentence per note, with count and first ids."""
         return [
             f"{len(ids)} {kind} (ids {', '.join(map(str, ids[:3]))}{', ...' if len(ids) > 3 else ''})."
             for kind, ids in self.notes.items()
@@ -53,28 +54,28 @@ class CocoTable:
 
 
 def read_coco(source: str | Path, masks: bool = False) -> CocoTable:
-    """Read and judge an annotation file.
+    """Read and check an annotation file.
 
     Args:
         source: JSON file, or reference to one in an archive.
-        masks: whether every object needs a mask.
+        masks: whether every object must have a mask.
 
     Raises:
-        InputError: the file cannot be read, or is not of this form at all.
+        InputError: the file cannot be read or is not in COCO's format. Faults of single entries are returned instead.
     """
     path = describe_reference(str(source))
     try:
         content = json.loads(read_reference(str(source)))
         images, annotations, categories = (content[key] for key in ("images", "annotations", "categories"))
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is no annotation file in COCO's format ({error!r}). {_FORM}") from error
+        raise InputError(f"{path} is not an annotation file in COCO's format ({error!r}). {_FORM}") from error
     if not categories or not images:
-        raise InputError(f"{path} names {len(categories)} categories and {len(images)} images. {_FORM}")
+        raise InputError(f"{path} has {len(categories)} categories and {len(images)} images. {_FORM}")
     faults: list[Fault] = []
     ordered = sorted(categories, key=lambda each: each["id"])
     ids = [each["id"] for each in ordered]
-    faults += _twice(ids, "category", path) + _twice([each["id"] for each in images], "image", path)
-    faults += _twice([each["id"] for each in annotations], "annotation", path)
+    faults += _duplicates(ids, "category", path) + _duplicates([each["id"] for each in images], "image", path)
+    faults += _duplicates([each["id"] for each in annotations], "annotation", path)
     licenses = {str(each.get("name")) for each in content.get("licenses", ()) if each.get("name")}
     name = str(content.get("info", {}).get("description") or Path(path.partition(" in ")[0]).stem)
     spec = ClassNames(name, tuple(str(each["name"]) for each in ordered), license=", ".join(sorted(licenses)[:3]))
@@ -92,24 +93,24 @@ def read_coco(source: str | Path, masks: bool = False) -> CocoTable:
     return table
 
 
-def _twice(ids: Sequence[Any], what: str, path: str) -> list[Fault]:
+def _duplicates(ids: Sequence[Any], what: str, path: str) -> list[Fault]:
     return [
-        Fault(f"{what} {key}", f"{path}: {count} {what} entries have the id {key}. Give each its own.")
+        Fault(f"{what} {key}", f"{path}: {count} {what} entries have the id {key}. Give each a unique id.")
         for key, count in Counter(ids).items()
         if count > 1
     ]
 
 
 def _add_objects(table: CocoTable, annotations: Sequence[dict[str, Any]], path: str, masks: bool) -> None:
-    """Sort the annotations by image, with faults and notes."""
-    place_of = {image["id"]: place for place, image in enumerate(table.images)}
+    """Group the annotations by image, and collect faults and notes."""
+    index_of = {image["id"]: index for index, image in enumerate(table.images)}
     class_of = {category: k for k, category in enumerate(table.category_ids)}
     for annotation in annotations:
-        problem = _problem(annotation, place_of, class_of, masks)
+        problem = _problem(annotation, index_of, class_of, masks)
         if problem:
             table.faults.append(Fault(f"annotation {annotation.get('id')}", f"{path}: {problem}"))
             continue
-        place = place_of[annotation["image_id"]]
+        place = index_of[annotation["image_id"]]
         image, box = table.images[place], [float(value) for value in annotation["bbox"]]
         segmentation = annotation.get("segmentation")
         found = {
@@ -121,7 +122,7 @@ def _add_objects(table: CocoTable, annotations: Sequence[dict[str, Any]], path: 
             "segmentation": json.dumps(segmentation) if segmentation else "",
         }
         table.objects[place].append(found)
-        kind = _peculiarity(found, image["height"], image["width"])
+        kind = _note_on(found, image["height"], image["width"])
         if kind:
             table.notes.setdefault(kind, []).append(annotation["id"])
     empty = [image["id"] for image, found in zip(table.images, table.objects, strict=True) if not found]
@@ -130,15 +131,15 @@ def _add_objects(table: CocoTable, annotations: Sequence[dict[str, Any]], path: 
 
 
 def _problem(annotation: dict[str, Any], images: Any, categories: Any, masks: bool) -> str:
-    """What makes an annotation unusable, and the fix; empty if nothing does."""
+    """Why an annotation cannot be used, and how to fix it; empty if it can."""
     if annotation.get("image_id") not in images:
-        return f"its image {annotation.get('image_id')} is not in `images`. Add the image or take this out."
+        return f"its image {annotation.get('image_id')} is not in `images`. Add the image or remove the annotation."
     if annotation.get("category_id") not in categories:
         return f"its category {annotation.get('category_id')} is not in `categories`. Add it or fix the id."
     box = annotation.get("bbox")
     numbers = isinstance(box, list) and len(box) == 4 and all(isinstance(value, int | float) for value in box)
     if not numbers or not all(math.isfinite(value) for value in box or ()):
-        return f"its bbox is {box}; four finite numbers x, y, width, height in pixels are needed. Fix it."
+        return f"its bbox is {box}; it must be four finite numbers x, y, width, height in pixels. Fix it."
     segmentation = annotation.get("segmentation")
     if masks and not segmentation and not annotation.get("iscrowd"):
         return "it has no segmentation. Add polygons or RLE, or train with `task: object-detection`."
@@ -147,7 +148,8 @@ def _problem(annotation: dict[str, Any], images: Any, categories: Any, masks: bo
     return ""
 
 
-def _peculiarity(found: dict[str, Any], height: int, width: int) -> str:
+def _note_on(found: dict[str, Any], height: int, width: int) -> str:
+    """Note on an unusual but valid annotation, without its count; empty if there is nothing to note."""
     x, y, wide, high = found["bbox"]
     if found["iscrowd"]:
         return "crowds, left out of training, ignored regions in evaluation"
@@ -161,10 +163,10 @@ def _peculiarity(found: dict[str, Any], height: int, width: int) -> str:
 
 
 def trainable(objects: Sequence[dict[str, Any]], height: int, width: int) -> tuple[list[int], np.ndarray]:
-    """Choose the objects that training learns: no crowd, a pixel or more on each side within the image.
+    """Select the objects for training: no crowds, and at least one pixel wide and high inside the image.
 
     Returns:
-        Places in `objects`, and their boxes `(N, 4)` float32 as left, top, right, bottom, cut at the border.
+        Indices into `objects`, and their boxes `(N, 4)` float32 as left, top, right, bottom, clipped to the image.
     """
     kept, boxes = [], []
     for place, found in enumerate(objects):
@@ -178,7 +180,7 @@ def trainable(objects: Sequence[dict[str, Any]], height: int, width: int) -> tup
 
 
 def import_masks() -> Any:
-    """The module of pycocotools that packs masks.
+    """Import the module of pycocotools that encodes and decodes masks.
 
     Raises:
         InputError: it is not installed.
@@ -193,15 +195,15 @@ def import_masks() -> Any:
 
 
 def object_mask(segmentation: str, size: tuple[int, int], target: tuple[int, int] | None = None) -> np.ndarray:
-    """Paint the mask of an object.
+    """Rasterize the mask of an object.
 
     Args:
-        segmentation: JSON text of polygons or RLE, at the size of the image.
+        segmentation: polygons or RLE as JSON text, in pixels of the image.
         size: (height, width) of the image.
-        target: (height, width) of the mask; None takes the image's.
+        target: (height, width) of the mask; the size of the image when None.
 
     Returns:
-        `(height, width)` uint8, 1 within the object.
+        `(height, width)` uint8, 1 inside the object.
     """
     coco_mask = import_masks()
     content = json.loads(segmentation) if segmentation else []
@@ -209,25 +211,28 @@ def object_mask(segmentation: str, size: tuple[int, int], target: tuple[int, int
     if not content:
         return np.zeros((height, width), dtype=np.uint8)
     if isinstance(content, list):
+        # Scaling the polygons before rasterizing keeps their edges exact; an RLE can only be resampled.
         scale = np.array([width / size[1], height / size[0]])
         polygons = [(np.reshape(polygon, (-1, 2)) * scale).ravel().tolist() for polygon in content]
         return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, height, width)))
     mask = coco_mask.decode(_packed(content))
     if mask.shape == (height, width):
         return mask
+    # Nearest neighbor: the source pixel under the center of each target pixel.
     rows = ((np.arange(height) + 0.5) * mask.shape[0] / height).astype(int)
     columns = ((np.arange(width) + 0.5) * mask.shape[1] / width).astype(int)
     return mask[rows[:, None], columns]
 
 
 def _packed(rle: dict[str, Any]) -> Any:
-    """RLE with its counts as a list or as text -> as pycocotools keeps it."""
+    """RLE with counts as a list or as text -> compressed RLE, the form that pycocotools decodes."""
     if isinstance(rle["counts"], list):
         return import_masks().frPyObjects(rle, *rle["size"])
     return rle
 
 
 def encode_mask(mask: np.ndarray) -> dict[str, Any]:
-    """`(height, width)` mask -> RLE `{"size", "counts"}` with text, as COCO's result files hold it."""
+    """`(height, width)` mask -> RLE `{"size", "counts"}` with text, as in COCO's result files."""
+    # pycocotools runs down the columns, hence Fortran order.
     rle = import_masks().encode(np.asfortranarray(mask.astype(np.uint8)))
     return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}

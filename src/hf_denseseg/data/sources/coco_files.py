@@ -1,11 +1,11 @@
-"""Find the annotation file and the images of a split in COCO's layout: in folders, in the official zips, or both."""
+"""Find the annotation file and images of a split in COCO's layout: in folders, in the official zips, or in both."""
 
 import re
 from pathlib import Path
 from typing import NamedTuple
 
 from hf_denseseg.data.reading.archives import Tree, is_archive, open_tree
-from hf_denseseg.data.sources.official import described, fetch_text, official_trees
+from hf_denseseg.data.sources.official import fetch_text, format_description, official_trees
 from hf_denseseg.data.splits import resolve_split
 from hf_denseseg.errors import InputError
 
@@ -17,12 +17,12 @@ _ARCHIVES = ("train20*.zip", "val20*.zip", "annotations_trainval20*.zip", "coco*
 
 
 class CocoSource(NamedTuple):
-    """An annotation file and the images beside it.
+    """An annotation file and its images.
 
     Args:
         annotations: path, or reference into an archive.
-        images: where they lie, for messages and for what is missing.
-        files: file name in the annotations -> path or reference.
+        images: folder of the images, for messages and for the paths of missing images.
+        files: `file_name` in the annotations -> path or reference.
     """
 
     annotations: str
@@ -30,7 +30,7 @@ class CocoSource(NamedTuple):
     files: dict[str, str]
 
     def image(self, file_name: str) -> str:
-        """Path of, or reference to, an image; of a missing one the path where it should be."""
+        """Path of or reference to an image; for a missing image, the path where it should be."""
         return self.files.get(file_name, str(self.images / file_name))
 
 
@@ -39,11 +39,11 @@ def find_coco(name: str, split: str, root: str | Path | None = None) -> CocoSour
 
     Args:
         name: `"coco"`, a folder (or archive) in COCO's layout, or an annotation file.
-        split: part of the file name, such as `"train2017"`; `"train"` will do where there is one year only.
-        root: where the files of `"coco"` lie, see `official_trees`.
+        split: part of the file name, such as `"train2017"`; `"train"` is enough if there is only one year.
+        root: where the files of `"coco"` are, see `official_trees`.
 
     Raises:
-        InputError: there are none.
+        InputError: they do not exist.
     """
     path = Path(name).expanduser()
     if name == COCO_NAME and (root or not path.exists()):
@@ -52,7 +52,7 @@ def find_coco(name: str, split: str, root: str | Path | None = None) -> CocoSour
                 return _in_tree(tree, split)
         raise InputError(fetch_text("COCO", root, _URL, _LICENSE, _FILES))
     if root:
-        raise InputError(f"data_root says where {COCO_NAME!r} lies; {name!r} is something else. Leave it out.")
+        raise InputError(f"data_root only applies to the dataset {COCO_NAME!r}, not to {name!r}. Leave it out.")
     if path.is_dir() or (path.is_file() and is_archive(path)):
         tree = open_tree(path, _ARCHIVES)
         if _annotation_files(tree):
@@ -63,19 +63,19 @@ def find_coco(name: str, split: str, root: str | Path | None = None) -> CocoSour
         return CocoSource(str(path), next(found, path.parent), {})
     raise InputError(
         f"Dataset {name!r} is neither a folder with annotations/instances_<split>.json (unpacked or in the official "
-        "zips), nor an annotation file in COCO's format. Without data of your own take 'synthetic'."
+        "zips), nor an annotation file in COCO's format. Without data of your own, use 'synthetic'."
     )
 
 
 def describe_coco() -> str:
-    """What is known of COCO, and which files are looked for."""
+    """Description of COCO for `denseseg data list`: source, license, expected files."""
     lines = [
         f"source: {_URL}; license: {_LICENSE}",
         "cite: Lin et al.: Microsoft COCO: Common Objects in Context. ECCV 2014",
         f"archives: {_FILES}; or unpacked, in a folder such as {_FOLDERS[0]}",
     ]
     counts = "80 classes of objects with boxes and masks; train2017 118,287, val2017 5,000"
-    return described(f"{COCO_NAME}: {counts}", lines)
+    return format_description(f"{COCO_NAME}: {counts}", lines)
 
 
 def _annotation_files(tree: Tree) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""A folder of images and label maps: its splits, which files belong together, its specification."""
+"""A folder of images and label maps: its splits, its image-label pairs and its label specification."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,33 +15,33 @@ LABEL_FOLDERS = ("labels", "masks", "annotations")
 
 
 def spec_beside(folder: Path) -> LabelSpec | None:
-    """Read the label specification that lies beside the data; None if there is none."""
+    """Read the label specification in the dataset folder; None if there is none."""
     files = (folder / name for name in SPEC_FILES)
     return next((LabelSpec.from_file(file) for file in files if file.is_file()), None)
 
 
 def find_spec(folder: Path) -> LabelSpec:
-    """Read the label specification that lies beside the data.
+    """Read the label specification in the dataset folder.
 
     Raises:
-        InputError: there is none, or it is not valid.
+        InputError: there is none, or it is invalid.
     """
     if (spec := spec_beside(folder)) is not None:
         return spec
     raise InputError(
-        f"No label specification in {folder} (looked for {', '.join(SPEC_FILES)}). Write one, at least "
+        f"No label specification in {folder} (searched for {', '.join(SPEC_FILES)}). Write one, at least "
         '{"classes": ["road", ...]} in the order of the ids, or give `spec`.'
     )
 
 
 class Pairs(NamedTuple):
-    """Files of one split, as references that `archives.read_reference` takes.
+    """Files of one split, as references for `references.read_reference`.
 
     Args:
-        images: id -> image; in a folder, the id is the path below it without its ending.
+        images: id -> image; in a folder, the id is the path relative to it, without suffix.
         labels: id -> label map.
-        images_place: where the images lie, for messages.
-        labels_place: where the label maps lie; empty when there are none for this split.
+        images_place: where the images are, for messages.
+        labels_place: where the label maps are; empty if this split has none.
     """
 
     images: dict[str, str]
@@ -49,9 +49,9 @@ class Pairs(NamedTuple):
     images_place: str
     labels_place: str
 
-    def lone_files(self) -> list[tuple[str, str]]:
-        """Files without a partner, and a sentence on each."""
-        lone = []
+    def unpaired_files(self) -> list[tuple[str, str]]:
+        """Images without a label map and label maps without an image: (file, message) for each."""
+        unpaired = []
         for these, others, what, where in (
             (self.images, self.labels, "label map", self.labels_place),
             (self.labels, self.images, "image", self.images_place),
@@ -59,18 +59,24 @@ class Pairs(NamedTuple):
             for key, reference in these.items():
                 if key not in others and where:
                     file = describe_reference(reference)
-                    lone.append((file, f"{file} has no {what} of the same name in {where}. Add it, or take it out."))
-        return lone
+                    unpaired.append(
+                        (file, f"{file} has no {what} of the same name in {where}. Add it, or remove the file.")
+                    )
+        return unpaired
 
     def rows(self) -> dict[str, list[Any]]:
         """Columns `image`, `label` (None where there are no label maps) and `id`, in the order of the ids.
 
         Raises:
-            InputError: a file has no partner.
+            InputError: a file has no counterpart.
         """
-        if lone := self.lone_files():
-            more = f" {len(lone) - 1} more files are alone; `denseseg data check` lists them." if len(lone) > 1 else ""
-            raise InputError(lone[0][1] + more)
+        if unpaired := self.unpaired_files():
+            more = (
+                f" {len(unpaired) - 1} more files have no counterpart; `denseseg data check` lists them."
+                if len(unpaired) > 1
+                else ""
+            )
+            raise InputError(unpaired[0][1] + more)
         ids = sorted(self.images)
         return {
             "image": [self.images[key] for key in ids],
@@ -80,7 +86,7 @@ class Pairs(NamedTuple):
 
 
 def has_pairs(folder: Path) -> bool:
-    """Whether the folder has one of the two layouts of pairs."""
+    """Whether the folder has a layout of pairs: `<split>/images` and `<split>/labels`, or the other way round."""
     return folder.is_dir() and bool(_layouts(folder))
 
 
@@ -88,7 +94,7 @@ def list_pairs(folder: Path, split: str) -> Pairs:
     """List the images and label maps of a split.
 
     Raises:
-        InputError: the split is missing or has no images.
+        InputError: the split does not exist or has no images.
     """
     layouts = _layouts(folder)
     name = resolve_split(split, sorted(layouts), str(folder))
@@ -100,7 +106,7 @@ def list_pairs(folder: Path, split: str) -> Pairs:
 
 
 def merge_pairs(parts: Mapping[str, Pairs]) -> Pairs:
-    """Several splits as one; ids that two of them share get the split in front.
+    """Merge several splits; if an id occurs in more than one of them, all ids are prefixed with their split.
 
     Args:
         parts: split -> its files.
@@ -133,6 +139,6 @@ def _layouts(folder: Path) -> dict[str, tuple[Path, Path]]:
 
 
 def _images(folder: Path) -> dict[str, str]:
-    """Path below `folder` without ending -> file, for every image."""
+    """Path relative to `folder`, without suffix -> file, for every image."""
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     return {path.relative_to(folder).with_suffix("").as_posix(): str(path) for path in paths}

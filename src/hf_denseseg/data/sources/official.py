@@ -1,4 +1,4 @@
-"""Where the official files of a dataset lie that is given by its name, packed or not."""
+"""Locate the official files of a dataset that is given by name, as archives or unpacked."""
 
 import os
 import textwrap
@@ -14,17 +14,17 @@ ROOT_VARIABLE = "DENSESEG_DATA_ROOT"
 def official_trees(
     name: str, root: str | Path | None, folders: tuple[str, ...], archives: tuple[str, ...]
 ) -> Iterator[Tree]:
-    """Places where a dataset may lie that is given by its name, one after the other.
+    """Yield the places where the files of a dataset that is given by name may be.
 
     Args:
-        name: of the dataset, for messages.
-        root: folder or archive with the official files, or a folder in which their folder lies; when None that of the
-            environment variable DENSESEG_DATA_ROOT, else the current one.
-        folders: usual names of the folder.
-        archives: names (patterns) of the official archives.
+        name: name of the dataset, for messages.
+        root: folder or archive with the official files, or its parent folder; when None, the environment variable
+            DENSESEG_DATA_ROOT is used, then the current folder.
+        folders: usual names of its folder.
+        archives: file name patterns of the official archives.
 
     Raises:
-        InputError: the folder that was given does not exist, or an archive is damaged.
+        InputError: the given folder does not exist, or an archive is damaged.
     """
     given = root or os.environ.get(ROOT_VARIABLE)
     place = Path(given or ".").expanduser()
@@ -35,8 +35,8 @@ def official_trees(
         yield open_tree(candidate, archives)
 
 
-def described(heading: str, lines: Sequence[str]) -> str:
-    """A dataset in a few lines for a terminal: a heading, and what is told of it below, indented."""
+def format_description(heading: str, lines: Sequence[str]) -> str:
+    """Format the description of a dataset for a terminal: a heading and indented, wrapped lines."""
     wrapped = [
         textwrap.fill(line, 112, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
         for line in lines
@@ -45,14 +45,14 @@ def described(heading: str, lines: Sequence[str]) -> str:
 
 
 def fetch_text(name: str, root: str | Path | None, url: str, license: str, files: str) -> str:
-    """What to do when the files are not there."""
+    """Message for missing files: where they were searched, and where to get them."""
     where = Path(root or os.environ.get(ROOT_VARIABLE) or ".").expanduser().absolute()
     return f"{name} is not in {where}. {source_text(url, license, files)}"
 
 
 def source_text(url: str, license: str, files: str) -> str:
-    """Where official files come from; nothing is ever downloaded here."""
+    """How to get the official files, which this package never downloads."""
     return (
-        f"Fetch it yourself from {url} (license: {license}), put {files} (or what they hold, unpacked) into one "
-        f"folder, and give that folder as data_root or in {ROOT_VARIABLE}."
+        f"Download it yourself from {url} (license: {license}), put {files} (packed or unpacked) into one folder, and "
+        f"set data_root or {ROOT_VARIABLE} to that folder."
     )

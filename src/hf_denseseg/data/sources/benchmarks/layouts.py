@@ -1,7 +1,7 @@
-"""What each benchmark consists of: files, splits with their sizes, ids in the label maps, names, colors, license.
+"""Definition of each benchmark: files, splits and their sizes, ids in the label maps, class names, colors, license.
 
-Class names, colors and ids come from the authors' own tables (beside this module as JSON); the order of Pascal
-Context's classes and the colors of those without official ones are mmsegmentation's, which the papers used.
+Class names, colors and ids come from the authors' own tables (the JSON files in this folder). The class order of
+Pascal Context, and colors where there are no official ones, are those of mmsegmentation, which the papers used.
 """
 
 import json
@@ -20,11 +20,12 @@ class Split(NamedTuple):
 
     Args:
         size: published number of images.
-        images: images.
-        labels: (pattern, key of its encoding) of the label maps, the preferred form first; a JSON file holds all of
-            them as run lengths; none were published when empty.
-        lists: files that name the members, the preferred one first; everything that fits the patterns when empty.
-        holds: says of an id whether it belongs to the split, where no file does.
+        images: pattern of the images.
+        labels: (pattern, key of the encoding) of the label maps, preferred format first; a pattern that ends in
+            `.json` is one file with all label maps run-length encoded. Empty if no labels were published.
+        lists: patterns of text files that list the ids of the split, preferred one first. When empty, all files that
+            match the patterns belong to the split.
+        holds: predicate on an id that defines the split where no list file was published.
     """
 
     size: int
@@ -36,17 +37,17 @@ class Split(NamedTuple):
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A benchmark with a name of its own.
+    """A benchmark dataset that can be loaded by name.
 
     Args:
-        name: as a recipe gives it.
+        name: name in recipes and on the command line.
         folders: usual names of its folder.
-        archives: names (patterns) of the official archives.
+        archives: file name patterns of the official archives.
         splits: split -> its files.
-        encodings: key -> what the ids in the files mean; the official files come in the first.
-        trim: endings of file names (without suffix) that are no part of the id.
-        shown: published share of the training images that show a class, where there is one.
-        damaged: ids of images that were distributed damaged.
+        encodings: key -> meaning of the ids in the label files; the first one is that of the official files.
+        trim: endings of file stems that are not part of the id.
+        class_frequencies: published fraction of the training images that contain each class; may be empty.
+        damaged: ids of images that are damaged in the official archives.
     """
 
     name: str
@@ -55,7 +56,7 @@ class Benchmark:
     splits: Mapping[str, Split]
     encodings: Mapping[str, LabelSpec]
     trim: tuple[str, ...] = ()
-    shown: tuple[float, ...] = ()
+    class_frequencies: tuple[float, ...] = ()
     damaged: tuple[str, ...] = field(default=())
 
     @property
@@ -64,7 +65,7 @@ class Benchmark:
         return next(iter(self.encodings.values()))
 
     def identify(self, file: str) -> str:
-        """Id of an image or label map by its name: neither folder, nor suffix, nor what tells its kind."""
+        """Id of an image or label map: the file stem without the endings in `trim`."""
         stem = file.rpartition("/")[2].rpartition(".")[0]
         return next((stem.removesuffix(end) for end in self.trim if stem.endswith(end)), stem)
 
@@ -77,7 +78,7 @@ NAMES = (
 
 @lru_cache
 def get_benchmark(name: str) -> Benchmark:
-    """A benchmark by its name, one of `NAMES`."""
+    """Get a benchmark by name, one of `NAMES`."""
     builders: dict[str, Callable[[], Benchmark]] = {
         "ade20k": _ade20k,
         "cityscapes": partial(_cityscapes, coarse=False),
@@ -94,7 +95,7 @@ def get_benchmark(name: str) -> Benchmark:
 
 
 def find_builtin_spec(text: str) -> tuple[Benchmark, LabelSpec] | None:
-    """The specification `"cityscapes"` or, in another encoding, `"cityscapes:train_ids"`; None for other texts.
+    """Find the specification named `"cityscapes"` or, with an encoding, `"cityscapes:train_ids"`; else None.
 
     Raises:
         InputError: the benchmark has no such encoding.
@@ -109,12 +110,13 @@ def find_builtin_spec(text: str) -> tuple[Benchmark, LabelSpec] | None:
 
 
 def _facts(file: str) -> dict[str, Any]:
+    """Read a JSON table in this folder."""
     return json.loads((Path(__file__).parent / file).read_text(encoding="utf-8"))
 
 
-def _reencoded(spec: LabelSpec, first: int, void: tuple[int, ...]) -> LabelSpec:
-    """The same classes under the ids `first`, `first + 1`, ..."""
-    return replace(spec, raw_to_train={first + train: train for train in range(spec.num_labels)}, raw_void=void)
+def _reencoded(spec: LabelSpec, first: int, raw_void: tuple[int, ...]) -> LabelSpec:
+    """The same classes with consecutive raw ids: `first`, `first + 1`, ..."""
+    return replace(spec, raw_to_train={first + train: train for train in range(spec.num_labels)}, raw_void=raw_void)
 
 
 def _ade20k() -> Benchmark:
@@ -133,7 +135,7 @@ def _ade20k() -> Benchmark:
         ("ADEChallengeData2016*.zip", "release_test*.zip"),
         splits,
         {"challenge_ids": spec, "train_ids": _reencoded(spec, 0, (IGNORE_INDEX,))},
-        shown=tuple(count / 20210 for count in facts["num_images"]),
+        class_frequencies=tuple(count / 20210 for count in facts["num_images"]),
     )
 
 
@@ -147,9 +149,9 @@ def _cityscapes(coarse: bool) -> Benchmark:
 
     kind = "gtCoarse" if coarse else "gtFine"
     splits = {"train": split("train", kind, 2975), "val": split("val", kind, 500)}
-    splits["train_extra"] = split("train_extra", "gtCoarse", 19998)  # there are no fine labels of these
+    splits["train_extra"] = split("train_extra", "gtCoarse", 19998)  # these have coarse labels only
     if not coarse:
-        # The archive has label maps of the test split too, of void alone.
+        # The archive has label maps of the test split too, but they are dummies: every pixel is ignored.
         splits["test"] = Split(1525, "**/leftImg8bit/test/*/*_leftImg8bit.png")
     kinds = ("gtFine", "gtCoarse")
     return Benchmark(
@@ -159,7 +161,7 @@ def _cityscapes(coarse: bool) -> Benchmark:
         splits,
         {"label_ids": spec, "train_ids": _reencoded(spec, 0, (IGNORE_INDEX,))},
         trim=("_leftImg8bit", *(f"_{each}_{ids}" for each in kinds for ids in ("labelIds", "labelTrainIds"))),
-        # Black in the archive of train_extra; it is usually left out.
+        # A black image in the archive of train_extra; it is commonly excluded.
         damaged=("troisdorf_000000_000073",),
     )
 
@@ -167,6 +169,7 @@ def _cityscapes(coarse: bool) -> Benchmark:
 def _pascal_context(background: bool) -> Benchmark:
     facts = _facts("pascal_context.json")
     classes = LabelSpec.from_dict({**facts, "raw_void": []})
+    # 459 raw ids, of which 59 are classes. The others are background: class 0 of the 60, or ignored for the 59.
     others = tuple(raw for raw in range(460) if raw not in classes.raw_to_train)
     if background:
         moved = {raw: train + 1 for raw, train in classes.raw_to_train.items()}
@@ -187,7 +190,7 @@ def _pascal_context(background: bool) -> Benchmark:
         }
     labels = (
         *(("**/trainval/*.mat", "mat_ids"), ("**/SegmentationClassContext/*.png", "png_ids")),
-        ("**/trainval_merged.json", "mat_ids"),  # the Detail API's, with the same ids
+        ("**/trainval_merged.json", "mat_ids"),  # from the Detail API, with the same ids
     )
     splits = {
         name: Split(
@@ -213,11 +216,11 @@ def _coco_stuff_10k() -> Benchmark:
     labels = (("**/annotations/COCO_train2014_*.mat", "mat_ids"),)
     splits = {}
     for name, count in (("train", 9000), ("test", 1000)):
-        # mmsegmentation's conversion, in its two folders.
+        # The files as converted by mmsegmentation, which sorts them into two folders.
         converted = ((f"**/annotations/{name}2014/COCO_train2014_*_labelTrainIds.png", "png_ids"),)
         lists = (f"**/imageLists/{name}.txt", f"**/imagesLists/{name}.txt")
         splits[name] = Split(count, "**/images/**/COCO_train2014_*.jpg", labels + converted, lists)
-    splits["val"] = splits["test"]  # the authors' list says test; it is what everybody validates on
+    splits["val"] = splits["test"]  # the authors call this split test; papers use it for validation
     train_ids = _reencoded(spec, 0, (IGNORE_INDEX,))
     return Benchmark(
         "coco_stuff_10k",
@@ -234,7 +237,7 @@ def _coco_stuff_164k() -> Benchmark:
     spec = replace(
         older,
         name="coco-stuff-164k",
-        # The same ids less one, and void moved from 0 to 255.
+        # The ids are lower by one, and ignored pixels moved from 0 to 255.
         raw_to_train={raw - 1: train for raw, train in older.raw_to_train.items()},
         raw_void=(IGNORE_INDEX,),
         source_url="https://github.com/nightrome/cocostuff",
@@ -285,7 +288,9 @@ def _camvid() -> Benchmark:
 def _camvid_original(grouped: bool) -> Benchmark:
     facts = _facts("camvid.json")
     colors, groups = facts["colors"], facts["groups"]
-    raw_of = {name: raw for raw, name in enumerate(colors)}  # there are no official ids: the order of the color table
+    raw_of = {
+        name: raw for raw, name in enumerate(colors)
+    }  # there are no official ids, so take the order of the color table
     named = groups if grouped else {name: [name] for name in colors if name != "Void"}
     spec = LabelSpec(
         name="camvid-11-original" if grouped else "camvid-32",
@@ -315,7 +320,7 @@ def _camvid_original(grouped: bool) -> Benchmark:
 
 
 def _in_segnet_split(split: str, name: str) -> bool:
-    """Whether a frame of the original release is in a split of SegNet, which everybody uses; the authors made none."""
+    """Whether a frame of the original release is in a split of SegNet, which papers use; the authors defined none."""
     if name.startswith("Seq05VD") or "0001TP_008550" <= name <= "0001TP_999999":
         return split == "test"
     return split == ("val" if "0016E5_07959" <= name <= "0016E5_08159" else "train")
