@@ -88,8 +88,8 @@ def read_names(path: Path, keys: Sequence[str] | None) -> ClassNames:
         content = json.loads(text) if path.suffix == ".json" else _lines(text, set(keys or ()))
     except (OSError, ValueError) as error:
         raise InputError(f"Class names {path} cannot be read: {error}. Fix or remove the file.") from error
-    beside = content if isinstance(content, Mapping) and "classes" in content else {"classes": content}
-    given = beside["classes"]
+    table = content if isinstance(content, Mapping) and "classes" in content else {"classes": content}
+    given = table["classes"]
     if keys is None:
         keys = [str(number) for number in range(len(given))] if isinstance(given, Mapping | list) else []
     if isinstance(given, Mapping):
@@ -104,10 +104,10 @@ def read_names(path: Path, keys: Sequence[str] | None) -> ClassNames:
     else:
         count = len(given) if isinstance(given, list) else 0
         raise InputError(f"{path} names {count} classes, but the data has {len(keys)}. Give one name for each.")
-    if "licence" in beside:  # the spelling that older versions of this package wrote
-        beside = {"license": beside["licence"], **beside}
-    extra = {key: str(beside[key]) for key in ("license", "citation") if key in beside}
-    return ClassNames(str(beside.get("name", path.parent.name)), tuple(make_unique(names, keys)), **extra)
+    if "licence" in table:  # the spelling that older versions of this package wrote
+        table = {"license": table["licence"], **table}
+    extra = {key: str(table[key]) for key in ("license", "citation") if key in table}
+    return ClassNames(str(table.get("name", path.parent.name)), tuple(make_unique(names, keys)), **extra)
 
 
 def make_unique(names: Sequence[str], keys: Sequence[str]) -> list[str]:

@@ -135,8 +135,8 @@ class LabelSpec:
     @cached_property
     def inverse_table(self) -> np.ndarray:
         """Train id -> raw id, `(256,)`; the smallest raw id of each class, the first of `raw_void` for the rest."""
-        void = self.raw_void[0] if self.raw_void else IGNORE_INDEX
-        table = np.full(256, void, dtype=np.uint16 if max(void, *self.raw_to_train) > 255 else np.uint8)
+        ignored = self.raw_void[0] if self.raw_void else IGNORE_INDEX
+        table = np.full(256, ignored, dtype=np.uint16 if max(ignored, *self.raw_to_train) > 255 else np.uint8)
         for raw in sorted(self.raw_to_train, reverse=True):  # descending, so that the smallest is written last
             table[self.raw_to_train[raw]] = raw
         return table
@@ -242,13 +242,13 @@ class LabelSpec:
         if not isinstance(given.get("classes"), (list, tuple)):
             raise InputError(f"Label specification {name!r} needs `classes`, a list of the class names.")
         try:
-            void = given.get("raw_void", IGNORE_INDEX)
+            ignored = given.get("raw_void", IGNORE_INDEX)
             spec = cls(
                 name=str(given.get("name", name)),
                 classes=tuple(given["classes"]),
                 palette=tuple(given.get("palette") or ()),
                 raw_to_train={int(raw): train for raw, train in (given.get("raw_to_train") or {}).items()},
-                raw_void=(void,) if isinstance(void, int) else tuple(void),
+                raw_void=(ignored,) if isinstance(ignored, int) else tuple(ignored),
                 categories=dict(given.get("categories") or {}),
                 source_url=str(given.get("source_url", "")),
                 license=str(given.get("license", "")),

@@ -23,8 +23,8 @@ from hf_denseseg.data.reading.references import (
     MEMBER_LIMIT,
     Address,
     cached_per_file,
+    member_error,
     read_reference,
-    refused_member,
     unpacked,
 )
 from hf_denseseg.errors import InputError
@@ -153,7 +153,7 @@ def _members(archive: Path) -> Mapping[str, str]:
             if any(_is_litter(part) for part in name.split("/")):
                 continue
             if name in files:
-                raise refused_member(archive, member, "occurs more than once")
+                raise member_error(archive, member, "occurs more than once")
             numbers = ",".join(str(number) for number in address)  # the byte range and how to decode it
             files[name] = f"{kind}://{name}?{numbers}::{archive}"
     except InputError:
@@ -174,9 +174,9 @@ def _checked_name(archive: Path, member: str) -> str:
     name = member.removeprefix("./")
     parts = name.split("/")
     if not name or name.startswith(("/", "\\")) or ".." in parts or re.match(r"[A-Za-z]:", name):
-        raise refused_member(archive, member, "has a name that leads out of the archive")
+        raise member_error(archive, member, "has a name that leads out of the archive")
     if "::" in name or "\0" in name or "\\" in name or "" in parts or "." in parts:
-        raise refused_member(archive, member, "has a name that no file can have")
+        raise member_error(archive, member, "has a name that no file can have")
     return name
 
 
@@ -186,14 +186,14 @@ def _zip_members(archive: Path) -> Iterator[tuple[str, Address]]:
         for entry in content.infolist():
             kind = stat.S_IFMT(entry.external_attr >> 16)  # Unix file type; 0 in archives written on Windows
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise refused_member(archive, entry.filename, "is a link or a device, not a regular file")
+                raise member_error(archive, entry.filename, "is a link or a device, not a regular file")
             if entry.flag_bits & 1:  # general purpose bit 0: encrypted
-                raise refused_member(archive, entry.filename, "is encrypted")
+                raise member_error(archive, entry.filename, "is encrypted")
             if entry.is_dir():
                 _checked_name(archive, entry.filename.rstrip("/"))
                 continue
             if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise refused_member(
+                raise member_error(
                     archive, entry.filename, f"is compressed with method {entry.compress_type}, not deflate"
                 )
             sizes = entry.header_offset, entry.compress_size, entry.file_size
@@ -238,9 +238,9 @@ def _tar_part(
         for entry in tar:
             name = folder + entry.name
             if not entry.isdir() and (not entry.isreg() or entry.issparse()):
-                raise refused_member(archive, name, "is a link or a device, not a regular file")
+                raise member_error(archive, name, "is a link or a device, not a regular file")
             if entry.offset <= last or entry.size < 0 or entry.offset_data + entry.size > end:
-                raise refused_member(archive, name, "is truncated")
+                raise member_error(archive, name, "is truncated")
             last = entry.offset
             if entry.isdir():
                 if entry.name.strip("./"):

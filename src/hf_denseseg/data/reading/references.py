@@ -76,7 +76,7 @@ def read_reference(reference: str, limit: int = MEMBER_LIMIT) -> bytes:
         if not kind:
             return archive.read_bytes()
         if max(address.size, address.stored) > limit:
-            raise refused_member(archive, member, f"has a stated size above the limit of {limit:,} bytes")
+            raise member_error(archive, member, f"has a stated size above the limit of {limit:,} bytes")
         if kind == "zip":
             return _inflate(archive, member, address)
         content = _bytes_at(archive, address.offset, address.size)
@@ -87,7 +87,7 @@ def read_reference(reference: str, limit: int = MEMBER_LIMIT) -> bytes:
     except (zlib.error, EOFError) as error:
         raise InputError(f"Archive {archive} is truncated or damaged ({error}). {FETCH_AGAIN}") from error
     if len(content) < address.size:
-        raise refused_member(archive, member, "is truncated")
+        raise member_error(archive, member, "is truncated")
     return content
 
 
@@ -130,7 +130,7 @@ def _parse(reference: str) -> tuple[str, Path, str, Address]:
     return reference[:3], Path(archive), member, found
 
 
-def refused_member(archive: Path, member: str, why: str) -> InputError:
+def member_error(archive: Path, member: str, why: str) -> InputError:
     """Error for an archive member that cannot be used."""
     return InputError(f"Archive {archive}: member {member!r} {why}. {FETCH_AGAIN}")
 
@@ -140,7 +140,7 @@ def _inflate(archive: Path, member: str, address: Address) -> bytes:
     # A local header has 30 fixed bytes, then the name and an extra field, both of variable length, then the content.
     header = _bytes_at(archive, address.offset, 30)
     if len(header) < 30 or header[:4] != b"PK\x03\x04":
-        raise refused_member(archive, member, "is not at the offset that the archive's directory states")
+        raise member_error(archive, member, "is not at the offset that the archive's directory states")
     name, extra = struct.unpack("<HH", header[26:30])
     packed = _bytes_at(archive, address.offset + 30 + name + extra, address.stored)
     try:
@@ -148,11 +148,11 @@ def _inflate(archive: Path, member: str, address: Address) -> bytes:
         # -15: raw deflate, without the zlib header. One byte more than stated is enough to detect a larger member.
         content = zlib.decompressobj(-15).decompress(packed, address.size + 1) if deflated else packed
     except zlib.error as error:
-        raise refused_member(archive, member, f"is damaged ({error})") from error
+        raise member_error(archive, member, f"is damaged ({error})") from error
     if len(content) > address.size:
-        raise refused_member(archive, member, "is larger than the archive's directory states")
+        raise member_error(archive, member, "is larger than the archive's directory states")
     if len(content) < address.size or zlib.crc32(content) != address.checksum:
-        raise refused_member(archive, member, "is damaged or truncated")
+        raise member_error(archive, member, "is damaged or truncated")
     return content
 
 

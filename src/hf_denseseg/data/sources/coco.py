@@ -8,7 +8,7 @@ notes.
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -130,7 +130,7 @@ def _add_objects(table: CocoTable, annotations: Sequence[dict[str, Any]], path: 
         table.notes["images have no objects; evaluation keeps them, `filter_empty` is about training"] = empty
 
 
-def _problem(annotation: dict[str, Any], images: Any, categories: Any, masks: bool) -> str:
+def _problem(annotation: dict[str, Any], images: Mapping[Any, int], categories: Mapping[Any, int], masks: bool) -> str:
     """Why an annotation cannot be used, and how to fix it; empty if it can."""
     if annotation.get("image_id") not in images:
         return f"its image {annotation.get('image_id')} is not in `images`. Add the image or remove the annotation."

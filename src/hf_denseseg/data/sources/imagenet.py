@@ -122,13 +122,7 @@ def imagenet_rows(tree: Tree, split: str) -> dict[str, list[Any]]:
         key = f"{synset}/{name}"  # the same image may be listed twice, unpacked and in its archive
         rows.setdefault(key, {"image": tree.reference(match[0]), "label": label_of[synset], "id": key})
     if len(rows) != _COUNTS[split]:
-        logger.warning(
-            "%s is a partial copy: it has %d of the %d images of split %r.",
-            tree.root,
-            len(rows),
-            _COUNTS[split],
-            split,
-        )
+        logger.warning("%s is partial: %d of %d images of split %r.", tree.root, len(rows), _COUNTS[split], split)
     ordered = [rows[key] for key in sorted(rows)]
     return {key: [row[key] for row in ordered] for key in ("image", "label", "id")}
 

@@ -288,9 +288,8 @@ def _camvid() -> Benchmark:
 def _camvid_original(grouped: bool) -> Benchmark:
     facts = _facts("camvid.json")
     colors, groups = facts["colors"], facts["groups"]
-    raw_of = {
-        name: raw for raw, name in enumerate(colors)
-    }  # there are no official ids, so take the order of the color table
+    # There are no official ids, so number the rows of the color table.
+    raw_of = {name: raw for raw, name in enumerate(colors)}
     named = groups if grouped else {name: [name] for name in colors if name != "Void"}
     spec = LabelSpec(
         name="camvid-11-original" if grouped else "camvid-32",

@@ -58,11 +58,7 @@ def open_benchmark(name: str, root: str | Path | None = None) -> tuple[Benchmark
         if _is_here(benchmark, tree):
             return benchmark, tree
     spec, files = benchmark.spec, ", ".join(benchmark.archives)
-    pairs = (
-        " It is a folder of image-label pairs; give it as the dataset itself."
-        if root and has_pairs(Path(root))
-        else ""
-    )
+    pairs = " It is a folder of image-label pairs; use it as the dataset." if root and has_pairs(Path(root)) else ""
     raise InputError(fetch_text(name, root, spec.source_url, spec.license, files) + pairs)
 
 
