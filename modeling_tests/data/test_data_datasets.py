@@ -185,7 +185,7 @@ def test_label_ids_are_checked_against_the_specification_not_guessed(tmp_path):
     folder = hub_table(tmp_path / "hub", ids=(0, 1, 2, 3))
     with pytest.raises(InputError, match=r"hub does not fit its label specification.*Raw ids 3 .*raw_to_train"):
         load_segmentation(folder, "val", spec=SPEC, columns={"image": "photo"})
-    with pytest.raises(InputError, match="All labels .* are void"):
+    with pytest.raises(InputError, match="All labels .* are ignored"):
         load_segmentation(hub_table(tmp_path / "void", ids=(9,)), "val", spec=SPEC, columns={"image": "photo"})
 
 
@@ -198,7 +198,7 @@ def test_missing_columns_are_listed(tmp_path):
 
 
 def test_a_hub_id_without_network_gives_a_one_sentence_error():
-    with pytest.raises(RunError, match="'owner/streets' is no folder here, and the hub cannot be reached"):
+    with pytest.raises(RunError, match="'owner/streets' is not a local folder, and the hub cannot be reached"):
         load_segmentation("owner/streets", "train", spec=SPEC)
     with pytest.raises(InputError, match="needs `spec`"):
         load_segmentation("owner/streets", "train")
@@ -232,7 +232,7 @@ def test_incomplete_folders_are_rejected(tmp_path, change, message):
 
 
 def test_missing_folders_and_a_file_instead_of_a_folder_are_rejected(tmp_path):
-    with pytest.raises(InputError, match="no such folder, and it is no hub id"):
+    with pytest.raises(InputError, match="no such folder, and it is not a hub id"):
         load_segmentation(tmp_path / "nowhere", "train")
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="is a file. Give the folder"):

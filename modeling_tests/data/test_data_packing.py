@@ -1,4 +1,4 @@
-"""Packing: what goes in comes out byte for byte, and nothing is lost without a word."""
+"""Packing: images and labels are kept byte for byte, and every loss is reported."""
 
 import errno
 import hashlib
@@ -31,7 +31,7 @@ COLORS = {"road": (128, 64, 128), "sky": (70, 130, 180)}
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    """`datasets` keeps its indexed copies in the folder of the test."""
+    """Keep the cache of `datasets` in the folder of the test."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
@@ -43,7 +43,7 @@ def encoded(image, kind):
 
 @pytest.fixture
 def pairs(tmp_path):
-    """JPEG images with PNG label maps of colors (a specification with a color table)."""
+    """JPEG images with color-coded PNG label maps (a specification with a color table)."""
     folder = tmp_path / "pairs"
     for index in range(COUNT):
         draw = np.random.default_rng(index)
@@ -83,7 +83,7 @@ def contents(folder):
 
 
 @FORMS
-def test_pictures_and_labels_stay_byte_for_byte(pairs, tmp_path, form):
+def test_images_and_labels_are_kept_byte_for_byte(pairs, tmp_path, form):
     source = load_segmentation(pairs, "train")
     shards = pack(source, tmp_path / "out", "train", form=form, rows_per_shard=3)
     assert [path.name.partition(".")[0] for path in shards] == [f"train-{k:05d}-of-00003" for k in range(3)]
@@ -100,7 +100,7 @@ def test_pictures_and_labels_stay_byte_for_byte(pairs, tmp_path, form):
 
 
 @FORMS
-def test_the_manifest_tells_rows_sizes_and_checksums(pairs, tmp_path, form):
+def test_the_manifest_records_rows_sizes_and_checksums(pairs, tmp_path, form):
     shards = pack(load_segmentation(pairs, "train"), tmp_path / "out", "train", form=form, rows_per_shard=3)
     manifest = json.loads((tmp_path / "out/train.manifest.json").read_text())
     assert (manifest["rows"], manifest["form"], manifest["split"], manifest["format_version"]) == (7, form, "train", 1)
@@ -125,7 +125,7 @@ def test_label_maps_of_other_formats_keep_their_meaning(tmp_path):
     assert load_segmentation(tmp_path / "out", "train").dataset[0]["label"].tolist() == [[1, 0, 255]] * 2
 
 
-def test_killed_packing_goes_on_and_ends_with_the_same_bytes(pairs, tmp_path):
+def test_killed_packing_continues_and_ends_with_the_same_bytes(pairs, tmp_path):
     source = load_segmentation(pairs, "train")
 
     def pack_slowly():
@@ -144,12 +144,12 @@ def test_killed_packing_goes_on_and_ends_with_the_same_bytes(pairs, tmp_path):
     assert any(name.startswith(".train-00003") for name in contents(tmp_path / "killed"))
     with pytest.raises(InputError, match=r"holds 3 of 7 shards of 'train': packing was not finished. Run `denseseg"):
         load_segmentation(tmp_path / "killed", "train")
-    for name in ("killed", "whole"):
+    for name in ("killed", "uninterrupted"):
         pack(source, tmp_path / name, "train", rows_per_shard=1)
-    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+    assert contents(tmp_path / "killed") == contents(tmp_path / "uninterrupted")
 
 
-def test_a_full_disk_leaves_whole_shards_only(pairs, tmp_path, monkeypatch):
+def test_a_full_disk_leaves_complete_shards_only(pairs, tmp_path, monkeypatch):
     source, write, calls = load_segmentation(pairs, "train"), packing._write_parquet, []
 
     def full(rows, places, content):
@@ -164,12 +164,12 @@ def test_a_full_disk_leaves_whole_shards_only(pairs, tmp_path, monkeypatch):
         pack(source, tmp_path / "out", "train", rows_per_shard=3)
     assert sorted(contents(tmp_path / "out")) == ["labels.json", "train-00000-of-00003.parquet", "train.manifest.json"]
     pack(source, tmp_path / "out", "train", rows_per_shard=3)
-    assert len(calls) == 4, "the whole shard is not written again"
+    assert len(calls) == 4, "a complete shard must not be written again"
     assert len(load_segmentation(tmp_path / "out", "train").dataset) == COUNT
 
 
 @FORMS
-def test_a_cut_shard_is_named_with_its_rows_and_mended_by_the_same_command(tmp_path, capsys, form):
+def test_a_truncated_shard_is_named_with_its_rows_and_fixed_by_the_same_command(tmp_path, capsys, form):
     words = [
         "data",
         "pack",
@@ -193,26 +193,25 @@ def test_a_cut_shard_is_named_with_its_rows_and_mended_by_the_same_command(tmp_p
     flipped[len(flipped) // 2] ^= 1
     shard.write_bytes(flipped)
     assert main(["data", "check", str(tmp_path)]) == 2
-    assert (
-        f"{shard.name} is not as it was packed (sha256 differs); its 2 rows are in doubt." in capsys.readouterr().out
-    )
+    output = capsys.readouterr().out
+    assert f"{shard.name} has changed since it was packed (sha256 differs); its 2 rows may be wrong." in output
     assert main(words) == 0 and contents(tmp_path) == before
     assert main(["data", "check", str(tmp_path)]) == 0
 
 
-def test_a_source_that_changed_is_not_mixed_with_older_shards(pairs, tmp_path):
+def test_a_changed_source_is_not_mixed_with_older_shards(pairs, tmp_path):
     shards = pack(load_segmentation(pairs, "train"), tmp_path / "out", "train", rows_per_shard=3)
     image = pairs / "train/images/town/p3.jpg"
     image.write_bytes((pairs / "train/images/town/p2.jpg").read_bytes())
     for shard in shards:
         shard.unlink()
-    with pytest.raises(InputError, match="its source has changed since"):
+    with pytest.raises(InputError, match="the source has changed since"):
         pack(load_segmentation(pairs, "train"), tmp_path / "out", "train", rows_per_shard=3)
-    with pytest.raises(InputError, match="holds 7 rows of 'train' that were packed otherwise"):
+    with pytest.raises(InputError, match="holds 7 rows of 'train' that were packed differently"):
         pack(load_segmentation(pairs, "train"), tmp_path / "out", "train", rows_per_shard=2)
 
 
-def test_splits_that_are_added_up_become_one(pairs, tmp_path):
+def test_splits_joined_with_plus_become_one(pairs, tmp_path):
     shutil.copytree(pairs / "train", pairs / "val")
     for path in sorted((pairs / "val").rglob("p*.*")):
         path.rename(path.with_name("v" + path.name))
@@ -221,16 +220,16 @@ def test_splits_that_are_added_up_become_one(pairs, tmp_path):
     assert len(list(data.dataset)) == 2 * COUNT
 
 
-def test_names_that_webdataset_would_cut_are_refused(pairs, tmp_path):
+def test_ids_that_webdataset_would_cut_are_refused(pairs, tmp_path):
     for kind, end in (("images", "jpg"), ("labels", "png")):
         (pairs / f"train/{kind}/town/p0.{end}").rename(pairs / f"train/{kind}/town/p.0.{end}")
-    with pytest.raises(InputError, match="'town/p.0' has a dot"):
+    with pytest.raises(InputError, match="'town/p.0' contains a dot"):
         pack(load_segmentation(pairs, "train"), tmp_path / "out", "train", form="webdataset")
     assert not (tmp_path / "out/train.manifest.json").exists()
 
 
 @FORMS
-def test_pictures_with_classes_survive(tmp_path, form):
+def test_images_with_classes_survive(tmp_path, form):
     source = load_classification("synthetic:6@32x32", "train")
     pack(source, tmp_path, "train", form=form, rows_per_shard=4, task="image-classification")
     data = load_classification(tmp_path, "train")
@@ -240,7 +239,7 @@ def test_pictures_with_classes_survive(tmp_path, form):
 
 
 @FORMS
-def test_pictures_with_objects_survive(tmp_path, form):
+def test_images_with_objects_survive(tmp_path, form):
     source = load_detection("synthetic:5@64x96", "train")
     pack(source, tmp_path, "train", form=form, rows_per_shard=2, task="object-detection")
     for empty in (False, True):

@@ -1,4 +1,4 @@
-"""Streams for training: shares of processes and workers, order, and going on after an interruption."""
+"""Streams for training: the shards of each process and worker, the order, and resuming after an interruption."""
 
 import json
 import os
@@ -36,7 +36,7 @@ CLASSIFICATION = "image-classification"
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    """`datasets` keeps its indexed copies in the folder of the test."""
+    """Keep the cache of `datasets` in the folder of the test."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
@@ -54,12 +54,12 @@ def shards(tmp_path_factory):
 def stream_of(folder, rank=0, world=1, batch_size=2, **options):
     data = load_segmentation(folder, "train", streaming=True, **options)
     stream = StreamingTrainDataset(TrainDataset(data, TrainAugmentation((32, 32)), seed=5), seed=5)
-    stream.share(rank, world, batch_size)
+    stream.set_process(rank, world, batch_size)
     return stream
 
 
 class Recorded:
-    """Stands in for a training set: a sample is (epoch, number of the row, id)."""
+    """Stub of a training set: a sample is (epoch, number of the row, id)."""
 
     def __init__(self, data):
         self.data = data
@@ -72,7 +72,7 @@ def recorded(folder, count, rank=0, world=1, seed=5, workers=0, first_batch=0):
     """The first samples of a process as (epoch, number of the row, id)."""
     data = load_segmentation(folder, "train", streaming=True)
     stream = StreamingTrainDataset(Recorded(data), seed=seed)
-    stream.share(rank, world, 2)
+    stream.set_process(rank, world, 2)
     stream.first_batch = first_batch
     loader = DataLoader(stream, batch_size=2, num_workers=workers, collate_fn=list)
     return [sample for batch in islice(loader, -(-count // 2)) for sample in batch][:count]
@@ -100,12 +100,12 @@ def test_processes_together_see_every_row_once_in_every_epoch(shards, form, worl
 
 @FORMS
 def test_a_process_reads_its_own_shards_only(shards, form, tmp_path):
-    """The shards of the other are taken away once sizes have been compared: it does not notice."""
+    """The shards of the other process are deleted after the size check; reading still works."""
     names = [path.name for path in sorted((shards / form).glob("train-*"))]
     for rank, count in enumerate(rows_of_ranks(2)):
         folder = shutil.copytree(shards / form, tmp_path / str(rank))
         stream = StreamingTrainDataset(Recorded(load_segmentation(folder, "train", streaming=True)))
-        stream.share(rank, 2, 2)
+        stream.set_process(rank, 2, 2)
         for name in names[1 - rank :: 2]:
             (folder / name).unlink()
         assert len({each[2] for each in islice(stream, 3 * count)}) == count
@@ -142,24 +142,24 @@ def test_order_follows_seed_epoch_and_process(shards, form):
 @FORMS
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("first_batch", [3, 17])  # 22 rows, 11 batches an epoch: within the first and the second
-def test_a_stream_goes_on_at_any_batch(shards, form, workers, first_batch):
-    whole = recorded(shards / form, 60)
+def test_a_stream_resumes_at_any_batch(shards, form, workers, first_batch):
+    uninterrupted = recorded(shards / form, 60)
     rest = recorded(shards / form, 60 - 2 * first_batch, workers=workers, first_batch=first_batch)
-    assert rest == whole[2 * first_batch :]
+    assert rest == uninterrupted[2 * first_batch :]
 
 
-def test_what_came_before_is_not_read_again(shards, monkeypatch):
+def test_earlier_rows_are_not_read_again(shards, monkeypatch):
     data = load_segmentation(shards / "parquet", "train", streaming=True)
     read, original = [], PackedRows.read
     monkeypatch.setattr(PackedRows, "read", lambda *args: (read.append(list(args[2])), original(*args))[1])
     stream = StreamingTrainDataset(Recorded(data))
-    stream.share(0, 1, 2)
+    stream.set_process(0, 1, 2)
     stream.first_batch = 1000
     next(iter(stream))
     assert len(read) <= ROWS // PER_SHARD + 1, "one epoch at most is touched"
 
 
-def test_fewer_shards_than_processes_are_refused_with_the_remedy(shards):
+def test_fewer_shards_than_processes_are_refused_with_the_fix(shards):
     with pytest.raises(InputError, match=r"has 8 shards of 'train' for 9 processes.* --rows_per_shard 1`"):
         stream_of(shards / "parquet", world=9)
 
@@ -172,7 +172,7 @@ def test_a_limit_keeps_the_first_rows(shards, form):
     ]
     data = load_segmentation(shards / form, "train", streaming=True, limit=7)
     stream = StreamingTrainDataset(Recorded(data))
-    stream.share(0, 1, 2)
+    stream.set_process(0, 1, 2)
     assert {each[2] for each in islice(stream, 14)} == set(rows[:7])
 
 
@@ -194,7 +194,7 @@ def test_a_shard_that_breaks_while_it_is_read_is_named(tmp_path, form):
 
 @FORMS
 def test_random_damage_is_refused_or_does_no_harm(tmp_path, form):
-    """Never fewer rows, other rows, or another error."""
+    """Damage never leads to fewer rows, other rows, or another kind of error."""
     pack(load_segmentation("synthetic:4@16x24", "train"), tmp_path, "train", form=form, rows_per_shard=4)
     shard = next(tmp_path.glob("train-0*"))
     content, draw = shard.read_bytes(), random.Random(0)
@@ -203,13 +203,13 @@ def test_random_damage_is_refused_or_does_no_harm(tmp_path, form):
         stream = load_segmentation(tmp_path, "train", streaming=True).dataset
         return [(row["id"], row["image"].tobytes(), row["label"].tobytes()) for row in stream]
 
-    whole, refused = rows(), 0
+    intact, refused = rows(), 0
     for _ in range(40):
         damaged, place = bytearray(content), draw.randrange(len(content) - 64)
         damaged[place : place + 64] = draw.randbytes(64)
         shard.write_bytes(damaged)
         try:
-            assert rows() == whole
+            assert rows() == intact
         except InputError:
             refused += 1
     assert refused > 10
@@ -223,7 +223,7 @@ def test_a_manifest_that_cannot_be_true_is_refused(tmp_path, change):
     path = tmp_path / "train.manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(
-        InputError, match="is damaged .* Delete it and pack|has version 9, known is 1|was not finished"
+        InputError, match="is damaged .* Delete it and pack|has format version 9, supported is 1|was not finished"
     ):
         load_segmentation(tmp_path, "train")
 
@@ -240,7 +240,7 @@ def test_the_embedded_stream_gives_every_pair_once_an_epoch():
     names = sorted(row["id"] for row in stream.dataset)
     for workers in (0, 2):
         endless = StreamingTrainDataset(Recorded(stream))
-        endless.share(0, 1, 1)
+        endless.set_process(0, 1, 1)
         found = list(islice(DataLoader(endless, batch_size=None, num_workers=workers), 12))
         assert sorted(each[2] for each in found[:6]) == sorted(each[2] for each in found[6:]) == names
         assert [each[2] for each in found[:6]] != [each[2] for each in found[6:]]
@@ -264,19 +264,19 @@ def assert_same_weights(first, second):
 
 
 def test_a_resumed_run_takes_the_same_samples(shards, tmp_path):
-    """Dropout included: what the loader draws must not disturb it. 8 steps of 2 x 2 rows are 1.5 epochs."""
-    results = train(tmp_path / "whole", shards / "parquet", "--dataloader_num_workers", "0")
+    """Dropout included: random draws of the loader must not affect it. 8 steps of 2 x 2 rows are 1.5 epochs."""
+    results = train(tmp_path / "uninterrupted", shards / "parquet", "--dataloader_num_workers", "0")
     assert results["steps"] == 8 and 0 <= results["training"]["data_wait_fraction"] <= 1
     train(tmp_path / "resumed", shards / "parquet", "--dataloader_num_workers", "2")
     (tmp_path / "resumed/results.json").unlink()
-    (tmp_path / "resumed/checkpoint-8/complete.json").unlink()  # as if the last save had been cut short
+    (tmp_path / "resumed/checkpoint-8/complete.json").unlink()  # as if the last save had been interrupted
     again = train(tmp_path / "resumed", shards / "parquet", "--dataloader_num_workers", "2")
     assert again["training"]["resumed_from_step"] == 4
-    assert_same_weights(tmp_path / "whole", tmp_path / "resumed")
+    assert_same_weights(tmp_path / "uninterrupted", tmp_path / "resumed")
 
 
 def note_opened_shards(log):
-    """Write the name of every shard that this process or its workers open into a file."""
+    """Record in a file the name of every shard that this process or its workers open."""
 
     def note(event, arguments):
         if event == "open" and "train-" in str(arguments[0]) and str(arguments[0]).endswith(".tar"):
@@ -300,7 +300,7 @@ def train_rank(words, rank, port, log):
 
 @pytest.mark.slow
 def test_two_processes_train_on_shards_of_their_own_and_resume_after_kill(shards, tmp_path):
-    """What Python opens is noted in every process and worker: the two sets are disjoint, together they are all."""
+    """Every process and worker records the files it opens: the two sets are disjoint and together complete."""
     words = [*WORDS, "--dataset", str(shards / "webdataset"), "--dataloader_num_workers", "2", "--max_steps", "16"]
 
     def start(name, port):
@@ -314,7 +314,7 @@ def test_two_processes_train_on_shards_of_their_own_and_resume_after_kill(shards
             process.start()
         return ranks, logs
 
-    ranks, logs = start("whole", "29571")
+    ranks, logs = start("uninterrupted", "29571")
     for process in ranks:
         process.join(400)
     assert [process.exitcode for process in ranks] == [0, 0], [Path(f"{log}.txt").read_text()[-2000:] for log in logs]
@@ -330,10 +330,10 @@ def test_two_processes_train_on_shards_of_their_own_and_resume_after_kill(shards
         process.join(400)
     assert [process.exitcode for process in ranks] == [0, 0], [Path(f"{log}.txt").read_text()[-2000:] for log in logs]
     assert json.loads((tmp_path / "killed/results.json").read_text())["training"]["resumed_from_step"] >= 4
-    assert_same_weights(tmp_path / "whole", tmp_path / "killed")
+    assert_same_weights(tmp_path / "uninterrupted", tmp_path / "killed")
 
 
-def test_pictures_with_classes_stream_too(tmp_path):
+def test_images_with_classes_stream_too(tmp_path):
     """The batches of a stream are those of the indexed rows, whatever the number of workers."""
     pack(load_classification("synthetic:9@32x32", "train"), tmp_path, "train", rows_per_shard=4, task=CLASSIFICATION)
     transform = training_transform([24, 24], mean=[0.5] * 3, std=[0.5] * 3)
@@ -341,7 +341,7 @@ def test_pictures_with_classes_stream_too(tmp_path):
     stream = StreamingTrainDataset(
         TrainImages(load_classification(tmp_path, "train", streaming=True), transform, seed=3), seed=3
     )
-    stream.share(0, 1, 3)
+    stream.set_process(0, 1, 3)
     for sample in islice(stream, 20):
         expected = indexed[sample["epoch"], sample["index"]]
         assert sample["label"] == expected["label"] and torch.equal(sample["pixel_values"], expected["pixel_values"])

@@ -1,1 +1,1 @@
-"""Parquet and WebDataset shards with checksums: packing, reading, streaming."""
+"""Parquet and WebDataset shards with checksums: packing, reading and streaming."""

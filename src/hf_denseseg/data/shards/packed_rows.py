@@ -1,4 +1,4 @@
-"""Read packed shards in place, in any order and by several processes, without an indexed copy of them."""
+"""Read packed shards in index, in any order and from several processes, without an indexed copy on disk."""
 
 import json
 import os
@@ -13,21 +13,21 @@ from hf_denseseg.data.shards.manifest import Manifest, check_shards
 from hf_denseseg.errors import InputError
 
 SHUFFLED_ROWS = 256
-"""Rows among which the next one is drawn; a process holds about so many, still encoded. They are packed in random
-order and the order of the shards is drawn in every epoch, so this only has to tear neighbors apart."""
+"""Size of the shuffle buffer: the next row is drawn from about this many, which a process holds still encoded. Rows
+are packed in random order and the shards are reshuffled every epoch, so the buffer only has to separate neighbors."""
 
 
 class PackedRows:
-    """Rows of the shards of a split; iterated, all of them in the order of the shards.
+    """Rows of the shards of a split; iterating gives all of them in shard order.
 
     Args:
-        folder: where the shards lie.
-        manifest: what they hold.
-        decode: batched row transform, as `datasets` takes it; None gives rows as they are stored.
-        limit: use the first so many rows.
+        folder: folder of the shards.
+        manifest: manifest of the split.
+        decode: batched row transform, as in `datasets`; None gives rows as they are stored.
+        limit: use only the first `limit` rows; None uses all.
 
     Raises:
-        InputError: shards are missing or cut short.
+        InputError: shards are missing or truncated.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class PackedRows:
         return PackedRows(self.folder, self.manifest, decode, self.limit)
 
     def take(self, count: int) -> "PackedRows":
-        """The first so many rows."""
+        """The first `count` rows."""
         return PackedRows(self.folder, self.manifest, self.decode, min(count, self.limit))
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -56,14 +56,14 @@ class PackedRows:
             for _, row in self.read(number, self._rows_of(number)):
                 yield self.decoded(row)
 
-    def own(self) -> Iterator[dict[str, Any]]:
-        """Rows of the shards that belong to this process, as `torchrun` numbers it, in order."""
-        for number in self.share(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))):
+    def rows_of_this_process(self) -> Iterator[dict[str, Any]]:
+        """Rows of the shards assigned to this process (RANK and WORLD_SIZE, as set by `torchrun`), in order."""
+        for number in self.shards_of(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))):
             for _, row in self.read(number, self._rows_of(number)):
                 yield self.decoded(row)
 
-    def share(self, rank: int, world: int) -> list[int]:
-        """Numbers of the shards that belong to process `rank` of `world`: every `world`-th, whatever the epoch.
+    def shards_of(self, rank: int, world: int) -> list[int]:
+        """Numbers of the shards assigned to process `rank` of `world`: every `world`-th, the same in every epoch.
 
         Raises:
             InputError: there are fewer shards than processes.
@@ -72,31 +72,34 @@ class PackedRows:
         if len(used) < world:
             smaller = max(1, self.limit // (4 * world))
             raise InputError(
-                f"{self.folder} has {len(used)} shards of {self.manifest.split!r} for {world} processes, and each "
-                f"reads shards of its own. Pack smaller ones: `denseseg data pack ... --rows_per_shard {smaller}`."
+                f"{self.folder} has {len(used)} shards of {self.manifest.split!r} for {world} processes, but each "
+                f"process needs at least one of its own. Pack smaller shards: `denseseg data pack ... "
+                f"--rows_per_shard {smaller}`."
             )
         return used[rank::world]
 
     def sequence(
         self, shards: list[int], seed: tuple[int, ...], wanted: Callable[[np.ndarray], np.ndarray]
     ) -> Iterator[tuple[int, int, dict[str, Any]]]:
-        """Give the rows of some shards without end, every one once per epoch, in an order drawn for each epoch.
+        """Yield the rows of some shards endlessly, each row once per epoch, in an order drawn for each epoch.
 
         Args:
-            shards: their numbers.
-            seed: with the epoch it determines the order.
-            wanted: of places in the sequence (0, 1, ... without end), which ones are given; the others are skipped,
-                and shards of which nothing is wanted are not read.
+            shards: numbers of the shards.
+            seed: determines the order, together with the epoch.
+            wanted: function from positions in the endless sequence (0, 1, ...) to a boolean mask of those to yield;
+                the others are skipped, and shards without a wanted row are not read.
 
         Returns:
-            Iterator over epoch, number of the row in the split, and the row, not decoded.
+            Iterator over (epoch, number of the row in the split, row not yet decoded).
         """
         start, epoch = 0, 0
         while True:
             rng = np.random.default_rng((*seed, epoch))
             parts = [self._rows_of(number) for number in rng.permutation(shards)]
             numbers = np.concatenate([np.arange(part.start, part.stop) for part in parts])
-            # Every row moves by less than so many places: what is drawn early need not be held for long.
+            # Sorting by position plus noise below SHUFFLED_ROWS moves no row by more than that many places, which
+            # bounds the rows that `_in_order` has to hold. The order is known before a row is read, so rows that are
+            # not wanted cost nothing.
             order = np.argsort(np.arange(len(numbers)) + rng.random(len(numbers)) * SHUFFLED_ROWS, kind="stable")
             chosen = numbers[order[wanted(start + np.arange(len(numbers)))]]
             for number, row in self._in_order(chosen, [part.start // self.manifest.rows_per_shard for part in parts]):
@@ -104,9 +107,9 @@ class PackedRows:
             start, epoch = start + len(numbers), epoch + 1
 
     def _in_order(self, chosen: np.ndarray, shards: list[int]) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Read shards one after the other and give the chosen rows in their own order."""
-        held: dict[int, dict[str, Any]] = {}
-        place = 0
+        """Read the shards one after the other and yield the rows in the order of `chosen`."""
+        held: dict[int, dict[str, Any]] = {}  # rows read before their turn, at most about SHUFFLED_ROWS
+        index = 0
         for number in shards:
             rows = self._rows_of(number)
             here = np.sort(chosen[(chosen >= rows.start) & (chosen < rows.stop)])
@@ -114,16 +117,16 @@ class PackedRows:
                 continue
             for found, row in self.read(number, here):
                 held[found] = row
-                while place < len(chosen) and int(chosen[place]) in held:
-                    yield int(chosen[place]), held.pop(int(chosen[place]))
-                    place += 1
+                while index < len(chosen) and int(chosen[index]) in held:
+                    yield int(chosen[index]), held.pop(int(chosen[index]))
+                    index += 1
 
     def _rows_of(self, number: int) -> range:
         rows = self.manifest.shard_rows(number)
         return range(min(rows.start, self.limit), min(rows.stop, self.limit))
 
     def decoded(self, row: dict[str, Any]) -> dict[str, Any]:
-        """A row as the transform gives it."""
+        """Apply the transform to one row."""
         if self.decode is None:
             return row
         return {key: values[0] for key, values in self.decode({key: [value] for key, value in row.items()}).items()}
@@ -132,42 +135,42 @@ class PackedRows:
         """Read some rows of a shard.
 
         Args:
-            number: of the shard.
-            wanted: numbers of rows in the split, ascending.
+            number: number of the shard.
+            wanted: row numbers within the split, ascending.
 
         Returns:
-            Iterator over number and row.
+            Iterator over (row number, row).
 
         Raises:
-            InputError: the shard is damaged, or holds other rows than the manifest says.
+            InputError: the shard is damaged, or its rows are not those of the manifest.
         """
         shard = self.manifest.shards[number]
         first = self.manifest.shard_rows(number).start
-        places = [int(row) - first for row in wanted]
+        indices = [int(row) - first for row in wanted]
         read = _read_parquet if self.manifest.form == "parquet" else _read_tar
         count = 0
         try:
-            for place, row in read(self.folder / shard.file, places, shard.rows):
+            for index, row in read(self.folder / shard.file, indices, shard.rows):
                 if missing := self.manifest.columns - row.keys():
-                    raise ValueError(f"row {place} has no {', '.join(sorted(missing))}")
+                    raise ValueError(f"row {index} has no {', '.join(sorted(missing))}")
                 count += 1
-                yield first + place, row
+                yield first + index, row
         except InputError:
             raise
-        except (OSError, ValueError, KeyError, tarfile.TarError) as error:  # pyarrow's errors are one of these
+        except (OSError, ValueError, KeyError, tarfile.TarError) as error:  # pyarrow raises subclasses of these
             raise InputError(
-                f"{self.folder / shard.file} is damaged ({error}); {len(places) - count} of its rows are lost. "
+                f"{self.folder / shard.file} is damaged ({error}); {len(indices) - count} of its rows are lost. "
                 f"{self.manifest.fix}"
             ) from error
 
 
-def _read_parquet(path: Path, places: list[int], rows: int) -> Iterator[tuple[int, dict[str, Any]]]:
+def _read_parquet(path: Path, indices: list[int], rows: int) -> Iterator[tuple[int, dict[str, Any]]]:
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
         if file.metadata.num_rows != rows:
             raise ValueError(f"{file.metadata.num_rows} rows instead of {rows}")
-        first, wanted = 0, np.asarray(places, dtype=np.int64)
+        first, wanted = 0, np.asarray(indices, dtype=np.int64)
         for group in range(file.metadata.num_row_groups):
             end = first + file.metadata.row_group(group).num_rows
             here = wanted[(wanted >= first) & (wanted < end)]
@@ -177,30 +180,30 @@ def _read_parquet(path: Path, places: list[int], rows: int) -> Iterator[tuple[in
             first = end
 
 
-def _read_tar(path: Path, places: list[int], rows: int) -> Iterator[tuple[int, dict[str, Any]]]:
-    wanted, place, key = set(places), -1, None
+def _read_tar(path: Path, indices: list[int], rows: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    wanted, index, key = set(indices), -1, None
     row: dict[str, Any] = {}
     with tarfile.open(path, "r:") as archive:
         for member in archive:
             name, _, ending = member.name.rpartition("/")[2].partition(".")
             if (member_key := member.name[: len(member.name) - len(ending) - 1]) != key:
-                if place in wanted:
-                    yield place, row
-                place, key, row = place + 1, member_key, {"id": member_key}
-            if place in wanted:
+                if index in wanted:
+                    yield index, row
+                index, key, row = index + 1, member_key, {"id": member_key}
+            if index in wanted:
                 content = archive.extractfile(member)
                 _add_member(row, ending, content.read() if content else b"", member.size)
-            archive.members = []  # type: ignore[attr-defined]  # else it keeps every header
-        if place + 1 != rows:  # a damaged header looks like the end
-            raise ValueError(f"{place + 1} rows instead of {rows}")
-        if place in wanted:
-            yield place, row
+            archive.members = []  # type: ignore[attr-defined]  # else tarfile keeps every header in memory
+        if index + 1 != rows:  # tarfile takes a damaged header for the end of the archive
+            raise ValueError(f"{index + 1} rows instead of {rows}")
+        if index in wanted:
+            yield index, row
 
 
 def _add_member(row: dict[str, Any], ending: str, content: bytes, size: int) -> None:
-    """Put a member of a tar into its row, under the name that the column has in Parquet."""
+    """Add a tar member to its row, under the name that its column has in Parquet."""
     if len(content) != size:
-        raise ValueError(f"{row['id']}.{ending} is cut short")
+        raise ValueError(f"{row['id']}.{ending} is truncated")
     if ending == "json":
         row.update(json.loads(content))
     elif ending == "cls":

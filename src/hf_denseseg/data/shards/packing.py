@@ -1,7 +1,7 @@
-"""Pack a dataset into shards with the images inside, byte for byte as they are, with a manifest beside them.
+"""Pack a dataset into shards that embed the encoded images byte for byte, with a manifest next to them.
 
-Rows lie in a fixed random order, so that every shard is a fair sample of the whole. Packing that was killed goes on
-where it stopped, and ends with the same bytes.
+Rows are in a fixed random order, so that every shard is a random sample of the split. A packing that was killed
+continues where it stopped, and ends with the same bytes.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from hf_denseseg.errors import InputError
 from hf_denseseg.files import atomic_path, check_output_folder, write_atomic
 
 FORMS = {"parquet": ".parquet", "webdataset": ".tar"}
-_ROW_GROUP = 16  # rows that a reader holds at a time
+_ROW_GROUP = 16  # rows that a reader holds in memory at a time
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
 
 
@@ -39,75 +39,76 @@ def pack(
     command: Sequence[str] = ("denseseg", "data", "pack"),
     progress: bool = False,
 ) -> list[Path]:
-    """Write a split as shards, with what its labels mean and the manifest beside them.
+    """Write a split as shards, with the class names or label specification and the manifest next to them.
 
-    Encoded images and label maps are taken byte for byte (labels keep their raw ids or colors). What has no
-    encoded form of its own is stored as PNG: embedded scenes, and label maps of other formats such as `.mat`, these
-    with the raw ids of the specification.
+    Encoded images and label maps are copied byte for byte (labels keep their raw ids or colors). Everything else is
+    stored as PNG: embedded scenes, and label maps in other formats such as `.mat`, the latter with the raw ids of the
+    specification.
 
     Args:
         data: what `load_segmentation`, `load_classification` or `load_detection` returned, not streaming.
-        folder: gets `<split>-00000-of-0000N.parquet` (or `.tar`), `<split>.manifest.json`, and `labels.json`
-            (or `classes.json`, where labels are no images).
-        split: name in the file names; of `train+val` it is `train_val`.
+        folder: output folder; receives `<split>-00000-of-0000N.parquet` (or `.tar`), `<split>.manifest.json`, and
+            `labels.json` (or `classes.json`, if the labels are not images).
+        split: prefix of the file names; `train+val` becomes `train_val`.
         form: `"parquet"` or `"webdataset"` (tar).
         rows_per_shard: images per file.
-        task: name of the task, noted in the manifest.
-        command: what to run to pack the same again, noted in the manifest.
-        progress: show a bar on a terminal.
+        task: name of the task, recorded in the manifest.
+        command: command line that packs the same split again, recorded in the manifest.
+        progress: show a progress bar on a terminal.
 
     Returns:
-        The shards.
+        Paths of the shards.
 
     Raises:
-        InputError: the folder holds other shards, an id stands twice, or a file cannot be read.
-        RunError: the disk is full; complete shards stay.
+        InputError: the folder holds other shards, an id occurs twice, or a file cannot be read.
+        RunError: the disk is full; complete shards are kept.
     """
     if form not in FORMS or rows_per_shard < 1:
-        raise InputError(f"form {form!r}, rows_per_shard {rows_per_shard}: give one of {', '.join(FORMS)}, and >= 1.")
+        raise InputError(f"form {form!r}, rows_per_shard {rows_per_shard}: give {' or '.join(FORMS)}, and at least 1.")
     folder, split = check_output_folder(folder), split.replace("+", "_")
     rows = EncodedRows(data)
-    order = np.random.default_rng(0).permutation(len(rows))
-    ids = [rows.ids[place] for place in order]
+    order = np.random.default_rng(0).permutation(len(rows))  # always the same: a second run writes the same shards
+    ids = [rows.ids[index] for index in order]
     _check_ids(ids, form)
     digest = hashlib.sha256("\n".join(ids).encode()).hexdigest()
     manifest = Manifest(form, task, split, tuple(command), len(rows), rows_per_shard, digest)
     for half_written in (*folder.glob(f".{split}-*-of-*"), *folder.glob(f".{split}.manifest-*")):
-        half_written.unlink()  # by a packing that was killed
+        half_written.unlink()  # left by a run that was killed
     known = _known_shards(folder, manifest)
     _write_names(folder, data.spec)
     write = _write_parquet if form == "parquet" else _write_tar
     for number in tqdm(range(manifest.count), desc="shards", disable=None if progress else True):
         file = f"{split}-{number:05d}-of-{manifest.count:05d}{FORMS[form]}"
-        places = order[manifest.shard_rows(number)]
+        indices = order[manifest.shard_rows(number)]
         if file not in known or not is_intact(folder, known[file]):
             with atomic_path(folder / file) as aside, aside.open("wb") as content:
-                write(rows, places.tolist(), content)
-            shard = Shard(file, len(places), (folder / file).stat().st_size, checksum(folder / file))
+                write(rows, indices.tolist(), content)
+            shard = Shard(file, len(indices), (folder / file).stat().st_size, checksum(folder / file))
             if known.get(file, shard) != shard:
                 raise InputError(
-                    f"{folder / file} came out different from the first time: its source has changed since. Pack the "
-                    "whole split into another folder."
+                    f"{folder / file} was written with other content than before: the source has changed since. "
+                    "Pack the complete split into another folder."
                 )
             known[file] = shard
+        # Rewritten after each shard: whatever the manifest lists is complete, so a killed run can continue from it.
         manifest = replace(manifest, shards=tuple(known[key] for key in sorted(known)))
         manifest.write(folder)
     return [folder / shard.file for shard in manifest.shards]
 
 
 def _known_shards(folder: Path, manifest: Manifest) -> dict[str, Shard]:
-    """File -> shard of an earlier, unfinished or damaged packing of the same.
+    """File -> shard of an earlier run with the same arguments, unfinished or with damaged shards.
 
     Raises:
-        InputError: the folder holds something else under this split.
+        InputError: the folder holds shards of this split that were packed with other arguments.
     """
     there = read_manifest(folder, manifest.split)
     if there is None:
         return {}
     if replace(there, shards=(), command=()) != replace(manifest, shards=(), command=()):
         raise InputError(
-            f"{folder} holds {there.rows} rows of {there.split!r} that were packed otherwise ({there.form}, "
-            f"{there.rows_per_shard} rows a shard, {there.task}). Give another folder, or delete these."
+            f"{folder} holds {there.rows} rows of {there.split!r} that were packed differently ({there.form}, "
+            f"{there.rows_per_shard} rows per shard, {there.task}). Give another folder, or delete them."
         )
     return {shard.file: shard for shard in there.shards}
 
@@ -115,16 +116,16 @@ def _known_shards(folder: Path, manifest: Manifest) -> dict[str, Shard]:
 def _check_ids(ids: list[str], form: str) -> None:
     seen: set[str] = set()
     if twice := next((name for name in ids if name in seen or seen.add(name)), None):  # type: ignore[func-returns-value]
-        raise InputError(f"The id {twice!r} stands twice. Give every row an id of its own.")
+        raise InputError(f"The id {twice!r} occurs twice. Give every row a unique id.")
     if form == "webdataset" and (dotted := next((name for name in ids if "." in name.rpartition("/")[2]), None)):
         raise InputError(
-            f"The id {dotted!r} has a dot, where WebDataset ends the name of a row. Rename the files, or pack as "
-            "parquet."
+            f"The id {dotted!r} contains a dot, where WebDataset cuts off the row's name. Rename the files, or pack "
+            "as parquet."
         )
 
 
 def _write_names(folder: Path, spec: Any) -> None:
-    """`labels.json` (label specification) or `classes.json` (names), the same for all splits of a folder."""
+    """Write `labels.json` (label specification) or `classes.json` (names), one for all splits of a folder."""
     path = folder / ("labels.json" if hasattr(spec, "raw_to_train") else "classes.json")
     content = spec.to_dict()
     if path.is_file():
@@ -132,7 +133,9 @@ def _write_names(folder: Path, spec: Any) -> None:
         if "licence" in before:  # the key of older files
             before["license"] = before.pop("licence")
         if before != content:
-            raise InputError(f"{path} describes other labels. Pack splits of one dataset into one folder.")
+            raise InputError(
+                f"{path} describes other labels. Only splits of the same dataset can share a folder; give another one."
+            )
     write_atomic(path, json.dumps(content, indent=1) + "\n")
 
 
@@ -140,25 +143,25 @@ class EncodedRows:
     """Rows of a dataset with images as bytes.
 
     Args:
-        data: a `datasets` table that decodes when asked, and its specification.
+        data: a `datasets` table that decodes rows on access, and its specification.
 
     Raises:
-        InputError: the dataset can only be read in order.
+        InputError: the dataset is a stream, or its labels were never published.
     """
 
     def __init__(self, data: Any) -> None:
         datasets = import_datasets()
         if not isinstance(data.dataset, datasets.Dataset):
-            raise InputError(
-                "A stream cannot be packed, since it has no end that is known. Load it without streaming."
-            )
+            raise InputError("A stream cannot be packed, since its length is unknown. Load it without streaming.")
         self.data = data
         self.stored = data.dataset.with_format(None)
         self.ids: list[str] = self.stored["id"][:]
-        self.drawn = "image" not in self.stored.column_names
-        if not self.drawn and "label" in self.stored.column_names and self.stored[0]["label"] is None:
-            raise InputError("The labels of this split were never published: there is nothing to train or score on.")
-        features = {} if self.drawn else dict(self.stored.features)
+        self.rendered = "image" not in self.stored.column_names  # embedded scenes: drawn on access, no encoded form
+        if not self.rendered and "label" in self.stored.column_names and self.stored[0]["label"] is None:
+            raise InputError(
+                "The labels of this split were never published; there is nothing to train or evaluate on."
+            )
+        features = {} if self.rendered else dict(self.stored.features)
         first = data.dataset[0]
         self.has_maps = isinstance(first.get("label"), np.ndarray)
         features |= {"image": datasets.Image(), "id": datasets.Value("string")}
@@ -172,21 +175,21 @@ class EncodedRows:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __getitem__(self, place: int) -> dict[str, Any]:
-        """Columns of one row; images are bytes."""
-        row = dict((self.data.dataset if self.drawn else self.stored)[place])
-        row["image"] = _as_png(row["image"]) if self.drawn else _bytes_of(row["image"])
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Columns of one row, with images as encoded bytes."""
+        row = dict((self.data.dataset if self.rendered else self.stored)[index])
+        row["image"] = _as_png(row["image"]) if self.rendered else _bytes_of(row["image"])
         if self.has_maps:
-            content = b"" if self.drawn else _bytes_of(row["label"])
-            if not content.startswith(_PNG):
-                decoded = row if self.drawn else self.data.dataset[place]
+            content = b"" if self.rendered else _bytes_of(row["label"])
+            if not content.startswith(_PNG):  # rendered, or another format: store the raw ids as PNG
+                decoded = row if self.rendered else self.data.dataset[index]
                 content = _as_png(Image.fromarray(self.data.spec.decode(np.asarray(decoded["label"]))))
             row["label"] = content
         return row
 
 
 def _bytes_of(source: Any) -> bytes:
-    """Content of an image column: bytes, or what a path or reference leads to."""
+    """Encoded bytes of an image column: embedded, or read from its path or reference."""
     content = source.get("bytes")
     return content if content is not None else read_reference(source["path"])
 
@@ -197,27 +200,27 @@ def _as_png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def _write_parquet(rows: EncodedRows, places: Sequence[int], content: BinaryIO) -> None:
-    """One Parquet file in small row groups, uncompressed (images are already), with a checksum for every page."""
+def _write_parquet(rows: EncodedRows, indices: Sequence[int], content: BinaryIO) -> None:
+    """Write a Parquet file in small row groups, uncompressed (images already are), with a checksum per page."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema = rows.features.arrow_schema  # tells `datasets` which columns are images
+    schema = rows.features.arrow_schema  # its metadata marks the image columns for `datasets`
     images = ["image", "label"] if rows.has_maps else ["image"]
     with pq.ParquetWriter(content, schema, compression="none", use_dictionary=False, write_page_checksum=True) as file:
-        for first in range(0, len(places), _ROW_GROUP):
-            group = [rows[place] for place in places[first : first + _ROW_GROUP]]
+        for first in range(0, len(indices), _ROW_GROUP):
+            group = [rows[index] for index in indices[first : first + _ROW_GROUP]]
             for row in group:
-                # Without a path: `datasets` drops the bytes of an image whose path exists.
+                # No path: `datasets` drops the bytes of an image whose path exists.
                 row.update({key: {"bytes": row[key], "path": None} for key in images})
             file.write_table(pa.Table.from_pylist(group, schema=schema))
 
 
-def _write_tar(rows: EncodedRows, places: Sequence[int], content: BinaryIO) -> None:
-    """One tar as WebDataset names members, every one with the same owner and time."""
+def _write_tar(rows: EncodedRows, indices: Sequence[int], content: BinaryIO) -> None:
+    """Write a tar with WebDataset's member names; owner and time are constant, so that the bytes are reproducible."""
     with tarfile.open(fileobj=content, mode="w", format=tarfile.PAX_FORMAT) as archive:
-        for place in places:
-            row = rows[place]
+        for index in indices:
+            row = rows[index]
             for ending, value in _members(row, rows.image_ending):
                 member = tarfile.TarInfo(f"{row['id']}.{ending}")
                 member.size, member.mode = len(value), 0o644
@@ -225,8 +228,9 @@ def _write_tar(rows: EncodedRows, places: Sequence[int], content: BinaryIO) -> N
 
 
 def _members(row: dict[str, Any], image_ending: str) -> Iterator[tuple[str, bytes]]:
-    """Ending and content: the image, `label.png` (a map) or `cls` (a number), `json` (all other columns)."""
-    # One ending for all rows, that of the first, as readers want it: an image is told by its content.
+    """Extension and content: the image, `label.png` (label map) or `cls` (class id), `json` (all other columns)."""
+    # One extension for all rows, that of the first image: readers expect the same columns in every row, and they tell
+    # the image format from the content.
     yield image_ending, row["image"]
     label = row.get("label")
     if label is not None:

@@ -1,4 +1,4 @@
-"""Training from what is read in order: every process its own share, without end, and going on where it stopped."""
+"""Training from streams: each process reads its own shards, endlessly, and resumes at the batch where it stopped."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -17,18 +17,18 @@ _DECODED_ROWS = 64
 
 
 class StreamingTrainDataset(IterableDataset):
-    """The samples of a training set whose rows are read in order, once per epoch and without end.
+    """Training samples whose rows are read sequentially: an endless stream, each row once per epoch.
 
-    Packed shards: a process reads its own shards only, and a sample is a function of (seed, epoch, number of the row)
-    and its place one of (seed, rank, number of processes), whatever the number of workers. Shares may be of unequal
-    size, then a process with fewer rows begins its next epoch earlier. Resuming reads nothing again that came before.
+    Packed shards: a process reads its own shards only. A sample depends on (seed, epoch, row number) alone and its
+    position on (seed, rank, number of processes), whatever the number of workers. Processes may have different numbers
+    of rows; one with fewer rows starts its next epoch earlier. Resuming skips earlier batches without reading them.
 
-    Other streams (`datasets`): processes and workers share the files if their number allows, else the rows; resuming
-    reads again what came before.
+    Other streams (`datasets`): processes and workers divide the files if there are enough, else the rows; resuming
+    reads the earlier rows again.
 
     Args:
-        dataset: `sample(row, epoch, index)` makes a sample, `data.dataset` gives the rows.
-        seed: of the order.
+        dataset: `sample(row, epoch, index)` makes a sample; `data.dataset` yields the rows.
+        seed: seed of the order.
     """
 
     def __init__(self, dataset: TrainRows, seed: int = 0) -> None:
@@ -36,15 +36,15 @@ class StreamingTrainDataset(IterableDataset):
         self.seed = seed
         self.rank, self.world, self.batch_size, self.first_batch = 0, 1, 1, 0
 
-    def share(self, rank: int, world: int, batch_size: int) -> None:
-        """Say which process this is of how many, and how many samples a batch has.
+    def set_process(self, rank: int, world: int, batch_size: int) -> None:
+        """Set the rank of this process, the number of processes, and the number of samples per batch.
 
         Raises:
             InputError: there are fewer shards than processes.
         """
         self.rank, self.world, self.batch_size = rank, world, batch_size
         if isinstance(self.dataset.data.dataset, PackedRows):
-            self.dataset.data.dataset.share(rank, world)
+            self.dataset.data.dataset.shards_of(rank, world)  # fails now, not in a worker, if there are too few
 
     def __iter__(self) -> Iterator[Any]:
         worker = get_worker_info()
@@ -53,19 +53,19 @@ class StreamingTrainDataset(IterableDataset):
         yield from self._packed(rows, number, count) if isinstance(rows, PackedRows) else self._streamed(rows, number)
 
     def _packed(self, rows: PackedRows, worker: int, workers: int) -> Iterator[Any]:
-        """Samples of every `workers`-th batch of this process."""
+        """Samples of every `workers`-th batch of this process: each worker makes complete batches."""
 
-        def mine(places: np.ndarray) -> np.ndarray:
-            batches = places // self.batch_size
-            # The loader begins with the first worker, whichever batch that is.
+        def of_this_worker(positions: np.ndarray) -> np.ndarray:
+            batches = positions // self.batch_size
+            # The loader asks worker 0 first, also when a resumed run starts at a later batch.
             return (batches >= self.first_batch) & ((batches - self.first_batch) % workers == worker)
 
-        shards = rows.share(self.rank, self.world)
-        for epoch, index, row in rows.sequence(shards, (self.seed, self.rank, self.world), mine):
+        shards = rows.shards_of(self.rank, self.world)
+        for epoch, index, row in rows.sequence(shards, (self.seed, self.rank, self.world), of_this_worker):
             yield self.dataset.sample(rows.decoded(row), epoch, index)
 
     def _streamed(self, rows: Any, worker: int) -> Iterator[Any]:
-        """Samples of what `datasets` gives to this process and worker; nothing at all if it has too few sources."""
+        """Samples of the rows that `datasets` assigns to this process and worker; none if there are too few files."""
         from datasets.distributed import split_dataset_by_node
 
         rows = rows.shuffle(seed=self.seed, buffer_size=_DECODED_ROWS)
@@ -74,14 +74,15 @@ class StreamingTrainDataset(IterableDataset):
         while found:
             found = False
             rows.set_epoch(epoch)
-            for place, row in enumerate(rows):
+            for position, row in enumerate(rows):
                 found = True
-                yield self.dataset.sample(row, epoch, ((self.rank << 16) + worker << 32) + place)
+                # A stream has no row numbers; rank, worker and position make an index that is unique in the epoch.
+                yield self.dataset.sample(row, epoch, ((self.rank << 16) + worker << 32) + position)
             epoch += 1
 
 
-class _GoOn(TrainerCallback):
-    """Begin a stream where the checkpoint was written."""
+class _ResumeStream(TrainerCallback):
+    """Start the stream at the batch after the checkpoint."""
 
     def __init__(self, dataset: StreamingTrainDataset) -> None:
         self.dataset = dataset
@@ -91,9 +92,9 @@ class _GoOn(TrainerCallback):
 
 
 def stream_loader(trainer: Any) -> DataLoader | None:
-    """Load batches of this process; None for a training set that is no stream.
+    """Data loader for the batches of this process; None if the training set is not a stream.
 
-    accelerate would read all batches in the first process and send them round.
+    Without it, accelerate would read all batches in the first process and send them to the others.
 
     Raises:
         InputError: there are fewer shards than processes.
@@ -101,11 +102,11 @@ def stream_loader(trainer: Any) -> DataLoader | None:
     dataset, args = trainer.train_dataset, trainer.args
     if not isinstance(dataset, StreamingTrainDataset):
         return None
-    dataset.share(args.process_index, args.world_size, trainer._train_batch_size)
+    dataset.set_process(args.process_index, args.world_size, trainer._train_batch_size)
     if isinstance(dataset.dataset.data.dataset, PackedRows):
-        args.ignore_data_skip = True  # the stream does it, without reading
-        trainer.pop_callback(_GoOn)
-        trainer.add_callback(_GoOn(dataset))
+        args.ignore_data_skip = True  # the stream skips by itself, without reading
+        trainer.pop_callback(_ResumeStream)
+        trainer.add_callback(_ResumeStream(dataset))
     loader: DataLoader = DataLoader(
         dataset,
         batch_size=dataset.batch_size,
@@ -113,7 +114,8 @@ def stream_loader(trainer: Any) -> DataLoader | None:
         num_workers=args.dataloader_num_workers,
         pin_memory=args.dataloader_pin_memory,
         prefetch_factor=args.dataloader_prefetch_factor,
-        # Of its own: the seed for the workers would be drawn from that of dropout, once more in a resumed run.
+        # A generator of its own: else the loader would draw the workers' seed from torch's global generator, which
+        # dropout uses, and a resumed run, which draws once more, would differ from an uninterrupted one.
         generator=torch.Generator(),
     )
     return prepare_data_loader(

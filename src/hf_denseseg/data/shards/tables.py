@@ -17,7 +17,7 @@ from hf_denseseg.data.splits import resolve_split
 from hf_denseseg.errors import InputError, RunError
 
 SHARD_FORMATS = {".parquet": "parquet", ".tar": "webdataset", ".arrow": "arrow"}
-# Names seen in the wild, tried in this order.
+# Column names of published datasets, tried in this order.
 _KNOWN_COLUMNS = {
     "image": ("image", "pixel_values", "jpg", "jpeg", "image.jpg", "image.png", "img", "webp"),
     "label": (
@@ -44,15 +44,16 @@ def import_datasets() -> Any:
 
 
 def find_shards(folder: Path) -> dict[str, list[Path]]:
-    """Split -> Parquet, Arrow or tar files in the folder or one below it.
+    """Split -> Parquet, Arrow or tar files in the folder or its subfolders.
 
-    The split is the beginning of the name (`train-00000-of-00002.parquet`) or, for mere numbers, the folder.
+    The split is the prefix of the file name (`train-00000-of-00002.parquet`) or, if the name is only a number, the
+    name of the subfolder.
     """
     shards: dict[str, list[Path]] = {}
     for path in sorted((*folder.glob("*"), *folder.glob("*/*"))):
         if path.suffix in SHARD_FORMATS:
-            beginning = re.sub(r"[-_.]?\d*(-of-\d+)?$", "", path.stem)
-            shards.setdefault(beginning or path.parent.name, []).append(path)
+            prefix = re.sub(r"[-_.]?\d*(-of-\d+)?$", "", path.stem)
+            shards.setdefault(prefix or path.parent.name, []).append(path)
     return shards
 
 
@@ -70,10 +71,10 @@ def open_table(
     Args:
         name: folder of shards, or hub id.
         split: name of the split; `val` and `validation` are the same.
-        columns: `{"image": ..., "label": ..., "id": ...}`; well-known names are found without it.
+        columns: `{"image": ..., "label": ..., "id": ...}`; usual names are found without it.
         revision: of a hub dataset.
-        streaming: read in order instead of storing an indexed copy in the cache of `datasets`.
-        images: which of the columns hold images.
+        streaming: read sequentially instead of storing an indexed copy in the cache of `datasets`.
+        images: columns that hold images.
 
     Raises:
         InputError: no such dataset, split or column.
@@ -82,7 +83,7 @@ def open_table(
     datasets = import_datasets()
     try:
         if Path(name).is_dir():
-            # Not `load_dataset(folder)`: it takes a word such as "test" anywhere in the path for the split.
+            # Not `load_dataset(folder)`: it takes a word such as "test" anywhere in the path as the split.
             shards = find_shards(Path(name))
             found = resolve_split(split, sorted(shards), name)
             if manifest := read_manifest(Path(name), found):
@@ -102,38 +103,39 @@ def open_table(
         raise
     except ConnectionError as error:
         raise RunError(
-            f"Dataset {name!r} is no folder here, and the hub cannot be reached ({error}). Check the path or the "
+            f"Dataset {name!r} is not a local folder, and the hub cannot be reached ({error}). Check the path or the "
             "network, or download it first with `hf download --repo-type dataset`."
         ) from error
     except RuntimeError as error:
         if "scripts are no longer supported" not in str(error):
             raise
         raise InputError(
-            f"Dataset {name!r} is a script, which `datasets` no longer runs. Try the converted copy with "
+            f"Dataset {name!r} is a loading script, which `datasets` no longer runs. Try the converted copy with "
             "revision='refs/convert/parquet', or convert it to Parquet."
         ) from error
     except (OSError, ValueError) as error:
         raise InputError(
-            f"Dataset {name!r} cannot be opened: {str(error).splitlines()[0]} Check name, revision and rights."
+            f"Dataset {name!r} cannot be opened: {str(error).splitlines()[0]} Check its name, "
+            "revision and access permissions."
         ) from error
     return _with_known_columns(table, name, dict(columns or {}), images)
 
 
 def check_encoding(table: Any, spec: LabelSpec, name: str) -> None:
-    """Read the first label maps and compare their ids with the specification: encodings are never guessed.
+    """Read the first label maps and check that the specification covers their ids: encodings are never guessed.
 
     Raises:
-        InputError: ids that `spec` does not name, or nothing but void.
+        InputError: there are ids that `spec` does not name, or every pixel is ignored.
     """
     classes = np.zeros(256, dtype=np.int64)
-    for row in islice(table.own() if isinstance(table, PackedRows) else table, CHECKED_ROWS):
+    for row in islice(table.rows_of_this_process() if isinstance(table, PackedRows) else table, CHECKED_ROWS):
         try:
             classes += np.bincount(read_label(row["label"], spec, row["id"]).ravel(), minlength=256)
         except InputError as error:
             raise InputError(f"{name} does not fit its label specification. {error}") from error
     if classes.any() and not classes[:IGNORE_INDEX].any():
         raise InputError(
-            f"All labels of the first {CHECKED_ROWS} rows of {name} are void in the specification {spec.name!r}. "
+            f"All labels of the first {CHECKED_ROWS} rows of {name} are ignored by the specification {spec.name!r}. "
             "Fix its `raw_to_train` or `raw_void`."
         )
 
@@ -144,7 +146,7 @@ def _with_known_columns(table: Any, name: str, columns: dict[str, str], images: 
 
     present = list(table.column_names or next(iter(table)))
     if wrong := set(columns) - set(_KNOWN_COLUMNS):
-        raise InputError(f"`columns` has the keys {sorted(wrong)}; it takes image, label and id.")
+        raise InputError(f"`columns` has the unknown keys {sorted(wrong)}; it takes image, label and id.")
     for key, known in _KNOWN_COLUMNS.items():
         columns.setdefault(key, next((column for column in known if column in present), ""))
         if columns[key] not in present and (key != "id" or columns[key]):
@@ -165,11 +167,11 @@ def _with_known_columns(table: Any, name: str, columns: dict[str, str], images: 
 
 
 def find_table(name: str, layout: str) -> str:
-    """Folder of shards or hub id.
+    """Resolve a dataset name to a folder of shards or a hub id.
 
     Args:
         name: what was given as the dataset.
-        layout: the folder layout that was looked for first, for the message.
+        layout: the folder layout that was expected first, for the message.
 
     Raises:
         InputError: it is neither.
@@ -183,7 +185,7 @@ def find_table(name: str, layout: str) -> str:
         raise InputError(f"{folder} is a file. Give the folder that holds the dataset, or an archive of a benchmark.")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith("."):
         raise InputError(
-            f"Dataset {name!r}: there is no such folder, and it is no hub id (owner/name). Without data of your own "
-            f"take 'synthetic'. Names of benchmarks: {', '.join(NAMES)}."
+            f"Dataset {name!r}: there is no such folder, and it is not a hub id (owner/name). Without data of your "
+            f"own, use 'synthetic'. Names of benchmarks: {', '.join(NAMES)}."
         )
     return name
