@@ -1,4 +1,4 @@
-"""Images with one class: layouts, names, augmentation by (seed, epoch, index) alone, mixing, accuracy."""
+"""Image classification data: layouts, class names, reproducible augmentation, mixing, accuracy."""
 
 import json
 import random
@@ -24,7 +24,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @pytest.fixture
 def folder(tmp_path):
-    """ImageNet's layout: synset folders; the validation split lacks one of the classes."""
+    """ImageNet's layout: synset folders; one class is missing from the validation split."""
     root = tmp_path / "tiny-imagenet"
     for split, keys in {"train": ("n01", "n02", "n03"), "val": ("n01", "n03")}.items():
         for key in keys:
@@ -34,7 +34,7 @@ def folder(tmp_path):
     return root
 
 
-def test_classes_keep_their_ids_in_a_split_that_lacks_one(folder):
+def test_class_ids_are_kept_in_a_split_that_lacks_a_class(folder):
     train, val = (load_classification(folder, split) for split in ("train", "validation"))
     assert train.spec.classes == val.spec.classes == ("n01", "n02", "n03")
     assert [row["label"] for row in val.dataset] == [0, 0, 2, 2]
@@ -50,7 +50,7 @@ def test_classes_keep_their_ids_in_a_split_that_lacks_one(folder):
         ("classes.txt", "tench\ncrane\ncrane\n"),
     ],
 )
-def test_folders_get_the_names_of_a_file(folder, file, text):
+def test_folders_take_their_names_from_a_file(folder, file, text):
     (folder / file).write_text(text)
     spec = load_classification(folder, "train").spec
     assert spec.classes == ("tench", "crane (n02)", "crane (n03)")
@@ -63,12 +63,12 @@ def test_file_that_does_not_name_every_class_is_refused(folder):
         load_classification(folder, "train")
 
 
-def test_names_that_stand_twice_are_refused():
+def test_duplicate_names_are_refused():
     with pytest.raises(InputError, match="duplicate names: a"):
         ClassNames("own", ("a", "b", "a"))
 
 
-def test_parquet_shards_bring_their_names(tmp_path):
+def test_parquet_shards_provide_their_class_names(tmp_path):
     import datasets
 
     features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=["cat", "dog"]))
@@ -88,7 +88,7 @@ def test_parquet_shards_bring_their_names(tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"), [("nowhere", "no such folder"), ("synthetic:0", "is not understood"), (".", "holds no data")]
 )
-def test_what_is_no_data_set_is_refused(name, message, tmp_path, monkeypatch):
+def test_anything_but_a_dataset_is_refused(name, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=message):
         load_classification(name, "train")
@@ -103,13 +103,13 @@ def test_check_names_the_damaged_image(folder):
     assert scan.images_with_class.tolist() == [2, 0, 2] and "No image of n02" in scan.notes[0]
 
 
-def test_embedded_classes_are_balanced_repeatable_and_not_told_by_their_mean_colour():
+def test_embedded_classes_are_balanced_repeatable_and_not_separable_by_mean_color():
     train, val = (load_classification("synthetic:400", split) for split in ("train", "validation"))
     means, labels = zip(*[(np.asarray(row["image"]).mean((0, 1)), row["label"]) for row in train.dataset], strict=True)
     assert np.bincount(labels).tolist() == [50] * 8
-    centres = np.stack([np.mean([m for m, k in zip(means, labels, strict=True) if k == c], axis=0) for c in range(8)])
+    centers = np.stack([np.mean([m for m, k in zip(means, labels, strict=True) if k == c], axis=0) for c in range(8)])
     right = [
-        np.linalg.norm(centres - np.asarray(row["image"]).mean((0, 1)), axis=1).argmin() == row["label"]
+        np.linalg.norm(centers - np.asarray(row["image"]).mean((0, 1)), axis=1).argmin() == row["label"]
         for row in val.dataset
     ]
     assert np.mean(right) < 0.3  # 0.125 is chance
@@ -144,7 +144,7 @@ def test_samples_and_mixing_do_not_depend_on_the_number_of_workers():
         assert torch.equal(first["labels"], second["labels"])
 
 
-def test_epochs_give_other_samples_and_leave_the_generators_alone():
+def test_epochs_give_new_samples_and_do_not_touch_the_global_generators():
     dataset = TrainImages(load_classification("synthetic:4@40x48", "train"), transform(), seed=1)
     random.seed(0), np.random.seed(0), torch.manual_seed(0)
     expected = random.random(), np.random.rand(), torch.rand(1).item()
@@ -155,21 +155,21 @@ def test_epochs_give_other_samples_and_leave_the_generators_alone():
     assert first.shape == (3, 24, 32)
 
 
-def test_mixing_joins_each_image_with_its_mirror_image_in_the_batch():
-    """Mixup: shares of labels are those of the pixels; off-diagonal weight is the smoothing."""
+def test_mixing_pairs_each_image_with_the_one_at_the_opposite_end_of_the_batch():
+    """Mixup: labels are mixed in the ratio of the pixels; the weight of all other classes is the smoothing."""
     samples = [{"pixel_values": torch.full((3, 8, 8), float(k)), "label": k, "epoch": 0, "index": k} for k in range(4)]
     batch = MixedBatch(4, mixup=0.8, label_smoothing=0.1, seed=2)(samples)
     value = batch["pixel_values"][1, 0, 0, 0].item()
-    share = 2 - value  # lam * 1 + (1 - lam) * 2
+    weight = 2 - value  # lam * 1 + (1 - lam) * 2
     expected = torch.full((4,), 0.1 / 4)
-    expected[1] += 0.9 * share
-    expected[2] += 0.9 * (1 - share)
-    assert 0 < share < 1
+    expected[1] += 0.9 * weight
+    expected[2] += 0.9 * (1 - weight)
+    assert 0 < weight < 1
     assert torch.allclose(batch["labels"][1], expected, atol=1e-6)
     assert torch.allclose(batch["labels"].sum(1), torch.ones(4))
 
 
-def test_cutmix_labels_have_the_share_of_the_box():
+def test_cutmix_labels_have_the_area_fraction_of_the_box():
     samples = [
         {"pixel_values": torch.full((3, 16, 16), float(k)), "label": k, "epoch": 1, "index": k} for k in range(2)
     ]
@@ -205,7 +205,7 @@ def test_strongest_posterize_is_black_as_it_used_to_be():
         ({"scale": (0.0, 1.0)}, "scale is"),
     ],
 )
-def test_augmentation_that_is_none_is_refused(options, message):
+def test_invalid_augmentation_is_refused(options, message):
     with pytest.raises(InputError, match=message):
         transform(**options)
 
@@ -216,7 +216,7 @@ def test_mixing_out_of_range_is_refused():
 
 
 def test_accuracies_agree_with_their_definition_and_with_evaluate():
-    """Top-1 is the share of right argmax (the formula of `evaluate`'s accuracy), ties to the smaller id."""
+    """Top-1 is the fraction of correct argmax (the formula of `evaluate`'s accuracy), ties to the smaller id."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randint(0, 6, (500, 12), generator=generator).float()  # many ties
     labels = torch.randint(0, 12, (500,), generator=generator)
@@ -240,7 +240,7 @@ def test_accuracies_agree_with_their_definition_and_with_evaluate():
     assert evaluate.load(TOP_K_PATH).compute(predictions=logits, references=labels)["top_5_accuracy"] == scores["top5"]
 
 
-def test_scores_that_are_no_numbers_are_never_right():
+def test_nan_scores_are_never_correct():
     assert true_class_rank(torch.full((1, 3), float("nan")), torch.tensor([0])).tolist() == [2]
 
 

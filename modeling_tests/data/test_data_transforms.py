@@ -1,4 +1,4 @@
-"""Training augmentation against a plain restatement of mmsegmentation's pipeline, and the datasets that apply it."""
+"""Training augmentation against a plain reimplementation of mmsegmentation's pipeline, and the datasets using it."""
 
 import colorsys
 import random
@@ -28,7 +28,7 @@ from hf_denseseg.data.synthetic.scenes import render_scene
 from hf_denseseg.errors import InputError
 
 HEIGHT, WIDTH, CROP, DRAWS = 60, 80, 48, 250
-KS_LIMIT = 1.63 * (2 / DRAWS) ** 0.5  # two samples of one distribution stay below it in 99 % of cases
+KS_LIMIT = 1.63 * (2 / DRAWS) ** 0.5  # two samples of the same distribution stay below it in 99 % of cases
 
 
 def ks_distance(first, second):
@@ -51,7 +51,7 @@ def lopsided_label():
 
 
 def plain_draw(label, rand):
-    """Ratio, top, left and share of the largest class as mmsegmentation draws them, in plain loops."""
+    """Ratio, top, left and fraction of the largest class as mmsegmentation draws them, in plain loops."""
     ratio = rand.random() * 1.5 + 0.5
     factor = min(int(WIDTH * ratio) / WIDTH, int(HEIGHT * ratio) / HEIGHT)
     height, width = int(HEIGHT * factor + 0.5), int(WIDTH * factor + 0.5)
@@ -63,14 +63,14 @@ def plain_draw(label, rand):
                 value = label[int((y + 0.5) * HEIGHT / height)][int((x + 0.5) * WIDTH / width)]
                 if value != 255:
                     counts[value] = counts.get(value, 0) + 1
-        share = max(counts.values()) / sum(counts.values()) if counts else 1.0
-        if len(counts) > 1 and share < 0.75:
+        fraction = max(counts.values()) / sum(counts.values()) if counts else 1.0
+        if len(counts) > 1 and fraction < 0.75:
             break
-    return ratio, top, left, share
+    return ratio, top, left, fraction
 
 
-def test_scale_place_and_class_share_follow_the_plain_restatement():
-    """The image is a ramp along each axis, so a line through the result tells the ratio and the place."""
+def test_scale_position_and_class_fraction_match_the_plain_reimplementation():
+    """The image is a ramp along each axis, so a line through the result reveals the ratio and the position."""
     label = lopsided_label()
     ramp = np.zeros((HEIGHT, WIDTH, 3), dtype=np.uint8)
     ramp[..., 0] = np.arange(WIDTH) * 3
@@ -92,31 +92,31 @@ def test_scale_place_and_class_share_follow_the_plain_restatement():
     rand = random.Random(0)
     plain = np.array([plain_draw(label.tolist(), rand) for _ in range(DRAWS)])
     ours = np.array(ours)
-    # Places are read from 8-bit colors, to about a pixel: both are binned to 4 pixels.
+    # Positions are read from 8-bit colors, to about a pixel: both are binned to 4 pixels.
     for column, bin_size in ((0, 0.1), (1, 4), (2, 4), (3, 0.05)):
         first, second = np.round(ours[:, column] / bin_size), np.round(plain[:, column] / bin_size)
-        assert ks_distance(first, second) < KS_LIMIT, ("ratio", "top", "left", "share")[column]
+        assert ks_distance(first, second) < KS_LIMIT, ("ratio", "top", "left", "fraction")[column]
     assert 0.45 < ours[:, 0].min() < 0.55 and 1.9 < ours[:, 0].max() < 2.1
 
 
-def test_the_class_rule_can_be_switched_off():
+def test_the_class_rule_can_be_disabled():
     label, image = lopsided_label(), Image.new("RGB", (WIDTH, HEIGHT))
 
     def largest(ratio):
         augmentation = TrainAugmentation((24, 24), cat_max_ratio=ratio, photometric=False)
-        shares = []
+        fractions = []
         for draw in range(200):
             valid = augmentation(image, label, np.random.default_rng(draw))[1]
             valid = valid[valid != 255]
-            shares.append(valid.bincount().max().item() / max(len(valid), 1))
-        return np.mean(np.array(shares) >= 0.75)
+            fractions.append(valid.bincount().max().item() / max(len(valid), 1))
+        return np.mean(np.array(fractions) >= 0.75)
 
     always = largest(1.0)
-    # A window is kept against the rule only when all ten tries before it broke the rule as well.
+    # A window that breaks the rule is kept only if the ten tries before it broke the rule as well.
     assert 0.5 < always < 0.95 and largest(0.75) < 0.75 * always, (largest(0.75), always)
 
 
-def test_half_of_the_samples_are_mirrored():
+def test_half_of_the_samples_are_flipped():
     image = Image.fromarray(np.tile(np.arange(40, dtype=np.uint8), (30, 1))).convert("RGB")
     augmentation = TrainAugmentation((30, 40), scale_range=(1, 1), photometric=False)
     label = np.tile(np.arange(40, dtype=np.uint8), (30, 1))
@@ -142,7 +142,7 @@ def test_label_and_image_stay_aligned_under_every_operation(photometric, base_si
         known = labels != 255
         light = pixels.float().mean(0)
         # Only pixels beside an edge may differ, where bilinear and nearest disagree.
-        edge = torch.ones_like(known)  # the rim too: what lies beyond it is not seen
+        edge = torch.ones_like(known)  # the border too: what lies beyond it is not visible
         edge[1:-1, 1:-1] = False
         edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]
         edge[1:] |= labels[1:] != labels[:-1]
@@ -154,7 +154,7 @@ def test_label_and_image_stay_aligned_under_every_operation(photometric, base_si
     assert compared > 40
 
 
-def test_padding_is_void_and_mean_colour_untouched_by_distortion():
+def test_padding_is_ignored_and_mean_color_not_distorted():
     image, label = Image.new("RGB", (20, 10), (200, 10, 90)), np.zeros((10, 20), dtype=np.uint8)
     for draw in range(20):
         augmentation = TrainAugmentation((16, 24), scale_range=(1, 1))
@@ -167,11 +167,11 @@ def test_padding_is_void_and_mean_colour_untouched_by_distortion():
         assert pixels[:, padded].unique(dim=1).squeeze().tolist() == [124, 116, 104]
 
 
-def test_resizing_the_window_alone_equals_resizing_the_whole():
+def test_resizing_only_the_window_equals_resizing_the_full_image():
     image, label = render_scene("train", 0, (100, 140))
-    whole = TrainAugmentation((300, 300), scale_range=(1.73, 1.73), flip=False, photometric=False)
+    full = TrainAugmentation((300, 300), scale_range=(1.73, 1.73), flip=False, photometric=False)
     part = TrainAugmentation((80, 90), scale_range=(1.73, 1.73), flip=False, photometric=False, cat_max_ratio=1)
-    pixels, labels = whole(image, label, np.random.default_rng(0))
+    pixels, labels = full(image, label, np.random.default_rng(0))
     rng = np.random.default_rng(5)
     cut, cut_labels = part(image, label, np.random.default_rng(5))
     rng.random()
@@ -196,7 +196,7 @@ def test_base_size_fits_the_image_as_mmcv_rescales(base, size, expected):
     assert augmentation.scaled_size(*size, np.random.default_rng(0)) == expected
 
 
-def test_stepped_ratios_are_met_equally_often():
+def test_stepped_ratios_are_equally_frequent():
     augmentation, rng = TrainAugmentation((8, 8), scale_step=0.1), np.random.default_rng(0)
     heights = [augmentation.scaled_size(100, 60, rng)[0] for _ in range(1600)]
     sizes, counts = np.unique(heights, return_counts=True)
@@ -236,7 +236,7 @@ def plain_distort(color, rand):
 
 
 @pytest.mark.parametrize("color", [(180, 90, 40), (30, 200, 120), (90, 90, 90), (20, 10, 250)])
-def test_photometric_distortion_follows_the_plain_restatement(color):
+def test_photometric_distortion_matches_the_plain_reimplementation(color):
     image, draws = Image.new("RGB", (1, 1), color), 800
     rng, rand = np.random.default_rng(1), random.Random(2)
     ours = np.array([[plane[0, 0] for plane in distort(image, rng)] for _ in range(draws)], dtype=float)
@@ -247,51 +247,53 @@ def test_photometric_distortion_follows_the_plain_restatement(color):
 
 
 class Drawn:
-    """Stands in for a generator: coins in turn, and every range at the same share of its width."""
+    """Stub of a generator: the given coins in turn, and every range at the same fraction of its width."""
 
-    def __init__(self, coins, share):
-        self.coins, self.share = list(coins), share
+    def __init__(self, coins, fraction):
+        self.coins, self.fraction = list(coins), fraction
 
     def random(self):
         return 0.0 if self.coins.pop(0) else 0.9
 
     def uniform(self, low, high):
-        return low + self.share * (high - low)
+        return low + self.fraction * (high - low)
 
 
-def plain_distort_like_car(pixels, coins, share):
-    """Brightness, contrast about each channel's mean, saturation, and the hue always, on floats."""
+def plain_distort_like_car(pixels, coins, fraction):
+    """Brightness, contrast about each channel's mean, saturation, and always the hue, in floating point."""
     values = pixels.astype(float)
     if coins[0]:
-        values = (values + 64 * share - 32).clip(0, 255)
+        values = (values + 64 * fraction - 32).clip(0, 255)
     if coins[1]:
         mean = values.mean(axis=(0, 1))
-        values = ((values - mean) * (0.75 + 0.5 * share) + mean).clip(0, 255)
+        values = ((values - mean) * (0.75 + 0.5 * fraction) + mean).clip(0, 255)
     result = []
     for color in values.reshape(-1, 3):
         hue, saturation, value = colorsys.rgb_to_hsv(*(color / 255))
-        saturation = min(saturation * (0.75 + 0.5 * share if coins[2] else 1), 1)
-        result.append(colorsys.hsv_to_rgb((hue - 0.1 + 0.2 * share) % 1, saturation, value))
+        saturation = min(saturation * (0.75 + 0.5 * fraction if coins[2] else 1), 1)
+        result.append(colorsys.hsv_to_rgb((hue - 0.1 + 0.2 * fraction) % 1, saturation, value))
     return 255 * np.array(result).reshape(pixels.shape)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
+@pytest.mark.parametrize("fraction", [0.0, 0.3, 0.9])
 @pytest.mark.parametrize("coins", [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 1)], ids=str)
-def test_narrow_distortion_follows_the_plain_restatement(coins, share):
+def test_narrow_distortion_matches_the_plain_reimplementation(coins, fraction):
     pixels = np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8)
     pixels[..., 0] //= 3  # so that the channels have different means
-    ours = np.stack(distort_like_car(Image.fromarray(pixels), Drawn(coins, share)), axis=-1)
-    assert np.abs(plain_distort_like_car(pixels, coins, share) - ours).max() < 5  # bytes between the steps
+    ours = np.stack(distort_like_car(Image.fromarray(pixels), Drawn(coins, fraction)), axis=-1)
+    assert (
+        np.abs(plain_distort_like_car(pixels, coins, fraction) - ours).max() < 5
+    )  # ours rounds to bytes between the steps
 
 
 @pytest.mark.parametrize("coin", [0, 1])
-def test_brightness_alone_moves_all_channels_by_the_same(coin):
+def test_brightness_alone_shifts_all_channels_equally(coin):
     pixels = np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8)
     ours = np.stack(distort_brightness(Image.fromarray(pixels), Drawn([coin], 0.75)), axis=-1)
     assert (ours == (pixels.astype(int) + 16 * coin).clip(0, 255)).all()
 
 
-def test_each_style_of_distortion_is_its_own():
+def test_the_styles_of_distortion_differ():
     image, label = render_scene("train", 0, (40, 56))
     drawn = {
         style: TrainAugmentation((40, 56), photometric_style=style)(image, label, np.random.default_rng(3))[0]
@@ -304,9 +306,9 @@ def test_each_style_of_distortion_is_its_own():
 
 @pytest.mark.parametrize("degrees", [-36, 0, 2, 34])
 @pytest.mark.parametrize("saturation", [0.5, 1.0, 1.5])
-def test_hue_and_saturation_equal_the_way_through_hsv(degrees, saturation):
+def test_hue_and_saturation_equal_a_conversion_to_hsv(degrees, saturation):
     pixels = np.random.default_rng(0).integers(0, 256, (20, 25, 3), dtype=np.uint8)
-    pixels[0] = pixels[0, :, :1]  # greys
+    pixels[0] = pixels[0, :, :1]  # grays
     pixels[1, :, 1] = pixels[1, :, 0]  # two equal channels
     pixels[2] = pixels[2] // 200 * 255  # pure colors
     result = np.stack(shift_hue_saturation([pixels[..., k] for k in range(3)], degrees, saturation), axis=-1)
@@ -340,13 +342,13 @@ def test_workers_do_not_change_the_samples(data, workers):
         sampler.set_epoch(4)
         return list(DataLoader(dataset, 4, sampler=sampler, num_workers=count, collate_fn=collate_train))
 
-    for alone, shared in zip(batches(0), batches(workers), strict=True):
-        assert alone["pixel_values"].shape == (4, 3, 32, 32) and alone["pixel_values"].dtype == torch.uint8
-        assert torch.equal(alone["pixel_values"], shared["pixel_values"])
-        assert torch.equal(alone["labels"], shared["labels"])
+    for single, parallel in zip(batches(0), batches(workers), strict=True):
+        assert single["pixel_values"].shape == (4, 3, 32, 32) and single["pixel_values"].dtype == torch.uint8
+        assert torch.equal(single["pixel_values"], parallel["pixel_values"])
+        assert torch.equal(single["labels"], parallel["labels"])
 
 
-def test_the_sampler_gives_every_index_once_in_another_order_each_epoch():
+def test_the_sampler_yields_every_index_once_in_a_new_order_each_epoch():
     sampler = EpochSampler(50, seed=1)
     first = list(sampler)
     sampler.set_epoch(1)
@@ -358,7 +360,7 @@ def test_the_sampler_gives_every_index_once_in_another_order_each_epoch():
     assert list(EpochSampler(3, shuffle=False)) == [(0, 0), (0, 1), (0, 2)]
 
 
-def test_evaluation_gives_pairs_at_their_own_size():
+def test_evaluation_gives_pairs_at_their_original_size():
     rows = [
         {"image": Image.new("RGB", (6, 4), (1, 2, 3)), "label": np.zeros((4, 6), np.uint8), "id": "a"},
         {"image": Image.new("RGB", (3, 5), (9, 9, 9)), "label": np.full((5, 3), 255, np.uint8), "id": "b"},

@@ -1,1 +1,1 @@
-"""Random crops, scales, colors and flips of training, and the tensors of evaluation, per task."""
+"""Training augmentation (crop, scale, color, flip) and evaluation samples, per task."""

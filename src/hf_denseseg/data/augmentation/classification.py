@@ -1,7 +1,7 @@
-"""Training images for classification: timm's augmentation, then Mixup and CutMix of whole batches.
+"""Training images for classification: timm's augmentation per image, then Mixup and CutMix per batch.
 
-A sample is a function of (seed, epoch, index) and the mixing of a batch of (seed, epoch, index of its first sample),
-whatever the number of workers.
+A sample is a function of (seed, epoch, index), and the mixing of a batch one of (seed, epoch, index of its first
+sample), whatever the number of workers.
 """
 
 import random
@@ -20,11 +20,11 @@ from hf_denseseg.errors import InputError
 
 @contextmanager
 def seeded(*key: int) -> Iterator[None]:
-    """Run a block with the generators of Python, numpy and torch (CPU) seeded by `key`; put them back afterwards.
+    """Seed the global generators of Python, numpy and torch (CPU) with `key` for a block, and restore them afterwards.
 
     timm draws from all three.
     """
-    kept = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
+    before = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
     seed = int(np.random.SeedSequence(key).generate_state(1)[0])
     random.seed(seed)
     np.random.seed(seed)
@@ -32,9 +32,9 @@ def seeded(*key: int) -> Iterator[None]:
     try:
         yield
     finally:
-        random.setstate(kept[0])
-        np.random.set_state(kept[1])
-        torch.random.set_rng_state(kept[2])
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.random.set_rng_state(before[2])
 
 
 def training_transform(
@@ -50,23 +50,23 @@ def training_transform(
 ) -> Callable[[Image.Image], torch.Tensor]:
     """timm's training transform: random resized crop (bicubic), flip, RandAugment or color jitter, random erasing.
 
-    With `auto_augment` timm leaves out the color jitter, unless the words say otherwise.
+    With `auto_augment`, timm omits the color jitter unless the policy string asks for it.
 
     Args:
         crop_size: (height, width) of the result.
         scale: smallest and largest fraction of the image's area that the crop covers.
-        flip: mirror half of the samples.
-        auto_augment: timm's words, such as `rand-m9-mstd0.5-inc1`.
-        color_jitter: brightness, contrast and saturation change by up to this share.
-        random_erasing: share of samples in which a box is filled with noise.
-        mean: of the normalisation, as fractions.
-        std: of the normalisation, as fractions.
+        flip: flip half of the samples horizontally.
+        auto_augment: policy string of timm, such as `rand-m9-mstd0.5-inc1`.
+        color_jitter: largest relative change of brightness, contrast and saturation.
+        random_erasing: probability that a box of the sample is filled with noise.
+        mean: mean per channel for the normalization, for pixel values from 0 to 1.
+        std: standard deviation per channel, likewise.
 
     Returns:
         Function from an RGB image to normalized `(3, height, width)`.
 
     Raises:
-        InputError: a value that timm does not take.
+        InputError: a value is out of range, or timm does not accept it.
     """
     from timm.data import create_transform
 
@@ -90,14 +90,15 @@ def training_transform(
         )
     except (AssertionError, ValueError, KeyError) as error:
         raise InputError(
-            f"auto_augment {auto_augment!r} is not understood by timm ({error}). Write rand-m9-mstd0.5-inc1, say."
+            f"auto_augment {auto_augment!r} is not understood by timm ({error}). Give a policy such as "
+            "rand-m9-mstd0.5-inc1."
         ) from error
-    _mend_posterize(transform)
+    _fix_posterize(transform)
     return transform
 
 
-def _mend_posterize(transform: Any) -> None:
-    """Let timm's posterize take 0 bits, as its strongest level asks for; Pillow 13 refuses what used to give black."""
+def _fix_posterize(transform: Any) -> None:
+    """Make timm's posterize accept 0 bits, its strongest level: older Pillow gave black, Pillow 13 raises an error."""
     for step in transform.transforms:
         ops = [*getattr(step, "ops", ()), *(op for policy in getattr(step, "policy", ()) for op in policy)]
         for op in ops:
@@ -106,7 +107,7 @@ def _mend_posterize(transform: Any) -> None:
 
 
 def posterize(image: Image.Image, bits: int, **kwargs: Any) -> Image.Image:
-    """Keep so many bits of each channel, 0 to 8."""
+    """Keep the `bits` highest bits of each channel, 0 to 8."""
     mask = 0xFF & ~(2 ** (8 - bits) - 1)
     return image.point([value & mask for value in range(256)] * len(image.getbands()))
 
@@ -117,7 +118,7 @@ class TrainImages(TrainRows):
     Args:
         data: what `load_classification` returned.
         transform: applied to every image.
-        seed: with epoch and index it determines the sample.
+        seed: determines the sample, together with epoch and index.
     """
 
     def __init__(self, data: LoadedData, transform: Callable[[Image.Image], torch.Tensor], seed: int = 0) -> None:
@@ -125,18 +126,18 @@ class TrainImages(TrainRows):
         self.transform = transform
 
     def sample(self, row: dict[str, Any], epoch: int, index: int) -> dict[str, Any]:
-        """Make the sample of a row."""
+        """Make the sample of one row."""
         with seeded(self.seed, epoch, index):
             pixels = self.transform(row["image"])
         return {"pixel_values": pixels, "label": row["label"], "epoch": epoch, "index": index}
 
 
 class EvalImages(RowDataset):
-    """Images as the image processor gives them: `{"pixel_values" (3, h, w), "label", "index"}`.
+    """Images as the image processor returns them: `{"pixel_values" (3, h, w), "label", "index"}`.
 
     Args:
         data: what `load_classification` returned.
-        processor: image processor of the model: what is measured is what the pipeline does.
+        processor: image processor of the model, so that evaluation sees the same input as the pipeline.
     """
 
     def __init__(self, data: LoadedData, processor: BaseImageProcessor) -> None:
@@ -150,17 +151,18 @@ class EvalImages(RowDataset):
 
 
 class MixedBatch:
-    """Collate training samples, mix them (timm's Mixup and CutMix, one draw per batch) and soften their labels.
+    """Collate training samples, mix them (timm's Mixup or CutMix, drawn once per batch) and smooth their labels.
 
-    A batch of odd length keeps its last sample unmixed, since a sample is mixed with the one at the flipped place.
+    timm mixes sample i with sample B - 1 - i and needs an even number of samples: the last one of an odd batch stays
+    unmixed.
 
     Args:
         num_labels: number of classes.
-        mixup: alpha of Mixup; 0 switches it off.
-        cutmix: alpha of CutMix; 0 switches it off.
-        switch_probability: share of batches that get CutMix, if both are on.
-        label_smoothing: weight that is spread over all classes.
-        seed: with epoch and index of the first sample it determines the mixing.
+        mixup: alpha of Mixup; 0 disables it.
+        cutmix: alpha of CutMix; 0 disables it.
+        switch_probability: probability that a batch gets CutMix, if both are enabled.
+        label_smoothing: weight that is spread evenly over all classes.
+        seed: determines the mixing, together with epoch and index of the first sample.
 
     Raises:
         InputError: a value outside its range.
@@ -181,7 +183,7 @@ class MixedBatch:
         if min(mixup, cutmix) < 0 or not 0 <= switch_probability <= 1 or not 0 <= label_smoothing < 1:
             raise InputError(
                 f"mixup {mixup}, cutmix {cutmix}, mixup_switch_probability {switch_probability}, label_smoothing "
-                f"{label_smoothing}: give alphas from 0 up and shares between 0 and 1."
+                f"{label_smoothing}: give alphas of at least 0, and fractions between 0 and 1."
             )
         self.num_labels = num_labels
         self.label_smoothing = label_smoothing
@@ -197,17 +199,19 @@ class MixedBatch:
             )
 
     def __call__(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Give `pixel_values` `(B, 3, h, w)` and `labels`: ids `(B,)`, or shares `(B, num_labels)` once softened."""
+        """Return `pixel_values` `(B, 3, h, w)` and `labels`: ids `(B,)`, or, mixed or smoothed, `(B, num_labels)`."""
         from timm.data.mixup import mixup_target
 
         pixels = torch.stack([sample["pixel_values"] for sample in samples])
         ids = torch.tensor([sample["label"] for sample in samples], dtype=torch.int64)
         if self.mix is None and not self.label_smoothing:
             return {"pixel_values": pixels, "labels": ids}
+        # Smoothed one-hot targets for every sample, (B, num_labels); mixing overwrites all but an odd last one.
         labels = mixup_target(ids, self.num_labels, lam=1.0, smoothing=self.label_smoothing)
         even = len(samples) // 2 * 2
         if self.mix is not None and even:
             first = samples[0]
+            # Keyed by the first sample of the batch; the 1 keeps this seed apart from that of the sample itself.
             with seeded(self.seed, first["epoch"], first["index"], 1):
                 pixels[:even], labels[:even] = self.mix(pixels[:even].clone(), ids[:even])
         return {"pixel_values": pixels, "labels": labels}

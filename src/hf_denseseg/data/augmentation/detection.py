@@ -1,6 +1,7 @@
-"""Multi-scale training images with boxes and masks, batches of like proportions, and the images of a test.
+"""Multi-scale training images with boxes and masks, batches grouped by aspect ratio, and evaluation images.
 
-A sample is a function of (seed, epoch, index), whatever the number of workers. Images stay uint8 up to the device.
+A sample is a function of (seed, epoch, index), whatever the number of workers. Images stay uint8 until they are on the
+device.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,13 +21,15 @@ SIZE_DIVISOR = 32
 
 
 class DetectionAugmentation:
-    """Resize to a short side drawn from a list, and mirror: mmdet's multi-scale pipeline.
+    """Resize to a short side drawn from a list, and flip horizontally: mmdet's multi-scale pipeline.
+
+    Random numbers are drawn in this order: short side, flip.
 
     Args:
-        shortest_edge: lengths of the shorter side in pixels, of which one is drawn for each sample.
-        longest_edge: limit of the longer side in pixels; the shorter one is then shorter than drawn.
-        flip: mirror half of the samples.
-        masks: whether masks are made too.
+        shortest_edge: lengths of the shorter side in pixels; one is drawn for each sample.
+        longest_edge: upper limit of the longer side in pixels; where it applies, the shorter side is less than drawn.
+        flip: flip half of the samples horizontally.
+        masks: whether to make masks too.
 
     Raises:
         InputError: an edge is not positive, or no shortest edge is given.
@@ -48,14 +51,15 @@ class DetectionAugmentation:
         """Augment one row.
 
         Returns:
-            `pixel_values` uint8 `(3, h, w)`, `class_labels` int64 `(N,)`, `boxes` `(N, 4)` as center, width and height
-            in shares of the image, with `masks` bool `(N, h, w)`.
+            `pixel_values` uint8 `(3, h, w)`, `class_labels` int64 `(N,)`, `boxes` `(N, 4)` as (center x, center
+            y, width, height) relative to the image size, and, if asked for, `masks` bool `(N, h, w)`.
         """
         image, objects = row["image"], row["objects"]
         size = self.scaled_size(image.height, image.width, self.shortest_edge[rng.integers(len(self.shortest_edge))])
         flipped = self.flip and rng.random() < 0.5
         pixels = np.array(image.resize((size[1], size[0]), Image.Resampling.BILINEAR))
-        kept, corners = trainable(objects, image.height, image.width)
+        trained, corners = trainable(objects, image.height, image.width)
+        # (N, 4) as left, top, right, bottom: pixels -> fractions of the image, which do not change with its size.
         corners = corners / np.array([image.width, image.height] * 2, dtype=np.float32)
         if flipped:
             pixels = pixels[:, ::-1]
@@ -64,19 +68,19 @@ class DetectionAugmentation:
         boxes = np.concatenate([(left_top + right_bottom) / 2, right_bottom - left_top], axis=1)
         sample = {
             "pixel_values": torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))),
-            "class_labels": torch.tensor([objects[place]["category"] for place in kept], dtype=torch.int64),
+            "class_labels": torch.tensor([objects[index]["category"] for index in trained], dtype=torch.int64),
             "boxes": torch.from_numpy(boxes.astype(np.float32)),
         }
         if self.masks:
             own = (image.height, image.width)
-            painted = [object_mask(objects[place]["segmentation"], own, size) for place in kept]
+            painted = [object_mask(objects[index]["segmentation"], own, size) for index in trained]
             masks = np.stack(painted) if painted else np.zeros((0, *size), dtype=np.uint8)
-            masks = masks[..., ::-1] if flipped else masks
+            masks = masks[..., ::-1] if flipped else masks  # (N, h, w), drawn at the resized size
             sample["masks"] = torch.from_numpy(np.ascontiguousarray(masks)).bool()
         return sample
 
     def scaled_size(self, height: int, width: int, shorter_side: int) -> tuple[int, int]:
-        """The (height, width) that an image is resized to."""
+        """The (height, width) to which an image is resized."""
         size = (height, width)
         return scaled_size(size, fit_factor(size, shorter_side, self.longest_edge))
 
@@ -87,7 +91,7 @@ class TrainDetections(TrainRows):
     Args:
         data: what `load_detection` returned.
         augmentation: applied to every row.
-        seed: with epoch and index it determines the sample.
+        seed: determines the sample, together with epoch and index.
     """
 
     def __init__(self, data: LoadedData, augmentation: DetectionAugmentation, seed: int = 0) -> None:
@@ -95,21 +99,21 @@ class TrainDetections(TrainRows):
         self.augmentation = augmentation
 
     def sample(self, row: dict[str, Any], epoch: int, index: int) -> dict[str, Any]:
-        """Make the sample of a row."""
+        """Make the sample of one row."""
         return self.augmentation(row, np.random.default_rng((self.seed, epoch, index)))
 
     def is_wide(self) -> list[bool]:
-        """Of each image whether it is wider than high."""
+        """Whether each image is wider than high."""
         sizes = self.data.dataset.with_format(None)
         return [width > height for height, width in zip(sizes["height"], sizes["width"], strict=True)]
 
 
 class EvalDetections(RowDataset):
-    """Images as the image processor gives them: `{"index", "pixel_values" (3, h, w), "pixel_mask" (h, w), "size"}`.
+    """Images as the image processor returns them: `{"index", "pixel_values" (3, h, w), "pixel_mask" (h, w), "size"}`.
 
     Args:
         data: what `load_detection` returned.
-        processor: image processor of the model: what is measured is what the pipeline does.
+        processor: image processor of the model, so that evaluation sees the same input as the pipeline.
     """
 
     def __init__(self, data: LoadedData, processor: BaseImageProcessor) -> None:
@@ -127,14 +131,14 @@ class EvalDetections(RowDataset):
         }
 
 
-class ProportionSampler(EpochSampler):
-    """`EpochSampler` whose batches hold wide images only or high ones only, so that little is padded.
+class AspectRatioSampler(EpochSampler):
+    """`EpochSampler` whose batches hold either wide or tall images, so that little padding is needed.
 
-    Every image comes once in an epoch; what is left over of both kinds at its end is mixed.
+    Every image occurs once per epoch; the incomplete batches of both kinds at its end are joined.
 
     Args:
-        is_wide: kind of each image.
-        batch_size: images that form a batch.
+        is_wide: for each image, whether it is wider than high.
+        batch_size: number of images per batch.
         seed: of the order.
     """
 
@@ -145,6 +149,7 @@ class ProportionSampler(EpochSampler):
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         epoch = self.epoch
+        # Index groups that are not yet a full batch; the loader cuts the sequence into batches of the same length.
         waiting: dict[bool, list[tuple[int, int]]] = {True: [], False: []}
         for key in super().__iter__():
             group = waiting[self.is_wide[key[1]]]
@@ -160,7 +165,7 @@ def collate_train(samples: list[dict[str, Any]]) -> dict[str, Any]:
 
     Returns:
         `pixel_values` uint8 `(B, 3, H, W)`, `pixel_mask` int64 `(B, H, W)` with 1 on the image, and `labels`, a list
-        of dicts with `class_labels`, `boxes` and, with masks, `masks` at the image's own size.
+        of dicts with `class_labels`, `boxes` and, if made, `masks` at the size of the image before padding.
     """
     pixel_values, pixel_mask = _padded([sample["pixel_values"] for sample in samples])
     labels = [{key: value for key, value in sample.items() if key != "pixel_values"} for sample in samples]
@@ -168,7 +173,7 @@ def collate_train(samples: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def collate_eval(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Pad test samples to one size: `pixel_values`, `pixel_mask`, `index` `(B,)` and `sizes` of the images."""
+    """Pad evaluation samples to one size: `pixel_values`, `pixel_mask`, `index` `(B,)` and the original `sizes`."""
     pixel_values, _ = _padded([sample["pixel_values"] for sample in samples])
     masks, _ = _padded([sample["pixel_mask"][None] for sample in samples])
     return {
@@ -180,12 +185,12 @@ def collate_eval(samples: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _padded(images: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Stack `(C, h, w)` images into the upper left corners of one batch; the batch and where the images lie."""
+    """Pad `(C, h, w)` images at the right and bottom; return the batch `(B, C, H, W)` and its mask `(B, H, W)`."""
     sides = [max(image.shape[axis] for image in images) for axis in (1, 2)]
     height, width = (-(-side // SIZE_DIVISOR) * SIZE_DIVISOR for side in sides)
     batch = images[0].new_zeros(len(images), images[0].shape[0], height, width)
     mask = torch.zeros(len(images), height, width, dtype=torch.int64)
-    for place, image in enumerate(images):
-        batch[place, :, : image.shape[1], : image.shape[2]] = image
-        mask[place, : image.shape[1], : image.shape[2]] = 1
+    for i, image in enumerate(images):
+        batch[i, :, : image.shape[1], : image.shape[2]] = image
+        mask[i, : image.shape[1], : image.shape[2]] = 1
     return batch, mask

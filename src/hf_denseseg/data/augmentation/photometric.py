@@ -1,29 +1,33 @@
-"""Brightness, contrast, saturation and hue at random, in the ranges and the order of mmsegmentation, or of HFGD."""
+"""Random brightness, contrast, saturation and hue, with the ranges and the order of mmsegmentation or of HFGD."""
 
 from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
 
-BRIGHTNESS = 32  # added, drawn from +-
+BRIGHTNESS = 32  # added, drawn from -32 to 32
 CONTRAST = (0.5, 1.5)  # factor
 SATURATION = (0.5, 1.5)  # factor
 HUE = 18  # added, in steps of 2 degrees
 NARROW = (0.75, 1.25)  # factor of contrast and saturation in HFGD
-NARROW_HUE = 36.0  # degrees; 0.1 of the circle
-_ROWS = 128  # rows worked on at once, so that the intermediate planes stay in the cache of the processor
-_DEGREES = 60  # of a sector of the hue circle
-_STEPS = 7  # bits after the point of a hue shift in sectors
+NARROW_HUE = 36.0  # degrees, 0.1 of the hue circle
+_ROWS = 128  # rows processed at once, so that the intermediate planes stay in the CPU cache
+_DEGREES = 60  # per sector of the hue circle
+_STEPS = 7  # fractional bits of a hue shift, in sectors
 
 Planes = list[np.ndarray]
 
 
 def distort(image: Image.Image, rng: np.random.Generator) -> Planes:
-    """Distort an RGB image, each step with probability 1/2; contrast comes first or last by coin.
+    """Distort an RGB image, each step with probability 1/2; contrast comes either before or after saturation and hue.
+
+    Random numbers: brightness, order, contrast, saturation, hue; a value is drawn only if its step applies.
 
     Returns:
         The three planes `(H, W)` uint8.
     """
+    # Brightness and contrast act on each value alone: they are joined in look-up tables (256,), one applied
+    # before and one after saturation and hue, which need all three channels.
     ramp = np.arange(256, dtype=np.float32)
     first = _brightness_table(rng)
     contrast_first = rng.random() < 0.5
@@ -33,7 +37,7 @@ def distort(image: Image.Image, rng: np.random.Generator) -> Planes:
     saturation = rng.uniform(*SATURATION) if rng.random() < 0.5 else 1.0
     degrees = 2 * int(rng.integers(-HUE, HUE)) if rng.random() < 0.5 else 0
     last = ramp if contrast_first else _clip(ramp * contrast)
-    if saturation == 1.0 and degrees == 0:
+    if saturation == 1.0 and degrees == 0:  # nothing in between: one table is enough
         first, last = last[first.astype(np.uint8)], ramp
     planes = [np.asarray(band) for band in _apply(image, first).split()]
     if saturation != 1.0 or degrees:
@@ -52,8 +56,8 @@ def distort_brightness(image: Image.Image, rng: np.random.Generator) -> Planes:
 def distort_like_car(image: Image.Image, rng: np.random.Generator) -> Planes:
     """Brightness, contrast and saturation, each with probability 1/2, then always the hue (HFGD's advanced setting).
 
-    The contrast is stretched about the mean of each channel, as TensorFlow does; of the crop here, where the authors
-    take the image that is cropped later.
+    Contrast is scaled around the mean of each channel, as in TensorFlow. The mean is that of the crop; the authors
+    use the mean of the image before cropping.
     """
     table = _brightness_table(rng)
     tables = [table, table, table]
@@ -78,15 +82,15 @@ PHOTOMETRIC: dict[str, Callable[[Image.Image, np.random.Generator], Planes]] = {
     "car": distort_like_car,
     "brightness": distort_brightness,
 }
-"""Ways to distort the colors, by the name that recipes give them."""
+"""Styles of color distortion, by their names in recipes."""
 
 
 def shift_hue_saturation(planes: Planes, degrees: float, saturation: float) -> Planes:
-    """Turn the hue and scale the saturation of HSV, keeping the value; equal to the way through HSV up to rounding.
+    """Shift the hue and scale the saturation of HSV, keeping the value; equal to a conversion to HSV up to rounding.
 
-    On the hexagon of hues a channel c is V - C + clip(U, 0, C), where V is the largest channel, C the chroma and U
-    falls linearly from the channel's own hue; a turn adds to or takes from U. So no hue is ever computed, and whole
-    numbers of 16 bits are enough.
+    On the hue hexagon, a channel c is V - C + clip(U, 0, C), where V is the largest channel, C the chroma, and U falls
+    linearly with the distance from the channel's own hue; a hue shift adds to U or subtracts from it. So the hue is
+    never computed, and 16-bit integers are enough.
 
     Args:
         planes: red, green, blue `(H, W)` uint8.
@@ -111,7 +115,7 @@ def shift_hue_saturation(planes: Planes, degrees: float, saturation: float) -> P
 
 
 def _turned(red: np.ndarray, green: np.ndarray, blue: np.ndarray, chroma: np.ndarray, turn: np.int16) -> Planes:
-    """V - c of each channel after turning the hue, uint8."""
+    """V - c of each channel after the hue shift, uint8."""
     channels = [plane.astype(np.int16) for plane in (red, green, blue)]
     limit = chroma.astype(np.int16)
     move = (limit * turn + np.int16(1 << (_STEPS - 1))) >> _STEPS
@@ -121,8 +125,8 @@ def _turned(red: np.ndarray, green: np.ndarray, blue: np.ndarray, chroma: np.nda
         to_next, from_last, opposite = differences[k], differences[k - 1], differences[(k + 1) % 3]
         rise = to_next - from_last
         np.maximum(rise, to_next, out=rise)
-        np.maximum(rise, -from_last, out=rise)  # U = max(a, b, a + b), a and b the leads over the two others
-        side = opposite >> 15  # -1 where the hue lies before the channel's own, else 0
+        np.maximum(rise, -from_last, out=rise)  # U = max(a, b, a + b); a, b: differences to the other channels
+        side = opposite >> 15  # -1 where the hue comes before the channel's own, else 0
         rise -= (move ^ side) - side
         np.clip(rise, 0, limit, out=rise)
         below.append((limit - rise).astype(np.uint8))
@@ -130,14 +134,14 @@ def _turned(red: np.ndarray, green: np.ndarray, blue: np.ndarray, chroma: np.nda
 
 
 def _saturation_scale(top: np.ndarray, chroma: np.ndarray, saturation: float) -> np.ndarray | np.float32:
-    """Factor of V - c: the saturation factor, lowered where the chroma would exceed the value."""
+    """Factor of V - c: the saturation factor, reduced where the chroma would exceed the value."""
     if saturation <= 1:
         return np.float32(saturation)
     return np.minimum(np.float32(saturation), top / np.maximum(chroma, np.uint8(1)).astype(np.float32))
 
 
 def _clip(table: np.ndarray) -> np.ndarray:
-    """Keep 0..255 and whole numbers, as 8-bit images do between the steps."""
+    """Clip to 0..255 and truncate to integers, as 8-bit images do between the steps."""
     return table.clip(0, 255).astype(np.uint8).astype(np.float32)
 
 

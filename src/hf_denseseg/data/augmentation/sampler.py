@@ -1,4 +1,4 @@
-"""Training samples and their order, which depend on seed, epoch and index alone."""
+"""Training samples and their order; both depend on seed, epoch and index alone."""
 
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -8,7 +8,7 @@ from torch.utils.data import Dataset, Sampler
 
 
 class LoadedData(Protocol):
-    """What the loaders of all tasks return: rows, and what their labels mean."""
+    """What the loaders of all tasks return: rows, and the meaning of their labels."""
 
     @property
     def dataset(self) -> Any:
@@ -20,7 +20,7 @@ class LoadedData(Protocol):
 
 
 class RowDataset(Dataset):
-    """Samples of loaded data, one for each row.
+    """Samples of loaded data, one per row.
 
     Args:
         data: what a loader returned.
@@ -38,7 +38,7 @@ class TrainRows(RowDataset):
 
     Args:
         data: what a loader returned.
-        seed: with epoch and index it determines the sample.
+        seed: determines the sample, together with epoch and index.
     """
 
     def __init__(self, data: LoadedData, seed: int = 0) -> None:
@@ -50,16 +50,18 @@ class TrainRows(RowDataset):
         return self.sample(self.data.dataset[index], epoch, index)
 
     def sample(self, row: dict[str, Any], epoch: int, index: int) -> dict[str, Any]:
-        """Make the sample of a row."""
+        """Make the sample of one row."""
         raise NotImplementedError
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
-    """Give `(epoch, index)` for every index once, in an order that depends on (seed, epoch) only.
+    """Yield `(epoch, index)` once for every index, in an order that depends on (seed, epoch) only.
+
+    The epoch travels with the index, so that a data worker knows it without being restarted.
 
     Args:
-        length: number of pairs.
-        seed: of the order.
+        length: number of samples.
+        seed: seed of the order.
         shuffle: False keeps the order 0, 1, 2, ...
     """
 
@@ -70,7 +72,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next pass."""
+        """Set the epoch of the next pass."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -79,5 +81,5 @@ class EpochSampler(Sampler[tuple[int, int]]):
     def __iter__(self) -> Iterator[tuple[int, int]]:
         epoch = self.epoch
         order = np.random.default_rng((self.seed, epoch)).permutation(self.length) if self.shuffle else None
-        for place in range(self.length):
-            yield epoch, place if order is None else int(order[place])
+        for position in range(self.length):
+            yield epoch, position if order is None else int(order[position])

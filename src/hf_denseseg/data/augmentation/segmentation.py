@@ -1,7 +1,7 @@
 """Training augmentation (mmsegmentation's default, without OpenCV) and the datasets that apply it.
 
-A sample is a function of (seed, epoch, index), whatever the number of workers. Images and labels stay uint8 up to
-the device, where they are normalized.
+A sample is a function of (seed, epoch, index), whatever the number of workers. Images and labels stay uint8 until they
+are on the device, where the images are normalized.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,29 +20,33 @@ from hf_denseseg.errors import InputError
 _CROP_TRIES = 10
 
 Targets = Callable[[np.ndarray], dict[str, np.ndarray]]
-"""What a model learns besides the labels, made of the augmented label map `(h, w)` in the data workers."""
+"""Further training targets, computed from the augmented label map `(h, w)` in the data workers."""
 
 
 class TrainAugmentation:
     """Resize by a random ratio, crop, flip, distort colors, pad: mmsegmentation's default training pipeline.
 
+    Random numbers are drawn in this order: ratio, (top, left) of each tried crop, flip, color distortion. The order is
+    part of the result: a sample is reproducible only as long as it stays.
+
     Args:
         crop_size: (height, width) of the result.
-        base_size: (height, width) that ratio 1 fits the image into, keeping its proportions (mmsegmentation's
-            `img_scale`, in either order); None takes the image's own size.
+        base_size: (height, width) into which the image fits at ratio 1, keeping its aspect ratio (mmsegmentation's
+            `img_scale`, in either order); None uses the size of the image.
         scale_range: smallest and largest ratio, drawn uniformly.
-        scale_step: draw only the smallest ratio and what lies whole steps above it, up to the largest; None draws any.
-        cat_max_ratio: a crop is drawn again (10 times at most) while one class covers this share of its labelled
-            pixels or more, or it shows fewer than two classes; 1 switches the rule off.
-        flip: mirror half of the samples.
+        scale_step: draw the ratio from a grid with this step, from the smallest to the largest; None draws it from the
+            continuous range.
+        cat_max_ratio: a crop is drawn again (at most 10 times) while one class covers this fraction of its valid
+            pixels or more, or fewer than two classes are visible; 1 disables the rule.
+        flip: flip half of the samples horizontally.
         photometric: distort brightness, contrast, saturation and hue.
-        photometric_style: how: `"mmsegmentation"`, `"car"` (HFGD's advanced setting) or `"brightness"` alone
-            (HFGD's plain one).
-        pad_color: 8-bit color beyond the image. mmsegmentation pads with 0 after normalising, which is the mean
-            color; this is the ImageNet mean.
+        photometric_style: `"mmsegmentation"`, `"car"` (HFGD's advanced setting) or `"brightness"` (HFGD's plain
+            setting: brightness only).
+        pad_color: 8-bit color of the padding, by default the ImageNet mean. mmsegmentation pads with 0 after
+            normalization, which is the mean color.
 
     Raises:
-        InputError: a size or range is not made of two positive numbers, the step does not lead through the range, or
+        InputError: a size or range does not consist of two positive numbers, the step does not divide the range, or
             the style is unknown.
     """
 
@@ -80,13 +84,15 @@ class TrainAugmentation:
         """Augment one pair: RGB image and `(H, W)` train ids -> uint8 `(3, h, w)` and `(h, w)`."""
         size = self.scaled_size(image.height, image.width, rng)
         label_image = Image.fromarray(label)
+        # The crop is drawn on the labels, which the class rule needs; then only that window of the image is resized.
         top, left, cut = self._crop(label_image, size, rng)
         pixels = _window(image, size, (top, left, *cut.size[::-1]), Image.Resampling.BILINEAR)
-        flip = self.flip and rng.random() < 0.5
+        flip = self.flip and rng.random() < 0.5  # flipped at the very end, when the planes are written
         planes = self.distort(pixels, rng) if self.photometric else [np.asarray(band) for band in pixels.split()]
         height, width = self.crop_size
         labels = np.full((height, width), IGNORE_INDEX, dtype=np.uint8)
         labels[: cut.height, : cut.width] = np.asarray(cut)[:, ::-1] if flip else np.asarray(cut)
+        # Padding lies below and to the right; a flipped sample is flipped within its own window, before padding.
         result = np.empty((3, height, width), dtype=np.uint8)
         for target, plane, color in zip(result, planes, self.pad_color, strict=True):
             target[cut.height :] = color
@@ -95,10 +101,10 @@ class TrainAugmentation:
         return torch.from_numpy(result), torch.from_numpy(labels)
 
     def scaled_size(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int]:
-        """Draw the ratio and give the (height, width) that the image is resized to."""
+        """Draw the ratio; return the (height, width) to which the image is resized."""
         low, high = self.scale_range
-        share = rng.random()
-        ratio = share * (high - low) + low if self.ratios is None else self.ratios[int(share * len(self.ratios))]
+        drawn = rng.random()  # one number in either case
+        ratio = drawn * (high - low) + low if self.ratios is None else self.ratios[int(drawn * len(self.ratios))]
         base = self.base_size or (height, width)
         size = (height, width)
         return scaled_size(size, fit_factor(size, int(min(base) * ratio), int(max(base) * ratio)))
@@ -106,28 +112,28 @@ class TrainAugmentation:
     def _crop(
         self, label: Image.Image, size: tuple[int, int], rng: np.random.Generator
     ) -> tuple[int, int, Image.Image]:
-        """Draw a window of the resized label that meets the class rule: top, left, the cut label."""
+        """Draw a window of the resized label map that meets the class rule; return top, left and the window."""
         height, width = min(size[0], self.crop_size[0]), min(size[1], self.crop_size[1])
         for attempt in range(_CROP_TRIES + 1):
             top = int(rng.integers(size[0] - height + 1))
             left = int(rng.integers(size[1] - width + 1))
             cut = _window(label, size, (top, left, height, width), Image.Resampling.NEAREST)
             if self.cat_max_ratio >= 1 or attempt == _CROP_TRIES or self._is_varied(cut):
-                break
+                break  # after the last try the window is kept, whatever it shows
         return top, left, cut
 
     def _is_varied(self, cut: Image.Image) -> bool:
-        counts = np.array(cut.histogram()[:IGNORE_INDEX])
+        counts = np.array(cut.histogram()[:IGNORE_INDEX])  # pixels per class, ignored ones left out
         return bool(np.count_nonzero(counts) > 1 and counts.max() / counts.sum() < self.cat_max_ratio)
 
 
 def _steps(low: float, high: float, step: float) -> tuple[float, ...]:
-    """0.5, 0.6, ... 2.0 for steps of 0.1."""
+    """Ratios from `low` to `high`, such as 0.5, 0.6, ... 2.0 for steps of 0.1."""
     count = round((high - low) / step) if step > 0 else 0
     if abs(low + count * step - high) > 1e-6:
         raise InputError(
-            f"Augmentation: scale_step {step} does not lead from {low} to {high}. Give a positive number that divides "
-            "the difference."
+            f"Augmentation: scale_step {step} does not divide the range from {low} to {high}. Give a "
+            "positive number that divides the difference."
         )
     return tuple(low + k * step for k in range(count + 1))
 
@@ -135,21 +141,21 @@ def _steps(low: float, high: float, step: float) -> tuple[float, ...]:
 def _window(
     image: Image.Image, size: tuple[int, int], window: tuple[int, int, int, int], resample: Image.Resampling
 ) -> Image.Image:
-    """Resize to `size` and cut out (top, left, height, width), in one step: only the window is computed."""
+    """Resize to `size` and cut out (top, left, height, width) in one step, so that only the window is computed."""
     top, left, height, width = window
-    y, x = image.height / size[0], image.width / size[1]
+    y, x = image.height / size[0], image.width / size[1]  # source pixels per pixel of the resized image
     box = (left * x, top * y, min((left + width) * x, image.width), min((top + height) * y, image.height))
     return image.resize((width, height), resample, box=box)
 
 
 class TrainDataset(TrainRows):
-    """Augmented pairs: `{"pixel_values": uint8 (3, h, w), "labels": uint8 (h, w)}`, and further targets.
+    """Augmented pairs: `{"pixel_values": uint8 (3, h, w), "labels": uint8 (h, w)}` and further targets.
 
     Args:
         data: what `load_segmentation` returned.
         augmentation: applied to every pair.
-        seed: with epoch and index it determines the sample.
-        targets: makes further targets of each augmented label map (a model's `training_targets`).
+        seed: determines the sample, together with epoch and index.
+        targets: computes further targets from each augmented label map (a model's `training_targets`).
     """
 
     def __init__(
@@ -160,7 +166,7 @@ class TrainDataset(TrainRows):
         self.targets = targets
 
     def sample(self, row: dict[str, Any], epoch: int, index: int) -> dict[str, torch.Tensor]:
-        """Make the sample of a row."""
+        """Make the sample of one row."""
         rng = np.random.default_rng((self.seed, epoch, index))
         pixel_values, labels = self.augmentation(row["image"], row["label"], rng)
         more = {} if self.targets is None else self.targets(labels.numpy())
@@ -172,7 +178,7 @@ class TrainDataset(TrainRows):
 
 
 class EvalDataset(RowDataset):
-    """Pairs at their own size: `{"index", "image": uint8 (3, H, W), "label": uint8 (H, W), "id"}`.
+    """Pairs at their original size: `{"index", "image": uint8 (3, H, W), "label": uint8 (H, W), "id"}`.
 
     Args:
         data: what `load_segmentation` returned.

@@ -11,9 +11,9 @@ from torch import nn
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from hf_denseseg.data.augmentation.detection import (
+    AspectRatioSampler,
     DetectionAugmentation,
     EvalDetections,
-    ProportionSampler,
     TrainDetections,
     collate_eval,
     collate_train,
@@ -68,11 +68,11 @@ class DetectionTrainer(TaskTrainer):
         size = dict(self.processing_class.size)  # type: ignore[union-attr]
         return {key: size.get(key) for key in ("shortest_edge", "longest_edge")}
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> ProportionSampler:
+    def _get_train_sampler(self, train_dataset: Any = None) -> AspectRatioSampler:
         dataset = self.train_dataset if train_dataset is None else train_dataset
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         # Batches of wide or of tall images only need little padding.
-        self._sampler = ProportionSampler(dataset.is_wide(), self._train_batch_size, seed)
+        self._sampler = AspectRatioSampler(dataset.is_wide(), self._train_batch_size, seed)
         return self._sampler
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
