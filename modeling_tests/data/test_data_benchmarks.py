@@ -462,7 +462,7 @@ def test_a_test_split_without_published_labels_is_all_ignored(tmp_path, name, sp
     assert len(rows) == count and all((row["label"] == 255).all() for row in rows)
     assert rows[0]["id"] == ("bonn_000000_000019" if name == "cityscapes" else "ADE_test_00000000")
     scan = scan_segmentation_source(name, split, root=tmp_path)
-    assert not scan.faults and scan.images == 3 and "keep the labels" in " ".join(scan.notes)
+    assert not scan.faults and scan.images == 3 and "labels of this split are not published" in " ".join(scan.notes)
     with pytest.raises(InputError, match="never published"):
         pack(load_segmentation(name, split, root=tmp_path), tmp_path / "shards", "test")
 
@@ -501,7 +501,7 @@ def test_error_for_a_missing_benchmark_says_where_to_get_it(tmp_path, monkeypatc
         load_segmentation("cityscapes", "train")
     with pytest.raises(InputError, match="does not exist. Fix data_root"):
         load_segmentation("cityscapes", "train", root=tmp_path / "nowhere")
-    with pytest.raises(InputError, match="data_root says where a benchmark lies"):
+    with pytest.raises(InputError, match="data_root is the location of a benchmark"):
         load_segmentation("synthetic", "train", root=tmp_path)
     with pytest.raises(InputError, match="no encoding 'train'; known: label_ids, train_ids"):
         load_segmentation(tmp_path, "train", spec="cityscapes:train")
@@ -558,7 +558,7 @@ def test_splits_of_any_folder_can_be_combined(tmp_path):
             (tmp_path / split / kind / "p0.png").write_bytes(image() if kind == "images" else label(ids_of([0, 1])))
     (tmp_path / "classes.json").write_text('{"classes": ["a", "b"]}')
     assert [row["id"] for row in load_segmentation(tmp_path, "train+val").dataset] == ["train/p0", "val/p0"]
-    with pytest.raises(InputError, match="different names with"):
+    with pytest.raises(InputError, match="different names joined"):
         load_segmentation(tmp_path, "train+train")
 
 

@@ -26,7 +26,7 @@ def good_mask():
     return np.repeat(np.array([[0, 1, 2, 255]], dtype=np.uint8), 4, axis=0)
 
 
-def test_check_of_sound_pairs_finds_nothing(tmp_path, capsys):
+def test_check_of_valid_pairs_finds_nothing(tmp_path, capsys):
     write_pairs(tmp_path, [good_mask(), good_mask()])
     assert main(["data", "check", str(tmp_path)]) == 0
     out = capsys.readouterr().out
@@ -35,8 +35,8 @@ def test_check_of_sound_pairs_finds_nothing(tmp_path, capsys):
 
 def test_check_names_every_fault_with_its_file(tmp_path, capsys):
     color, unknown = np.zeros((4, 4, 3), np.uint8), np.full((4, 4), 77, np.uint8)
-    void = np.full((4, 4), 255, np.uint8)
-    write_pairs(tmp_path, [good_mask(), color, unknown, void, good_mask(), good_mask(), good_mask(), good_mask()])
+    ignored = np.full((4, 4), 255, np.uint8)
+    write_pairs(tmp_path, [good_mask(), color, unknown, ignored, good_mask(), good_mask(), good_mask(), good_mask()])
     labels, images = tmp_path / "train/labels", tmp_path / "train/images"
     Image.fromarray(good_mask()[:3]).save(labels / "p4.png")
     (images / "p5.png").write_bytes(b"")
@@ -58,7 +58,7 @@ def test_check_names_every_fault_with_its_file(tmp_path, capsys):
     assert len(faults) == 7 and "7 faults" in out
 
 
-def test_check_recognises_black_and_white_masks(tmp_path, capsys):
+def test_check_recognizes_black_and_white_masks(tmp_path, capsys):
     mask = np.array([[0, 255], [255, 0]], dtype=np.uint8)
     write_pairs(tmp_path, [mask, mask])
     assert main(["data", "check", str(tmp_path)]) == 2
@@ -84,7 +84,7 @@ def test_wrong_sources_end_with_code_2(tmp_path, capsys):
     assert "no split 'val'; available: train" in capsys.readouterr().err
 
 
-def test_stats_count_and_weigh_the_classes(tmp_path):
+def test_stats_count_and_weight_the_classes(tmp_path):
     """Weights by the formulas of the ENet and SegNet papers, on a hand-made example."""
     first = np.array([[0, 0, 0, 1]], dtype=np.uint8)
     second = np.array([[0, 0, 255, 255]], dtype=np.uint8)
@@ -95,7 +95,7 @@ def test_stats_count_and_weigh_the_classes(tmp_path):
     assert stats["pixels"] == [5, 1, 0] and stats["ignored_fraction"] == 0.25 and stats["sizes"] == {"1x4": 2}
     enet = [1 / np.log(1.02 + 5 / 6), 1 / np.log(1.02 + 1 / 6), 0]
     assert stats["class_weights"]["enet"] == pytest.approx(enet, abs=1e-5)
-    frequencies = [5 / 6, 1 / 4]  # pixels of the class / labelled pixels of the images that show it
+    frequencies = [5 / 6, 1 / 4]  # pixels of the class / valid pixels of the images that show it
     middle = np.median(frequencies)
     expected = [middle / frequencies[0], middle / frequencies[1], 0]
     assert stats["class_weights"]["median_frequency"] == pytest.approx(expected, abs=1e-5)
@@ -115,7 +115,7 @@ def test_class_weights_are_read_from_files_with_new_and_old_keys(tmp_path):
         assert load_class_weights(f"{file}:enet", 3).tolist() == pytest.approx(stats["class_weights"]["enet"])
 
 
-def test_show_writes_a_image(tmp_path):
+def test_show_writes_an_image(tmp_path):
     output = tmp_path / "grid.png"
     assert main(["data", "show", "synthetic@40x48", "--limit", "2", "--output", str(output)]) == 0
     assert Image.open(output).width > 2 * 40
@@ -128,7 +128,7 @@ def test_help_shows_an_example(action, capsys):
     assert end.value.code == 0 and f"example: denseseg data {action}" in " ".join(capsys.readouterr().out.split())
 
 
-def test_the_check_before_training_looks_at_pairs_spread_over_the_whole(tmp_path):
+def test_the_check_before_training_reads_evenly_spaced_pairs(tmp_path):
     assert scan_segmentation(load_segmentation("synthetic:8@40x48", "train")).faults == []
     rows = [{"image": None, "label": np.full((2, 2), k % 2, np.uint8), "id": str(k)} for k in range(10)]
     rows[9]["label"] = np.full((2, 2), 255, np.uint8)

@@ -1,4 +1,4 @@
-"""Detection data: every kind of bad entry, geometry of images, boxes and masks, batches, and AP by definition."""
+"""Detection data: every kind of faulty entry, geometry of images, boxes and masks, batches, and AP by definition."""
 
 import copy
 import json
@@ -10,8 +10,8 @@ from PIL import Image
 
 from hf_denseseg.cli import main
 from hf_denseseg.data.augmentation.detection import (
+    AspectRatioSampler,
     DetectionAugmentation,
-    ProportionSampler,
     TrainDetections,
     collate_train,
 )
@@ -43,7 +43,7 @@ CONTENT = {
     "categories": [{"id": 5, "name": "tree"}, {"id": 1, "name": "person"}, {"id": 3, "name": "car"}],
     "annotations": [
         annotation(1, 7, 1, [2, 3, 10, 10]),
-        annotation(2, 7, 5, [50, 30, 20, 20]),  # sticks out
+        annotation(2, 7, 5, [50, 30, 20, 20]),  # extends beyond the image
         annotation(3, 9, 3, [5, 5, 20, 30]),
         annotation(4, 9, 3, [0, 0, 30, 40], iscrowd=1, segmentation={"size": [60, 40], "counts": [0, 1200, 1200]}),
         annotation(5, 9, 1, [10, 10, 0, 5]),  # degenerate
@@ -82,17 +82,17 @@ def test_category_ids_with_gaps_become_0_to_k(coco):
     assert row["objects"][0]["bbox"] == [2.0, 3.0, 10.0, 10.0]
 
 
-def test_annotation_file_is_taken_by_its_path(coco):
+def test_annotation_file_is_accepted_by_its_path(coco):
     data = load_detection(coco[0] / "annotations" / "instances_val2017.json", "val2017")
     assert len(data.dataset) == 3 and data.dataset[1]["image"].size == (40, 60)
 
 
-def test_pictures_without_objects_to_learn_are_left_out_of_training_only(coco):
+def test_images_without_trainable_objects_are_excluded_from_training_only(coco):
     assert len(load_detection(coco[0], "val2017").dataset) == 3
     assert len(load_detection(coco[0], "val2017", filter_empty=True).dataset) == 2
 
 
-def test_what_has_a_rule_is_noted_with_number_and_id(coco):
+def test_entries_handled_by_a_rule_are_noted_with_count_and_id(coco):
     notes = " ".join(load_detection(coco[0], "val2017").notes)
     for text in (
         "1 boxes stick out of their image, cut at its border in training (ids 2)",
@@ -129,7 +129,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("case", FAULTS)
-def test_faulty_entry_is_refused_with_file_id_and_remedy(coco, case):
+def test_faulty_entry_is_refused_with_file_id_and_fix(coco, case):
     change, message = FAULTS[case]
     with pytest.raises(InputError, match=message):
         load_detection(coco[1](change), "val2017", masks=True)
@@ -152,17 +152,17 @@ def test_check_names_missing_and_mismatched_images(coco, capsys):
     Image.new("RGB", (41, 60)).save(root / "val2017" / "b.png")
     assert main(["data", "check", str(root), "--split", "val2017", "--task", "object-detection"]) == 2
     text = capsys.readouterr().out
-    assert "a.png cannot be read" in text and "is 60x41 (height x width), its entry 60x40" in text
+    assert "a.png cannot be read" in text and "is 60x41 (height x width), but its entry has 60x40" in text
     assert main(["data", "check", str(root), "--split", "train", "--task", "object-detection"]) == 2
 
 
-def test_options_without_meaning_are_refused(coco, capsys):
+def test_meaningless_options_are_refused(coco, capsys):
     words = ["data", "check", str(coco[0]), "--split", "val2017", "--task", "object-detection", "--revision", "x"]
     assert main(words) == 2
-    assert "says nothing about object-detection" in capsys.readouterr().err
+    assert "has no meaning for object-detection data" in capsys.readouterr().err
 
 
-def test_no_folder_and_no_file_is_refused(tmp_path):
+def test_neither_folder_nor_file_is_refused(tmp_path):
     with pytest.raises(InputError, match="neither a folder with annotations/instances_<split>.json"):
         load_detection(tmp_path, "val")
     with pytest.raises(InputError, match="has no split 'train'"):
@@ -171,7 +171,7 @@ def test_no_folder_and_no_file_is_refused(tmp_path):
         load_detection(tmp_path, "train")
 
 
-def test_boxes_are_cut_at_the_border_and_crowds_left_out(coco):
+def test_boxes_are_clipped_to_the_image_and_crowds_excluded(coco):
     row = load_detection(coco[0], "val2017").dataset[0]
     kept, boxes = trainable(row["objects"], row["height"], row["width"])
     assert kept == [0, 1]
@@ -196,8 +196,8 @@ def test_polygons_and_both_forms_of_rle_paint_the_same_mask():
     assert object_mask("", (20, 30)).sum() == 0
 
 
-def test_image_boxes_and_masks_stay_together_when_scaled_and_mirrored():
-    """A bright block on a dark ground: where the image is bright, the mask is set and the box ends."""
+def test_image_boxes_and_masks_stay_aligned_when_scaled_and_flipped():
+    """A bright block on a dark background: the mask is set where the image is bright, and the box encloses it."""
     pixels = np.zeros((40, 60, 3), dtype=np.uint8)
     pixels[8:24, 4:24] = 255
     mask = pixels[..., 0] // 255
@@ -239,9 +239,9 @@ def test_batches_are_padded_to_multiples_of_32_beside_the_images(coco):
     assert [len(each["boxes"]) for each in batch["labels"]] == [2, 1]
 
 
-def test_batches_hold_wide_or_high_pictures_and_an_epoch_every_image_once():
+def test_batches_hold_wide_or_tall_images_and_an_epoch_every_image_once():
     is_wide = [bool(each) for each in np.random.default_rng(0).random(103) < 0.7]
-    sampler = ProportionSampler(is_wide, 8, seed=3)
+    sampler = AspectRatioSampler(is_wide, 8, seed=3)
     sampler.set_epoch(2)
     order = list(sampler)
     assert {epoch for epoch, _ in order} == {2} and sorted(index for _, index in order) == list(range(103))
@@ -268,16 +268,16 @@ def test_embedded_objects_match_their_masks_and_every_tenth_street_is_empty():
     assert crowds > 0
 
 
-def answer(category, score, box, size=(40, 60)):
+def prediction(category, score, box, size=(40, 60)):
     mask = np.zeros(size, dtype=np.uint8)
     mask[int(box[1]) : int(box[1] + box[3]), int(box[0]) : int(box[0] + box[2])] = 1
     return {"category": category, "score": score, "bbox": box, "segmentation": encode_mask(mask)}
 
 
-def truth(category, box, crowd=0):
+def ground_truth(category, box, crowd=0):
     return {
         "category": category, "bbox": box, "area": box[2] * box[3], "iscrowd": crowd,
-        "segmentation": json.dumps(answer(category, 1.0, box)["segmentation"]),
+        "segmentation": json.dumps(prediction(category, 1.0, box)["segmentation"]),
     }  # fmt: skip
 
 
@@ -307,9 +307,9 @@ def test_ap_equals_its_definition_in_plain_loops():
     rows, found = [], {}
     for k in range(6):
         boxes = [[float(v) for v in (*rng.integers(0, 30, 2), *rng.integers(4, 10, 2))] for _ in range(3)]
-        rows.append({"height": 40, "width": 60, "objects": [truth(0, box) for box in boxes]})
+        rows.append({"height": 40, "width": 60, "objects": [ground_truth(0, box) for box in boxes]})
         moved = [[box[0] + d, box[1], box[2], box[3]] for box, d in zip(boxes, rng.integers(0, 3, 3), strict=True)]
-        found[k] = [answer(0, float(rng.random()), [float(v) for v in box]) for box in moved[: 1 + k % 3]]
+        found[k] = [prediction(0, float(rng.random()), [float(v) for v in box]) for box in moved[: 1 + k % 3]]
     scores = detection_metrics(rows, found, ["thing"], masks=True)
     expected = [loop_ap(rows, found, t) for t in np.linspace(0.5, 0.95, 10)]
     assert scores["box_ap_50"] == pytest.approx(expected[0], abs=1e-9)
@@ -322,11 +322,15 @@ def test_ap_equals_its_definition_in_plain_loops():
     ]  # fmt: skip
 
 
-def test_perfect_answers_score_1_and_none_score_0():
+def test_perfect_predictions_score_1_and_none_score_0():
     rows = [
-        {"height": 40, "width": 60, "objects": [truth(0, [2.0, 3.0, 10.0, 10.0]), truth(1, [20.0, 3.0, 9.0, 9.0])]}
+        {
+            "height": 40,
+            "width": 60,
+            "objects": [ground_truth(0, [2.0, 3.0, 10.0, 10.0]), ground_truth(1, [20.0, 3.0, 9.0, 9.0])],
+        }
     ]
-    perfect = {0: [answer(each["category"], 0.9, each["bbox"]) for each in rows[0]["objects"]]}
+    perfect = {0: [prediction(each["category"], 0.9, each["bbox"]) for each in rows[0]["objects"]]}
     assert detection_metrics(rows, perfect, ["a", "b"])["box_ap"] == pytest.approx(1.0)
     nothing = detection_metrics(rows, {0: []}, ["a", "b", "absent"])
     assert nothing["box_ap"] == 0.0
@@ -335,17 +339,17 @@ def test_perfect_answers_score_1_and_none_score_0():
 
 def test_chance_is_what_the_objects_of_another_image_score():
     boxes = ([2.0, 3.0, 10.0, 10.0], [2.0, 3.0, 10.0, 10.0], [30.0, 20.0, 10.0, 10.0])
-    rows = [{"height": 40, "width": 60, "objects": [truth(0, box)]} for box in boxes]
-    assert detection_metrics(rows, {}, ["a"])["chance"] == pytest.approx(1 / 3, abs=0.01)  # one of three is right
+    rows = [{"height": 40, "width": 60, "objects": [ground_truth(0, box)]} for box in boxes]
+    assert detection_metrics(rows, {}, ["a"])["chance"] == pytest.approx(1 / 3, abs=0.01)  # one of three is correct
     alone = detection_metrics(rows[:1], {}, ["a"])
     assert alone["chance"] is None and "With one image" in chance_level("object-detection", alone)
 
 
-def test_answers_within_a_crowd_are_neither_right_nor_wrong():
+def test_predictions_within_a_crowd_are_neither_correct_nor_wrong():
     own, crowd = [2.0, 3.0, 10.0, 10.0], [30.0, 3.0, 20.0, 20.0]
-    within = [answer(0, 0.99, [32.0, 5.0, 6.0, 6.0]), answer(0, 0.9, own)]
+    within = [prediction(0, 0.99, [32.0, 5.0, 6.0, 6.0]), prediction(0, 0.9, own)]
     for is_crowd, expected in ((1, 1.0), (0, 0.5)):
-        rows = [{"height": 40, "width": 60, "objects": [truth(0, own), truth(0, crowd, is_crowd)]}]
+        rows = [{"height": 40, "width": 60, "objects": [ground_truth(0, own), ground_truth(0, crowd, is_crowd)]}]
         found = within if is_crowd else within[1:]
         scores = detection_metrics(rows, {0: found}, ["a"])
         assert scores["box_ap"] == pytest.approx(expected, abs=0.01)

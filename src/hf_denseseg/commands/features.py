@@ -12,8 +12,8 @@ EPILOG = """examples:
   denseseg features CHECKPOINT --dataset path/to/camvid --output_dir features --classes road pavement --projection umap
 
 OUTPUT_DIR gets tokens.png: what the classifier predicts for its own class tokens (a high diagonal: the classes do not
-depend on each other); features.png: a projection of pixel features to two dimensions, in the colors of their ground
-truth; features.json, the numbers: token confidence, and how separable the classes are before projection.
+depend on each other); features.png: a projection of pixel features to two dimensions, in the colors of the
+ground truth; features.json, the numbers: token confidence, and how separable the classes are before projection.
 Without --classes the classes are shown that the checkpoint confuses most, at most eight; to compare checkpoints, name
 the same classes for each. umap is the paper's projection; it and tsne need `pip install 'hf-denseseg[umap]'`."""
 

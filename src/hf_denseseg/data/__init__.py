@@ -1,1 +1,1 @@
-"""Label specifications, dataset loaders and augmentation."""
+"""Label specifications, dataset loaders, augmentation, dataset checks and synthetic data."""

@@ -1,6 +1,6 @@
-"""Images with one class each: folders as ImageNet is laid out, Parquet shards, hub datasets, embedded drawings.
+"""Classification data: class folders in the layout of ImageNet, Parquet shards, hub datasets, embedded drawings.
 
-Rows are always `image` (RGB image), `label` (id of the class) and `id` (text).
+Rows are always `image` (RGB image), `label` (class id) and `id` (text).
 """
 
 from collections.abc import Mapping
@@ -49,20 +49,20 @@ def load_classification(
             `<split>/<class>/*.jpg`, or with the official archives of ImageNet, or such an archive; a folder of Parquet
             or tar shards; or the id of a hub dataset.
         split: `"train"`, `"val"` (`"validation"` is the same), `"test"`, or the name of a folder.
-        root: where the files of `"imagenet"` lie: folder, archive, or a folder in which their folder lies; the
-            environment variable DENSESEG_DATA_ROOT when None.
-        names: file with the names of the classes; looked for beside the data (`classes.json`, `classes.txt`) when
-            None, else folder names or the names of the label column are taken.
+        root: location of the files of `"imagenet"`: their folder, its parent folder, or an archive; None uses the
+            environment variable DENSESEG_DATA_ROOT.
+        names: file with the names of the classes; None searches next to the data (`classes.json`, `classes.txt`) and
+            falls back to the folder names or the names of the label column.
         columns: `{"image": ..., "label": ..., "id": ...}`, names of the columns of shards and hub datasets.
         revision: commit, tag or branch of a hub dataset.
         streaming: read packed shards in place, as a stream for training.
-        limit: use so many images, drawn from the whole (folders are sorted by class), the same ones every time.
+        limit: use a random subset of this size (folders are sorted by class), the same one every time.
 
     Returns:
-        The dataset, whose images are decoded when they are asked for, and the names of the classes.
+        The dataset, whose images are decoded on access, and the names of the classes.
 
     Raises:
-        InputError: something given cannot be used; the message names it and the way out.
+        InputError: an argument cannot be used; the message names it and the fix.
         RunError: the hub cannot be reached.
     """
     name, folder = str(name_or_path), Path(name_or_path).expanduser()
@@ -86,17 +86,19 @@ def load_classification(
     spec = _names_of_table(name, table, names)
     wrong = sorted({label for label in table["label"] if not (label is not None and 0 <= label < spec.num_labels)})
     if wrong:
-        raise InputError(f"{name} has the labels {wrong[:5]}, but names {spec.num_labels} classes. Fix the labels.")
+        raise InputError(
+            f"{name} has the labels {wrong[:5]}, but names for {spec.num_labels} classes only. Fix the labels."
+        )
     if limit is not None:
-        table = table.select(_drawn(len(table), limit))
+        table = table.select(_random_subset(len(table), limit))
     return ClassificationData(table.with_transform(_decode), spec)
 
 
 def _stream(folder: Path, split: str, limit: int | None) -> ClassificationData:
-    """Rows of packed shards, in order.
+    """Rows of packed shards, for sequential reading.
 
     Raises:
-        InputError: there are none, or they were packed for another task.
+        InputError: there are no shards, or they were packed for another task.
     """
     manifest = read_manifest(folder, split) if folder.is_dir() else None
     if manifest is None:
@@ -110,7 +112,7 @@ def _stream(folder: Path, split: str, limit: int | None) -> ClassificationData:
 
 
 def find_class_folders(folder: Path) -> dict[str, Path]:
-    """Split -> its folder, for every child that holds folders with images."""
+    """Split -> its folder, for every subfolder that contains class folders with images."""
     children = [child for child in sorted(folder.iterdir()) if child.is_dir()]
     return {
         child.name: child
@@ -120,7 +122,7 @@ def find_class_folders(folder: Path) -> dict[str, Path]:
 
 
 def class_keys(splits: Mapping[str, Path]) -> list[str]:
-    """Names of the class folders of all splits, sorted: a class that one split lacks keeps its id in it."""
+    """Sorted names of the class folders of all splits together, so that ids agree even if a split lacks a class."""
     return sorted({child.name for folder in splits.values() for child in folder.iterdir() if child.is_dir()})
 
 
@@ -129,15 +131,15 @@ def _has_image(folder: Path) -> bool:
 
 
 def _folder_rows(folder: Path, splits: Mapping[str, Path], split: str) -> tuple[dict[str, list[Any]], list[str]]:
-    """Paths, ids of the classes and ids of the images of one split; keys of the classes."""
+    """Columns of one split (image path, class id, image id), and the keys of the classes."""
     found = resolve_split(split, sorted(splits), str(folder))
     keys = class_keys(splits)
     rows: dict[str, list[Any]] = {"image": [], "label": [], "id": []}
     for label, key in enumerate(keys):
-        place = splits[found] / key
-        if not place.is_dir():
+        class_folder = splits[found] / key
+        if not class_folder.is_dir():
             continue
-        for path in sorted(path for path in place.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES):
+        for path in sorted(path for path in class_folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES):
             rows["image"].append(str(path))
             rows["label"].append(label)
             rows["id"].append(f"{key}/{path.stem}")
@@ -150,10 +152,10 @@ def _names_of(folder: Path, keys: list[str], names: str | Path | None) -> ClassN
 
 
 def _names_of_table(name: str, table: Any, names: str | Path | None) -> ClassNames:
-    """Names of the classes of a table: those of its label column, or of a file.
+    """Class names of a table: from a file, else from its label column.
 
     Raises:
-        InputError: nothing says what the labels mean.
+        InputError: neither names the classes.
     """
     known = getattr(table.features["label"], "names", None)
     folder = Path(name).expanduser()
@@ -184,7 +186,7 @@ class _RenderObjects:
         self.size = parse_name(name).size
 
     def __call__(self, batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-        drawn = [_kept_object(name.split("-")[0], int(name.split("-")[1]), self.size) for name in batch["id"]]
+        drawn = [_cached_object(name.split("-")[0], int(name.split("-")[1]), self.size) for name in batch["id"]]
         return {
             "image": [image for image, _ in drawn],
             "label": [label for _, label in drawn],
@@ -193,20 +195,20 @@ class _RenderObjects:
 
 
 @lru_cache(maxsize=2048)
-def _kept_object(split: str, index: int, size: tuple[int, int] | None) -> tuple[Image.Image, int]:
+def _cached_object(split: str, index: int, size: tuple[int, int] | None) -> tuple[Image.Image, int]:
     return render_object(split, index, size)
 
 
 def _table(rows: dict[str, list[Any]], decode: Any, limit: int | None) -> Any:
     datasets = import_datasets()
     if limit is not None:
-        chosen = _drawn(len(rows["id"]), limit)
-        rows = {key: [values[place] for place in chosen] for key, values in rows.items()}
+        chosen = _random_subset(len(rows["id"]), limit)
+        rows = {key: [values[index] for index in chosen] for key, values in rows.items()}
     kinds = {"image": datasets.Image(decode=False), "label": datasets.Value("int64"), "id": datasets.Value("string")}
     features = datasets.Features({key: kinds[key] for key in rows})
     return datasets.Dataset.from_dict(rows, features=features).with_transform(decode)
 
 
-def _drawn(count: int, limit: int) -> list[int]:
-    """So many places of `count`, the same ones every time; steps of equal length could miss classes that alternate."""
+def _random_subset(count: int, limit: int) -> list[int]:
+    """`limit` of `count` indices, always the same. Random, since equal steps could miss classes that alternate."""
     return sorted(np.random.default_rng(0).permutation(count)[:limit].tolist())

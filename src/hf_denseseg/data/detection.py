@@ -1,4 +1,4 @@
-"""Images with objects: COCO's layout or annotation file, or embedded scenes; a `datasets` table, read once.
+"""Detection data: COCO's layout, an annotation file, packed shards or embedded scenes, as a `datasets` table.
 
 Rows are `image` (RGB image), `image_id`, `id` (text), `height`, `width` and `objects`, a list of dicts with `id`,
 `category` (0..K-1), `bbox` (x, y, width, height in pixels), `area`, `iscrowd` and `segmentation` (JSON text).
@@ -25,7 +25,7 @@ _COLUMNS = {"id": "int64", "category": "int64", "area": "float64", "iscrowd": "i
 
 
 class DetectionData(NamedTuple):
-    """Rows (a `datasets` dataset), the names of the classes, and what was noted when the file was read."""
+    """Rows (a `datasets` dataset), the names of the classes, and notes on the annotation file."""
 
     dataset: Any
     spec: ClassNames
@@ -47,26 +47,26 @@ def load_detection(
         name_or_path: `"coco"`; `"synthetic"` (also `"synthetic:100"`, `"synthetic@128x192"`); a folder with
             `annotations/instances_<split>.json` and `<split>/*.jpg`, unpacked or in the official zips; a folder of
             packed shards; or an annotation file in COCO's format.
-        split: part of the file name, such as `"train2017"`; of an annotation file it says nothing.
-        root: where the files of `"coco"` lie: folder, or a folder in which their folder lies; the environment variable
-            DENSESEG_DATA_ROOT when None.
+        split: part of the file name, such as `"train2017"`; it has no effect for an annotation file.
+        root: location of the files of `"coco"`: their folder or its parent folder; None uses the environment variable
+            DENSESEG_DATA_ROOT.
         masks: whether every object needs a mask.
-        filter_empty: leave out images without an object that training can learn.
-        limit: use the first so many images.
+        filter_empty: exclude images without a trainable object.
+        limit: use only the first `limit` images; None uses all.
 
     Returns:
-        The dataset, whose images are decoded when they are asked for, the names of the classes, and notes.
+        The dataset, whose images are decoded on access, the names of the classes, and notes.
 
     Raises:
-        InputError: something given cannot be used, or entries of the annotation file are faulty; the message names
-            the first and the way out.
+        InputError: an argument cannot be used, or entries of the annotation file are faulty; the message names the
+            first fault and the fix.
     """
     name = str(name_or_path)
     if name.split(":")[0].split("@")[0] == "synthetic":
-        asked = parse_name(name)
-        split = resolve_split(split, sorted(asked.counts), "The embedded dataset")
-        count = min(asked.counts[split], limit or asked.counts[split])
-        rows = [render_detection_row(split, index, asked.size) for index in range(count)]
+        requested = parse_name(name)
+        split = resolve_split(split, sorted(requested.counts), "The embedded dataset")
+        count = min(requested.counts[split], limit or requested.counts[split])
+        rows = [render_detection_row(split, index, requested.size) for index in range(count)]
         return DetectionData(_table(rows, filter_empty), DETECTION_NAMES, [])
     folder = Path(name).expanduser()
     if folder.is_dir() and (manifest := read_manifest(folder, split)):
@@ -84,7 +84,7 @@ def _packed(folder: Path, manifest: Manifest, filter_empty: bool, limit: int | N
     """Rows of packed shards.
 
     Raises:
-        InputError: shards are missing or cut short, were packed for another task, or nothing is left.
+        InputError: shards are missing or truncated, were packed for another task, or no image has a trainable object.
     """
     check_task(folder, manifest, "object-detection", "instance-segmentation")
     check_shards(folder, manifest)
@@ -98,32 +98,33 @@ def _packed(folder: Path, manifest: Manifest, filter_empty: bool, limit: int | N
     table = table.select(range(min(limit or len(table), len(table))))
     if filter_empty:
         rows = table.select_columns(["objects", "height", "width"])
-        table = table.select(_learnable((_listed(row["objects"]), row["height"], row["width"]) for row in rows))
+        table = table.select(_trainable_rows((_as_dicts(row["objects"]), row["height"], row["width"]) for row in rows))
     return DetectionData(table.with_transform(_decode), spec, [])
 
 
 def _tar_rows(shard: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a tar shard; the images stay in it."""
+    """Rows of a tar shard, with references to the images inside it."""
     tree = open_tree(shard)
+    # Members are <id>.<image extension> and <id>.json.
     images = {name.partition(".")[0]: name for name in tree.names() if not name.endswith(".json")}
     for key, image in images.items():
         row = json.loads(tree.read(f"{key}.json"))
-        yield row | {"image": tree.reference(image), "id": key, "objects": _listed(row["objects"])}
+        yield row | {"image": tree.reference(image), "id": key, "objects": _as_dicts(row["objects"])}
 
 
-def _learnable(rows: Iterable[tuple[list[dict[str, Any]], int, int]]) -> list[int]:
-    """Places of the images with an object that training can learn, of (objects, height, width).
+def _trainable_rows(rows: Iterable[tuple[list[dict[str, Any]], int, int]]) -> list[int]:
+    """Indices of the images with a trainable object, from rows of (objects, height, width).
 
     Raises:
-        InputError: there are none.
+        InputError: there is no such image.
     """
-    places = [place for place, row in enumerate(rows) if trainable(*row)[0]]
-    if not places:
-        raise InputError("No image has an object to learn. Check the annotations, or give filter_empty: false.")
-    return places
+    indices = [index for index, row in enumerate(rows) if trainable(*row)[0]]
+    if not indices:
+        raise InputError("No image has a trainable object. Check the annotations, or set filter_empty: false.")
+    return indices
 
 
-def _listed(objects: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
+def _as_dicts(objects: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
     """Columns of objects -> a list of dicts."""
     return [dict(zip(objects, values, strict=True)) for values in zip(*objects.values(), strict=True)]
 
@@ -144,14 +145,16 @@ def coco_rows(table: CocoTable, source: CocoSource) -> list[dict[str, Any]]:
 
 
 def _table(rows: list[dict[str, Any]], filter_empty: bool) -> Any:
-    """Rows as a dataset that decodes when asked.
+    """Rows as a dataset that decodes on access.
 
     Raises:
-        InputError: nothing is left.
+        InputError: `filter_empty` would exclude every image.
     """
     datasets = import_datasets()
     if filter_empty:
-        rows = [rows[place] for place in _learnable((row["objects"], row["height"], row["width"]) for row in rows)]
+        rows = [
+            rows[index] for index in _trainable_rows((row["objects"], row["height"], row["width"]) for row in rows)
+        ]
     kinds = {key: datasets.List(datasets.Value(kind)) for key, kind in _COLUMNS.items()}
     features = datasets.Features(
         {
@@ -163,6 +166,7 @@ def _table(rows: list[dict[str, Any]], filter_empty: bool) -> Any:
             "objects": {**kinds, "bbox": datasets.List(datasets.List(datasets.Value("float64")))},
         }
     )
+    # `datasets` stores the objects of an image as a dict of lists; `_decode` turns them into a list of dicts again.
     columns: dict[str, list[Any]] = {key: [row[key] for row in rows] for key in features if key != "objects"}
     columns["objects"] = [
         {key: [found[key] for found in row["objects"]] for key in (*_COLUMNS, "bbox")} for row in rows
@@ -174,14 +178,14 @@ def _decode(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
     """Batched row transform: encoded images -> `image`, columns of objects -> a list of dicts."""
     rows = {key: list(values) for key, values in batch.items()}
     if "objects" in rows:
-        rows["objects"] = [_listed(found) for found in rows["objects"]]
+        rows["objects"] = [_as_dicts(found) for found in rows["objects"]]
     if "image" in rows:
         named = zip(rows["image"], rows["id"], strict=True)
         rows["image"] = [read_image(image, image.get("path") or f"{name} (image)") for image, name in named]
         for image, height, width, name in zip(rows["image"], rows["height"], rows["width"], rows["id"], strict=True):
             if (image.height, image.width) != (height, width):
                 raise InputError(
-                    f"Image {name} is {image.height}x{image.width} (height x width), its entry {height}x{width}."
-                    " The boxes would lie elsewhere: fix the entry, or take the image that was annotated."
+                    f"Image {name} is {image.height}x{image.width} (height x width), but its entry has "
+                    f"{height}x{width}. The boxes would be misplaced: fix the entry, or use the annotated image."
                 )
     return rows

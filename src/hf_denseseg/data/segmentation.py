@@ -1,4 +1,4 @@
-"""One loader for all sources: embedded scenes, a folder of pairs, Parquet or WebDataset shards, a hub dataset.
+"""Segmentation data from any source: embedded scenes, folder of pairs, Parquet or WebDataset shards, hub dataset.
 
 Rows are always `image` (RGB image), `label` ((H, W) uint8, train ids and 255) and `id` (text).
 """
@@ -42,27 +42,27 @@ def load_segmentation(
     """Load the pairs of one split.
 
     Args:
-        name_or_path: name of a benchmark (`"cityscapes"`; `denseseg data list` names all); `"synthetic"` (also
-            `"synthetic:500"` for 500 training images, `"synthetic@512x1024"` for one size); a folder of pairs
-            (`<split>/images` + `<split>/labels`, or `images/<split>` + `labels/<split>`), folder or archive of a
-            benchmark as it was distributed, folder of Parquet or tar shards; or the id of a hub dataset.
+        name_or_path: name of a benchmark (`"cityscapes"`; `denseseg data list` lists all); `"synthetic"` (also
+            `"synthetic:500"` for 500 training images, `"synthetic@512x1024"` for a fixed size); a folder of pairs
+            (`<split>/images` + `<split>/labels`, or `images/<split>` + `labels/<split>`), a benchmark in its
+            distributed form (folder or archive), a folder of Parquet or tar shards; or the id of a hub dataset.
         split: `"train"`, `"val"` (`"validation"` is the same), `"test"`, the name of a folder, or several of them
-            added up: `"train+val"`.
-        spec: label specification, its file, or the name of a benchmark; looked for beside the data (`classes.json`,
-            `labels.yaml`) when None.
-        root: where the files of a benchmark lie that is given by its name: folder, archive, or a folder in which
-            their folder lies; the environment variable DENSESEG_DATA_ROOT, or the current folder, when None.
+            joined: `"train+val"`.
+        spec: label specification, its file, or the name of a benchmark; None searches next to the data
+            (`classes.json`, `labels.yaml`).
+        root: location of the files of a named benchmark: their folder, its parent folder, or an archive; None uses
+            the environment variable DENSESEG_DATA_ROOT, or the current folder.
         columns: `{"image": ..., "label": ..., "id": ...}`, names of the columns of shards and hub datasets.
         revision: commit, tag or branch of a hub dataset.
-        streaming: read in order without storing, as an iterable dataset.
-        limit: use the first so many pairs.
+        streaming: read sequentially without storing a copy, as an iterable dataset.
+        limit: use only the first `limit` pairs; None uses all.
 
     Returns:
-        The dataset, whose rows are decoded when they are asked for, and its label specification. Where a benchmark
-        keeps its labels to itself (test splits), every label is void.
+        The dataset, whose rows are decoded on access, and its label specification. If the labels of a split are not
+        published (test splits of benchmarks), every pixel is ignored (255).
 
     Raises:
-        InputError: something given cannot be used; the message names it and the way out.
+        InputError: an argument cannot be used; the message names it and the fix.
         RunError: the hub cannot be reached.
     """
     name = str(name_or_path)
@@ -81,7 +81,7 @@ def load_segmentation(
     benchmark = find_builtin_spec(spec) if isinstance(spec, str) else None
     if benchmark and not Path(source).is_dir():
         check_revision(source, revision)
-    parts = [
+    parts = [  # one table per split of `train+val`
         open_table(source, part, columns=columns, revision=revision, streaming=streaming)
         for part in split_names(split)
     ]
@@ -98,10 +98,10 @@ def load_segmentation(
 def list_source(
     name: str, split: str, *, spec: LabelSpec | str | Path | None = None, root: str | Path | None = None
 ) -> Listing | None:
-    """Files of a benchmark or of a folder of pairs; None for everything else. Arguments as for `load_segmentation`.
+    """Files of a benchmark or a folder of pairs; None for other sources. Arguments as for `load_segmentation`.
 
     Raises:
-        InputError: the files are not there, or nothing says what their ids mean.
+        InputError: the files are missing, or there is no specification of their ids.
     """
     path, given, parts = Path(name).expanduser(), _given_spec(spec), split_names(split)
     builtin = find_builtin_spec(spec) if isinstance(spec, str) else None
@@ -110,8 +110,9 @@ def list_source(
         opened = open_benchmark(name, root)
     elif path.is_dir() or (path.is_file() and is_archive(path)):
         known = given or (spec_beside(path) if path.is_dir() else None)
-        own = has_pairs(path) and known is not None and builtin is None  # its owner says what it is
-        opened = None if own else recognize(path, builtin[0].name if builtin else path.name)
+        # A specification that is given, or lies beside the pairs, takes precedence over a benchmark's.
+        custom = has_pairs(path) and known is not None and builtin is None
+        opened = None if custom else recognize(path, builtin[0].name if builtin else path.name)
         if opened is None:
             if not has_pairs(path):
                 return None
@@ -121,15 +122,15 @@ def list_source(
         return None
     found = merge_listings({part: list_split(*opened, part) for part in parts})
     if given is None or (builtin is not None and ":" not in str(spec)):
-        return found  # a bare name leaves it to the files how they are encoded
+        return found  # a name without a variant (`cityscapes:train_ids`): the files decide the encoding
     return found._replace(spec=given)
 
 
 def _check_root(name: str, root: str | Path | None) -> None:
     if root and name not in NAMES:
         raise InputError(
-            f"data_root says where a benchmark lies that is named ({', '.join(NAMES)}); {name!r} is none of these. "
-            "Leave it out, or give the name of the benchmark as the dataset."
+            f"data_root is the location of a benchmark given by name ({', '.join(NAMES)}); {name!r} is none of these. "
+            "Omit data_root, or give the name of the benchmark as the dataset."
         )
 
 
@@ -144,8 +145,8 @@ def _spec_of_table(name: str, folder: Path) -> LabelSpec:
     if folder.is_dir():
         return find_spec(folder)
     raise InputError(
-        f"Dataset {name!r} is no folder here; a hub dataset needs `spec` (label specification), since what its "
-        "label ids mean is never guessed."
+        f"Dataset {name!r} is not a local folder, and a hub dataset needs `spec` (label specification), since the "
+        "meaning of its label ids is never guessed."
     )
 
 
@@ -156,12 +157,12 @@ class DecodePairs:
         self.spec = spec
 
     def __call__(self, batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-        """Decode every pair of the batch, in whatever form the image columns are."""
+        """Decode every pair of the batch, whatever the form of its image columns."""
         rows: dict[str, list[Any]] = {"image": [], "label": [], "id": []}
         for image, label, name in zip(batch["image"], batch["label"], batch["id"], strict=True):
-            # Embedded images have no path to be called by.
+            # Embedded images have no path, so messages call them by their id.
             image = read_image(image, _path(image) or f"{name} (image)")
-            if label is None:  # its authors keep it to themselves
+            if label is None:  # not published: ignore every pixel
                 ids = np.full((image.height, image.width), IGNORE_INDEX, np.uint8)
             else:
                 ids = read_label(label, self.spec, _path(label) or f"{name} (label)")
@@ -173,12 +174,12 @@ class DecodePairs:
 
 
 @lru_cache(maxsize=256)
-def _kept_scene(split: str, index: int) -> tuple[Image.Image, np.ndarray]:
+def _cached_scene(split: str, index: int) -> tuple[Image.Image, np.ndarray]:
     return render_scene(split, index)
 
 
 def _path(source: Any) -> str | None:
-    """Path of an encoded image, which may be a path, or a row of bytes with or without one."""
+    """Path of an encoded image: the source itself, or the `path` of a `{"bytes", "path"}` dict, which may be None."""
     return source.get("path") if isinstance(source, dict) else source
 
 
@@ -190,8 +191,8 @@ class RenderScenes:
 
     def __call__(self, batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
         """Draw every scene of the batch."""
-        # A fixed size can be large; scenes of the usual sizes are kept, since every epoch asks for them again.
-        render = _kept_scene if self.size is None else partial(render_scene, size=self.size)
+        # Scenes of the usual sizes are cached for the next epochs; those of a fixed size could be too large for it.
+        render = _cached_scene if self.size is None else partial(render_scene, size=self.size)
         scenes = [render(name.split("-")[0], int(name.split("-")[1])) for name in batch["id"]]
         return {
             "image": [image for image, _ in scenes],
@@ -207,7 +208,7 @@ def _synthetic_rows(name: str, split: str) -> dict[str, list[Any]]:
 
 
 class Rows:
-    """Stands in for an indexed dataset where `datasets` is not installed: folders of pairs and embedded scenes."""
+    """Minimal indexed dataset for folders of pairs and embedded scenes if `datasets` is not installed."""
 
     def __init__(self, rows: dict[str, list[Any]], decode: Any) -> None:
         self.rows = rows
@@ -222,7 +223,7 @@ class Rows:
 
 
 def _table(rows: dict[str, list[Any]], decode: Any, streaming: bool, limit: int | None) -> Any:
-    """Rows as a dataset that decodes when asked."""
+    """Rows as a dataset that decodes on access."""
     if limit is not None:
         rows = {key: values[:limit] for key, values in rows.items()}
     if not streaming and importlib.util.find_spec("datasets") is None:
@@ -234,7 +235,7 @@ def _table(rows: dict[str, list[Any]], decode: Any, streaming: bool, limit: int 
 
 
 def _decoded(table: Any, decode: Any) -> Any:
-    """The table with its rows decoded when they are asked for."""
+    """The table with its rows decoded on access."""
     if hasattr(table, "with_transform"):
         return table.with_transform(decode)
     return table.map(decode, batched=True, batch_size=1)

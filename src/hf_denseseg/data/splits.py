@@ -1,4 +1,4 @@
-"""Names of splits: `val` and `validation` are one, `train+val` are two."""
+"""Names of splits: `val` and `validation` are the same split, `train+val` joins two."""
 
 import difflib
 
@@ -8,14 +8,14 @@ SPLIT_ALIASES = (("train", "training"), ("val", "validation", "valid", "dev"), (
 
 
 def split_names(split: str) -> list[str]:
-    """The splits that `"train+val"` adds up.
+    """The splits that `"train+val"` joins.
 
     Raises:
-        InputError: a name is missing or stands twice.
+        InputError: a name is empty or occurs twice.
     """
     names = [name.strip() for name in split.split("+")]
     if not all(names) or len(set(names)) < len(names):
-        raise InputError(f"Split {split!r} must be a name, or different names with + between, such as train+val.")
+        raise InputError(f"Split {split!r} must be one name, or different names joined by +, such as train+val.")
     return names
 
 

@@ -1,1 +1,1 @@
-"""Every fault of a dataset before it is trained on, per task."""
+"""Checks that find every fault of a dataset before training, per task."""

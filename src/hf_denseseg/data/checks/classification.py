@@ -1,4 +1,4 @@
-"""Read every image of a classification dataset before training: faults with their file, images per class."""
+"""Check a classification dataset before training: faults with their file, and images per class."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from hf_denseseg.data.reading.images import Fault
 
 @dataclass
 class ClassificationScan(Scan[ClassNames]):
-    """What a pass over the images found: also `images_with_class`, `(num_labels,)`."""
+    """Result of a pass over the images; also holds `images_with_class`, `(num_labels,)`."""
 
     def __post_init__(self) -> None:
         self.images_with_class = np.zeros(self.spec.num_labels, dtype=np.int64)
@@ -25,12 +25,12 @@ def scan_classification(
 
     Args:
         data: what `load_classification` returned.
-        limit: read N images, spread over the whole; None reads all.
-        progress: show a bar on a terminal.
+        limit: read only this many images, evenly spaced over the split; None reads all.
+        progress: show a progress bar on a terminal.
     """
     scan = ClassificationScan(data.spec)
     if len(data.dataset) == 0:
-        scan.faults.append(Fault("the split", "it holds no images. Check the folder and the name of the split."))
+        scan.faults.append(Fault("the split", "it contains no images. Check the folder and the name of the split."))
     for row in scan.rows(data.dataset, limit, progress):
         scan.images += 1
         scan.images_with_class[row["label"]] += 1

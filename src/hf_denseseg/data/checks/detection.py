@@ -1,4 +1,4 @@
-"""Read a detection dataset before training: faulty entries and images, and what its objects are like."""
+"""Check a detection dataset before training: faulty entries and images, and statistics of its objects."""
 
 from dataclasses import dataclass
 
@@ -14,10 +14,10 @@ from hf_denseseg.data.sources.coco_files import find_coco
 
 @dataclass
 class DetectionScan(Scan[ClassNames]):
-    """What a pass over the images found: also `objects`, `crowds` and `images_with_class`, `(num_labels,)` each.
+    """Result of a pass over the images; also holds `objects`, `crowds`, `images_with_class`, `(num_labels,)` each.
 
     Args:
-        images_without_objects: images without an object that training learns.
+        images_without_objects: number of images without a trainable object.
     """
 
     images_without_objects: int = 0
@@ -31,19 +31,21 @@ def scan_detection(data: DetectionData, limit: int | None = None, progress: bool
 
     Args:
         data: what `load_detection` returned.
-        limit: read N images, spread over the whole; None reads all.
-        progress: show a bar on a terminal.
+        limit: read only this many images, evenly spaced over the split; None reads all.
+        progress: show a progress bar on a terminal.
     """
     scan = DetectionScan(data.spec, notes=list(data.notes))
     for row in scan.rows(data.dataset, limit, progress):
         scan.images += 1
         scan.sizes[row["height"], row["width"]] += 1
-        kept, _ = trainable(row["objects"], row["height"], row["width"])
-        scan.images_without_objects += not kept
-        learned = np.bincount([row["objects"][place]["category"] for place in kept], minlength=data.spec.num_labels)
+        trainable_indices, _ = trainable(row["objects"], row["height"], row["width"])
+        scan.images_without_objects += not trainable_indices
+        trained = np.bincount(
+            [row["objects"][index]["category"] for index in trainable_indices], minlength=data.spec.num_labels
+        )
         crowds = [each["category"] for each in row["objects"] if each["iscrowd"]]
-        scan.objects += learned
-        scan.images_with_class += learned > 0
+        scan.objects += trained
+        scan.images_with_class += trained > 0
         scan.crowds += np.bincount(crowds, minlength=data.spec.num_labels)
     if limit is None:
         scan.note_absent(scan.objects, "object")
@@ -59,15 +61,15 @@ def scan_detection_source(
     limit: int | None = None,
     progress: bool = False,
 ) -> DetectionScan:
-    """Scan a dataset by its name; all faulty entries of an annotation file are listed, not only the first.
+    """Scan a dataset by its name; lists all faulty entries of an annotation file, not only the first.
 
     Args:
         name: as for `load_detection`.
         split: as for `load_detection`.
         root: as for `load_detection`.
         masks: whether every object needs a mask.
-        limit: read N images, spread over the whole; None reads all.
-        progress: show a bar on a terminal.
+        limit: read only this many images, evenly spaced over the split; None reads all.
+        progress: show a progress bar on a terminal.
     """
     if not (name.startswith("synthetic") or is_packed(name, split)):
         table = read_coco(find_coco(name, split, root).annotations, masks)

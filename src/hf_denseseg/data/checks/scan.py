@@ -1,4 +1,4 @@
-"""What every pass over a dataset does: read rows spread over the whole, and turn what cannot be read into faults."""
+"""The part all dataset checks share: read evenly spaced rows, and turn rows that cannot be read into faults."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -18,12 +18,12 @@ Spec = TypeVar("Spec", LabelSpec, ClassNames)
 
 @dataclass
 class Scan(Generic[Spec]):
-    """What a pass over the images found.
+    """Result of a pass over the images.
 
     Args:
         spec: names of the classes.
-        faults: entries and images (or the whole dataset) that cannot be used.
-        notes: what is unusual, but has a rule or may be meant.
+        faults: entries and images (or the dataset itself) that cannot be used.
+        notes: unusual findings that are handled by a rule or may be intended.
         images: number of readable images.
         sizes: (height, width) -> number of images.
     """
@@ -35,7 +35,7 @@ class Scan(Generic[Spec]):
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
 
     def rows(self, dataset: Any, limit: int | None, progress: bool, unit: str = "images") -> Iterator[dict[str, Any]]:
-        """Read `limit` rows, spread over the whole (None: all of them); one that cannot be read becomes a fault."""
+        """Read `limit` evenly spaced rows (None: all); a row that cannot be read becomes a fault."""
         count = len(dataset)
         chosen = range(count) if limit is None or limit >= count else np.linspace(0, count - 1, limit).astype(int)
         for index in tqdm(chosen, desc=unit, disable=None if progress else True):
@@ -47,7 +47,7 @@ class Scan(Generic[Spec]):
             yield row
 
     def note_absent(self, counts: Sequence[int] | np.ndarray, what: str) -> None:
-        """Note the classes that a pass over all rows counted no `what` of."""
+        """Add a note on the classes of which a pass over all rows found no `what`."""
         absent = [name for name, count in zip(self.spec.classes, counts, strict=True) if not count]
         if self.images and absent:
             self.notes.append(f"No {what} of {', '.join(absent[:8])} ({len(absent)} of {len(counts)} classes).")

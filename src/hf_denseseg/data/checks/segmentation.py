@@ -1,4 +1,4 @@
-"""Read every pair of a segmentation dataset before training: faults with their file, pixels per class."""
+"""Check a segmentation dataset before training: faults with their file, and pixels per class."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ from hf_denseseg.errors import InputError
 
 @dataclass
 class SegmentationScan(Scan[LabelSpec]):
-    """What a pass over the pairs found.
+    """Result of a pass over the pairs.
 
-    Also counted, `(num_labels,)` each: `pixels` of a class; `image_pixels`, the valid pixels of all the images that
-    show it; `images_with_class`, their number.
+    Also holds, `(num_labels,)` each: `pixels` of a class; `image_pixels`, the valid pixels of all images that show it;
+    `images_with_class`, the number of these images.
 
     Args:
-        ignored: ignored pixels.
+        ignored: number of ignored pixels.
     """
 
     ignored: int = 0
@@ -33,7 +33,7 @@ class SegmentationScan(Scan[LabelSpec]):
         self.pixels, self.image_pixels, self.images_with_class = np.zeros((3, self.spec.num_labels), dtype=np.int64)
 
     def add(self, name: str, label: np.ndarray) -> None:
-        """Count one label map of train ids and 255."""
+        """Count the pixels of one label map `(H, W)` of train ids and 255."""
         counts = np.bincount(label.ravel(), minlength=256)
         pixels = counts[: self.spec.num_labels]
         self.images += 1
@@ -43,19 +43,20 @@ class SegmentationScan(Scan[LabelSpec]):
         self.images_with_class += pixels > 0
         self.sizes[label.shape] += 1
         if not pixels.any():
-            fix = "Take the pair out, or fix `raw_to_train` or `raw_void` of the label specification."
+            fix = "Remove the pair, or fix `raw_to_train` or `raw_void` of the label specification."
             self.faults.append(Fault(name, f"every pixel of the label map is ignored. {fix}"))
 
     def finish(self, complete: bool) -> "SegmentationScan":
-        """Judge the labels together; classes that never occur are only named once all pairs were read."""
+        """Check all label maps together; absent classes are noted only if the scan is complete."""
+        # Only id 0 and ignored pixels, while 255 is the ignore value: most likely 255 was meant as the second class.
         zero = int(self.spec.table[0])
         only_zero = zero < self.spec.num_labels and 0 < self.pixels.sum() == self.pixels[zero]
         if self.spec.num_labels > 1 and only_zero and self.ignored and self.spec.table[255] == IGNORE_INDEX:
             self.faults.append(
                 Fault(
                     "all label maps",
-                    "they hold only 0 and ignored pixels: these look like black-and-white masks (0 and 255). Say what "
-                    "255 means in the label specification, such as raw_to_train: {0: 0, 255: 1}.",
+                    "they contain only 0 and ignored pixels, so they are probably black-and-white masks (0 and 255). "
+                    "Define 255 in the label specification, such as raw_to_train: {0: 0, 255: 1}.",
                 )
             )
         absent = [name for name, count in zip(self.spec.classes, self.images_with_class, strict=True) if not count]
@@ -77,17 +78,17 @@ class SegmentationScan(Scan[LabelSpec]):
         return self.ignored / max(self.ignored + int(self.pixels.sum()), 1)
 
     def class_weights(self) -> dict[str, list[float]]:
-        """Weights against imbalance; a class without pixels gets 0.
+        """Class weights `(num_labels,)` against imbalance; a class without pixels gets 0.
 
         `enet`: 1 / ln(1.02 + fraction) (ENet, Sec. 5). `median_frequency`: median of the frequencies / own frequency,
         where the frequency of a class is its fraction of the images that show it (SegNet, Sec. 3).
         """
         seen = self.pixels > 0
         frequency = self.pixels / np.maximum(self.image_pixels, 1)
-        middle = np.median(frequency[seen]) if seen.any() else 0.0
+        median = np.median(frequency[seen]) if seen.any() else 0.0
         weights = {
             "enet": 1 / np.log(1.02 + self.fractions),
-            "median_frequency": middle / np.where(seen, frequency, 1.0),
+            "median_frequency": median / np.where(seen, frequency, 1.0),
         }
         return {name: np.where(seen, values, 0.0).round(6).tolist() for name, values in weights.items()}
 
@@ -97,8 +98,8 @@ def scan_segmentation(data: SegmentationData, limit: int | None = None, progress
 
     Args:
         data: what `load_segmentation` returned.
-        limit: read N pairs, spread over the whole; None reads all.
-        progress: show a bar on a terminal.
+        limit: read only this many pairs, evenly spaced over the split (a stream: the first ones); None reads all.
+        progress: show a progress bar on a terminal.
     """
     scan = SegmentationScan(data.spec)
     if hasattr(data.dataset, "__len__"):
@@ -113,14 +114,14 @@ def scan_segmentation(data: SegmentationData, limit: int | None = None, progress
 def scan_segmentation_source(
     name: str, split: str, *, spec: str | None = None, limit: int | None = None, progress: bool = False, **options: Any
 ) -> SegmentationScan:
-    """Scan a dataset by its name; in a folder of pairs, files without a partner and damaged files are faults too.
+    """Scan a dataset by its name; in a folder of pairs, unpaired and damaged files are faults too.
 
     Args:
         name: as for `load_segmentation`.
         split: as for `load_segmentation`.
         spec: label specification file.
-        limit: read the first N pairs.
-        progress: show a bar on a terminal.
+        limit: read only the first `limit` pairs; None reads all.
+        progress: show a progress bar on a terminal.
         options: further arguments of `load_segmentation`.
     """
     root = options.pop("root", None)
@@ -129,16 +130,16 @@ def scan_segmentation_source(
         return scan_segmentation(load_segmentation(name, split, spec=spec, **options), limit, progress)
     scan, pairs = SegmentationScan(found.spec, notes=list(found.notes)), found.pairs
     if not found.has_labels:
-        scan.notes.append("The authors keep the labels of this split to themselves; only the images are read.")
+        scan.notes.append("The labels of this split are not published; only the images are read.")
     scan.faults += [Fault(file, message) for file, message in pairs.unpaired_files()]
     chosen = [key for key in sorted(pairs.images) if key in pairs.labels or not found.has_labels]
     palettes = 0
     for key in tqdm(chosen[:limit], desc="pairs", disable=None if progress else True):
-        called = describe_reference(pairs.images[key])
+        image_name = describe_reference(pairs.images[key])
         try:
             image = read_image(pairs.images[key])
         except InputError as error:
-            scan.faults.append(Fault(called, str(error)))
+            scan.faults.append(Fault(image_name, str(error)))
             image = None
         if not found.has_labels:
             scan.images += 1
@@ -147,19 +148,19 @@ def scan_segmentation_source(
         try:
             label = read_label(file, scan.spec)
             if image is not None:
-                check_same_size(image, label, called)
+                check_same_size(image, label, image_name)
         except InputError as error:
             scan.faults.append(Fault(describe_reference(file), str(error)))
             continue
         scan.add(describe_reference(file), label)
         palettes += is_palette(file)
     if palettes:
-        scan.notes.append(f"{palettes} label maps are palette images: the index of a pixel is taken as its id.")
+        scan.notes.append(f"{palettes} label maps are palette images: the palette index of a pixel is used as its id.")
     return scan.finish(complete=limit is None and found.has_labels)
 
 
 def _until_fault(rows: Iterable[Any], scan: SegmentationScan) -> Iterator[Any]:
-    """Rows of a stream; a faulty one ends it."""
+    """Rows of a stream up to the first fault, which cannot be skipped."""
     try:
         yield from rows
     except InputError as error:
