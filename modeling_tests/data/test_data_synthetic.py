@@ -16,13 +16,13 @@ def test_a_scene_depends_on_split_and_index_only():
     assert (label == SCENES[3][1]).all()
 
 
-def test_no_two_scenes_are_alike_across_splits():
+def test_scenes_differ_across_splits():
     scenes = [image.tobytes() for image, _ in SCENES[:12]]
     scenes += [render_scene(split, index)[0].tobytes() for split in ("validation", "test") for index in range(12)]
     assert len(set(scenes)) == 36
 
 
-def test_every_class_and_void_occur_and_none_fills_everything():
+def test_every_class_and_ignored_pixels_occur_and_none_dominates():
     counts = sum(np.bincount(label.ravel(), minlength=256) for _, label in SCENES)
     assert set(np.flatnonzero(counts)) == {*range(SYNTHETIC_SPEC.num_labels), 255}
     assert SYNTHETIC_SPEC.num_labels >= 8
@@ -31,20 +31,20 @@ def test_every_class_and_void_occur_and_none_fills_everything():
 
 
 def test_thin_structures_are_thin():
-    """Poles are a few pixels wide: eroding by one pixel to each side takes most of them away."""
+    """Poles are a few pixels wide: eroding them by one pixel on each side removes most of them."""
     pole = SYNTHETIC_SPEC.classes.index("pole")
     masks = [label == pole for _, label in SCENES]
     inner = sum((mask[:, 1:-1] & mask[:, :-2] & mask[:, 2:]).sum() for mask in masks)
     assert inner < 0.5 * sum(mask.sum() for mask in masks)
 
 
-def test_several_sizes_and_a_wished_one():
+def test_usual_sizes_and_a_requested_one():
     assert {label.shape for _, label in SCENES} == set(SIZES)
     image, label = render_scene("test", 0, (64, 96))
     assert (image.height, image.width) == label.shape == (64, 96)
 
 
-def test_the_ground_lies_under_the_sky():
+def test_the_ground_is_below_the_sky():
     for _, label in SCENES:
         sky = np.flatnonzero((label == SYNTHETIC_SPEC.classes.index("sky")).any(1))
         road = np.flatnonzero((label == SYNTHETIC_SPEC.classes.index("road")).any(1))

@@ -1,1 +1,1 @@
-"""Embedded street scenes and objects, drawn from a seed."""
+"""Embedded street scenes and objects, rendered from a seed."""

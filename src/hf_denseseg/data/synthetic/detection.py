@@ -1,7 +1,7 @@
-"""Embedded street scenes with the visible extent of every car, person, rider and sign: for detection offline.
+"""Embedded street scenes with boxes and masks of every visible car, person, rider and sign, for detection offline.
 
-The scenes are those of `synthetic`, drawn on a canvas that also notes which thing a pixel belongs to. Far things that
-are too small are gathered into a crowd, as COCO does, and every tenth scene is an empty street.
+The scenes are those of `synthetic`, drawn on a canvas that also records to which object a pixel belongs. Distant
+objects that are too small are merged into a crowd, as in COCO, and every tenth scene is an empty street.
 """
 
 import io
@@ -22,25 +22,26 @@ _CLASSES = {street.CAR: "car", street.PERSON: "person", street.RIDER: "rider", s
 DETECTION_NAMES = ClassNames(
     "synthetic-street-4", tuple(_CLASSES.values()), license="Apache-2.0 (drawn by this package)"
 )
-SMALLEST_AREA = 40  # visible pixels; less cannot be told apart
-CROWD = 3  # so many too small things of a class make a crowd
-EMPTY_EVERY = 10  # every so many scenes none of the classes stands in the street
+SMALLEST_AREA = 40  # visible pixels; smaller objects are too small to recognize
+CROWD = 3  # at least this many too small objects of a class make a crowd
+EMPTY_EVERY = 10  # every tenth scene contains no object of these classes
 
 
 class InstanceCanvas(Canvas):
-    """A canvas that also notes the number of the thing that a pixel shows; 0 is none of the classes."""
+    """A canvas that also records the instance number of each pixel, `(H, W)`; 0 belongs to none of the classes."""
 
     def __init__(self, height: int, width: int, haze: Rgb, visibility: float) -> None:
         super().__init__(height, width, haze, visibility)
         self.instances = Image.new("I", (width, height), 0)
-        self.classes = [-1]  # by number
-        self._number = ImageDraw.Draw(self.instances)
+        self.classes = [-1]  # class id by instance number; entry 0 is the background
+        self._instance_draw = ImageDraw.Draw(self.instances)
 
-    def begin(self) -> None:
-        """What is drawn from now on is another thing."""
+    def start_object(self) -> None:
+        """Give everything that is drawn from here on a new instance number."""
         self.classes.append(-1)
 
     def _fill(self, class_id: int) -> int:
+        # Other classes write 0: they hide the objects behind them, so that masks cover visible pixels only.
         if class_id not in _CLASSES:
             return 0
         self.classes[-1] = class_id
@@ -50,7 +51,7 @@ class InstanceCanvas(Canvas):
         """Fill a polygon."""
         super().polygon(points, color, class_id, z)
         if class_id is not None:
-            self._number.polygon(points, fill=self._fill(class_id))
+            self._instance_draw.polygon(points, fill=self._fill(class_id))
 
     def ellipse(
         self, x: float, y: float, rx: float, ry: float, color: Rgb, class_id: int | None, z: float = 0.0
@@ -58,13 +59,13 @@ class InstanceCanvas(Canvas):
         """Fill an ellipse around (x, y)."""
         super().ellipse(x, y, rx, ry, color, class_id, z)
         if class_id is not None:
-            self._number.ellipse((x - rx, y - ry, x + rx, y + ry), fill=self._fill(class_id))
+            self._instance_draw.ellipse((x - rx, y - ry, x + rx, y + ry), fill=self._fill(class_id))
 
     def line(self, points: list[Point], thickness: float, color: Rgb, class_id: int | None, z: float = 0.0) -> None:
         """Draw a line at least one pixel thick."""
         super().line(points, thickness, color, class_id, z)
         if class_id is not None:
-            self._number.line(points, fill=self._fill(class_id), width=max(1, round(thickness)))
+            self._instance_draw.line(points, fill=self._fill(class_id), width=max(1, round(thickness)))
 
 
 @lru_cache(maxsize=2048)
@@ -74,13 +75,13 @@ def render_detection_row(split: str, index: int, size: tuple[int, int] | None = 
     Args:
         split: `"train"`, `"validation"` or `"test"`; their scenes differ.
         index: number of the scene, from 0.
-        size: (height, width); None draws a usual one.
+        size: (height, width); None picks one of the usual sizes at random.
 
     Returns:
-        A row as `load_detection` gives it, with the image as PNG.
+        A row in the form of `load_detection`, with the image as PNG.
     """
-    left_out = tuple(_CLASSES) if index % EMPTY_EVERY == EMPTY_EVERY - 1 else ()
-    image, canvas = render_scene_on(InstanceCanvas, split, index, size, left_out)
+    excluded = tuple(_CLASSES) if index % EMPTY_EVERY == EMPTY_EVERY - 1 else ()
+    image, canvas = render_scene_on(InstanceCanvas, split, index, size, excluded)
     numbers = np.asarray(canvas.instances)
     objects: list[dict[str, Any]] = []
     small: dict[int, np.ndarray] = {}

@@ -1,4 +1,4 @@
-"""Embedded images of one thing each, drawn in memory as a function of (split, index): for classification offline."""
+"""Embedded images of one object each, rendered as a function of (split, index), for classification offline."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ from hf_denseseg.data.synthetic import street_objects as street
 from hf_denseseg.data.synthetic.perspective import Camera, Canvas, pick
 from hf_denseseg.data.synthetic.scenes import SPLITS, draw_ground, draw_sky, shaded
 
-# Name -> (function that draws it, its height in metres, further arguments).
+# Name -> (function that draws it, its height in meters, further arguments).
 _KINDS: dict[str, tuple[Callable[..., None], float, dict[str, float | bool]]] = {
     "car from behind": (street.draw_car, 1.5, {"oncoming": False}),
     "car from the front": (street.draw_car, 1.5, {"oncoming": True}),
@@ -19,26 +19,26 @@ _KINDS: dict[str, tuple[Callable[..., None], float, dict[str, float | bool]]] = 
     "traffic sign": (street.draw_sign, 2.8, {}),
     "tree": (street.draw_tree, 6.0, {}),
     "fence": (street.draw_fence, 1.4, {"length": 8.0}),
-    "bin": (street.draw_unlabelled, 1.2, {}),
+    "bin": (street.draw_ignored, 1.2, {}),
 }
 OBJECT_NAMES = ClassNames("synthetic-objects-8", tuple(_KINDS), license="Apache-2.0 (drawn by this package)")
 OBJECT_SIZES = ((96, 128), (112, 112), (128, 96), (104, 136))  # (height, width)
 
 
 def render_object(split: str, index: int, size: tuple[int, int] | None = None) -> tuple[Image.Image, int]:
-    """Draw one thing in a street, near enough to be seen well; every class has the same number of images.
+    """Draw one object in a street, close enough to be clearly visible; all classes have equally many images.
 
     Args:
         split: `"train"`, `"validation"` or `"test"`; their images differ.
         index: number of the image, from 0.
-        size: (height, width); None draws one of `OBJECT_SIZES`.
+        size: (height, width); None picks one of `OBJECT_SIZES` at random.
 
     Returns:
-        RGB image and id of its class.
+        RGB image and its class id.
     """
     rng = np.random.default_rng((SPLITS.index(split), index, len(_KINDS)))
-    drawn = OBJECT_SIZES[rng.integers(len(OBJECT_SIZES))]
-    height, width = size or drawn
+    usual_size = OBJECT_SIZES[rng.integers(len(OBJECT_SIZES))]  # drawn in any case, so that the rest stays the same
+    height, width = size or usual_size
     label = index % len(_KINDS)
     draw, tall, options = list(_KINDS.values())[label]
     camera = Camera(
@@ -59,8 +59,9 @@ def render_object(split: str, index: int, size: tuple[int, int] | None = None) -
             street.draw_building(
                 canvas, camera, rng, x=side * (half_road + 5), z=rng.uniform(12, 30), length=20.0, light=1.0
             )
+    # The object covers 45 to 90 % of the image height; its distance follows from that.
     z = camera.focal * tall / (height * rng.uniform(0.45, 0.9))
-    # The column is drawn, and with it the place beside the road at which the thing stands.
+    # The image column is drawn at random; inverting the projection gives the lateral position x.
     x = camera.shift - camera.bend * z * z + (width * rng.uniform(0.3, 0.7) - camera.center) * z / camera.focal
     draw(canvas, camera, rng, x=x, z=z, **options)
     return shaded(canvas.image, np.array(canvas.label), camera, rng), label

@@ -1,4 +1,4 @@
-"""Draw in metres: a camera over a road, and a canvas that paints the image and its label map together."""
+"""Draw in world coordinates (meters): a camera over a road, and a canvas that paints image and label map together."""
 
 import math
 from collections.abc import Sequence
@@ -15,15 +15,15 @@ Point = tuple[float, float]
 
 @dataclass
 class Camera:
-    """Pinhole camera over a road that may bend: metres (right, up, ahead) -> pixels.
+    """Pinhole camera over a road that may bend: (x right, y up, z ahead) in meters -> (column, row) in pixels.
 
     Args:
-        focal: in pixels.
+        focal: focal length in pixels.
         center: column of the point straight ahead.
         horizon: row of the horizon.
-        height: of the camera over the road, metres.
-        shift: lateral place of the camera on the road, metres.
-        bend: lateral metres per squared metre ahead.
+        height: height of the camera above the road in meters.
+        shift: lateral position of the camera on the road in meters.
+        bend: curvature of the road: lateral meters per squared meter ahead.
     """
 
     focal: float
@@ -35,6 +35,7 @@ class Camera:
 
     def __call__(self, x: float, y: float, z: float) -> Point:
         """Project one point."""
+        # (x - shift) / z is the pinhole; bend * z * z moves a point sideways as the road curves away.
         return (
             self.center + self.focal * (x - self.shift + self.bend * z * z) / z,
             self.horizon + self.focal * (self.height - y) / z,
@@ -42,13 +43,13 @@ class Camera:
 
 
 class Canvas:
-    """An image and its label map, painted with the same shapes.
+    """An image and its label map, painted with the same shapes; later shapes cover earlier ones.
 
     Args:
         height: in pixels.
         width: in pixels.
-        haze: color that far things fade into.
-        visibility: distance in metres at which about two thirds of the color is gone.
+        haze: color into which distant objects fade.
+        visibility: distance in meters at which 1/e of the original color is left.
     """
 
     def __init__(self, height: int, width: int, haze: Rgb, visibility: float) -> None:
@@ -60,14 +61,15 @@ class Canvas:
         self.visibility = visibility
 
     def _color(self, color: Rgb, z: float) -> tuple[int, int, int]:
-        kept = math.exp(-z / self.visibility)
+        visible = math.exp(-z / self.visibility)
         red, green, blue = (
-            min(255, max(0, int(own * kept + far * (1 - kept)))) for own, far in zip(color, self.haze, strict=True)
+            min(255, max(0, int(near * visible + far * (1 - visible))))
+            for near, far in zip(color, self.haze, strict=True)
         )
         return red, green, blue
 
     def polygon(self, points: list[Point], color: Rgb, class_id: int | None, z: float = 0.0) -> None:
-        """Fill a polygon; `class_id` None leaves the label map as it is (windows, markings, lamps)."""
+        """Fill a polygon; `class_id` None does not change the label map (windows, markings, lamps)."""
         self._paint.polygon(points, fill=self._color(color, z))
         if class_id is not None:
             self._mark.polygon(points, fill=class_id)
@@ -95,7 +97,7 @@ def scaled(color: Rgb, factor: float) -> Rgb:
 
 
 def pick(rng: np.random.Generator, colors: list[Rgb], spread: float = 18.0) -> Rgb:
-    """One of the colors, a little changed."""
+    """One of the colors, slightly varied."""
     red, green, blue = colors[rng.integers(len(colors))]
     change = (spread * rng.standard_normal(3)).tolist()
     return red + change[0], green + change[1], blue + change[2]

@@ -1,4 +1,8 @@
-"""What stands in an embedded street scene: each function draws one object on the image and on the label map."""
+"""Objects of an embedded street scene: each function draws one object on the image and on the label map.
+
+Positions are in meters: `x` to the right, `z` ahead. The order of the random draws is part of the dataset: changing it
+changes every scene.
+"""
 
 import math
 
@@ -24,7 +28,7 @@ SKIN: list[Rgb] = [(215, 170, 140), (150, 105, 80), (95, 65, 50)]
 def draw_building(
     canvas: Canvas, camera: Camera, rng: np.random.Generator, x: float, z: float, length: float, light: float
 ) -> None:
-    """A house whose front runs along the road from `z` to `z + length`, at the lateral place `x`."""
+    """A house whose front runs along the road from `z` to `z + length`, at the lateral position `x`."""
     height, wall = rng.uniform(5, 20), scaled(pick(rng, WALLS), light)
     side = math.copysign(1.0, x)
     gable = [(x, 0, z), (x + side * 14, 0, z), (x + side * 14, height, z), (x, height, z)]
@@ -37,7 +41,7 @@ def draw_building(
     canvas.polygon(quad(camera, front), wall, BUILDING, z)
     eaves = [(x, height - 0.4, z), (x, height - 0.4, end), (x, height, end), (x, height, z)]
     canvas.polygon(quad(camera, eaves), scaled(wall, 0.7), None, z)
-    if rng.random() < 0.5:  # a shop on the ground floor
+    if rng.random() < 0.5:  # shop on the ground floor
         shop = [(x, 0.4, z + 0.5), (x, 0.4, end - 0.5), (x, 2.8, end - 0.5), (x, 2.8, z + 0.5)]
         canvas.polygon(quad(camera, shop), pick(rng, [(50, 55, 60), (90, 70, 50)]), None, z)
     glass = pick(rng, [(60, 70, 85), (35, 40, 48), (150, 165, 180)], 10)
@@ -60,12 +64,12 @@ def draw_tree(canvas: Canvas, camera: Camera, rng: np.random.Generator, x: float
     green = pick(rng, [(60, 95, 45), (85, 110, 50), (45, 75, 45), (130, 110, 45)], 10)
     radius = height * rng.uniform(0.25, 0.38) * scale
     middle = camera(x, height * 0.75, z)
-    leaves = 26 if radius > 8 else 9
+    leaves = 26 if radius > 8 else 9  # fewer where the crown is only a few pixels wide
     for step, (turn, reach, size) in enumerate(rng.random((leaves, 3)).tolist()):
         turn, reach, size = 2 * math.pi * turn, radius * math.sqrt(reach), radius * (0.2 + 0.25 * size)
-        place = middle[0] + reach * math.cos(turn), middle[1] + 1.1 * reach * math.sin(turn)
-        brightness = 0.75 + 0.5 * step / leaves - 0.25 * (place[1] - middle[1]) / max(radius, 1)
-        canvas.ellipse(*place, size, size * 0.8, scaled(green, brightness), VEGETATION, z)
+        center = middle[0] + reach * math.cos(turn), middle[1] + 1.1 * reach * math.sin(turn)
+        brightness = 0.75 + 0.5 * step / leaves - 0.25 * (center[1] - middle[1]) / max(radius, 1)
+        canvas.ellipse(*center, size, size * 0.8, scaled(green, brightness), VEGETATION, z)
 
 
 def draw_hedge(canvas: Canvas, camera: Camera, rng: np.random.Generator, x: float, z: float, length: float) -> None:
@@ -132,7 +136,7 @@ def draw_sign(canvas: Canvas, camera: Camera, rng: np.random.Generator, x: float
 
 
 def draw_fence(canvas: Canvas, camera: Camera, rng: np.random.Generator, x: float, z: float, length: float) -> None:
-    """Posts, bars and rails along the road; the whole panel is labelled fence."""
+    """Posts, bars and rails along the road; the complete panel is labeled as fence."""
     height, color = rng.uniform(0.9, 1.6), pick(rng, [(110, 85, 60), (80, 85, 85), (190, 190, 185)], 12)
     end = z + length
     if rng.random() < 0.35:  # boards without gaps
@@ -156,6 +160,7 @@ def draw_car(canvas: Canvas, camera: Camera, rng: np.random.Generator, x: float,
         wide, long, tall = 1.0, 5.5, 2.4
     scale, waist, sill = camera.focal / z, tall * 0.6, 0.28
     left, right, back = x - wide, x + wide, z + long
+    # The visible side: the left one if the car is to the right of the camera, else the right one.
     flank = left if camera(x, 0, z)[0] > camera.center + camera.focal * camera.bend * z else right
     inset = math.copysign(0.12, x - flank)
     wheel_face = [(left, 0, z), (right, 0, z), (right, 0, back), (left, 0, back)]
@@ -185,9 +190,9 @@ def draw_car(canvas: Canvas, camera: Camera, rng: np.random.Generator, x: float,
     glass += [(right - 0.33, tall - 0.1, z + 0.6), (left + 0.33, tall - 0.1, z + 0.6)]
     canvas.polygon(quad(camera, glass), pick(rng, [(50, 58, 68), (90, 105, 120)], 6), None, z)
     lamp: Rgb = (250, 248, 220) if oncoming else (200, 30, 30)
-    for place in (left + 0.22, right - 0.22):
-        canvas.ellipse(*camera(place, waist - 0.2, z), scale * 0.17, scale * 0.1, lamp, None, z)
-        low = [(place - 0.15, 0, z), (place + 0.15, 0, z), (place + 0.15, sill, z), (place - 0.15, sill, z)]
+    for lamp_x in (left + 0.22, right - 0.22):
+        canvas.ellipse(*camera(lamp_x, waist - 0.2, z), scale * 0.17, scale * 0.1, lamp, None, z)
+        low = [(lamp_x - 0.15, 0, z), (lamp_x + 0.15, 0, z), (lamp_x + 0.15, sill, z), (lamp_x - 0.15, sill, z)]
         canvas.polygon(quad(camera, low), (22, 22, 24), CAR, z)
     plate = [
         (x - 0.25, sill + 0.1, z),
@@ -207,7 +212,7 @@ def draw_person(
     class_id: int = PERSON,
     up: float = 0.0,
 ) -> None:
-    """A walking (or, raised by `up` metres, riding) person."""
+    """A walking (or, raised by `up` meters, riding) person."""
     tall, scale = rng.uniform(1.5, 1.9), camera.focal / z
     coat, trousers = pick(rng, CLOTHES, 14), pick(rng, CLOTHES[:3] + CLOTHES[4:5], 10)
     stride = rng.uniform(0.05, 0.3)
@@ -249,8 +254,8 @@ def draw_rider(canvas: Canvas, camera: Camera, rng: np.random.Generator, x: floa
     draw_person(canvas, camera, rng, x, z, RIDER, up=0.3)
 
 
-def draw_unlabelled(canvas: Canvas, camera: Camera, rng: np.random.Generator, x: float, z: float) -> None:
-    """A bin, crate or heap that no class covers: void."""
+def draw_ignored(canvas: Canvas, camera: Camera, rng: np.random.Generator, x: float, z: float) -> None:
+    """A bin, crate or heap, which belongs to no class: ignored."""
     wide, tall = rng.uniform(0.25, 0.6), rng.uniform(0.6, 1.4)
     color = pick(rng, [(70, 75, 70), (120, 95, 60), (90, 60, 110), (50, 90, 60)])
     box = [(x - wide, 0, z), (x + wide, 0, z), (x + wide, tall, z), (x - wide, tall, z)]
