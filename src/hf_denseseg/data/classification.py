@@ -104,7 +104,7 @@ def _stream(folder: Path, split: str, limit: int | None) -> ClassificationData:
     if manifest is None:
         raise InputError(
             f"streaming reads shards, and {folder} holds none of split {split!r}. Pack the data: `denseseg data pack "
-            f"DATASET --task image-classification --split {split} --output SHARDS`."
+            f"DATASET --task image-classification --split {split} --output_dir SHARDS`."
         )
     check_task(folder, manifest, "image-classification")
     rows = PackedRows(folder, manifest, _decode, limit)
