@@ -71,6 +71,7 @@ def load_classification(
     if name.split(":")[0].split("@")[0] == "synthetic":
         counts = parse_name(name).counts
         split = resolve_split(split, sorted(counts), "The embedded dataset")
+        # Only ids are stored; the images are rendered from them on access.
         rows = {"id": [f"{split}-{index:05d}" for index in range(counts[split])]}
         return ClassificationData(_table(rows, _RenderObjects(name), limit), OBJECT_NAMES)
     if not is_packed(folder, split) and (tree := find_imagenet(name, root)):
@@ -80,6 +81,7 @@ def load_classification(
     if splits:
         rows, keys = _folder_rows(folder, splits, split)
         return ClassificationData(_table(rows, _decode, limit), _names_of(folder, keys, names))
+    # Shards or a hub dataset: ids are used as they are, so they must fit the names.
     table = open_table(
         find_table(name, "<split>/<class>/*.jpg"), split, columns=columns, revision=revision, images=("image",)
     )

@@ -71,6 +71,7 @@ def load_segmentation(
     if name.split(":")[0].split("@")[0] == "synthetic":
         rows, decode = _synthetic_rows(name, split), RenderScenes(name)
         return SegmentationData(_table(rows, decode, streaming, limit), given or SYNTHETIC_SPEC)
+    # Files on disk first; what is left is a folder of shards or a hub id.
     if (found := list_source(name, split, spec=spec, root=root)) is not None:
         for note in found.notes:
             logger.warning(note)

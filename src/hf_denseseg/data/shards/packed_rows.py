@@ -174,7 +174,7 @@ def _read_parquet(path: Path, indices: list[int], rows: int) -> Iterator[tuple[i
         for group in range(file.metadata.num_row_groups):
             end = first + file.metadata.row_group(group).num_rows
             here = wanted[(wanted >= first) & (wanted < end)]
-            if len(here):
+            if len(here):  # row groups without a wanted row are not read
                 table = file.read_row_group(group, use_threads=False)
                 yield from zip(here.tolist(), table.take(here - first).to_pylist(), strict=True)
             first = end

@@ -198,6 +198,7 @@ def _arrange(rng: np.random.Generator, half_road: float, pavement: float) -> lis
         if z >= _NEAR:
             objects.append((z, partial(draw, z=z, **where)))
 
+    # Per side: houses, trees and fences; poles, signs and trees at the curb; parked cars, people, riders, traffic.
     lights = rng.permutation([1.1, 0.75])  # one side of the street is in the shade
     for side, light in zip((-1, 1), lights.tolist(), strict=True):
         edge = half_road + pavement

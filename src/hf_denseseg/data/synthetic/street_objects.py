@@ -31,6 +31,7 @@ def draw_building(
     """A house whose front runs along the road from `z` to `z + length`, at the lateral position `x`."""
     height, wall = rng.uniform(5, 20), scaled(pick(rng, WALLS), light)
     side = math.copysign(1.0, x)
+    # Gable (towards the camera), roof, front along the road, then details on the front without a class of their own.
     gable = [(x, 0, z), (x + side * 14, 0, z), (x + side * 14, height, z), (x, height, z)]
     canvas.polygon(quad(camera, gable), scaled(wall, 0.75), BUILDING, z)
     if rng.random() < 0.4:  # pitched roof
@@ -162,7 +163,8 @@ def draw_car(canvas: Canvas, camera: Camera, rng: np.random.Generator, x: float,
     left, right, back = x - wide, x + wide, z + long
     # The visible side: the left one if the car is to the right of the camera, else the right one.
     flank = left if camera(x, 0, z)[0] > camera.center + camera.focal * camera.bend * z else right
-    inset = math.copysign(0.12, x - flank)
+    inset = math.copysign(0.12, x - flank)  # the cabin is narrower than the body
+    # From back to front: shadowed ground, visible side with cabin and wheels, then rear or front with roof and lamps.
     wheel_face = [(left, 0, z), (right, 0, z), (right, 0, back), (left, 0, back)]
     canvas.polygon(quad(camera, wheel_face), (25, 25, 27), CAR, z)
     side = [(flank, sill, z), (flank, sill, back), (flank, waist, back), (flank, waist, z)]
