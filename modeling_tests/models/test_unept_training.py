@@ -35,7 +35,7 @@ def test_rate_drops_once():
         optimizer.step()
         schedule.step()
     assert rates == [1.0] * 12 + [0.1] * 4
-    with pytest.raises(InputError, match="Give a share"):
+    with pytest.raises(InputError, match="Give a fraction"):
         step_schedule(optimizer, total_steps=16, drop_at=12.0, factor=0.1)
 
 
