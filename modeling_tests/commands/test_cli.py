@@ -46,6 +46,24 @@ def test_wrong_usage_ends_with_code_2(words, capsys):
     assert stop.value.code == 2
 
 
+@pytest.mark.parametrize(
+    "words, proposed",
+    [
+        ("predict model images --every 3", "--frame_stride"),  # had this name before
+        ("predict model images --output masks", "--output_dir"),
+        ("predict model images --output_dir masks --crop_size 64 64", "--test_crop_size"),
+        ("predict model images --output_dir=masks --treshold=0.4", "--threshold"),
+        ("data pack --ouput_dir shards", "--output_dir"),  # an option of a subcommand
+        ("kernels build --option", "--optional"),  # no abbreviations
+    ],
+)
+def test_an_option_of_another_name_is_refused_with_the_right_one(words, proposed, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(words.split())
+    assert stop.value.code == 2
+    assert f"Did you mean {proposed!r}" in capsys.readouterr().err
+
+
 # Runs `denseseg` on the given words; the last line of its output tells the exit code and what was imported.
 DENSESEG = """
 import sys, denseseg_command

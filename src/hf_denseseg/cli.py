@@ -7,8 +7,9 @@ import importlib.metadata
 import logging
 import os
 import sys
+from typing import Any
 
-from hf_denseseg.errors import InputError, RunError
+from hf_denseseg.errors import InputError, RunError, unknown_name
 
 COMMANDS = (
     "demo",
@@ -24,6 +25,12 @@ COMMANDS = (
     "push",
     "kernels",
 )
+# Options that had another name: refused with the new one, where the command has it.
+RENAMED_OPTIONS = {
+    "--output": "--output_dir",
+    "--every": "--frame_stride",
+    "--band_pixels": "--tile_above_pixels",
+} | {f"--{key}": f"--test_{key}" for key in ("mode", "crop_size", "stride", "base_size", "scales", "flip", "average")}
 EPILOG = """examples:
   denseseg demo                                              train a small model on embedded data, offline
   denseseg models 'dsct-*'                                   names, sizes and costs
@@ -33,9 +40,35 @@ EPILOG = """examples:
 exit codes: 0 done, 1 failed while running, 2 wrong input or usage"""
 
 
-def build_parser() -> argparse.ArgumentParser:
+class CommandParser(argparse.ArgumentParser):
+    """A parser that takes options by their full names only: an abbreviation could mean another option tomorrow."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs | {"allow_abbrev": False})
+
+    def check_options(self, words: list[str]) -> None:
+        """End with a usage error at the first of `words` that is no option, and propose the one that was meant."""
+        known = self.option_names()
+        for word in words[: words.index("--") if "--" in words else None]:
+            option = word.split("=")[0]
+            if option.startswith("--") and option not in known:
+                renamed = RENAMED_OPTIONS.get(option)
+                if renamed in known:
+                    self.error(f"{option} has another name now. Did you mean {renamed!r}?")
+                self.error(unknown_name("option", option, known, f"See {self.prog} --help."))
+
+    def option_names(self) -> set[str]:
+        """The options of this parser and of its subcommands."""
+        names = set(self._option_string_actions)
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                names.update(*(parser.option_names() for parser in action.choices.values()))
+        return names
+
+
+def build_parser() -> CommandParser:
     """The parser of all subcommands; each module of `commands` adds its own."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="denseseg",
         description="Train, evaluate and use dense-prediction models for Hugging Face transformers.",
         epilog=EPILOG,
@@ -64,6 +97,8 @@ def parse_arguments(words: list[str]) -> argparse.Namespace:
             if word.startswith("--"):
                 part = own if word.split("=")[0] in chosen._option_string_actions else overrides
             part.append(word)
+    if chosen is not None:
+        chosen.check_options(own[1:])
     args = parser.parse_args(own)
     args.overrides = overrides
     return args
