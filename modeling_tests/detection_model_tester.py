@@ -64,6 +64,7 @@ class DetectionModelTester(ABC):
     model_class: type[PreTrainedModel]
     predictions: tuple[str, ...]
     steps = 120  # of training, after which it finds four objects
+    bfloat16_size = (48, 64)
 
     @pytest.fixture
     def config(self) -> HlgConfig:
@@ -197,8 +198,9 @@ class DetectionModelTester(ABC):
 
     def test_bfloat16_weights_and_autocast_train_with_losses_in_float32(self, model):
         """On small images: where a processor has no instructions for it, bfloat16 takes many times as long."""
-        two = labels_of(TWO["boxes"].tolist(), [1, 4], (48, 64))
-        batch = {"pixel_values": torch.randn(2, 3, 48, 64), "labels": [two, labels_of([], [], (48, 64))]}
+        size = self.bfloat16_size
+        two = labels_of(TWO["boxes"].tolist(), [1, 4], size)
+        batch = {"pixel_values": torch.randn(2, 3, *size), "labels": [two, labels_of([], [], size)]}
         low = copy.deepcopy(model).to(torch.bfloat16).train()
         losses = [low(**batch).loss]
         with torch.autocast("cpu", dtype=torch.bfloat16):

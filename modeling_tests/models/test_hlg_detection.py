@@ -198,6 +198,9 @@ class Pyramid(nn.Module):
 class TestRetinaNet(DetectionModelTester):
     model_class = HlgForObjectDetection
     predictions = ("logits", "pred_boxes")
+    # Level P7 then has four positions: on some processors torch leaves the bfloat16 weight gradients of a convolution
+    # over one position unwritten.
+    bfloat16_size = (132, 132)
 
     def make_decided(self, model):
         head = model.detection_head
