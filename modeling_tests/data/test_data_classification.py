@@ -225,13 +225,13 @@ def test_accuracies_agree_with_their_definition_and_with_evaluate():
         rows = slice(part, part + 100)
         meter.update(true_class_rank(logits[rows], labels[rows]), labels[rows])
     scores = meter.compute([f"class {k}" for k in range(12)])
-    answers = logits.numpy().argmax(1)
-    assert scores["top1"] == float((answers == labels.numpy()).mean())
+    predicted = logits.numpy().argmax(1)
+    assert scores["top1"] == float((predicted == labels.numpy()).mean())
     five = np.argsort(-logits.numpy(), axis=1, kind="stable")[:, :5]
     assert scores["top5"] == float((five == labels.numpy()[:, None]).any(1).mean())
     own = scores["per_class"][3]
     assert (
-        own["accuracy"] == pytest.approx((answers[labels == 3] == 3).mean()) and own["images"] == (labels == 3).sum()
+        own["accuracy"] == pytest.approx((predicted[labels == 3] == 3).mean()) and own["images"] == (labels == 3).sum()
     )
     metric = evaluate.load(TOP_K_PATH)
     metric.add_batch(predictions=logits[:300], references=labels[:300])

@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from torchvision.transforms.v2.functional import resize
 
 import hf_denseseg
+from byte_resize import resize_image
 from hf_denseseg.inference.preprocessing import Preprocessing, view_size
 from hf_denseseg.inference.segmentation import class_probabilities, segment
 from hf_denseseg.inference.settings import InferenceSettings
@@ -86,16 +86,6 @@ def resize_logits(logits, size):
         fraction = (place - below).reshape(-1, 1, 1)
         logits = np.moveaxis(values[below] * (1 - fraction) + values[above] * fraction, 0, axis)
     return logits
-
-
-def resize_image(image, size):
-    """(H, W, 3) bytes -> (height, width, 3) bytes, antialiased.
-
-    By torchvision as in the image processors: it resizes bytes in whole numbers on processors with AVX2, elsewhere in
-    float32, and the two round some bytes differently.
-    """
-    pixels = torch.from_numpy(image.transpose(2, 0, 1).copy())
-    return resize(pixels, list(size), antialias=True).numpy().transpose(1, 2, 0)
 
 
 def softmax(logits):

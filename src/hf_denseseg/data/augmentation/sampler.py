@@ -1,5 +1,6 @@
 """Training samples and their order; both depend on seed, epoch and index alone."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -33,7 +34,7 @@ class RowDataset(Dataset):
         return len(self.data.dataset)
 
 
-class TrainRows(RowDataset):
+class TrainRows(RowDataset, ABC):
     """Augmented samples, indexed by `(epoch, index)` as `EpochSampler` gives them, or by a plain index (epoch 0).
 
     Args:
@@ -49,9 +50,9 @@ class TrainRows(RowDataset):
         epoch, index = key if isinstance(key, tuple) else (0, key)
         return self.sample(self.data.dataset[index], epoch, index)
 
+    @abstractmethod
     def sample(self, row: dict[str, Any], epoch: int, index: int) -> dict[str, Any]:
         """Make the sample of one row."""
-        raise NotImplementedError
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
