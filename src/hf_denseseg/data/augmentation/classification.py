@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers.image_processing_utils import BaseImageProcessor
 
-from hf_denseseg.data.augmentation.sampler import LoadedData, RowDataset, TrainRows
+from hf_denseseg.data.augmentation.sampler import EvalRows, LoadedData, TrainRows
 from hf_denseseg.errors import InputError
 
 
@@ -132,17 +131,8 @@ class TrainImages(TrainRows):
         return {"pixel_values": pixels, "label": row["label"], "epoch": epoch, "index": index}
 
 
-class EvalImages(RowDataset):
-    """Images as the image processor returns them: `{"pixel_values" (3, h, w), "label", "index"}`.
-
-    Args:
-        data: what `load_classification` returned.
-        processor: image processor of the model, so that evaluation sees the same input as the pipeline.
-    """
-
-    def __init__(self, data: LoadedData, processor: BaseImageProcessor) -> None:
-        super().__init__(data)
-        self.processor = processor
+class EvalImages(EvalRows):
+    """Images as the image processor returns them: `{"pixel_values" (3, h, w), "label", "index"}`."""
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = self.data.dataset[index]

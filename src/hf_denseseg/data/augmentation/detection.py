@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers.image_processing_utils import BaseImageProcessor
 
-from hf_denseseg.data.augmentation.sampler import EpochSampler, LoadedData, RowDataset, TrainRows
+from hf_denseseg.data.augmentation.sampler import EpochSampler, EvalRows, LoadedData, TrainRows
 from hf_denseseg.data.image_sizes import fit_factor, scaled_size
 from hf_denseseg.data.sources.coco import object_mask, trainable
 from hf_denseseg.errors import InputError
@@ -108,17 +107,8 @@ class TrainDetections(TrainRows):
         return [width > height for height, width in zip(sizes["height"], sizes["width"], strict=True)]
 
 
-class EvalDetections(RowDataset):
-    """Images as the image processor returns them: `{"index", "pixel_values" (3, h, w), "pixel_mask" (h, w), "size"}`.
-
-    Args:
-        data: what `load_detection` returned.
-        processor: image processor of the model, so that evaluation sees the same input as the pipeline.
-    """
-
-    def __init__(self, data: LoadedData, processor: BaseImageProcessor) -> None:
-        super().__init__(data)
-        self.processor = processor
+class EvalDetections(EvalRows):
+    """Images as the image processor returns them: `{"index", "pixel_values" (3, h, w), "pixel_mask", "size"}`."""
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         image = self.data.dataset[index]["image"]

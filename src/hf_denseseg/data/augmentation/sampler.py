@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from torch.utils.data import Dataset, Sampler
+from transformers.image_processing_utils import BaseImageProcessor
 
 
 class LoadedData(Protocol):
@@ -53,6 +54,19 @@ class TrainRows(RowDataset, ABC):
     @abstractmethod
     def sample(self, row: dict[str, Any], epoch: int, index: int) -> dict[str, Any]:
         """Make the sample of one row."""
+
+
+class EvalRows(RowDataset):
+    """Samples for evaluation.
+
+    Args:
+        data: what `a loader` returned.
+        processor: image processor of the model, so that evaluation sees the same input as the pipeline.
+    """
+
+    def __init__(self, data: LoadedData, processor: BaseImageProcessor) -> None:
+        super().__init__(data)
+        self.processor = processor
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
