@@ -15,6 +15,8 @@ from multiprocessing import connection, forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import torch
+
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["hf_denseseg.cli", "hf_denseseg.training.run", __name__])
 
@@ -93,6 +95,8 @@ def run_two(
 ) -> None:
     """Run `denseseg <words>` in two processes that work together, as `torchrun` would start them."""
     common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    if torch.cuda.device_count() < 2:
+        common["CUDA_VISIBLE_DEVICES"] = ""  # two processes cannot share one GPU
     common |= environment or {}
     reports = [folder / f"rank{rank}.txt" for rank in (0, 1)]
     ranks = [

@@ -69,7 +69,7 @@ def photos(tmp_path):
 def run(*arguments):
     parser = argparse.ArgumentParser()
     predict.add_parser(parser.add_subparsers())
-    return predict.main(parser.parse_args(["predict", *map(str, arguments)]))
+    return predict.main(parser.parse_args(["predict", "--device", "cpu", *map(str, arguments)]))
 
 
 def model_probabilities(checkpoint, path, settings):

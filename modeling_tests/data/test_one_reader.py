@@ -121,7 +121,11 @@ def model():
 @pytest.mark.parametrize("pipeline_class", [None, SlidingWindowSegmentationPipeline])
 def test_pipelines_see_them(name, image_file, model, pipeline_class):
     segment = pipeline(
-        "image-segmentation", model=model, image_processor=SetrImageProcessor(**RAW), pipeline_class=pipeline_class
+        "image-segmentation",
+        model=model,
+        image_processor=SetrImageProcessor(**RAW),
+        pipeline_class=pipeline_class,
+        device="cpu",
     )
     expected = FILES[name][1]
     inputs = [read_image(image_file), str(image_file), Image.open(image_file)]

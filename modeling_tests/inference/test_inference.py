@@ -406,6 +406,7 @@ def test_pipeline_slides_over_images_of_mixed_sizes_and_scores_the_masks(segform
         crop_size=(32, 32),
         stride=(20, 20),
         batch_size=2,
+        device="cpu",
     )
     results = segmenter(images)
     assert len(results) == 3
@@ -429,8 +430,9 @@ def test_pipeline_without_a_window_equals_the_plain_pipeline(segformer):
         model=model,
         image_processor=processor,
         pipeline_class=SlidingWindowSegmentationPipeline,
+        device="cpu",
     )
-    plain = pipeline("image-segmentation", model=model, image_processor=processor)
+    plain = pipeline("image-segmentation", model=model, image_processor=processor, device="cpu")
     for first, second in zip(ours(image), plain(image), strict=True):
         assert first["label"] == second["label"]
         # Ours resizes a few classes at a time: a pixel whose two best classes are equal but for rounding may differ.

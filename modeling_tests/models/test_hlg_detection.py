@@ -347,7 +347,7 @@ class TestRetinaNet(DetectionModelTester):
         processor = HlgImageProcessor(task="object-detection", size={"shortest_edge": 64, "longest_edge": 128})
         model.save_pretrained(tmp_path)
         processor.save_pretrained(tmp_path)
-        detect = pipeline("object-detection", model=str(tmp_path))
+        detect = pipeline("object-detection", model=str(tmp_path), device="cpu")
         image = random_image(size=(90, 60))
         found = detect(image, threshold=0.1)
         with torch.no_grad():

@@ -312,7 +312,7 @@ class TestMaskRcnn(DetectionModelTester):
     def test_segmentation_pipeline_gives_a_mask_of_the_size_of_the_image_for_each_object(
         self, folder, model, subtask, caplog
     ):
-        segment = pipeline("image-segmentation", model=str(folder))
+        segment = pipeline("image-segmentation", model=str(folder), device="cpu")
         assert type(segment.model) is HlgForInstanceSegmentation
         options = {} if subtask is None else {"subtask": subtask}
         image = random_image(size=(90, 60))
@@ -322,12 +322,12 @@ class TestMaskRcnn(DetectionModelTester):
         assert "not supported" not in caplog.text
 
     def test_semantic_maps_of_instances_are_refused(self, folder):
-        segment = pipeline("image-segmentation", model=str(folder))
+        segment = pipeline("image-segmentation", model=str(folder), device="cpu")
         with pytest.raises(ValueError, match="semantic is not supported"):
             segment(random_image(size=(90, 60)), subtask="semantic")
 
     def test_detection_pipeline_loads_it_as_a_detector(self, folder, caplog):
-        detect = pipeline("object-detection", model=str(folder))
+        detect = pipeline("object-detection", model=str(folder), device="cpu")
         assert type(detect.model) is HlgForInstanceSegmentation
         found = detect(random_image(size=(90, 60)), threshold=0.1)
         assert found and all(0 <= each["box"]["xmin"] <= each["box"]["xmax"] <= 90 for each in found)

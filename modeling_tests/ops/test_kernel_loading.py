@@ -165,7 +165,8 @@ def described(device, dtype=torch.float32, levels=3, points=16):
         ("cpu", torch.bfloat16, True, False, "auto", "compiled"),
         ("cpu", torch.float32, False, True, "auto", "reference"),
         ("cpu", torch.float64, True, True, "auto", "reference"),
-        ("cuda", torch.float32, True, True, "auto", "hub"),
+        ("cuda", torch.float32, True, True, "auto", "triton"),
+        ("cuda", torch.float32, False, True, "auto", "hub"),
         ("cuda", torch.float32, True, False, "auto", "triton"),
         ("cuda", torch.bfloat16, True, True, "auto", "triton"),
         ("cuda", torch.bfloat16, False, True, "auto", "hub"),
@@ -291,4 +292,4 @@ def test_the_command_says_what_will_run(capsys):
     report = json.loads(capsys.readouterr().out)
     assert report["cpu"]["runs"] == "compiled"
     assert report["cpu"]["instruction set"] in ("generic", "AVX2", "AVX-512")
-    assert report["cuda"]["runs"] in ("reference", "triton", "hub (eager float32), triton")
+    assert report["cuda"]["runs"] in ("reference", "triton", "hub (eager)")

@@ -97,6 +97,13 @@ def draw(spatial_shapes, points, head_size, batch=1, queries=17, heads=1, dtype=
     return (value, offsets, logits, reference_points, spatial_shapes), grad
 
 
+def off_the_centers(offsets, reference_points, spatial_shapes):
+    """Move points that lie within 0.001 of a pixel center: the derivative jumps there, so rounding would choose it."""
+    sizes = torch.tensor(spatial_shapes).view(-1, 2).flip(-1)
+    pixels = (reference_points * sizes)[:, :, None, :, None] - 0.5 + offsets
+    offsets += 0.002 * ((pixels - pixels.round()).abs() < 0.001)
+
+
 def at_the_border(odd=()):
     """Points exactly on, next to and outside the border of a 4x8 map; every number is exact in float32."""
     xs = (-1.0, -0.5, 0.0, 7.0, 7.5, 8.0, 2.25, *odd)
@@ -366,6 +373,7 @@ def test_output_and_gradients_agree_with_the_definition_on_a_gpu(name, passes):
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_thousands_of_queries_agree_with_the_definition_on_a_gpu(dtype, passes):
     inputs, grad = draw([60, 60, 30, 30, 15, 15], 16, 32, batch=2, queries=2701, heads=8, dtype=dtype, shared=True)
+    off_the_centers(*inputs[1::2], inputs[4])
     given = [item.cuda() if isinstance(item, torch.Tensor) else item for item in inputs]
     out, lse = passes.forward(*given)
     grads = passes.backward(grad.cuda(), *given, out, lse)
