@@ -68,7 +68,7 @@ def read_frames(origin: str, frame_stride: int, max_pixels: int) -> Iterator[Fra
                         f"If you trust it, give --max_pixels {frame.width * frame.height}."
                     )
                 if count % frame_stride == 0:
-                    yield Frame(count, frame.time, str(rate), _reader(frame))
+                    yield Frame(count, frame.time, str(Fraction(rate.numerator, rate.denominator)), _reader(frame))
                 count += 1
                 end = max(end, float((count - 1) / rate if frame.time is None else frame.time) + float(1 / rate))
     except (av.FFmpegError, OSError) as error:
