@@ -96,7 +96,8 @@ def measured() -> str:
         "|---|---|---|---|---|---|",
         *camvid_rows(),
         "",
-        "`dsct_small_sac_camvid` (full size, for a GPU): not measured. Nothing here was measured on a GPU.",
+        "`dsct_small_sac_camvid` (full size, for a GPU): not measured. Rows that name a GPU ran on it, the others on",
+        "a CPU.",
         "",
     ]
     return "\n".join(speed)

@@ -67,7 +67,7 @@ def _info(args: argparse.Namespace) -> int:
         if device == "cuda" and torch.cuda.is_available():
             hub = find_hub_kernel()
             failures |= hub.failures
-            path = "hub (eager float32), " + path if hub.kernel is not None else path
+            path = "hub (eager)" if kernel is None and hub.kernel is not None else path
         report[device] = {"runs": path, "from": search.source, "not used": failures}
         if device == "cpu" and kernel is not None:
             report[device]["instruction set"] = kernel.instruction_set()

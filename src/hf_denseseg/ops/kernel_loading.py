@@ -50,7 +50,7 @@ class Search:
 
 
 def choose_path(value: Tensor, offsets: Tensor) -> str:
-    """Choose the code that will run: "compiled" (CPU), "triton" (CUDA), "hub" (CUDA, float32, eager) or "reference".
+    """Choose the code that will run: "compiled" (CPU), "triton" (CUDA), "hub" (CUDA, eager) or "reference".
 
     `DENSESEG_MSDA` forces one of them.
 
@@ -70,10 +70,8 @@ def choose_path(value: Tensor, offsets: Tensor) -> str:
         reason = kernel.unserved(value, offsets)
     eager_cuda = device == "cuda" and not torch.compiler.is_compiling()
     if forced == "auto":
-        if eager_cuda and value.dtype == torch.float32 and find_hub_kernel().kernel is not None:
-            return "hub"  # until ours is measured to be faster on a device
         if reason is None:
-            return own
+            return own  # on CUDA too: forward 2.2x to 4.1x, backward 0.9x to 2.2x the speed of the hub's (H200)
         return "hub" if eager_cuda and find_hub_kernel().kernel is not None else "reference"
     if forced == "hub":
         reason = find_hub_kernel().reasons() if eager_cuda else "the hub kernel is for eager CUDA only"

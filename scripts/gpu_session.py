@@ -1,0 +1,121 @@
+"""All GPU work in one command, most valuable first, so that a short loan of a GPU is enough.
+
+    python scripts/gpu_session.py --minutes 12 --output runs/gpu --camvid path/to/camvid
+
+Stages, each in processes of its own with a time limit: `tests` (the tests marked `gpu`), `attention` (deformable
+attention: Triton against its peers), `steps` (forward and training step of one variant per family, bfloat16), and
+`camvid` (training from random weights; the number of steps is chosen to fill the time that is left).
+`session.json` is written after every command, so a session that is cut keeps what was done.
+"""
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+BENCHMARK = [sys.executable, "scripts/benchmark.py"]
+TRAIN = [sys.executable, "scripts/train.py"]
+STAGES = ("tests", "attention", "steps", "camvid")
+# Variant, image size of the paper's protocol, images per step.
+STEPS = (
+    ("dsct-base-sac", 512, 8),
+    ("unept-resnet50", 480, 8),
+    ("hfgd-resnet50", 513, 8),
+    ("hlg-pup-medium", 512, 8),
+    ("setr-pup-vit-large", 512, 8),
+)
+RECIPE = "scripts/recipes/dsct/dsct_small_sac_camvid.yaml"
+TRIALS = (20, 80)  # steps of two short runs, whose difference is the time of a step without the start
+EVALUATION = 40  # seconds kept for start, evaluation and reports
+
+
+class Session:
+    """Runs commands against one clock and writes down what became of each."""
+
+    def __init__(self, minutes: float, output: Path) -> None:
+        self.end, self.output = time.monotonic() + 60 * minutes, output
+        self.commands: list[dict[str, Any]] = []
+        output.mkdir(parents=True, exist_ok=True)
+
+    def left(self) -> float:
+        """Seconds until the end."""
+        return self.end - time.monotonic()
+
+    def run(self, name: str, words: list[str], limit: float) -> bool:
+        """Run a command for at most `limit` seconds, output to `<name>.log`; True if it ended well."""
+        limit = min(limit, self.left())
+        row: dict[str, Any] = {"name": name, "command": shlex.join(["python", *words[1:]]), "limit_seconds": limit}
+        self.commands.append(row)
+        if limit < 5:
+            row["state"] = "no time left"
+        else:
+            start = time.monotonic()
+            with (self.output / f"{name}.log").open("w") as log:
+                try:
+                    done = subprocess.run(words, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, timeout=limit)
+                    row["state"] = "done" if done.returncode == 0 else f"exit code {done.returncode}"
+                except subprocess.TimeoutExpired:
+                    row["state"] = "stopped at its limit"
+            row["seconds"] = round(time.monotonic() - start, 1)
+        (self.output / "session.json").write_text(json.dumps({"commands": self.commands}, indent=1) + "\n")
+        print(f"{name}: {row['state']}, {row.get('seconds', 0)} s, {self.left():.0f} s left", flush=True)
+        return row["state"] == "done"
+
+
+def train(session: Session, args: argparse.Namespace) -> None:
+    """CamVid from random weights: two short runs for the time of a step, then one that fills what is left."""
+    words = [*TRAIN, RECIPE, "--dataset", str(args.camvid), "--bf16", *shlex.split(args.train_options)]
+    seconds = []
+    for steps in TRIALS if args.camvid_steps is None else ():
+        folder = session.output / f"trial_{steps}"
+        short = ["--max_steps", str(steps), "--eval_strategy", "no", "--save_strategy", "no", "--warmup_steps", "5"]
+        if not session.run(f"camvid_trial_{steps}", [*words, *short, "--output_dir", str(folder)], 120):
+            return
+        history = json.loads((folder / "results.json").read_text())["history"]
+        seconds.append(next(row["train_runtime"] for row in history if "train_runtime" in row))
+    if args.camvid_steps is None:
+        per_step = (seconds[1] - seconds[0]) / (TRIALS[1] - TRIALS[0])
+        steps = int((session.left() - EVALUATION) / per_step)
+        print(f"{1e3 * per_step:.0f} ms per step: {steps} steps")
+    else:
+        steps = args.camvid_steps
+    if args.only_trial:
+        return
+    options = ["--max_steps", str(steps), "--eval_steps", str(steps), "--warmup_steps", str(max(steps // 20, 1))]
+    session.run("camvid", [*words, *options, "--output_dir", str(session.output / "camvid")], session.left())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=12, help="minutes for everything (default 12)")
+    parser.add_argument("--output", type=Path, default=Path("runs/gpu"), help="folder of results and logs")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
+    parser.add_argument("--camvid", type=Path, help="CamVid at 360x480 (train, val); without it the stage is left out")
+    parser.add_argument("--camvid_steps", type=int, help="steps of the training instead of what fits into the time")
+    parser.add_argument("--train_options", default="", help="options of the training, such as '--channels_last'")
+    parser.add_argument("--only_trial", action="store_true", help="measure the time of a training step, do not train")
+    parser.add_argument("--peer", type=Path, help="folder of a build of kernels-community/deformable-detr")
+    parser.add_argument("--compile", choices=["none", "forward", "both"], default="none", help="in the stage `steps`")
+    args = parser.parse_args()
+    session = Session(args.minutes, args.output.resolve())
+    if "tests" in args.stages:
+        session.run("tests", [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "modeling_tests"], 120)
+    if "attention" in args.stages:
+        peer = ["--peer", str(args.peer.resolve())] if args.peer else []
+        output = ["--output", str(session.output / "msda_cuda.json")]
+        session.run("attention", [*BENCHMARK, *output, "msda_cuda", *peer], 180)
+    for variant, side, images in STEPS if "steps" in args.stages else ():
+        output = ["--output", str(session.output / f"cuda_{variant}.json")]
+        sizes = ["--image_size", str(side), str(side), "--batch_size", str(images), "--compile", args.compile]
+        session.run(f"step_{variant}", [*BENCHMARK, *output, "cuda_step", variant, *sizes], 150)
+    if "camvid" in args.stages and args.camvid:
+        train(session, args)
+
+
+if __name__ == "__main__":
+    main()
