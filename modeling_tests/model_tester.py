@@ -21,6 +21,7 @@ from transformers import (
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+import weight_use
 from closeness import assert_same_outputs
 
 NUM_LABELS = 5
@@ -357,6 +358,22 @@ class SegmentationModelTester:
         model.to(memory_format=torch.channels_last)
         found = model(batch["pixel_values"].contiguous(memory_format=torch.channels_last)).logits
         torch.testing.assert_close(found, expected, atol=1e-4 * float(expected.std()), rtol=0)
+
+    # --- use of weights
+
+    def test_offloaded_weights_give_the_same_outputs(self, model, batch, tmp_path):
+        weight_use.check_offloading(model, batch["pixel_values"], tmp_path)
+
+    def test_adapters_on_every_layer_learn_and_merge(self, model, batch, tmp_path):
+        batch["pixel_values"] = batch["pixel_values"].double()
+        weight_use.check_lora(model.double(), batch, tmp_path)
+
+    def test_computed_weights_count_as_stored_ones(self, model, batch):
+        weight_use.check_parametrized_weights(model.double(), batch["pixel_values"].double())
+
+    @pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
+    def test_hooks_of_every_module_with_weights_are_called(self, model, batch, training):
+        assert not weight_use.silent_modules(model.train(training), batch)
 
     # --- compiling and exporting
 

@@ -281,45 +281,39 @@ def test_position_bias_is_that_of_the_definition(rule, grouping):
     bias = HlgPositionBias(32, 2).eval()
     if rule == "tuple4" and grouping == HlgGrouping.phases((9, 17), 8):
         grouping = HlgGrouping.phases((9, 17), 4)  # the rule needs no more keys than positions
-    found = bias(HlgPlaces.of(rule, (9, 17), grouping), torch.float32)
+    found = bias(HlgPlaces.of(rule, (9, 17), grouping), torch.zeros(1))
     torch.testing.assert_close(found, bias_by_definition(bias, rule, 9, 17, grouping))
-    table, query, key = bias.look_up(HlgPlaces.of(rule, (9, 17), grouping), torch.float32)
+    table, query, key = bias.look_up(HlgPlaces.of(rule, (9, 17), grouping), torch.zeros(1))
     torch.testing.assert_close(gather_bias(table, query, key), found)
 
 
-def test_position_bias_is_cached_until_weights_size_or_mode_change(monkeypatch):
-    bias, runs = HlgPositionBias(32, 2).eval(), []
-    table = bias.table
-    monkeypatch.setattr(bias, "table", lambda offsets: runs.append(len(offsets)) or table(offsets))
-    places = HlgPlaces((5, 6), (5, 6))
+@torch.no_grad()
+def test_position_bias_follows_weights_sizes_dtype_and_copies():
+    """Averaging helpers write through `.data`, which leaves a tensor's version as it was."""
+    torch.manual_seed(0)
+    bias = HlgPositionBias(32, 2).eval()
 
-    def run(given=places):
-        with torch.no_grad():
-            return bias(given, torch.float32)
+    def check(height, width, dtype=torch.float32):
+        like = torch.zeros(1, dtype=dtype)
+        grouping = HlgGrouping.windows((height, width), 7, dilated=False)
+        found = bias(HlgPlaces.of("window", (height, width), grouping), like)
+        assert found.dtype == dtype
+        expected = bias_by_definition(copy.deepcopy(bias).float(), "window", height, width, grouping)
+        torch.testing.assert_close(found.float(), expected, atol=2e-2 if dtype == torch.half else 1e-5, rtol=0)
+        return found
 
-    first = run()
-    assert run() is first and len(runs) == 1
-    assert runs == [9 * 11]  # each offset once
-    run(HlgPlaces((6, 5), (6, 5)))
-    run()
-    assert len(runs) == 3  # one size is cached
-    bias.projection.weight.data.add_(1)
-    assert run() is not first
-    assert len(runs) == 3  # changes through `.data` are hidden, from autograd too
-    with torch.no_grad():
-        bias.projection.weight.add_(1)
-    assert not torch.equal(run(), first) and len(runs) == 4
-    bias.load_state_dict({name: value + 0.1 for name, value in bias.state_dict().items()})
-    run()
-    assert len(runs) == 5
-    bias.train().eval()
-    run()
-    assert len(runs) == 6
-    assert bias(places, torch.float32).requires_grad and len(runs) == 7
-    with torch.no_grad():
-        bias.train()(places, torch.float32)
-        bias(places, torch.float32)
-    assert len(runs) == 9
+    first = check(9, 17)
+    check(17, 9)
+    torch.testing.assert_close(check(9, 17), first)
+    for each in bias.parameters():
+        each.data.mul_(1.5)
+    assert not torch.allclose(check(9, 17), first)
+    other = copy.deepcopy(bias)
+    other.layers[2].bias.data.add_(1)
+    check(9, 17)
+    bias.half()
+    check(9, 17, torch.half)
+    assert bias.to("meta")(HlgPlaces((5, 6), (5, 6)), torch.zeros(1, device="meta")).device.type == "meta"
 
 
 def test_trained_weights_are_seen_by_the_next_evaluation():
@@ -449,7 +443,8 @@ def test_other_window_embeddings_of_table_12(choice):
         expected = torch.stack([tokens[0, :7].amax((0, 1)), tokens[0, 7:].amax((0, 1))])
     else:
         filled = F.pad(tokens, (0, 0, 0, 0, 0, 5)).permute(0, 3, 1, 2)
-        expected = layer.embedding_convolution(filled)[0, :, :, 0].T
+        weight, bias = layer.embedding_convolution.parameters()
+        expected = F.conv2d(filled, weight, bias, stride=7, groups=16)[0, :, :, 0].T
     torch.testing.assert_close(embedding, expected)
     model.train()(torch.randn(2, 3, 224, 224)).logits.mean().backward()
     assert all(each.grad is not None for each in layer.parameters())

@@ -25,6 +25,7 @@ from transformers.utils.output_capturing import capture_outputs
 from hf_denseseg.errors import InputError
 from hf_denseseg.models.dsct.configuration_dsct import DsctConfig
 from hf_denseseg.models.losses import segmentation_loss
+from hf_denseseg.models.plain_layers import are_plain
 
 BLOCK_EPS = 1e-6  # of every norm inside a block; stem, final norm and heads keep the framework's 1e-5 (Conformer code)
 STEM_STRIDE = 4  # input pixels per pixel of the stem map
@@ -459,15 +460,13 @@ class DsctClassifier(nn.Conv2d):
     the head around this layer cannot initialize it.
     """
 
-    def __init__(self, in_channels: int, num_labels: int | None) -> None:
-        super().__init__(in_channels, int(num_labels or 0), kernel_size=1)
-
 
 class DsctSacHead(nn.Module):
     """Stream Aggregation with Concatenation (Sec. 3.2): both maps at 1/4, concat, 1x1 conv + BN + ReLU, classifier.
 
     The bias-free 1x1 convolution commutes with bilinear upsampling, so its spatial and its context half are applied at
-    1/8 and 1/16, upsampled and added: the same function without the concatenated map at 1/4.
+    1/8 and 1/16, upsampled and added: the same function without the concatenated map at 1/4. With hooks, offloading or
+    adapters on `fuse` the map is concatenated.
     """
 
     output_stride = 4
@@ -481,7 +480,7 @@ class DsctSacHead(nn.Module):
         )
         self.norm = nn.BatchNorm2d(config.decoder_hidden_size)
         self.dropout = nn.Dropout(config.classifier_dropout_prob)
-        self.classifier = DsctClassifier(config.decoder_hidden_size, config.num_labels)
+        self.classifier = DsctClassifier(config.decoder_hidden_size, int(config.num_labels or 0), kernel_size=1)
 
     def upsample(self, features: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         """Bilinear resize to `size`."""
@@ -491,10 +490,13 @@ class DsctSacHead(nn.Module):
         self, spatial_map: torch.Tensor, context_map: torch.Tensor, image_size: tuple[int, int]
     ) -> torch.Tensor:
         size = ((image_size[0] + 3) // 4, (image_size[1] + 3) // 4)
-        weight = self.fuse.weight  # (width, C_spatial + C_context, 1, 1)
-        spatial = F.conv2d(spatial_map, weight[:, : self.spatial_channels])
-        context = F.conv2d(context_map, weight[:, self.spatial_channels :])
-        fused = self.upsample(spatial, size) + self.upsample(context, size)  # (B, width, H/4, W/4)
+        if are_plain(self.fuse):
+            weight = self.fuse.weight  # (width, C_spatial + C_context, 1, 1)
+            spatial = F.conv2d(spatial_map, weight[:, : self.spatial_channels])
+            context = F.conv2d(context_map, weight[:, self.spatial_channels :])
+            fused = self.upsample(spatial, size) + self.upsample(context, size)  # (B, width, H/4, W/4)
+        else:
+            fused = self.fuse(torch.cat([self.upsample(each, size) for each in (spatial_map, context_map)], dim=1))
         return self.classifier(self.dropout(F.relu(self.norm(fused), inplace=True)))
 
 
@@ -519,7 +521,7 @@ class DsctSappHead(nn.Module):
         )
         self.norms = nn.ModuleList(nn.BatchNorm2d(width) for _ in in_channels)
         self.dropout = nn.Dropout(config.classifier_dropout_prob)
-        self.classifier = DsctClassifier(width, config.num_labels)
+        self.classifier = DsctClassifier(width, int(config.num_labels or 0), kernel_size=1)
 
     def upsample(self, features: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         """Bilinear resize to `size`."""

@@ -1,12 +1,11 @@
 """Building blocks of all parts of HFGD: convolution with BatchNorm and ReLU, and the resize between the levels."""
 
-from typing import cast
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from hf_denseseg.models.hfgd.configuration_hfgd import NORM_EPS
+from hf_denseseg.models.plain_layers import are_plain, fold_batch_norm
 
 
 class HfgdConvNormAct(nn.Module):
@@ -40,12 +39,9 @@ class HfgdConvNormAct(nn.Module):
     def linear(self, features: torch.Tensor) -> torch.Tensor:
         """Everything before the ReLU."""
         convolution, norm = self.convolution, self.norm
-        if norm.training:
+        if norm.training or not are_plain(convolution, norm):
             return norm(convolution(features))
-        mean, variance = cast(torch.Tensor, norm.running_mean), cast(torch.Tensor, norm.running_var)
-        # norm(W x) = (W scale) x + bias, with one scale and one bias per output channel
-        scale = norm.weight * (variance + norm.eps).rsqrt()
-        weight, bias = convolution.weight * scale[:, None, None, None], norm.bias - mean * scale
+        weight, bias = fold_batch_norm(convolution, norm)
         return F.conv2d(features, weight, bias, padding=convolution.padding, dilation=convolution.dilation)
 
 

@@ -29,7 +29,7 @@ from hf_denseseg.models.hfgd.configuration_hfgd import HfgdConfig
 from hf_denseseg.models.hfgd.layers_hfgd import HfgdConvNormAct, at_width
 from hf_denseseg.models.hfgd.pyramid_hfgd import HfgdSemanticFpn
 from hf_denseseg.models.hfgd.regularization_hfgd import HfgdClassAwareRegularization
-from hf_denseseg.models.hfgd.upsamplers_hfgd import ENCODERS, UPSAMPLERS, HfgdOffsets
+from hf_denseseg.models.hfgd.upsamplers_hfgd import ENCODERS, UPSAMPLERS, HfgdOffsets, HfgdShiftedConvolution
 from hf_denseseg.models.hfgd.wrapped_hfgd import WrappedParts, check_guidable, wrapped_parts
 from hf_denseseg.models.losses import segmentation_loss
 
@@ -237,9 +237,6 @@ class HfgdClassTokens(nn.Conv2d):
     With `stop` they are detached: the loss of these logits does not train them (Sec. 3.1).
     """
 
-    def __init__(self, channels: int, num_labels: int) -> None:
-        super().__init__(channels, num_labels, kernel_size=1)
-
     def forward(self, features: torch.Tensor, stop: bool = False) -> torch.Tensor:
         if not stop:
             return super().forward(features)
@@ -283,7 +280,7 @@ class HfgdPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Initialize as Keras does (authors' code): glorot-uniform weights, biases 0."""
-        if isinstance(module, nn.Conv2d | nn.Linear):
+        if isinstance(module, nn.Conv2d | nn.Linear | HfgdShiftedConvolution):
             weight = module.weight
             if isinstance(module, HfgdQueryKey):
                 half = torch.empty_like(weight[: len(weight) // 2])
@@ -413,7 +410,7 @@ class HfgdForSemanticSegmentation(HfgdPreTrainedModel):
         super().__init__(config)
         self.hfgd = HfgdModel(config)
         width = cast(int, self.hfgd.context_encoder.channels)
-        self.class_tokens = HfgdClassTokens(width, int(config.num_labels or 0))
+        self.class_tokens = HfgdClassTokens(width, int(config.num_labels or 0), kernel_size=1)
         self.regularization = HfgdClassAwareRegularization(config, config.cae_channels) if config.regularized else None
         self.loss_function = functools.partial(segmentation_loss, normalization=config.loss_normalization)
         self.post_init()

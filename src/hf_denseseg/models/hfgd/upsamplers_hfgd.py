@@ -103,8 +103,32 @@ class HfgdOffsets(nn.Conv2d):
     Initialized with zeros (authors' code): at first a plain convolution with every tap weighted by sigmoid(0) = 0.5.
     """
 
+
+class HfgdShiftedConvolution(nn.Module):
+    """3x3 convolution whose taps are shifted and weighted at every position (Zhu et al., 2019).
+
+    Not an `nn.Conv2d`: adapters add a plain convolution to those, which would be another function than a change of
+    these weights.
+    """
+
     def __init__(self, channels: int) -> None:
-        super().__init__(channels, 27, kernel_size=3, padding=1)
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(channels, channels, 3, 3))
+        self.bias = nn.Parameter(torch.empty(channels))
+
+    def forward(self, features: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
+        """Map `(B, C, h, w)` and output of `HfgdOffsets` `(B, 27, h, w)` -> `(B, C, h, w)`."""
+        offsets, weights = shifts.split([18, 9], dim=1)  # (y, x) and one weight for each of 9 taps
+        # In float32: torchvision has no bfloat16 on the CPU, and positions on a fine map need more than its 8 bits.
+        aligned = deform_conv2d(
+            features.float(),
+            offsets.float(),
+            self.weight.float(),
+            self.bias.float(),
+            padding=(1, 1),
+            mask=weights.float().sigmoid(),
+        )
+        return aligned.to(features.dtype)
 
 
 class HfgdDeformableConvolution(nn.Module):
@@ -112,23 +136,12 @@ class HfgdDeformableConvolution(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.offsets = HfgdOffsets(channels)
-        self.convolution = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
+        self.offsets = HfgdOffsets(channels, 27, kernel_size=3, padding=1)
+        self.convolution = HfgdShiftedConvolution(channels)
 
     def forward(self, features: torch.Tensor, guide: torch.Tensor) -> torch.Tensor:
         """Both maps `(B, C, h, w)` -> `(B, C, h, w)`."""
-        offsets, weights = self.offsets(guide).split([18, 9], dim=1)  # (y, x) and one weight for each of 9 taps
-        kernel, bias = self.convolution.weight, self.convolution.bias
-        # In float32: torchvision has no bfloat16 on the CPU, and positions on a fine map need more than its 8 bits.
-        aligned = deform_conv2d(
-            features.float(),
-            offsets.float(),
-            kernel.float(),
-            None if bias is None else bias.float(),
-            padding=(1, 1),
-            mask=weights.float().sigmoid(),
-        )
-        return aligned.to(features.dtype)
+        return self.convolution(features, self.offsets(guide))
 
 
 class HfgdFeatureAlignment(nn.Module):

@@ -13,7 +13,7 @@ import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,7 @@ from hf_denseseg.errors import InputError
 from hf_denseseg.models.hlg.configuration_hlg import HlgConfig
 from hf_denseseg.models.hlg.positions_hlg import HlgGrouping, HlgPlaces, HlgPositionBias, gather_bias
 from hf_denseseg.models.losses import classification_loss, segmentation_loss
+from hf_denseseg.models.plain_layers import are_plain, fold_batch_norm
 
 STRIDE = 32
 """Input pixels per token of the last stage; images are padded to a multiple of it."""
@@ -109,13 +110,17 @@ class HlgDropPath(nn.Module):
         return features * (kept / (1 - self.rate))
 
 
-def convolve(
-    features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, convolution: nn.Conv2d
-) -> torch.Tensor:
-    """Apply a convolution with other weights; a 1x1 kernel as a matrix product, which is faster on CPUs."""
-    if convolution.kernel_size == (1, 1):
-        return F.linear(features.permute(0, 2, 3, 1), weight[:, :, 0, 0], bias).permute(0, 3, 1, 2)
-    return F.conv2d(features, weight, bias, convolution.stride, convolution.padding, groups=convolution.groups)
+class HlgConvolution(nn.Conv2d):
+    """Convolution; a 1x1 kernel runs as a matrix product, which is faster on CPUs."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return self.convolve(features, self.weight, self.bias)
+
+    def convolve(self, features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """Apply this convolution with the given weights."""
+        if self.kernel_size == (1, 1):
+            return F.linear(features.permute(0, 2, 3, 1), weight[:, :, 0, 0], bias).permute(0, 3, 1, 2)
+        return F.conv2d(features, weight, bias, self.stride, self.padding, groups=self.groups)
 
 
 class HlgConvNorm(nn.Module):
@@ -131,23 +136,16 @@ class HlgConvNorm(nn.Module):
         bias: bool = True,
     ) -> None:
         super().__init__()
-        self.convolution = nn.Conv2d(
+        self.convolution = HlgConvolution(
             in_channels, out_channels, kernel_size, stride, kernel_size // 2, groups=groups, bias=bias
         )
         self.norm = nn.BatchNorm2d(out_channels)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         convolution, norm = self.convolution, self.norm
-        if norm.training:
-            return norm(convolve(features, convolution.weight, convolution.bias, convolution))
-        # norm(W x + b) = (scale * W) x + (beta - (mean - b) * scale), with scale = gamma / sqrt(variance + eps)
-        mean, variance = cast(torch.Tensor, norm.running_mean), cast(torch.Tensor, norm.running_var)
-        scale = norm.weight * (variance + norm.eps).rsqrt()
-        if convolution.bias is not None:
-            mean = mean - convolution.bias
-        return convolve(
-            features, convolution.weight * scale[:, None, None, None], norm.bias - mean * scale, convolution
-        )
+        if norm.training or not are_plain(convolution, norm, own=(HlgConvolution,)):
+            return norm(convolution(features))
+        return convolution.convolve(features, *fold_batch_norm(convolution, norm))
 
 
 class HlgMapNorm(nn.LayerNorm):
@@ -174,16 +172,14 @@ class HlgMlp(nn.Module):
         )
         self.expand = HlgConvNorm(in_channels, width, kernel_size=1)
         self.depthwise = HlgConvNorm(width, width, kernel_size=3, stride=stride, groups=width)
-        self.reduce = nn.Conv2d(width, out_channels, kernel_size=1)
+        self.reduce = HlgConvolution(width, out_channels, kernel_size=1)
         self.layernorm = HlgMapNorm(out_channels, eps=config.layer_norm_eps)
         self.drop_path = HlgDropPath(drop_path_rate)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         shortcut = features if self.shortcut is None else F.gelu(self.shortcut(features))
         hidden = F.gelu(self.depthwise(F.gelu(self.expand(features))))
-        return shortcut + self.drop_path(
-            self.layernorm(convolve(hidden, self.reduce.weight, self.reduce.bias, self.reduce))
-        )
+        return shortcut + self.drop_path(self.layernorm(self.reduce(hidden)))
 
 
 class HlgSmoothing(nn.Module):
@@ -251,11 +247,11 @@ class HlgAttention(GradientCheckpointingLayer):
         query, key, value = self.split_heads(query, key, value)
         heads, length, keys = query.shape[1], query.shape[2], key.shape[2]
         if torch.compiler.is_compiling() or heads * length * keys <= CHUNK_ELEMENTS:
-            attended, weights = self.attend(query, key, value, position_bias(places, query.dtype), **kwargs)
+            attended, weights = self.attend(query, key, value, position_bias(places, query), **kwargs)
             return attended.reshape(shape), weights
 
         # bias[head, n, m] = table[head, query_index[n] + key_index[m]]: a chunk of queries gathers its own rows only.
-        table, query_index, key_index = position_bias.look_up(places, query.dtype)
+        table, query_index, key_index = position_bias.look_up(places, query)
 
         def attend_chunk(
             query: torch.Tensor, index: torch.Tensor, key: torch.Tensor, value: torch.Tensor, table: torch.Tensor
@@ -299,7 +295,7 @@ class HlgAttention(GradientCheckpointingLayer):
         groups = groups.permute(5, 0, 1, 2, 6, 3, 4, 7)
         groups = groups.reshape(len(maps), batch * count, heads, height * width, self.head_dim)
         query, value, key = groups[0], groups[-1], groups[-2]
-        bias = position_bias(HlgPlaces(grouping.tokens, grouping.tokens), query.dtype)
+        bias = position_bias(HlgPlaces(grouping.tokens, grouping.tokens), query)
         if size is not None:
             padding = (0, grouping.size[1] - size[1], 0, grouping.size[0] - size[0])
             mask = F.pad(query.new_zeros(size), padding, value=-torch.inf)  # (H, W), minus infinity on the padding
@@ -325,6 +321,14 @@ def group_means(tokens: torch.Tensor, grouping: HlgGrouping, size: tuple[int, in
     return means / grouping.unfold(real).mean(dim=(3, 4)).flatten(1, 2)
 
 
+class HlgWindowConvolution(nn.Conv2d):
+    """Depthwise convolution as large as a window: `(B, down, across, 7, 7, C)` -> `(..., C)`."""
+
+    def forward(self, windows: torch.Tensor) -> torch.Tensor:
+        embedding = (windows * self.weight[:, 0].permute(1, 2, 0)).sum(dim=(3, 4))  # (C, 1, 7, 7) -> (7, 7, C)
+        return embedding if self.bias is None else embedding + self.bias
+
+
 class HlgLocalGlobalAttention(HlgAttention):
     """Local attention in windows, then global attention to the window embeddings (Eq. 4 to 9; stages 1 to 3).
 
@@ -345,7 +349,7 @@ class HlgLocalGlobalAttention(HlgAttention):
         self.query_convolution = nn.Conv2d(channels, channels, kernel_size=3, padding=1, groups=channels)
         side = config.window_size
         self.embedding_convolution = (
-            nn.Conv2d(channels, channels, kernel_size=side, stride=side, groups=channels)
+            HlgWindowConvolution(channels, channels, kernel_size=side, stride=side, groups=channels)
             if config.window_embedding == "convolution"
             else None
         )
@@ -371,7 +375,8 @@ class HlgLocalGlobalAttention(HlgAttention):
         masked = self.masked_size(size, grouping)
         tokens = features.permute(0, 2, 3, 1)  # (B, C, H', W') -> (B, H', W', C)
         # Eq. 4 and 5: attention within each window, without an output projection.
-        query, value = self._project(self.layernorm_local(tokens), self.q_proj, self.v_proj)
+        normed = self.layernorm_local(tokens)
+        query, value = self.q_proj(normed), self.v_proj(normed)
         maps = (query, value) if masked is None else (pad_to_groups(query, grouping), pad_to_groups(value, grouping))
         local = self.attend_in_groups(grouping, maps, self.local_bias, masked, **kwargs)
         if masked is not None:
@@ -383,18 +388,12 @@ class HlgLocalGlobalAttention(HlgAttention):
         # Eq. 9: queries plus DWConv, here of the normalized local attention (released code; Eq. 9 has it on V).
         normed = self.layernorm_query(local).permute(0, 3, 1, 2)
         query = query + self.query_convolution(normed).permute(0, 2, 3, 1)
-        key, value = self._project(embedding, self.k_proj, self.v_proj)
+        key, value = self.k_proj(embedding), self.v_proj(embedding)
         # Eq. 6 and 7: every position attends to the M window embeddings, with the projections of Eq. 4 (Eq. 8).
         places = HlgPlaces.of(self.config.global_bias, size, grouping)
         attended, weights = self.attend_globally(query, key, value, self.global_bias, places, **kwargs)
         tokens = tokens + self.drop_path(self.o_proj(attended))
         return tokens.permute(0, 3, 1, 2), weights
-
-    @staticmethod
-    def _project(tokens: torch.Tensor, *layers: nn.Linear) -> tuple[torch.Tensor, ...]:
-        """Apply several linear layers to the same tokens in one matrix product."""
-        weight = torch.cat([layer.weight for layer in layers])
-        return F.linear(tokens, weight, torch.cat([layer.bias for layer in layers])).chunk(len(layers), dim=-1)
 
     def _embed(self, tokens: torch.Tensor, grouping: HlgGrouping, masked: tuple[int, int] | None) -> torch.Tensor:
         """One token per window: `(B, H, W, C)` -> `(B, windows, C)`."""
@@ -402,9 +401,7 @@ class HlgLocalGlobalAttention(HlgAttention):
             return group_means(pad_to_groups(tokens, grouping), grouping, masked)
         if self.embedding_convolution is not None:
             windows = grouping.unfold(pad_to_groups(tokens, grouping))  # (B, down, across, 7, 7, C)
-            weight, bias = self.embedding_convolution.parameters()
-            weight = weight[:, 0].permute(1, 2, 0)  # (C, 1, 7, 7) -> (7, 7, C)
-            return ((windows * weight).sum(dim=(3, 4)) + bias).flatten(1, 2)
+            return self.embedding_convolution(windows).flatten(1, 2)
         down, right = grouping.size[0] - tokens.shape[1], grouping.size[1] - tokens.shape[2]
         return (
             grouping.unfold(F.pad(tokens, (0, 0, 0, right, 0, down), value=-torch.inf)).amax(dim=(3, 4)).flatten(1, 2)
@@ -733,9 +730,9 @@ class HlgPupHead(nn.Module):
 class HlgDropoutClassifier(nn.Conv2d):
     """Classifier for a head of transformers' UperNet, preceded by the dropout that mmsegmentation has there."""
 
-    def __init__(self, channels: int, config: HlgConfig) -> None:
-        super().__init__(channels, int(config.num_labels or 0), kernel_size=1)
-        self.dropout = nn.Dropout2d(config.decoder_dropout)
+    def __init__(self, *args: Any, dropout: float = 0.0, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)  # those of a convolution: adapters build their own layers of this class
+        self.dropout = nn.Dropout2d(dropout)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         return super().forward(self.dropout(features))
@@ -754,11 +751,13 @@ def build_heads(config: HlgConfig) -> tuple[nn.Module, nn.Module | None]:
         head: Any = HlgPupHead(config)
     else:
         head = UperNetHead(upernet, sizes)
-        head.classifier = HlgDropoutClassifier(head.channels, config)
+        head.classifier = HlgDropoutClassifier(head.channels, upernet.num_labels, 1, dropout=config.decoder_dropout)
     if not config.use_auxiliary_head:
         return head, None
     auxiliary = UperNetFCNHead(upernet, sizes)
-    auxiliary.classifier = HlgDropoutClassifier(auxiliary.channels, config)
+    auxiliary.classifier = HlgDropoutClassifier(
+        auxiliary.channels, upernet.num_labels, 1, dropout=config.decoder_dropout
+    )
     return head, auxiliary
 
 

@@ -5,7 +5,6 @@
 released code does, by a dynamic position bias.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -152,68 +151,56 @@ def _grid(height: int, width: int, stride: int, device: torch.device) -> torch.T
     return lines.flatten()
 
 
+class HlgExactLinear(nn.Linear):
+    """Linear layer that computes at least in float32, as 16 bits cannot hold large offsets."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        dtype = torch.promote_types(self.weight.dtype, torch.float32)
+        return F.linear(features.to(dtype), self.weight.to(dtype), self.bias.to(dtype))
+
+
+class HlgExactLayerNorm(nn.LayerNorm):
+    """LayerNorm that computes at least in float32."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        dtype = torch.promote_types(self.weight.dtype, torch.float32)
+        weight, bias = self.weight.to(dtype), self.bias.to(dtype)
+        return F.layer_norm(features.to(dtype), self.normalized_shape, weight, bias, self.eps)
+
+
 class HlgPositionBias(nn.Module):
     """Dynamic position bias: a small network maps an offset (dy, dx) to one number per head (B_W, B_G in Sec. 3.3).
 
-    It runs once per distinct offset. In eval mode without gradients the last result is cached until weights, size or
-    mode change.
+    It runs once per distinct offset.
     """
 
     def __init__(self, channels: int, num_heads: int) -> None:
         super().__init__()
         width = channels // 16
         self.num_heads = num_heads
-        self.projection = nn.Linear(2, width)
-        self.norms: Any = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
-        self.layers: Any = nn.ModuleList(nn.Linear(width, out) for out in (width, width, num_heads))
-        self._cache: tuple[Any, Any] | None = None
-
-    def train(self, mode: bool = True) -> "HlgPositionBias":
-        """As `nn.Module.train`; also drops the cached result."""
-        self._cache = None
-        return super().train(mode)
+        self.projection = HlgExactLinear(2, width)
+        self.norms: Any = nn.ModuleList(HlgExactLayerNorm(width) for _ in range(3))
+        self.layers: Any = nn.ModuleList(HlgExactLinear(width, out) for out in (width, width, num_heads))
 
     def table(self, offsets: torch.Tensor) -> torch.Tensor:
-        """Bias of each offset, `(R, 2)` -> `(heads, R)`; at least in float32, as 16 bits cannot hold large offsets."""
-        dtype = torch.promote_types(self.projection.weight.dtype, torch.float32)
+        """Bias of each offset, `(R, 2)` -> `(heads, R)`, at least in float32."""
         with maybe_autocast(offsets.device.type, enabled=False):
-            hidden = F.linear(offsets.to(dtype), self.projection.weight.to(dtype), self.projection.bias.to(dtype))
+            hidden = self.projection(offsets)
             for norm, layer in zip(self.norms, self.layers, strict=True):
-                weight, bias = norm.weight.to(dtype), norm.bias.to(dtype)
-                hidden = F.relu(F.layer_norm(hidden, norm.normalized_shape, weight, bias, norm.eps))
-                hidden = F.linear(hidden, layer.weight.to(dtype), layer.bias.to(dtype))
+                hidden = layer(F.relu(norm(hidden)))
         return hidden.T
 
-    def look_up(self, places: HlgPlaces, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return the table `(heads, R)` of all offsets, and the indices `(N,)` and `(M,)` whose sums point into it."""
-        device = self.projection.weight.device
+    def look_up(self, places: HlgPlaces, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return the table `(heads, R)` of all offsets, and the indices `(N,)` and `(M,)` whose sums point into it.
 
-        def make() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-            found = places.offsets(device)
-            return self.table(found.offsets).to(dtype).contiguous(), found.query, found.key
+        `like` gives dtype and device.
+        """
+        found = places.offsets(like.device)
+        return self.table(found.offsets).to(like.dtype).contiguous(), found.query, found.key
 
-        return self._cached(("table", places, dtype), make)
-
-    def forward(self, places: HlgPlaces, dtype: torch.dtype) -> torch.Tensor:
-        """Return the bias of all pairs, `(1, heads, N, M)`."""
-
-        def make() -> torch.Tensor:
-            found = places.offsets(self.projection.weight.device)
-            return gather_bias(self.table(found.offsets).to(dtype).contiguous(), found.query, found.key)
-
-        return self._cached(("bias", places, dtype), make)
-
-    def _cached(self, key: tuple[str, HlgPlaces, torch.dtype], make: Callable[[], Any]) -> Any:
-        """Return the cached result for this key and the present weights, or make it."""
-        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return make()
-        # In-place changes raise a tensor's version (inference tensors have none), new tensors have other addresses.
-        weights = tuple((each.data_ptr(), each._version) for each in self.parameters() if not each.is_inference())
-        if not weights:
-            return make()
-        if self._cache is None or self._cache[0] != (key, weights):
-            self._cache = ((key, weights), make())
-        return self._cache[1]
+    def forward(self, places: HlgPlaces, like: torch.Tensor) -> torch.Tensor:
+        """Return the bias of all pairs, `(1, heads, N, M)`, in the dtype and on the device of `like`."""
+        return gather_bias(*self.look_up(places, like))
 
 
 def gather_bias(table: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:

@@ -38,8 +38,8 @@ class ReferenceHlgConvNorm(HlgConvNorm):
 class ReferenceHlgPositionBias(HlgPositionBias):
     """Runs the network on all (2H - 1) x (2W - 1) offsets, more if keys lie outside the map, in every call."""
 
-    def forward(self, places: HlgPlaces, dtype: torch.dtype) -> torch.Tensor:
-        device = self.projection.weight.device
+    def forward(self, places: HlgPlaces, like: torch.Tensor) -> torch.Tensor:
+        device = like.device
         key_y, key_x = (each.flatten() for each in self._keys(places, device))
         rows, columns = (torch.arange(side, device=device) for side in places.size)
         query_y, query_x = (each.flatten() for each in torch.meshgrid(rows, columns, indexing="ij"))
@@ -55,7 +55,7 @@ class ReferenceHlgPositionBias(HlgPositionBias):
             index = (query_y[:, None] - key_y - low_y) * size[1] + query_x[:, None] - key_x - low_x
         dy, dx = (torch.arange(side, device=device) + low for side, low in zip(size, (low_y, low_x), strict=True))
         offsets = torch.stack([each.flatten() for each in torch.meshgrid(dy, dx, indexing="ij")], dim=1)
-        bias = self.table(offsets.float()).to(dtype)[:, index.flatten()]
+        bias = self.table(offsets.float()).to(like.dtype)[:, index.flatten()]
         return bias.view(1, self.num_heads, len(query_y), len(key_y))
 
     @staticmethod
@@ -94,7 +94,7 @@ class ReferenceAttention:
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         shape = query.shape
         query, key, value = self.split_heads(query, key, value)
-        attended, weights = self.attend(query, key, value, position_bias(places, query.dtype))
+        attended, weights = self.attend(query, key, value, position_bias(places, query))
         return attended.reshape(shape), weights
 
 

@@ -529,17 +529,12 @@ class SetrMlaHead(nn.Module):
         return self.classifier(torch.cat(maps, dim=1))  # (B, 4 * mla_hidden_size, 4h, 4w) -> (B, num_labels, 4h, 4w)
 
 
-class SetrMlaAuxiliaryHead(nn.Conv2d):
-    """Auxiliary head of MLA: one 1x1 convolution without bias (the text has two layers, the released code one)."""
-
-    def __init__(self, config: SetrConfig) -> None:
-        super().__init__(config.decoder_hidden_size, int(config.num_labels or 0), kernel_size=1, bias=False)
-
-
 def build_heads(config: SetrConfig) -> tuple[nn.Module, list[nn.Module]]:
     """Build the decoder of a configuration and its auxiliary heads, shallowest layer first."""
     if config.decode_head == "mla":
-        return SetrMlaHead(config), [SetrMlaAuxiliaryHead(config) for _ in config.mla_layers]
+        # One 1x1 convolution without bias each (the text has two layers, the released code one).
+        width, num_labels = config.decoder_hidden_size, int(config.num_labels or 0)
+        return SetrMlaHead(config), [nn.Conv2d(width, num_labels, 1, bias=False) for _ in config.mla_layers]
     if config.decode_head == "pup":
         head = SetrPupHead(config, num_convolutions={2: 4, 4: 2}[config.pup_upsampling], factor=config.pup_upsampling)
         return head, [SetrPupHead(config, num_convolutions=1, factor=4) for _ in config.auxiliary_layers]

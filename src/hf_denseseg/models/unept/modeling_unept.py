@@ -331,6 +331,15 @@ class UneptPointPredictor(nn.Linear):
         return (ray[:, None, None] * reach[:, None]).expand(-1, levels, -1, -1).flatten()
 
 
+class UneptOffsetPredictor(UneptPointPredictor):
+    """Predicts offsets in at least float32: 16-bit offsets misplace points by up to half a pixel."""
+
+    def forward(self, query: torch.Tensor) -> torch.Tensor:
+        dtype = torch.promote_types(query.dtype, torch.float32)
+        with maybe_autocast(query.device.type, enabled=False):
+            return F.linear(query.to(dtype), self.weight.to(dtype), self.bias.to(dtype))
+
+
 class UneptDeformableAttention(nn.Module):
     """Attention to a few sampled points of each level, offsets and weights read from the query (Eq. 3 and 6)."""
 
@@ -338,7 +347,7 @@ class UneptDeformableAttention(nn.Module):
         super().__init__()
         width = config.hidden_size
         self.num_heads, self.num_points = config.num_attention_heads, config.num_points
-        self.sampling_offsets = UneptPointPredictor(config, numbers=2)
+        self.sampling_offsets = UneptOffsetPredictor(config, numbers=2)
         self.attention_weights = UneptPointPredictor(config, numbers=1)
         self.value_proj = nn.Linear(width, width)
         self.output_proj = nn.Linear(width, width)
@@ -366,18 +375,11 @@ class UneptDeformableAttention(nn.Module):
         """
         points = (self.num_heads, LEVELS, self.num_points)
         value = self.value_proj(source).unflatten(2, (self.num_heads, -1))  # (B, S, heads, d)
-        offsets = self._exact_offsets(query).unflatten(2, (*points, 2))  # in pixels of the level
+        offsets = self.sampling_offsets(query).unflatten(2, (*points, 2))  # in pixels of the level
         logits = self.attention_weights(query).unflatten(2, points)  # (B, Q, heads, levels, points)
         output = self.output_proj(self.sampling(value, offsets, logits, reference_points, spatial_shapes))
         weights = logits.flatten(3).softmax(-1).view(logits.shape) if output_attentions else None
         return output, weights
-
-    def _exact_offsets(self, query: torch.Tensor) -> torch.Tensor:
-        """Offsets in at least float32: 16-bit offsets misplace points by up to half a pixel."""
-        dtype = torch.promote_types(query.dtype, torch.float32)
-        linear = self.sampling_offsets
-        with maybe_autocast(query.device.type, enabled=False):
-            return F.linear(query.to(dtype), linear.weight.to(dtype), linear.bias.to(dtype))
 
 
 def drop(features: torch.Tensor, dropout: nn.Dropout) -> torch.Tensor:
