@@ -50,9 +50,16 @@ def main(args: argparse.Namespace) -> int:
 
     program = Logits(load_trained_model(args.checkpoint)).eval()
     # A batch of 2: torch.export makes constants of sizes 0 and 1.
-    exported = torch.export.export(
-        program, (torch.zeros(2, 3, 128, 160),), dynamic_shapes=({0: Dim.AUTO, 2: Dim.AUTO, 3: Dim.AUTO},)
-    )
+    try:
+        exported = torch.export.export(
+            program, (torch.zeros(2, 3, 128, 160),), dynamic_shapes=({0: Dim.AUTO, 2: Dim.AUTO, 3: Dim.AUTO},)
+        )
+    except (
+        Exception
+    ) as error:  # whatever the code of a model of transformers raises at this size, or torch at the code
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        name = type(program.model).__name__
+        raise RunError(f"{name} cannot be exported for images of any size ({reason}); nothing was written.") from error
     module = exported.module()
     for shape in ((1, 3, 96, 128), (2, 3, 128, 160), (3, 3, 161, 97)):
         pixel_values = torch.randn(shape, generator=torch.Generator().manual_seed(0))

@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from hf_denseseg.evaluation.score_names import SCORE_NAMES, describe_protocol
 from hf_denseseg.files import write_atomic
-from hf_denseseg.models.auto.registration import create_config, model_info
+from hf_denseseg.models.auto.registration import create_config, families, model_info
 from hf_denseseg.models.auto.tasks import SEMANTIC_SEGMENTATION, TASKS, task_of_class
 from hf_denseseg.reports.class_table import class_table, percent
 from hf_denseseg.reports.rendering import render
@@ -115,7 +115,8 @@ def write_card(folder: Path, results: dict[str, Any], spec: Any) -> None:
     """Write `README.md` for a trained model into its folder, from what `results.json` holds."""
     task, scores, recipe = results["task"], results["scores"], results["recipe"]
     names, words, tag = SCORE_NAMES[task], CARD_WORDS[task], TASKS[task].pipeline
-    name = f"{results['model']} on {results['dataset']}"
+    start = Path(results["model"])
+    name = f"{start.name if start.is_dir() else start} on {results['dataset']}"
     protocol = describe_protocol(task, results["protocol"])
     means = names.means(scores)
     absent = f", absent classes: {scores['absent']}" if "absent" in scores else ""
@@ -145,7 +146,7 @@ def write_card(folder: Path, results: dict[str, Any], spec: Any) -> None:
         card_data=data.to_yaml(),
         name=name,
         pipeline=tag,
-        paper=paper_of(results["model_type"]),
+        paper=paper_of(results["model_type"]) if results["model_type"] in families() else None,
         words=words,
         results=results,
         num_classes=len(spec.classes),

@@ -32,7 +32,7 @@ def parameter_groups(
 
     Parameters outside the base model belong to the head and learn `head_multiplier` times faster, except for the
     model's `_encoder_rate_modules`. If the base model is more than the pre-trained encoder, the model defines the
-    encoder's prefix as `_encoder_rate_prefix`.
+    encoder's prefix as `_encoder_rate_prefix`; a model of transformers without a base model has a `backbone`.
 
     Args:
         model: with the attributes named here, as far as it needs them.
@@ -51,7 +51,8 @@ def parameter_groups(
     Raises:
         InputError: `layer_decay` is given and the model has no `parameter_depth`.
     """
-    prefix = getattr(model, "_encoder_rate_prefix", getattr(model, "base_model_prefix", "")) + "."
+    prefix = getattr(model, "_encoder_rate_prefix", "") or getattr(model, "base_model_prefix", "") or "backbone"
+    prefix += "."
     no_decay: tuple[str, ...] = getattr(model, "_no_weight_decay", ())
     encoder_rate: tuple[str, ...] = getattr(model, "_encoder_rate_modules", ())
     depth_of: Callable[[str], tuple[int, int]] | None = getattr(model, "parameter_depth", None)

@@ -25,11 +25,12 @@ from hf_denseseg.data.labels import LabelSpec
 from hf_denseseg.errors import InputError, unknown_name
 from hf_denseseg.evaluation.score_names import SCORE_NAMES
 from hf_denseseg.files import check_output_folder, write_atomic
-from hf_denseseg.models.auto.pretrained import load_trained_model
+from hf_denseseg.models.auto.pretrained import load_image_processor, load_trained_model
 from hf_denseseg.models.auto.registration import (
     create_config,
     create_image_processor,
     create_model,
+    is_own,
     list_models,
     load_official,
 )
@@ -66,7 +67,7 @@ def train(recipe: Recipe) -> dict[str, Any]:
         InputError: recipe, data or folder cannot be used; nothing was trained.
     """
     output = check_output_folder(recipe.training.output_dir or ".")
-    finished = _prepare_folder(recipe, output)
+    finished = _check_folder(recipe, output)
     if finished is not None:
         logger.info("%s already holds this run, finished. Give another --output_dir to train again.", output)
         return finished
@@ -74,6 +75,7 @@ def train(recipe: Recipe) -> dict[str, Any]:
     train_data, eval_data = load_data(recipe, "train"), load_data(recipe, "eval")
     model = build_model(recipe.model, eval_data.spec)
     trainer = build_trainer(recipe, model, eval_data, train_data)
+    _note_run(recipe, output)  # not before: a recipe that is refused must not occupy the folder
     checkpoint = _checkpoint_for_all(output, recipe.training)
     started = time.perf_counter(), _cpu_seconds()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -199,8 +201,10 @@ def _check_task(arguments: ModelArguments) -> None:
         )
 
 
-def build_image_processor(recipe: Recipe, model: PreTrainedModel) -> Any:
+def build_image_processor(recipe: Recipe, model: PreTrainedModel, training: bool = False) -> Any:
     """The checkpoint's image processor, or the family's, set to the recipe's test size."""
+    if not is_own(model.config):
+        return _processor_of_transformers(recipe, training)
     if not (Path(recipe.model.model) / "preprocessor_config.json").exists():
         return create_image_processor(model.config, **recipe.task.processor_options(recipe.data))
     saved = AutoImageProcessor.from_pretrained(recipe.model.model)
@@ -213,11 +217,33 @@ def build_image_processor(recipe: Recipe, model: PreTrainedModel) -> Any:
     return AutoImageProcessor.from_pretrained(recipe.model.model, **recipe.task.processor_options(data))
 
 
-def _prepare_folder(recipe: Recipe, output: Path) -> dict[str, Any] | None:
-    """Refuse the folder of another run, return the results of a finished one, else save the recipe."""
+def _processor_of_transformers(recipe: Recipe, training: bool) -> Any:
+    """The processor saved beside a model of transformers; after training it treats images as training did.
+
+    Training shows crops of images at their own size, or of `test_base_size`, and labels that are train ids: the saved
+    processor neither squeezes images into a square nor reduces labels again.
+    """
+    options = {}
+    if training:
+        options = recipe.task.processor_options(recipe.data) | {"do_reduce_labels": False}
+    return load_image_processor(recipe.model.model, **options)
+
+
+def _total_batch_size(args: TaskTrainingArguments) -> int:
+    return args.train_batch_size * args.world_size * args.gradient_accumulation_steps
+
+
+def _note_run(recipe: Recipe, output: Path) -> None:
+    """Write what `_check_folder` compares later runs with."""
+    if not (output / "recipe.yaml").exists():
+        write_atomic(output / BATCH_NOTE, json.dumps({"total_batch_size": _total_batch_size(recipe.training)}) + "\n")
+        write_atomic(output / "recipe.yaml", recipe.to_yaml())
+
+
+def _check_folder(recipe: Recipe, output: Path) -> dict[str, Any] | None:
+    """Refuse the folder of another run, and return the results of a finished one."""
     note, batch_note = output / "recipe.yaml", output / BATCH_NOTE
-    args = recipe.training
-    batch = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
+    args, batch = recipe.training, _total_batch_size(recipe.training)
     if note.exists():
         import yaml
 
@@ -239,9 +265,6 @@ def _prepare_folder(recipe: Recipe, output: Path) -> dict[str, Any] | None:
             raise InputError(f"{output} holds another run, different in {lines}. Give another --output_dir.")
         if (output / "results.json").exists():
             return json.loads((output / "results.json").read_text())
-    else:
-        write_atomic(batch_note, json.dumps({"total_batch_size": batch}) + "\n")
-        write_atomic(note, recipe.to_yaml())
     return None
 
 
@@ -291,7 +314,7 @@ def load_data(recipe: Recipe, part: str) -> Any:
 
 def build_trainer(recipe: Recipe, model: PreTrainedModel, eval_data: Any, train_data: Any = None) -> TaskTrainer:
     """Build the trainer of the recipe's task."""
-    processor = build_image_processor(recipe, model)
+    processor = build_image_processor(recipe, model, training=train_data is not None)
     return recipe.task.build_trainer(recipe.data, recipe.training, model, processor, eval_data, train_data)
 
 

@@ -22,6 +22,7 @@ from hf_denseseg.data.shards.streaming import stream_loader
 from hf_denseseg.errors import InputError, RunError
 from hf_denseseg.files import write_atomic
 from hf_denseseg.inference.preprocessing import Preprocessing
+from hf_denseseg.models.auto.registration import is_own
 from hf_denseseg.models.auto.remote_code import write_shim
 from hf_denseseg.training.arguments import TaskTrainingArguments
 from hf_denseseg.training.checkpoints import explain_failed_save, mark_complete, what_is_kept
@@ -213,6 +214,11 @@ class TaskTrainer(EvaluatingTrainer):
         mean = torch.stack([self.loss_weight(batch) for batch in samples]).mean().to(device)
         return samples, self.accelerator.reduce(mean, "mean")
 
+    def batch_loss(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[torch.Tensor, Any]:
+        """Loss of one batch as a mean over its elements, and the model's outputs."""
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
+        return loss, outputs
+
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
@@ -223,7 +229,7 @@ class TaskTrainer(EvaluatingTrainer):
         pixels more than those of others. `num_items_in_batch` is `mean(n)`, see `get_batch_samples`.
         """
         weight = None if num_items_in_batch is None else self.loss_weight(inputs).to(num_items_in_batch)
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
+        loss, outputs = self.batch_loss(model, inputs)
         if weight is not None:
             loss = loss * torch.where(num_items_in_batch > 0, weight / num_items_in_batch, 1.0)
         return (loss, outputs) if return_outputs else loss
@@ -285,6 +291,25 @@ class TaskTrainer(EvaluatingTrainer):
                 best_model_checkpoint=self.state.best_model_checkpoint,
             )
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self._load_renamed_weights(resume_from_checkpoint, self.model if model is None else model)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        self._load_renamed_weights(str(self.state.best_model_checkpoint), self.model)
+
+    def _load_renamed_weights(self, checkpoint: str, model: nn.Module) -> None:
+        """Load a checkpoint once more, by the names in its file, into a model of transformers.
+
+        `save_pretrained` of SegFormer, BEiT and others writes former names, which transformers' Trainer does not
+        translate when it loads: a run would continue, without a word, from random weights.
+        """
+        if is_own(self.model.config) or self.is_fsdp_enabled:
+            return
+        saved = type(self.model).from_pretrained(checkpoint, use_safetensors=True)
+        model.load_state_dict(saved.state_dict())
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As in transformers, plus the names of the classes and the shim for `trust_remote_code`."""
         super().save_model(output_dir, _internal_call=_internal_call)
@@ -292,7 +317,8 @@ class TaskTrainer(EvaluatingTrainer):
             folder = Path(output_dir) if output_dir else self.output
             write_atomic(folder / "labels.json", json.dumps(self.spec.to_dict(), indent=1) + "\n")
             self.save_beside(folder)
-            write_shim(folder)
+            if is_own(self.model.config):
+                write_shim(folder)
 
     def save_beside(self, folder: Path) -> None:
         """Write further files that belong to a checkpoint of the task."""

@@ -160,14 +160,14 @@ def _numbers(value: Any, key: str = "") -> Iterator[tuple[str, int]]:
         yield key, value
 
 
-def load_image_processor(checkpoint: str) -> Any:
-    """Load the image processor saved beside a model.
+def load_image_processor(checkpoint: str, **options: Any) -> Any:
+    """Load the image processor saved beside a model, with other values of some of its fields.
 
     Raises:
         InputError: there is none.
     """
     try:
-        return AutoImageProcessor.from_pretrained(checkpoint, trust_remote_code=False)
+        return AutoImageProcessor.from_pretrained(checkpoint, trust_remote_code=False, **options)
     except MALFORMED as error:
         raise InputError(
             f"{checkpoint} has no image processor (preprocessor_config.json). Save one beside the model."

@@ -26,6 +26,11 @@ def families() -> list[str]:
     return sorted(path.parent.name for path in folder.glob("*/configuration_*.py"))
 
 
+def is_own(config: PreTrainedConfig) -> bool:
+    """Return whether a configuration is of a family of this package, not of another model of transformers."""
+    return config.model_type in families()
+
+
 def family_module(family: str, part: str) -> ModuleType:
     """Import `models/<family>/<part>_<family>.py`.
 

@@ -114,7 +114,7 @@ class SemanticSegmentation(Task):
             )
             train_dataset = TrainDataset(train_data, augmentation, args.seed, getattr(model, "training_targets", None))
             train_dataset = StreamingTrainDataset(train_dataset, args.seed) if data.streaming else train_dataset
-        return SegmentationTrainer(
+        trainer = SegmentationTrainer(
             model,
             args,
             image_processor=processor,
@@ -123,6 +123,10 @@ class SemanticSegmentation(Task):
             train_dataset=train_dataset,
             eval_dataset=EvalDataset(eval_data),
         )
+        if train_data is not None:
+            height, width = data.crop_size
+            trainer.try_sizes((height, width))
+        return trainer
 
     def use_protocol_of(self, trainer: SegmentationTrainer, checkpoint: str) -> None:
         """Use the inference settings saved with the checkpoint."""

@@ -10,10 +10,12 @@ from transformers import PreTrainedModel
 
 from hf_denseseg.data.augmentation.segmentation import collate_train
 from hf_denseseg.data.labels import IGNORE_INDEX, LabelSpec
+from hf_denseseg.errors import InputError
 from hf_denseseg.evaluation.segmentation_scores import Evaluation, count_image
 from hf_denseseg.evaluation.size_recall import check_installed
 from hf_denseseg.inference.segmentation import segment
 from hf_denseseg.inference.settings import InferenceSettings
+from hf_denseseg.models.auto.registration import is_own
 from hf_denseseg.models.losses import segmentation_loss
 from hf_denseseg.training.arguments import TaskTrainingArguments
 from hf_denseseg.training.evaluation import processes_of
@@ -22,13 +24,17 @@ from hf_denseseg.training.trainer import TaskTrainer
 
 
 class SegmentationTrainer(TaskTrainer):
-    """Trains and evaluates any segmentation model of this package.
+    """Trains and evaluates any segmentation model of this package, and per-pixel ones of transformers.
+
+    Models of transformers compute losses of their own, which know neither class weights nor hard examples and are NaN
+    on crops without labels. Here all models have the same loss: that of the logits, plus that of the logits of
+    `auxiliary_head`, if there is one, times the configuration's `auxiliary_loss_weight`.
 
     Evaluation predicts each image at the resolution of its label map and keeps counts only: memory stays constant, and
     label maps may differ in size.
 
     Args:
-        model: a model of this package.
+        model: returns `logits` `(B, num_labels, h, w)` of any size.
         args: see `TaskTrainingArguments`.
         spec: label specification, with the class names of the per-class table.
         settings: test protocol.
@@ -55,13 +61,19 @@ class SegmentationTrainer(TaskTrainer):
         default: str = getattr(model.config, "loss_normalization", "valid")
         self._normalization = args.loss_normalization or default
         self._class_weights = load_class_weights(args.class_weights, spec.num_labels)
-        model.loss_function = functools.partial(
+        self._loss = functools.partial(
             segmentation_loss,
             normalization=self._normalization,
             class_weights=self._class_weights,
             ohem_threshold=args.ohem_threshold,
             ohem_min_kept=args.ohem_min_kept,
         )
+        self._auxiliary_logits: list[torch.Tensor] = []  # of the batch, from a model of transformers
+        self._computes_loss = is_own(model.config)
+        if self._computes_loss:
+            model.loss_function = self._loss
+        elif (head := getattr(model, "auxiliary_head", None)) is not None:
+            head.register_forward_hook(self._keep_auxiliary_logits)
         super().__init__(model, args, spec=spec, train_collator=collate_train, **options)
 
     @property
@@ -79,6 +91,46 @@ class SegmentationTrainer(TaskTrainer):
             return valid.sum().float()
         weights = self._class_weights.to(labels.device)[torch.where(valid, labels, 0).long()]
         return torch.where(valid, weights, 0.0).sum()
+
+    def _keep_auxiliary_logits(self, head: nn.Module, inputs: Any, logits: torch.Tensor) -> None:
+        if head.training:
+            self._auxiliary_logits.append(logits)
+
+    def batch_loss(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[torch.Tensor, Any]:
+        """The model's loss if it is of this package, else the loss of its logits and auxiliary logits."""
+        if self._computes_loss:
+            return super().batch_loss(model, inputs)
+        self._auxiliary_logits.clear()
+        outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
+        loss = self._loss(logits=outputs.logits, labels=inputs["labels"])
+        weight = getattr(self.model.config, "auxiliary_loss_weight", 0.4)
+        for logits in self._auxiliary_logits[:1]:
+            loss = loss + weight * self._loss(logits=logits, labels=inputs["labels"])
+        return loss, outputs
+
+    def try_sizes(self, crop_size: tuple[int, int]) -> None:
+        """Run a training crop and a test image through a model of transformers; those of this package take any size.
+
+        Raises:
+            InputError: the model refuses one of the two sizes.
+        """
+        if self._computes_loss:
+            return
+        sample, config = self.eval_dataset[0], self.model.config
+        channels = getattr(getattr(config, "backbone_config", None) or config, "num_channels", 3)
+        crop = torch.zeros(1, channels, *crop_size, device=self.args.device)
+        height, width = sample["image"].shape[-2:]
+        what, fix = f"training crops of {crop_size[0]}x{crop_size[1]}", "Give its own size as --crop_size."
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                self.model(crop)
+            what = f"the test image {sample['id']} of {height}x{width} pixels in the mode {self.settings.mode}"
+            fix = "Test in windows of its own size: --test_mode slide --test_crop_size H W --test_stride H W."
+            self.predict_labels(sample)
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise InputError(f"{type(self.model).__name__} does not take {what} ({reason}). {fix}") from error
 
     def predict_samples(self, model: nn.Module, samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Name and counts of each image: the nonzero counts, and their places in the vector of `count_image`."""
