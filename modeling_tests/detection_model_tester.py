@@ -261,6 +261,9 @@ class DetectionModelTester(ABC):
 
     def test_other_wrong_input_is_refused(self, model, batch):
         pixel_values = batch["pixel_values"]
+        for wrong in (pixel_values[:0], pixel_values[0]):
+            with pytest.raises(InputError, match="a batch of at least one image"):
+                model(wrong, labels=[])
         with pytest.raises(InputError, match="1 labels were given for 2"):
             model(pixel_values, labels=[EMPTY])
         with pytest.raises(InputError, match="image 0 lack 'boxes'"):

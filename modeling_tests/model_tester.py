@@ -23,6 +23,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 import weight_use
 from closeness import assert_same_outputs
+from hf_denseseg.errors import InputError
 
 NUM_LABELS = 5
 
@@ -241,6 +242,36 @@ class SegmentationModelTester:
         outputs.hidden_states[0].retain_grad()
         outputs.logits.sum().backward()
         assert outputs.hidden_states[0].grad.abs().sum() > 0
+
+    # --- bad input
+
+    @pytest.mark.parametrize("wrong", [-1, NUM_LABELS, 254])
+    def test_ids_that_are_no_class_are_refused(self, model, batch, wrong):
+        batch["labels"][1, 3, 4] = wrong
+        with pytest.raises(InputError, match=rf"ids {wrong} that are no class: legal are 0 to {NUM_LABELS - 1}, and"):
+            model(**batch)
+
+    @pytest.mark.parametrize("change", [lambda x: x[:, None], lambda x: x[:1], lambda x: x[0], lambda x: x.float()])
+    def test_labels_of_another_form_are_refused(self, model, batch, change):
+        labels = change(batch["labels"])
+        with pytest.raises(InputError, match=rf"shape \({labels.shape[0]}, .*{labels.dtype}; \(2, H, W\)"):
+            model(batch["pixel_values"], labels=labels)
+
+    def test_ignored_id_among_the_classes_is_refused(self, batch):
+        config = self.config_class(**{**self.tiny, "semantic_loss_ignore_index": 3}, num_labels=NUM_LABELS)
+        with pytest.raises(InputError, match="`semantic_loss_ignore_index` 3 is one of the 5 classes"):
+            self.model_class(config)(**batch)
+
+    def test_batch_without_images_is_refused(self, model, batch):
+        empty, single = batch["pixel_values"][:0], batch["pixel_values"][0]
+        for wrong in ({"pixel_values": empty, "labels": batch["labels"][:0]}, {"pixel_values": single}):
+            with pytest.raises(InputError, match="a batch of at least one image"):
+                model(**wrong)
+
+    def test_labels_of_another_size_are_compared_with_resized_logits(self, model, batch):
+        labels = torch.full((2, 30, 50), 255)
+        labels[:, ::7, ::9] = batch["labels"][:, :30:7, :50:9]
+        assert model(batch["pixel_values"], labels=labels).loss.isfinite()
 
     # --- training
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from huggingface_hub.errors import StrictDataclassError
-from torch import nn
 
 import hf_denseseg
+from classification_model_tester import ClassificationModelTester
 from hf_denseseg import (
     DsctBackbone,
     DsctConfig,
@@ -129,16 +129,14 @@ def test_coupling_equals_its_equations_written_as_loops():
         torch.testing.assert_close(spread[0, :, row, column], expected, atol=1e-5, rtol=1e-4)
 
 
-def test_classifier_averages_the_losses_of_both_streams():
-    torch.manual_seed(0)
-    model = DsctForImageClassification(DsctConfig(**TINY, output_stride=32, num_labels=7))
-    labels = torch.tensor([1, 6])
-    outputs = model(torch.randn(2, 3, 64, 64), labels=labels)
-    both = nn.CrossEntropyLoss()(outputs.spatial_logits, labels) + nn.CrossEntropyLoss()(
-        outputs.context_logits, labels
-    )
-    torch.testing.assert_close(outputs.loss, both / 2)
-    torch.testing.assert_close(outputs.logits, outputs.spatial_logits + outputs.context_logits)
+class TestDsctClassification(ClassificationModelTester):
+    config_class, model_class = DsctConfig, DsctForImageClassification
+    tiny = {**TINY, "output_stride": 32}
+    scores = ("spatial_logits", "context_logits")
+
+    def test_logits_are_the_sum_of_both_streams(self, model, pixel_values):
+        outputs = model(pixel_values)
+        torch.testing.assert_close(outputs.logits, outputs.spatial_logits + outputs.context_logits)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from torch.export import Dim
 from transformers import AutoModelForImageClassification, UperNetConfig, UperNetForSemanticSegmentation
 
 import hf_denseseg
+from classification_model_tester import ClassificationModelTester
 from closeness import assert_same_outputs
 from hf_denseseg import (
     HlgBackbone,
@@ -351,14 +352,9 @@ def test_classification_is_linear_in_the_mean_of_the_last_map():
     torch.testing.assert_close(model(pixel_values).logits, tokens @ model.classifier.weight.T + model.classifier.bias)
 
 
-def test_classification_takes_classes_and_mixed_classes():
-    model = build(HlgForImageClassification, normalize_stages=False)
-    pixel_values = torch.randn(2, 3, 64, 64)
-    outputs = model(pixel_values, labels=torch.tensor([1, 3]))
-    log = outputs.logits.log_softmax(1)
-    torch.testing.assert_close(outputs.loss, -(log[0, 1] + log[1, 3]) / 2)
-    mixed = torch.tensor([[0.5, 0.5, 0, 0, 0], [0, 0, 0.2, 0, 0.8]])
-    torch.testing.assert_close(model(pixel_values, labels=mixed).loss, -(log * mixed).sum(1).mean())
+class TestHlgClassification(ClassificationModelTester):
+    config_class, model_class = HlgConfig, HlgForImageClassification
+    tiny = {**TINY, "normalize_stages": False}
 
 
 @torch.no_grad()

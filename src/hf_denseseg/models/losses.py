@@ -5,21 +5,42 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import FunctionCtx
+from transformers import PreTrainedConfig
+from transformers.loss.loss_utils import LOSS_MAPPING
+
+from hf_denseseg.models.inputs import classification_labels
 
 
-def classification_loss(labels: torch.Tensor, logits: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-    """Mean cross-entropy of image labels in float32.
+def classification_loss(
+    labels: torch.Tensor, logits: torch.Tensor, config: PreTrainedConfig, **kwargs: Any
+) -> torch.Tensor:
+    """Loss of image labels in float32, by `config.problem_type` as in transformers.
 
     Args:
-        labels: `(B,)` int64, or the probability of each class `(B, num_labels)` (mixup, CutMix).
+        labels: by problem type: None and `"single_label_classification"` take the mean cross-entropy with class ids
+            `(B,)` of any integer dtype, or with the probability of each class `(B, num_labels)` (mixup, CutMix);
+            `"multi_label_classification"` the binary cross-entropy with `(B, num_labels)` numbers from 0 to 1;
+            `"regression"`, also None with one label, the mean squared error with `(B, num_labels)` or, with one
+            label, `(B,)` numbers.
         logits: `(B, num_labels)`, any floating dtype.
-        args: further arguments that models of transformers pass to their loss; ignored.
-        kwargs: as `args`.
+        config: of the model.
+        kwargs: further arguments that models of transformers pass to their loss; ignored.
 
     Returns:
         Scalar float32.
+
+    Raises:
+        InputError: labels of another shape, or an id that is no class.
     """
-    return F.cross_entropy(logits.float(), labels if labels.ndim == 1 else labels.float())
+    problem = config.problem_type or ("regression" if config.num_labels == 1 else "single_label_classification")
+    logits = logits.float()
+    if problem == "single_label_classification":
+        return F.cross_entropy(logits, classification_labels(labels, logits))
+    labels = labels.float()
+    if problem == "regression" and config.num_labels == 1 and labels.ndim == 1:
+        labels = labels[:, None]
+    loss: Any = LOSS_MAPPING["ForImageClassification"]
+    return loss(classification_labels(labels, logits), logits, config)
 
 
 def segmentation_loss(

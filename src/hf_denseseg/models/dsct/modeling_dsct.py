@@ -22,9 +22,9 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from hf_denseseg.errors import InputError
 from hf_denseseg.models.dsct.configuration_dsct import DsctConfig
-from hf_denseseg.models.losses import segmentation_loss
+from hf_denseseg.models.inputs import check_images, segmentation_labels
+from hf_denseseg.models.losses import classification_loss, segmentation_loss
 from hf_denseseg.models.plain_layers import are_plain
 
 BLOCK_EPS = 1e-6  # of every norm inside a block; stem, final norm and heads keep the framework's 1e-5 (Conformer code)
@@ -349,11 +349,7 @@ class DsctEncoder(nn.Module):
         self, pixel_values: torch.Tensor, kept: tuple[str, ...] = ("stage4",), **kwargs: Unpack[TransformersKwargs]
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """Return the spatial maps named in `kept` together with the context map, and the tokens of the last block."""
-        if not torch.compiler.is_compiling() and min(pixel_values.shape[-2:]) < 13:
-            raise InputError(
-                f"Images of {pixel_values.shape[-2]}x{pixel_values.shape[-1]} pixels are too small: a token covers "
-                "16 pixels, so both sides need at least 13. Enlarge or pad the image."
-            )
+        check_images(pixel_values, 13, "a token covers 16 pixels, so ")
         stem = self.stem(pixel_values)  # (B, 64, H/4, W/4)
         tokens, grid = self.embeddings(stem)  # (B, 1 + h*w, C); grid (h, w) at stride 16
         features, _ = self.spatial(stem)  # block 1 of each stream, not coupled
@@ -566,6 +562,7 @@ class DsctForSemanticSegmentation(DsctPreTrainedModel):
             `logits` `(B, num_labels, H/4, W/4)` with the SAC head, `(B, num_labels, H/2, W/2)` with SAPP; `loss` if
             labels are given.
         """
+        labels = segmentation_labels(labels, pixel_values, self.config)
         outputs = self.dsct(pixel_values, **kwargs)
         logits = self.decode_head(
             outputs.spatial_map, outputs.context_map, (pixel_values.shape[-2], pixel_values.shape[-1])
@@ -591,21 +588,26 @@ class DsctForImageClassification(DsctPreTrainedModel):
         self.dsct = DsctModel(config)
         self.spatial_classifier = nn.Linear(config.spatial_hidden_sizes[-1], config.num_labels)  # type: ignore[arg-type]
         self.context_classifier = nn.Linear(config.hidden_size, config.num_labels)  # type: ignore[arg-type]
+        self.loss_function = classification_loss
         self.post_init()
 
     @can_return_tuple
     def forward(
         self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
     ) -> DsctImageClassifierOutput:
-        """Classify images; the loss is the mean of both classifiers' cross-entropies with `labels` `(B,)`."""
+        """Classify images; the loss is the mean of both classifiers' `classification_loss` with `labels`.
+
+        Args:
+            pixel_values: `(B, 3, H, W)`, normalized.
+            labels: `(B,)` class ids, or `(B, num_labels)` class probabilities; others with `config.problem_type`.
+        """
         outputs = self.dsct(pixel_values, **kwargs)
         spatial_logits = self.spatial_classifier(outputs.spatial_map.mean(dim=(2, 3)))
         context_logits = self.context_classifier(outputs.last_hidden_state[:, 0])
         loss = None
         if labels is not None:
-            loss = (
-                F.cross_entropy(spatial_logits.float(), labels) + F.cross_entropy(context_logits.float(), labels)
-            ) / 2
+            losses = [self.loss_function(labels, each, self.config) for each in (spatial_logits, context_logits)]
+            loss = sum(losses) / 2
         return DsctImageClassifierOutput(
             loss=loss,
             logits=spatial_logits + context_logits,

@@ -23,7 +23,6 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
-from hf_denseseg.errors import InputError
 from hf_denseseg.models.hfgd.backbone_hfgd import build_backbone, check_levels, feature_maps
 from hf_denseseg.models.hfgd.configuration_hfgd import HfgdConfig
 from hf_denseseg.models.hfgd.layers_hfgd import HfgdConvNormAct, at_width
@@ -31,6 +30,7 @@ from hf_denseseg.models.hfgd.pyramid_hfgd import HfgdSemanticFpn
 from hf_denseseg.models.hfgd.regularization_hfgd import HfgdClassAwareRegularization
 from hf_denseseg.models.hfgd.upsamplers_hfgd import ENCODERS, UPSAMPLERS, HfgdOffsets, HfgdShiftedConvolution
 from hf_denseseg.models.hfgd.wrapped_hfgd import WrappedParts, check_guidable, wrapped_parts
+from hf_denseseg.models.inputs import check_images, segmentation_labels
 from hf_denseseg.models.losses import segmentation_loss
 
 SMALLEST_SIDE = 4  # pixels per side of one pixel of the finest map
@@ -340,11 +340,7 @@ class HfgdModel(HfgdPreTrainedModel):
     ) -> HfgdModelOutput:
         """Encode `(B, 3, H, W)` images of any size from 4 pixels up."""
         image_size = (pixel_values.shape[-2], pixel_values.shape[-1])
-        if not torch.compiler.is_compiling() and min(image_size) < SMALLEST_SIDE:
-            raise InputError(
-                f"Images of {image_size[0]}x{image_size[1]} pixels are too small: both sides need at least "
-                f"{SMALLEST_SIDE}. Enlarge or pad the image."
-            )
+        check_images(pixel_values, SMALLEST_SIDE)
         outputs = feature_maps(
             self.backbone,
             pixel_values,
@@ -459,6 +455,7 @@ class HfgdForSemanticSegmentation(HfgdPreTrainedModel):
             `loss`, `loss_dict` and, with `guidance`, `high_level_logits`.
         """
         config = self.config
+        labels = segmentation_labels(labels, pixel_values, config)
         outputs = self.hfgd(pixel_values, **kwargs)
         logits = self.class_tokens(outputs.last_hidden_state, stop=config.guidance and config.stop_gradient)
         high_level = None

@@ -31,9 +31,9 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from hf_denseseg.errors import InputError
 from hf_denseseg.models.hlg.configuration_hlg import HlgConfig
 from hf_denseseg.models.hlg.positions_hlg import HlgGrouping, HlgPlaces, HlgPositionBias, gather_bias
+from hf_denseseg.models.inputs import check_images, segmentation_labels
 from hf_denseseg.models.losses import classification_loss, segmentation_loss
 from hf_denseseg.models.plain_layers import are_plain, fold_batch_norm
 
@@ -508,11 +508,7 @@ class HlgEncoder(nn.Module):
 def pad_image(pixel_values: torch.Tensor) -> torch.Tensor:
     """Pad normalized images with zeros at the right and bottom to a multiple of 32, which the five halvings need."""
     height, width = pixel_values.shape[-2:]
-    if not torch.compiler.is_compiling() and min(height, width) < SMALLEST_SIDE:
-        raise InputError(
-            f"Images of {height}x{width} pixels are too small: a token covers {SMALLEST_SIDE} pixels, so both sides "
-            f"need at least {SMALLEST_SIDE}. Enlarge or pad the image."
-        )
+    check_images(pixel_values, SMALLEST_SIDE, f"a token covers {SMALLEST_SIDE} pixels, so ")
     return F.pad(pixel_values, (0, -width % STRIDE, 0, -height % STRIDE))
 
 
@@ -617,7 +613,8 @@ class HlgForImageClassification(HlgPreTrainedModel):
 
         Args:
             pixel_values: `(B, 3, H, W)`, normalized.
-            labels: `(B,)` class ids, or `(B, num_labels)` class probabilities, as mixup and cutmix produce them.
+            labels: `(B,)` class ids, or `(B, num_labels)` class probabilities, as mixup and cutmix produce them;
+                others with `config.problem_type`, see `classification_loss`.
         """
         outputs = self.hlg(pixel_values, **kwargs)
         logits = self.classifier(outputs.last_hidden_state.mean(dim=(2, 3)))
@@ -784,6 +781,7 @@ class HlgForSemanticSegmentation(HlgPreTrainedModel):
         Returns:
             `logits` `(B, num_labels, ceil(H/4), ceil(W/4))`; with labels also `loss` and `auxiliary_logits` (1/16).
         """
+        labels = segmentation_labels(labels, pixel_values, self.config)
         height, width = pixel_values.shape[-2:]
         outputs = self.hlg(pixel_values, **kwargs)
         maps = outputs.feature_maps

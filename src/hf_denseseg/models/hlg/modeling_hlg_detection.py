@@ -47,7 +47,8 @@ from hf_denseseg.models.hlg.detections_hlg import (
     to_corners,
     to_normalized,
 )
-from hf_denseseg.models.hlg.modeling_hlg import HlgModel, HlgModelOutput, HlgPreTrainedModel
+from hf_denseseg.models.hlg.modeling_hlg import SMALLEST_SIDE, HlgModel, HlgModelOutput, HlgPreTrainedModel
+from hf_denseseg.models.inputs import check_images
 
 PYRAMID_WIDTH = 256
 RATIOS = (0.5, 1.0, 2.0)  # height over width of the anchors
@@ -130,6 +131,7 @@ def image_sizes(pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None) -> 
     Raises:
         InputError: the mask has another size, or does not mark a rectangle in the upper left corner.
     """
+    check_images(pixel_values, SMALLEST_SIDE)
     batch, _, height, width = pixel_values.shape
     if pixel_mask is None:
         return None  # a list of sizes would fix the batch size of an exported program

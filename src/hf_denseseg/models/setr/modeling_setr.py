@@ -29,7 +29,7 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from hf_denseseg.errors import InputError
+from hf_denseseg.models.inputs import check_images, segmentation_labels
 from hf_denseseg.models.losses import segmentation_loss
 from hf_denseseg.models.setr.configuration_setr import SetrConfig
 
@@ -83,11 +83,7 @@ def fit_to_patches(pixel_values: torch.Tensor, patch_size: int) -> torch.Tensor:
     cropping either.
     """
     height, width = pixel_values.shape[-2:]
-    if not torch.compiler.is_compiling() and min(height, width) < patch_size:
-        raise InputError(
-            f"Images of {height}x{width} pixels are too small: a token covers {patch_size} pixels, so both sides "
-            f"need at least {patch_size}. Enlarge or pad the image."
-        )
+    check_images(pixel_values, patch_size, f"a token covers {patch_size} pixels, so ")
     size = tuple((side + patch_size - 1) // patch_size * patch_size for side in (height, width))
     return F.interpolate(pixel_values, size=size, mode="bilinear", align_corners=False)
 
@@ -567,6 +563,7 @@ class SetrForSemanticSegmentation(SetrPreTrainedModel):
             `logits` `(B, num_labels, h, w)` at 1/16 (Naive), 1/2 (PUP) or 1/4 (MLA) of the image resized to whole
             patches; with labels also `loss` and `auxiliary_logits`.
         """
+        labels = segmentation_labels(labels, pixel_values, self.config)
         auxiliary_layers = list(self.config.auxiliary_layers) if self.auxiliary_head and labels is not None else []
         last = self.config.num_hidden_layers - 1
         # MLA's auxiliary heads read the same four maps as its decoder; the others read layers of their own.

@@ -25,7 +25,7 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple, maybe_autocast, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from hf_denseseg.errors import InputError
+from hf_denseseg.models.inputs import check_images, segmentation_labels
 from hf_denseseg.models.losses import segmentation_loss
 from hf_denseseg.models.unept.configuration_unept import LOSS_WEIGHTS, OUTPUT_STRIDE, UneptConfig
 from hf_denseseg.models.unept.targets_unept import IGNORE_INDEX, NUM_DIRECTIONS, batched_targets, boundary_targets
@@ -89,11 +89,7 @@ def pad_to_unit(pixel_values: torch.Tensor, unit: int) -> torch.Tensor:
     The released code takes its training size only; padding there keeps the position of every pixel.
     """
     height, width = pixel_values.shape[-2:]
-    if not torch.compiler.is_compiling() and min(height, width) < unit:
-        raise InputError(
-            f"Images of {height}x{width} pixels are too small: both sides need at least {unit}. "
-            "Enlarge or pad the image."
-        )
+    check_images(pixel_values, unit)
     return F.pad(pixel_values, (0, -width % unit, 0, -height % unit))
 
 
@@ -782,6 +778,7 @@ class UneptForSemanticSegmentation(UneptPreTrainedModel):
             `logits` `(B, num_labels, H, W)`, coarse, or refined with `use_boundary_refinement`; `boundary_logits` and
             `direction_logits` at 1/8; with labels also `loss`.
         """
+        labels = segmentation_labels(labels, pixel_values, self.config)
         outputs = self.unept(pixel_values, **kwargs)
         spatial = outputs.spatial_features
         context = outputs.last_hidden_state.transpose(1, 2).view(spatial.shape)  # (B, Q, C) -> (B, C, h, w)
@@ -800,8 +797,10 @@ class UneptForSemanticSegmentation(UneptPreTrainedModel):
             if output_refined_logits or self.config.use_boundary_refinement:
                 refined = refine(coarse, sources)
             if labels is not None:
-                targets = self._targets(labels, boundary_labels, direction_labels)
-                loss = self._loss(coarse, sources, full_boundary, full_direction, labels, *targets)
+                judged = (coarse, sources, full_boundary, full_direction)
+                if labels.shape[-2:] != size:
+                    judged = self._at_size((labels.shape[-2], labels.shape[-1]), coarse, full_boundary, full_direction)
+                loss = self._loss(*judged, labels, *self._targets(labels, boundary_labels, direction_labels))
         return UneptSegmenterOutput(
             loss=loss,
             logits=refined if self.config.use_boundary_refinement else coarse,
@@ -814,15 +813,20 @@ class UneptForSemanticSegmentation(UneptPreTrainedModel):
             refinement_offsets=offsets,
         )
 
+    def _at_size(
+        self, size: tuple[int, int], *full: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Resize coarse, boundary and direction logits to `size` (height, width); with the sources there."""
+        coarse, boundary, direction = (F.interpolate(each, size=size, mode="bilinear") for each in full)
+        offsets = boundary_offsets(boundary, direction, self.config.boundary_threshold_on)
+        return coarse, refinement_sources(self.config.refine_scale * offsets), boundary, direction
+
     def _targets(
         self, labels: torch.Tensor, boundary: torch.Tensor | None, direction: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if boundary is not None and direction is not None:
             return boundary.long(), direction.long()
-        settings = self._target_settings()
-        labels = labels.long()
-        labels = torch.where(labels == -100, settings["ignore_index"], labels)
-        made = batched_targets(labels, **settings)
+        made = batched_targets(labels, **self._target_settings())
         return made[0].long(), made[1].long()
 
     def _loss(
