@@ -18,12 +18,15 @@ from transformers import (
     PreTrainedModel,
     Trainer,
     TrainingArguments,
+    pipeline,
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+import hf_denseseg
 import weight_use
 from closeness import assert_same_outputs
 from hf_denseseg.errors import InputError
+from processor_tester import random_image
 
 NUM_LABELS = 5
 
@@ -81,6 +84,7 @@ class SegmentationModelTester:
     smallest_exported_side = 29
     typing_error = {"num_atention_heads": 2}
     pools = False  # whether a part of the model is a pooling layer
+    has_attentions = True
     own_outputs: tuple[str, ...] = ()  # outputs besides loss, logits and hidden states
 
     def logits_size(self, height: int, width: int) -> tuple[int, int]:
@@ -242,6 +246,61 @@ class SegmentationModelTester:
         outputs.hidden_states[0].retain_grad()
         outputs.logits.sum().backward()
         assert outputs.hidden_states[0].grad.abs().sum() > 0
+
+    @torch.no_grad()
+    def test_every_class_returns_tuples_on_request_of_call_or_configuration(self, config, batch):
+        for kind in (self.model_class, self.base_class, self.backbone_class):
+            torch.manual_seed(0)
+            model = kind(copy.deepcopy(config)).eval()
+            expected = model(batch["pixel_values"]).to_tuple()
+            assert_same_outputs(model(batch["pixel_values"], return_dict=False), expected)
+            model.config.return_dict = False
+            assert_same_outputs(model(batch["pixel_values"]), expected)
+            assert_same_outputs(model(batch["pixel_values"], return_dict=True).to_tuple(), expected)
+
+    @torch.no_grad()
+    def test_outputs_on_request_may_be_set_in_the_configuration(self, config, batch):
+        config._attn_implementation = "eager"
+        for kind in (self.model_class, self.base_class, self.backbone_class):
+            torch.manual_seed(0)
+            model = kind(copy.deepcopy(config)).eval()
+            asked = {"output_hidden_states": True}
+            if self.has_attentions:
+                asked["output_attentions"] = True
+            expected = model(batch["pixel_values"], **asked)
+            for name, value in asked.items():
+                setattr(model.config, name, value)
+            found = model(batch["pixel_values"])
+            assert len(found.hidden_states) == len(expected.hidden_states) > 0
+            assert_same_outputs(found.hidden_states, expected.hidden_states)
+            assert not self.has_attentions or len(found.attentions) > 0
+            assert_same_outputs(found.attentions, expected.attentions)
+            assert model(batch["pixel_values"], output_hidden_states=False).hidden_states is None
+
+    @torch.no_grad()
+    @pytest.mark.parametrize("chosen", [[0, 2], [-1]])
+    def test_chosen_hidden_states_come_at_their_places(self, config, batch, chosen):
+        for kind in (self.model_class, self.base_class, self.backbone_class):
+            torch.manual_seed(0)
+            model = kind(config).eval()
+            every = model(batch["pixel_values"], output_hidden_states=True).hidden_states
+            found = model(batch["pixel_values"], output_hidden_states=chosen).hidden_states
+            kept = {index % len(every) for index in chosen}
+            assert len(found) == len(every)
+            for index, each in enumerate(found):
+                assert (each is not None) == (index in kept)
+                assert each is None or torch.equal(each, every[index])
+
+    def test_features_of_many_images_equal_those_of_single_ones(self, config, tmp_path):
+        """The pipeline splits the outputs of a batch by position."""
+        self.base_class(config).save_pretrained(tmp_path)
+        processor = getattr(hf_denseseg, self.config_class.__name__.replace("Config", "ImageProcessor"))
+        processor(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+        extract = pipeline("image-feature-extraction", model=str(tmp_path), device="cpu", return_tensors=True)
+        images = [random_image(seed=seed) for seed in range(9)]
+        found, expected = extract(images, batch_size=8), [extract(image) for image in images]
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-4 * float(other.std()), rtol=0)
 
     # --- bad input
 

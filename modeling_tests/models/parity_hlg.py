@@ -30,7 +30,7 @@ def run_case(folder: Path, config: dict[str, Any], inputs: dict[str, torch.Tenso
     if "decoder_layer_1" in inputs:
         model.decode_head.layers[1].register_forward_hook(keep("decoder_layer_1", tokens_of))
     outputs = model(inputs["pixel_values"], **({"labels": inputs["labels"]} if "labels" in inputs else {}))
-    maps = model.base_model(inputs["pixel_values"]).feature_maps
+    maps = model.base_model(inputs["pixel_values"], output_feature_maps=True).feature_maps
     found |= {f"stage_{index}": each for index, each in enumerate(maps, start=1)}
     if "labels" in inputs:
         size = inputs["labels"].shape[-2:]

@@ -44,7 +44,7 @@ def test_folder_of_transformers_gives_its_coarsest_map(name, tmp_path):
         expected = model(pixel_values, output_hidden_states=True).reshaped_hidden_states[-1]
     else:
         expected = model(pixel_values, output_hidden_states=True).hidden_states[-1]
-    found = ours.hfgd(pixel_values).feature_maps[-1]
+    found = ours.hfgd(pixel_values, output_feature_maps=True).feature_maps[-1]
     scale = float(expected.std())
     torch.testing.assert_close(found, expected, atol=1e-4 * scale, rtol=1e-4)
 
@@ -60,7 +60,7 @@ def test_resnet_of_timm_and_torchvision_fits_both_kinds_of_backbone(inner):
     ours = hf_denseseg.load_official("hfgd", theirs.state_dict(), "hfgd-resnet50", backbone_config=config, **DECODER)
     pixel_values = torch.randn(1, 3, 64, 64)
     expected = theirs.forward_features(pixel_values)
-    found = ours.hfgd(pixel_values).feature_maps[-1]
+    found = ours.hfgd(pixel_values, output_feature_maps=True).feature_maps[-1]
     torch.testing.assert_close(found, expected, atol=1e-4 * float(expected.std()), rtol=1e-4)
 
 

@@ -57,6 +57,7 @@ class TestHfgd(SegmentationModelTester):
     )
     tiny, output_stride, smallest_side, pools = TINY, 4, 4, True
     smallest_exported_side = 33  # below, the coarsest map has one row
+    has_attentions = False
     own_outputs = ("high_level_logits", "loss_dict")
     typing_error = {"decoder_widht": 2}
 
@@ -174,7 +175,7 @@ def test_513_pixels_keep_every_row_on_a_backbone_of_patches():
     sizes = {"depths": [1, 1, 1, 1], "hidden_sizes": [8, 12, 16, 24], "out_features": STAGES}
     with torch.device("meta"):
         model = HfgdModel(HfgdConfig(**TINY | {"backbone_config": ConvNextConfig(**sizes)})).eval()
-        outputs = model(torch.zeros(1, 3, 513, 513))
+        outputs = model(torch.zeros(1, 3, 513, 513), output_feature_maps=True)
     assert [each.shape[-1] for each in outputs.feature_maps] == [129, 65, 33, 17]
     assert outputs.last_hidden_state.shape[-1] == 129
 
@@ -199,7 +200,7 @@ def test_backbone_trains_survives_saving_and_gives_raw_maps(name, tmp_path):
     with torch.no_grad():
         assert_same_outputs(loaded(pixel_values).logits, model(pixel_values).logits)
         expected = 8 if name == "dilated" else 32
-        outputs = model.hfgd(pixel_values)
+        outputs = model.hfgd(pixel_values, output_feature_maps=True)
     assert outputs.feature_maps[-1].shape[-2:] == (-(-65 // expected), -(-97 // expected))
 
 

@@ -563,7 +563,7 @@ class DsctForSemanticSegmentation(DsctPreTrainedModel):
             labels are given.
         """
         labels = segmentation_labels(labels, pixel_values, self.config)
-        outputs = self.dsct(pixel_values, **kwargs)
+        outputs = self.dsct(pixel_values, return_dict=True, **kwargs)
         logits = self.decode_head(
             outputs.spatial_map, outputs.context_map, (pixel_values.shape[-2], pixel_values.shape[-1])
         )
@@ -601,7 +601,7 @@ class DsctForImageClassification(DsctPreTrainedModel):
             pixel_values: `(B, 3, H, W)`, normalized.
             labels: `(B,)` class ids, or `(B, num_labels)` class probabilities; others with `config.problem_type`.
         """
-        outputs = self.dsct(pixel_values, **kwargs)
+        outputs = self.dsct(pixel_values, return_dict=True, **kwargs)
         spatial_logits = self.spatial_classifier(outputs.spatial_map.mean(dim=(2, 3)))
         context_logits = self.context_classifier(outputs.last_hidden_state[:, 0])
         loss = None

@@ -44,7 +44,7 @@ class HfgdModelOutput(ModelOutput):
         last_hidden_state: `(B, C, H/4, W/4)` the student's map U (stride 2 with `output_stride=2`).
         high_level_features: `(B, C, H/32, W/32)` the teacher's map.
         regularized_features: `(B, cae_channels, H/32, W/32)` input of class-aware regularization, if there is any.
-        feature_maps: the backbone's four maps C2 to C5.
+        feature_maps: the backbone's four maps C2 to C5, on request: pipelines would split a tuple by position.
         hidden_states: the backbone's, on request.
         attentions: the backbone's, on request, if it has any.
     """
@@ -334,18 +334,23 @@ class HfgdModel(HfgdPreTrainedModel):
     def forward(
         self,
         pixel_values: torch.Tensor,
-        output_hidden_states: bool | None = None,
+        output_feature_maps: bool | None = None,
+        output_hidden_states: bool | int | list[int] | None = None,
         output_attentions: bool | None = None,
         **kwargs: Any,
     ) -> HfgdModelOutput:
         """Encode `(B, 3, H, W)` images of any size from 4 pixels up."""
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
         image_size = (pixel_values.shape[-2], pixel_values.shape[-1])
         check_images(pixel_values, SMALLEST_SIDE)
         outputs = feature_maps(
             self.backbone,
             pixel_values,
-            output_hidden_states=output_hidden_states or self.config.output_hidden_states,
-            output_attentions=output_attentions or self.config.output_attentions,
+            output_hidden_states=output_hidden_states is not False,  # 0 and [0, 2] name states
+            output_attentions=output_attentions,
         )
         *low, top = outputs.feature_maps  # type: ignore[misc]  # C2, C3, C4 and C5
         context, regularized = self.context_encoder(top)
@@ -354,8 +359,8 @@ class HfgdModel(HfgdPreTrainedModel):
             last_hidden_state=guided,
             high_level_features=context,
             regularized_features=regularized,
-            feature_maps=outputs.feature_maps,
-            hidden_states=outputs.hidden_states,
+            feature_maps=outputs.feature_maps if output_feature_maps else None,
+            hidden_states=_selected(outputs.hidden_states, output_hidden_states),
             attentions=outputs.attentions,
         )
 
@@ -373,6 +378,14 @@ class HfgdModel(HfgdPreTrainedModel):
         return features if self.axial_attention is None else features + self.axial_attention(features)
 
 
+def _selected(states: Any, chosen: bool | int | list[int]) -> tuple[torch.Tensor | None, ...] | None:
+    """Keep the hidden states that `output_hidden_states` names, None in place of the others, as in transformers."""
+    if states is None or isinstance(chosen, bool):
+        return states
+    kept = {index % len(states) for index in ([chosen] if isinstance(chosen, int) else chosen)}
+    return tuple(each if index in kept else None for index, each in enumerate(states))
+
+
 def _channels_last(features: torch.Tensor) -> torch.Tensor:
     return features.contiguous(memory_format=torch.channels_last)
 
@@ -385,11 +398,12 @@ class HfgdBackbone(BackboneMixin, HfgdModel):
         width = cast(int, self.context_encoder.channels)
         self.num_features = [*check_levels(self.backbone), width, width]
 
+    @can_return_tuple
     def forward(  # type: ignore[override]
         self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
     ) -> BackboneOutput:
         """Return the maps named in `config.out_features`."""
-        outputs = HfgdModel.forward(self, pixel_values, **kwargs)
+        outputs = HfgdModel.forward(self, pixel_values, output_feature_maps=True, return_dict=True, **kwargs)
         found = (*outputs.feature_maps, outputs.high_level_features, outputs.last_hidden_state)
         maps = dict(zip(self.stage_names, found, strict=True))
         return BackboneOutput(
@@ -456,7 +470,7 @@ class HfgdForSemanticSegmentation(HfgdPreTrainedModel):
         """
         config = self.config
         labels = segmentation_labels(labels, pixel_values, config)
-        outputs = self.hfgd(pixel_values, **kwargs)
+        outputs = self.hfgd(pixel_values, return_dict=True, **kwargs)
         logits = self.class_tokens(outputs.last_hidden_state, stop=config.guidance and config.stop_gradient)
         high_level = None
         if config.guidance and (labels is not None or output_auxiliary_logits):

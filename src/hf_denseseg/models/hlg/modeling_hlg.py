@@ -54,7 +54,7 @@ class HlgModelOutput(ModelOutput):
     Args:
         last_hidden_state: `(B, C4, H/32, W/32)`, after the last LayerNorm.
         feature_maps: of the four stages, at 1/4, 1/8, 1/16 and 1/32 of the padded image; the last one is
-            `last_hidden_state`.
+            `last_hidden_state`. On request: pipelines would split a tuple by position.
         hidden_states: maps before the first and after each layer, on request.
         attentions: `(B, heads, H*W, windows)` of the global attention of each layer, on request (eager attention
             only).
@@ -572,10 +572,15 @@ class HlgModel(HlgPreTrainedModel):
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
-    def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> HlgModelOutput:
-        """Encode `(B, 3, H, W)` images of any size from 4 pixels up."""
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        output_feature_maps: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> HlgModelOutput:
+        """Encode `(B, 3, H, W)` images of any size from 4 pixels up; `feature_maps` come on request."""
         maps = self.encoder(pixel_values, **kwargs)
-        return HlgModelOutput(last_hidden_state=maps[-1], feature_maps=maps[1:])
+        return HlgModelOutput(last_hidden_state=maps[-1], feature_maps=maps[1:] if output_feature_maps else None)
 
 
 class HlgBackbone(BackboneMixin, HlgPreTrainedModel):
@@ -616,7 +621,7 @@ class HlgForImageClassification(HlgPreTrainedModel):
             labels: `(B,)` class ids, or `(B, num_labels)` class probabilities, as mixup and cutmix produce them;
                 others with `config.problem_type`, see `classification_loss`.
         """
-        outputs = self.hlg(pixel_values, **kwargs)
+        outputs = self.hlg(pixel_values, return_dict=True, **kwargs)
         logits = self.classifier(outputs.last_hidden_state.mean(dim=(2, 3)))
         loss = None if labels is None else self.loss_function(labels, logits, self.config)
         return ImageClassifierOutput(
@@ -783,7 +788,7 @@ class HlgForSemanticSegmentation(HlgPreTrainedModel):
         """
         labels = segmentation_labels(labels, pixel_values, self.config)
         height, width = pixel_values.shape[-2:]
-        outputs = self.hlg(pixel_values, **kwargs)
+        outputs = self.hlg(pixel_values, output_feature_maps=True, return_dict=True, **kwargs)
         maps = outputs.feature_maps
         logits = self.decode_head(maps, **(kwargs if isinstance(self.decode_head, HlgPupHead) else {}))
         logits = logits[:, :, : (height + 3) // 4, : (width + 3) // 4]  # without the padding to a multiple of 32

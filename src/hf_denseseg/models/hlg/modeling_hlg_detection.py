@@ -760,7 +760,7 @@ class HlgForObjectDetection(HlgDetectorPreTrainedModel):
         self, pixel_values: torch.Tensor, sizes: list[Size] | None, **kwargs: Unpack[TransformersKwargs]
     ) -> HlgAnchorResults:
         """Run the network on images of one size."""
-        backbone = self.hlg(pixel_values, **kwargs)
+        backbone = self.hlg(pixel_values, output_feature_maps=True, return_dict=True, **kwargs)
         pyramid = self.feature_pyramid(OrderedDict(enumerate(backbone.feature_maps[1:])))  # stages 2 to 4
         levels = list(pyramid.values())  # P3 to P7
         outputs = self.detection_head(levels)
@@ -883,7 +883,7 @@ class HlgForInstanceSegmentation(HlgDetectorPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> HlgRegionResults:
         """Run both stages on images of one size."""
-        backbone = self.hlg(pixel_values, **kwargs)
+        backbone = self.hlg(pixel_values, output_feature_maps=True, return_dict=True, **kwargs)
         pyramid = self.feature_pyramid(OrderedDict(enumerate(backbone.feature_maps)))  # P2 to P6
         maps = list(pyramid.values())[: len(ROI_STRIDES)]  # P6 serves the proposals only
         proposals, losses = self.rpn(ImageList(pixel_values, sizes), pyramid, targets)

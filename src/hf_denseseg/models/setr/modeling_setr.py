@@ -41,7 +41,7 @@ class SetrModelOutput(ModelOutput):
     Args:
         last_hidden_state: `(B, 1 + h*w, hidden_size)` tokens after the last layer, class token first; no LayerNorm
             follows (each head has its own). With MLA on a plain ViT `(B, h*w, hidden_size)`, without a class token.
-        feature_maps: `(B, hidden_size, h, w)` for each requested layer, h = ceil(H / patch_size).
+        feature_maps: `(B, hidden_size, h, w)` for each requested layer, h = ceil(H / patch_size); None without.
         hidden_states: tokens before the first and after each layer, on request.
         attentions: `(B, heads, tokens, tokens)` per layer, on request (eager attention only).
     """
@@ -373,11 +373,12 @@ class SetrModel(SetrPreTrainedModel):
 
         Args:
             pixel_values: images, normalized.
-            layers: layers whose maps are returned, counted from 0 (default: the last); no other output is kept.
+            layers: layers whose maps are returned as `feature_maps`, counted from 0; no other output is kept.
         """
-        stages = [layer + 1 for layer in layers] if layers else [self.config.num_hidden_layers]
+        stages = [layer + 1 for layer in layers or ()]
         maps, tokens = self.encoder(pixel_values, stages, **kwargs)
-        return SetrModelOutput(last_hidden_state=tokens, feature_maps=tuple(maps[stage] for stage in stages))
+        chosen = tuple(maps[stage] for stage in stages)
+        return SetrModelOutput(last_hidden_state=tokens, feature_maps=chosen or None)
 
 
 class SetrBackbone(BackboneMixin, SetrPreTrainedModel):
@@ -568,7 +569,7 @@ class SetrForSemanticSegmentation(SetrPreTrainedModel):
         last = self.config.num_hidden_layers - 1
         # MLA's auxiliary heads read the same four maps as its decoder; the others read layers of their own.
         layers = list(self.config.mla_layers) if self.aggregation else [*auxiliary_layers, last]
-        outputs = self.setr(pixel_values, layers=layers, **kwargs)
+        outputs = self.setr(pixel_values, layers=layers, return_dict=True, **kwargs)
         if self.aggregation:
             maps = self.aggregation(outputs.feature_maps)
             logits = self.decode_head(maps)

@@ -46,7 +46,7 @@ class UneptModelOutput(ModelOutput):
         last_hidden_state: `(B, h*w, hidden_size)` output of the context decoder, row by row.
         spatial_features: `(B, hidden_size, h, w)` output of the spatial branch.
         feature_maps: the three maps `(B, hidden_size, h_l, w_l)` of the pyramid before the encoder, all at 1/8
-            (ResNet) or 1/16 (DeiT).
+            (ResNet) or 1/16 (DeiT). On request: pipelines would split a tuple by position.
         encoder_last_hidden_state: `(B, S, hidden_size)` output of the context encoder, one level after the other;
             S = sum of h_l * w_l.
         hidden_states: encoder tokens before the first and after each layer, on request.
@@ -690,7 +690,12 @@ class UneptModel(UneptPreTrainedModel):
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
-    def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> UneptModelOutput:
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        output_feature_maps: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> UneptModelOutput:
         """Encode `(B, 3, H, W)` images of any size from 8 pixels (ResNet) or one patch (DeiT) up."""
         pixel_values = pad_to_unit(pixel_values, self.config.unit).to(self.query_embed.dtype)
         backbone_maps = self.backbone(pixel_values, **kwargs)
@@ -699,11 +704,12 @@ class UneptModel(UneptPreTrainedModel):
         grid = (spatial_features.shape[-2], spatial_features.shape[-1])
         table = resize_table(self.query_embed, self.grid, grid, mode="bilinear")
         queries = to_tokens(spatial_features) + table  # dynamic queries (Sec. 3.2), (B, h*w, C)
-        context, memory = self.context(pyramid, queries, grid, kwargs.get("output_attentions"))
+        output_attentions = kwargs.get("output_attentions", self.config.output_attentions)
+        context, memory = self.context(pyramid, queries, grid, output_attentions)
         return UneptModelOutput(
             last_hidden_state=context,
             spatial_features=spatial_features,
-            feature_maps=pyramid,
+            feature_maps=pyramid if output_feature_maps else None,
             encoder_last_hidden_state=memory,
         )
 
@@ -715,11 +721,12 @@ class UneptBackbone(BackboneMixin, UneptModel):
         super().__init__(config)
         self.num_features = [config.hidden_size] * len(config.stage_names)
 
+    @can_return_tuple
     def forward(  # type: ignore[override]
         self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
     ) -> BackboneOutput:
         """Return the maps named in `config.out_features`."""
-        outputs = UneptModel.forward(self, pixel_values, **kwargs)
+        outputs = UneptModel.forward(self, pixel_values, output_feature_maps=True, return_dict=True, **kwargs)
         spatial = outputs.spatial_features
         context = outputs.last_hidden_state.transpose(1, 2).view(spatial.shape)
         maps = dict(zip(self.stage_names, (spatial, *outputs.feature_maps, context), strict=True))
@@ -779,7 +786,7 @@ class UneptForSemanticSegmentation(UneptPreTrainedModel):
             `direction_logits` at 1/8; with labels also `loss`.
         """
         labels = segmentation_labels(labels, pixel_values, self.config)
-        outputs = self.unept(pixel_values, **kwargs)
+        outputs = self.unept(pixel_values, return_dict=True, **kwargs)
         spatial = outputs.spatial_features
         context = outputs.last_hidden_state.transpose(1, 2).view(spatial.shape)  # (B, Q, C) -> (B, C, h, w)
         size = (pixel_values.shape[-2], pixel_values.shape[-1])
