@@ -8,14 +8,15 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForObjectDetection, PreTrainedModel, Trainer, TrainingArguments
+from transformers import AutoModelForObjectDetection, PreTrainedModel, Trainer, TrainingArguments, pipeline
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from closeness import assert_same_outputs
-from hf_denseseg import HlgConfig, HlgForImageClassification
+from hf_denseseg import HlgConfig, HlgForImageClassification, HlgImageProcessor
 from hf_denseseg.errors import InputError
 from hf_denseseg.models.hlg import modeling_hlg_detection as detection
 from model_tester import freeze_batch_norm, gradients
+from processor_tester import random_image
 
 NUM_LABELS = 5
 TINY = {"hidden_sizes": [16, 16, 32, 32], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 1, 2, 2]}
@@ -236,6 +237,17 @@ class DetectionModelTester(ABC):
         trainer = Trainer(model, settings, data_collator=collate, train_dataset=rows, eval_dataset=rows)
         assert trainer.train().training_loss > 0
         assert trainer.evaluate()["eval_loss"] > 0
+
+    def test_pipeline_batches_of_mixed_sizes_equal_single_calls(self, model, tmp_path):
+        model.save_pretrained(tmp_path)
+        task = HlgImageProcessor.task_of(model.config)
+        HlgImageProcessor(task=task, size={"shortest_edge": 64, "longest_edge": 128}).save_pretrained(tmp_path)
+        detect = pipeline("object-detection", model=str(tmp_path), device="cpu")
+        images = [random_image(size=size, seed=seed) for seed, size in enumerate(((40, 30), (64, 30), (40, 30)))]
+        for image, found in zip(images, detect(images, batch_size=3, threshold=0.0), strict=True):
+            alone = detect(image, threshold=0.0)
+            assert len(found) == len(alone) > 0
+            assert [each["score"] for each in found] == pytest.approx([each["score"] for each in alone], rel=1e-3)
 
     # --- bad input
 

@@ -2,11 +2,15 @@
 
 import json
 
+import pytest
 import torch
+from transformers import AutoVideoProcessor, pipeline
 
 import hf_denseseg
 import new_python
+from hf_denseseg.errors import InputError
 from hf_denseseg.models.auto.remote_code import write_shim
+from processor_tester import random_image
 
 LOAD = """
 import sys
@@ -32,6 +36,21 @@ def test_checkpoint_loads_in_a_process_that_did_not_import_the_package(tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     expected = "hf_denseseg.models.dsct.modeling_dsct DsctImageProcessor DsctModel"
     assert done.stdout.strip().splitlines()[-1] == expected
+
+
+def test_pipelines_never_ask_to_run_code_once_the_package_is_imported(tmp_path, monkeypatch):
+    """The file of the image processor names code, which pipelines took for that of a video processor."""
+    fields = {"spatial_hidden_sizes": [8, 16, 32], "hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 6}
+    hf_denseseg.create_model("dsct-tiny-sac", **fields).save_pretrained(tmp_path)
+    hf_denseseg.DsctImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    write_shim(tmp_path)
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda *text: asked.append(text) or "n")
+    for task in ("image-segmentation", "image-feature-extraction"):
+        assert pipeline(task, model=str(tmp_path), device="cpu")(random_image())
+    assert not asked
+    with pytest.raises(InputError, match="no video processor. Use AutoImageProcessor"):
+        AutoVideoProcessor.from_pretrained(tmp_path)
 
 
 def test_shim_names_every_class_of_the_family(tmp_path):

@@ -3,6 +3,7 @@
 import importlib
 from typing import Any
 
+from hf_denseseg.inference.mixed_sizes import register_pipelines
 from hf_denseseg.models.auto.registration import (
     create_config,
     create_image_processor,
@@ -16,6 +17,7 @@ from hf_denseseg.models.auto.registration import (
 __version__ = "0.1.0"
 
 _CLASSES = register()
+register_pipelines()
 globals().update(_CLASSES)
 
 __all__ = [

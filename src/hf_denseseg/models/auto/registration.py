@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoImageProcessor, AutoVideoProcessor, PreTrainedConfig, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.models.auto import modeling_auto
 
@@ -81,6 +81,23 @@ def register() -> dict[str, type]:
     return public
 
 
+class NoVideoProcessor:
+    """What `AutoVideoProcessor` finds for our models, which read images.
+
+    Pipelines look for a video processor too. Without an entry they would take it for code of the checkpoint, and ask
+    whether to run it.
+    """
+
+    @classmethod
+    def from_pretrained(cls, checkpoint: Any, *args: Any, **kwargs: Any) -> None:
+        """Raise an error, which pipelines pass over.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError(f"{checkpoint} reads images and has no video processor. Use AutoImageProcessor.")
+
+
 def _register_family(classes: dict[str, type]) -> None:
     config_class = next(each for each in classes.values() if issubclass(each, PreTrainedConfig))
     prefix, model_type = config_class.__name__.removesuffix("Config"), config_class.model_type
@@ -90,10 +107,14 @@ def _register_family(classes: dict[str, type]) -> None:
         found = tuple(classes[name] for name in names)
         getattr(transformers, auto_class).register(config_class, found if len(found) > 1 else found[0], exist_ok=True)
     for task, described in TASKS.items():
-        if names := models.get(described.auto_class):
-            # The pipelines look class names up here, and log an error for a class that is missing.
+        if models.get(described.auto_class):
+            # The pipelines look class names up here, and log an error for a class that is missing. That for images
+            # merges the tables of its tasks, of which the last one would hide the others' names.
+            same = [each.auto_class for each in TASKS.values() if each.pipeline == described.pipeline]
+            names = tuple(name for auto_class in same for name in models.get(auto_class, ()))
             table = getattr(modeling_auto, f"MODEL_FOR_{task.upper().replace('-', '_')}_MAPPING_NAMES")
-            table[model_type] = tuple(names) if len(names) > 1 else names[0]
+            table[model_type] = names if len(names) > 1 else names[0]
+    AutoVideoProcessor.register(config_class, NoVideoProcessor, exist_ok=True)
     # Named backends, since transformers would take a positional class for the PIL one.
     processors = {"torchvision": f"{prefix}ImageProcessor", "pil": f"{prefix}ImageProcessorPil"}
     AutoImageProcessor.register(

@@ -378,9 +378,9 @@ class HfgdModel(HfgdPreTrainedModel):
         return features if self.axial_attention is None else features + self.axial_attention(features)
 
 
-def _selected(states: Any, chosen: bool | int | list[int]) -> tuple[torch.Tensor | None, ...] | None:
+def _selected(states: Any, chosen: bool | int | list[int] | None) -> Any:
     """Keep the hidden states that `output_hidden_states` names, None in place of the others, as in transformers."""
-    if states is None or isinstance(chosen, bool):
+    if states is None or chosen is None or isinstance(chosen, bool):
         return states
     kept = {index % len(states) for index in ([chosen] if isinstance(chosen, int) else chosen)}
     return tuple(each if index in kept else None for index, each in enumerate(states))
@@ -399,9 +399,7 @@ class HfgdBackbone(BackboneMixin, HfgdModel):
         self.num_features = [*check_levels(self.backbone), width, width]
 
     @can_return_tuple
-    def forward(  # type: ignore[override]
-        self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
-    ) -> BackboneOutput:
+    def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:
         """Return the maps named in `config.out_features`."""
         outputs = HfgdModel.forward(self, pixel_values, output_feature_maps=True, return_dict=True, **kwargs)
         found = (*outputs.feature_maps, outputs.high_level_features, outputs.last_hidden_state)

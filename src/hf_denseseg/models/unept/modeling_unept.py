@@ -722,9 +722,7 @@ class UneptBackbone(BackboneMixin, UneptModel):
         self.num_features = [config.hidden_size] * len(config.stage_names)
 
     @can_return_tuple
-    def forward(  # type: ignore[override]
-        self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
-    ) -> BackboneOutput:
+    def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:
         """Return the maps named in `config.out_features`."""
         outputs = UneptModel.forward(self, pixel_values, output_feature_maps=True, return_dict=True, **kwargs)
         spatial = outputs.spatial_features
