@@ -60,6 +60,7 @@ class TestHfgd(SegmentationModelTester):
     has_attentions = False
     own_outputs = ("high_level_logits", "loss_dict")
     typing_error = {"decoder_widht": 2}
+    wrong_type = {"decoder_width": "wide"}
 
     def test_hidden_states_and_attentions_come_on_request(self, model, batch):
         """They are those of the backbone; a ResNet has no attention."""

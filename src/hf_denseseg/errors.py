@@ -28,18 +28,3 @@ def unknown_name(kind: str, given: str, known: Collection[str], otherwise: str |
         return f"Unknown {kind} {given!r}. Did you mean {' or '.join(map(repr, near))}?"
     listed = f"Known: {', '.join(sorted(known))}."
     return f"Unknown {kind} {given!r}. {otherwise or listed}"
-
-
-def reject_misspelled_fields(config: object, extra: Collection[str]) -> None:
-    """Refuse keyword arguments of a configuration that look like a misspelled field.
-
-    transformers stores unknown arguments as plain attributes, so `hiden_size=64` would pass silently.
-
-    Raises:
-        ValueError: one of `extra` is nearly, but not exactly, the name of a field of `config`.
-    """
-    fields = [name for name in type(config).__dataclass_fields__ if not name.startswith("_")]  # type: ignore[attr-defined]
-    for name in extra:
-        near = difflib.get_close_matches(name, fields, n=1, cutoff=0.85)
-        if near and not hasattr(type(config), name):
-            raise ValueError(f"{type(config).__name__} has no field {name!r}. Did you mean {near[0]!r}?")

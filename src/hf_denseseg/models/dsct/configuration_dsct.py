@@ -6,11 +6,11 @@ from huggingface_hub.dataclasses import strict
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
 
-from hf_denseseg.errors import reject_misspelled_fields
+from hf_denseseg.models.configuration import CheckedFields
 
 
 @strict
-class DsctConfig(BackboneConfigMixin, PreTrainedConfig):
+class DsctConfig(CheckedFields, BackboneConfigMixin, PreTrainedConfig):
     """Configuration of the dual-stream network DSCT; the defaults are DSCT-Base with the SAC head.
 
     Args:
@@ -61,7 +61,7 @@ class DsctConfig(BackboneConfigMixin, PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Name the maps that the backbone can return: stem, four spatial stages, and the context map."""
-        reject_misspelled_fields(self, kwargs)
+        self.check_fields(kwargs)
         self.stage_names = ["stem", "stage1", "stage2", "stage3", "stage4", "context"]
         out_features, out_indices = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
         if out_features is None and out_indices is None:

@@ -7,7 +7,7 @@ from transformers import AutoConfig
 from transformers.backbone_utils import BackboneConfigMixin, consolidate_backbone_kwargs_to_config
 from transformers.configuration_utils import PreTrainedConfig
 
-from hf_denseseg.errors import reject_misspelled_fields
+from hf_denseseg.models.configuration import CheckedFields
 from hf_denseseg.models.hfgd.variants_hfgd import LEVELS, VARIANTS
 
 NORM_EPS = 1e-3  # epsilon of every BatchNorm outside the backbone (authors' code)
@@ -16,7 +16,7 @@ REGULARIZED = ("cae", "sa_car")  # extra encodings that class-aware regularizati
 
 
 @strict
-class HfgdConfig(BackboneConfigMixin, PreTrainedConfig):
+class HfgdConfig(CheckedFields, BackboneConfigMixin, PreTrainedConfig):
     """Configuration of HFGD; the defaults are the published network on ResNet-50, at stride 4.
 
     Args:
@@ -101,7 +101,6 @@ class HfgdConfig(BackboneConfigMixin, PreTrainedConfig):
         former = kwargs.pop("guided_config", None)  # the name of `wrapped_config` in older checkpoints
         if self.wrapped_config is None:
             self.wrapped_config = former
-        reject_misspelled_fields(self, kwargs)
         default = None if self.wrapped_config is not None else "resnet"
         for name, kind in (("wrapped_config", None), ("backbone_config", default)):
             inner, kwargs = consolidate_backbone_kwargs_to_config(
@@ -111,6 +110,7 @@ class HfgdConfig(BackboneConfigMixin, PreTrainedConfig):
                 **kwargs,
             )
             setattr(self, name, inner)
+        self.check_fields(kwargs)
         self.stage_names = [*LEVELS, "context", "guided"]
         out_features, out_indices = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
         self.set_output_features_output_indices(out_features=out_features, out_indices=out_indices)

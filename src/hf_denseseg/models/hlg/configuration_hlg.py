@@ -6,11 +6,11 @@ from huggingface_hub.dataclasses import strict
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
 
-from hf_denseseg.errors import reject_misspelled_fields
+from hf_denseseg.models.configuration import CheckedFields
 
 
 @strict
-class HlgConfig(BackboneConfigMixin, PreTrainedConfig):
+class HlgConfig(CheckedFields, BackboneConfigMixin, PreTrainedConfig):
     """Configuration of HLG, for all of its tasks; the defaults are HLG-Tiny for dense prediction.
 
     Args:
@@ -74,7 +74,7 @@ class HlgConfig(BackboneConfigMixin, PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Name the maps that the backbone can return: the stem's, and those of the four stages."""
-        reject_misspelled_fields(self, kwargs)
+        self.check_fields(kwargs)
         self.stage_names = ["stem", "stage1", "stage2", "stage3", "stage4"]
         out_features, out_indices = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
         self.set_output_features_output_indices(out_features=out_features, out_indices=out_indices)

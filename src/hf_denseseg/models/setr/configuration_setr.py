@@ -6,11 +6,11 @@ from huggingface_hub.dataclasses import strict
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
 
-from hf_denseseg.errors import reject_misspelled_fields
+from hf_denseseg.models.configuration import CheckedFields
 
 
 @strict
-class SetrConfig(BackboneConfigMixin, PreTrainedConfig):
+class SetrConfig(CheckedFields, BackboneConfigMixin, PreTrainedConfig):
     """Configuration of SETR; the defaults are SETR-PUP on ViT-Large.
 
     Args:
@@ -70,7 +70,7 @@ class SetrConfig(BackboneConfigMixin, PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Name the maps that the backbone can return: the embeddings, and the tokens after each layer."""
-        reject_misspelled_fields(self, kwargs)
+        self.check_fields(kwargs)
         self.stage_names = ["stem", *(f"stage{layer + 1}" for layer in range(self.num_hidden_layers))]
         out_features, out_indices = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
         self.set_output_features_output_indices(out_features=out_features, out_indices=out_indices)

@@ -6,7 +6,7 @@ from huggingface_hub.dataclasses import strict
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
 
-from hf_denseseg.errors import reject_misspelled_fields
+from hf_denseseg.models.configuration import CheckedFields
 
 OUTPUT_STRIDE = 8
 """Input pixels per query of the decoder, along each axis."""
@@ -16,7 +16,7 @@ LOSS_WEIGHTS = {"code": (0.8, 1.0, 5.0, 0.6), "paper": (1.0, 1.5, 3.0, 0.7)}
 
 
 @strict
-class UneptConfig(BackboneConfigMixin, PreTrainedConfig):
+class UneptConfig(CheckedFields, BackboneConfigMixin, PreTrainedConfig):
     """Configuration of UN-EPT; the defaults are the published network on ResNet-50.
 
     Args:
@@ -98,7 +98,7 @@ class UneptConfig(BackboneConfigMixin, PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Name the maps that the backbone class can return."""
-        reject_misspelled_fields(self, kwargs)
+        self.check_fields(kwargs)
         self.stage_names = ["spatial", "pyramid1", "pyramid2", "pyramid3", "context"]
         out_features, out_indices = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
         self.set_output_features_output_indices(out_features=out_features, out_indices=out_indices)

@@ -1,0 +1,54 @@
+"""Fields that a configuration does not have: an error in a call, a warning when a file is read."""
+
+import difflib
+from collections.abc import Collection
+from contextvars import ContextVar
+from typing import Any, Self
+
+from transformers.utils import logging
+
+_reading: ContextVar[bool] = ContextVar("reading a configuration", default=False)
+_KEPT_BY_TRANSFORMERS = frozenset(
+    ("torch_dtype", "attn_implementation", "experts_implementation", "per_layer_config", "stage_names")
+    + ("auto_map", "custom_pipelines", "quantization_config")
+)
+
+
+class CheckedFields:
+    """First base class of every configuration.
+
+    transformers stores unknown arguments as plain attributes, so `hiden_size=64` would pass silently. A checkpoint of
+    a later version, or with a field of its user, still loads.
+    """
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Self:
+        """As transformers' method, which also reads files; unknown fields are kept, with a warning."""
+        token = _reading.set(True)
+        try:
+            return super().from_dict(config_dict, **kwargs)  # type: ignore[misc]
+        finally:
+            _reading.reset(token)
+
+    def check_fields(self, extra: Collection[str]) -> None:
+        """Refuse keyword arguments that are no field of this configuration, or warn while a file is read.
+
+        Raises:
+            ValueError: with the name of the nearest field, if there is one.
+        """
+        kind = type(self)
+        fields = [name for name in kind.__dataclass_fields__ if not name.startswith("_")]  # type: ignore[attr-defined]
+        for name in extra:
+            if name.startswith("_") or hasattr(kind, name) or name in _KEPT_BY_TRANSFORMERS:
+                continue
+            near = difflib.get_close_matches(name, fields, n=1, cutoff=0.6)
+            proposal = f" Did you mean {near[0]!r}?" if near else ""
+            message = f"{kind.__name__} has no field {name!r}.{proposal}"
+            if not _reading.get():
+                raise ValueError(message)
+            logging.get_logger("transformers.hf_denseseg").warning(
+                f"{message} It is kept and has no effect; the file may come from a later version of hf_denseseg."
+            )
+
+
+__all__ = ["CheckedFields"]
