@@ -19,7 +19,13 @@ from model_tester import freeze_batch_norm, gradients
 from processor_tester import random_image
 
 NUM_LABELS = 5
-TINY = {"hidden_sizes": [16, 16, 32, 32], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 1, 2, 2]}
+TINY = {
+    "hidden_sizes": [16, 16, 32, 32],
+    "depths": [1, 1, 1, 1],
+    "num_attention_heads": [1, 1, 2, 2],
+    "pyramid_hidden_size": 32,
+    "region_hidden_sizes": [64, 32],
+}
 
 
 def labels_of(boxes: list, classes: list, size: tuple[int, int]) -> dict[str, torch.Tensor]:
@@ -298,6 +304,7 @@ class DetectionModelTester(ABC):
             labels.append(labels_of(own, classes, (96, 128)))
             for mask, name in zip(labels[-1]["masks"], classes, strict=True):
                 image[:, mask] = colors[name][:, None]
+        config.pyramid_hidden_size, config.region_hidden_sizes = 256, [1024, 256]  # the tiny widths learn too slowly
         model = self.model_class(config).train()
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=self.steps)

@@ -1,6 +1,7 @@
 """Contract of a family's image processors and of the pipeline that uses them."""
 
 import json
+import sys
 from typing import Any
 
 import numpy as np
@@ -96,6 +97,12 @@ class ImageProcessorTester:
         with pytest.raises(ValueError, match="different sizes.*'height'"):
             processor([random_image(size=(40, 30)), random_image(size=(30, 40))], return_tensors="pt")
         assert len(processor([random_image(size=(40, 30)), random_image(size=(30, 40))])["pixel_values"]) == 2
+
+    def test_options_are_declared_beside_the_processor(self, processor):
+        module, name = sys.modules[type(processor).__module__], f"{self.torchvision_class.__name__}Kwargs"
+        declared = getattr(module, name)
+        assert type(processor).valid_kwargs is declared
+        assert {"do_reduce_labels", "align_corners", "size"} <= declared.__annotations__.keys()
 
     def test_options_of_a_call_do_not_stay(self, processor):
         before = processor.to_dict()

@@ -167,7 +167,7 @@ def test_pyramid_adds_two_levels_from_stage_four_without_relu():
 
 def test_parts_start_as_mmdetection_starts_them():
     torch.manual_seed(0)
-    model = HlgForObjectDetection(HlgConfig(**TINY, num_labels=3))
+    model = HlgForObjectDetection(HlgConfig(**TINY | {"pyramid_hidden_size": 256}, num_labels=3))
     head = model.detection_head
     assert float(head.classification_head.cls_logits.bias.detach().sigmoid().mean()) == pytest.approx(0.01, rel=1e-4)
     for layer in (head.classification_head.conv[0][0], head.regression_head.bbox_reg):

@@ -13,7 +13,7 @@ from transformers import AutoModelForInstanceSegmentation, AutoModelForSemanticS
 import detection_reference as plain
 import hf_denseseg
 from detection_model_tester import EMPTY, NUM_LABELS, TWO, DetectionModelTester, few_regions
-from hf_denseseg import HlgForInstanceSegmentation, HlgImageProcessor
+from hf_denseseg import HlgConfig, HlgForInstanceSegmentation, HlgImageProcessor
 from hf_denseseg.errors import InputError
 from hf_denseseg.models.hlg import modeling_hlg_detection as detection
 from hf_denseseg.models.hlg.detections_hlg import to_corners
@@ -39,7 +39,7 @@ def pyramid():
 @pytest.fixture
 def rpn():
     torch.manual_seed(0)
-    rpn = detection.HlgRegionProposals()
+    rpn = detection.HlgRegionProposals(256)
     nn.init.normal_(rpn.head.cls_logits.weight, std=0.3)
     nn.init.normal_(rpn.head.bbox_pred.weight, std=0.1)
     return rpn.eval()
@@ -48,7 +48,7 @@ def rpn():
 @pytest.fixture
 def heads():
     torch.manual_seed(0)
-    heads = detection.HlgRoiHeads(NUM_LABELS)
+    heads = detection.HlgRoiHeads(HlgConfig(num_labels=NUM_LABELS))
     for layer in heads.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
             nn.init.kaiming_normal_(layer.weight)
@@ -120,7 +120,7 @@ def test_losses_of_the_first_stage_are_those_of_plain_loops(rpn, pyramid):
 
 def test_first_stage_samples_256_anchors_half_of_them_objects_at_most(rpn):
     assert (rpn.fg_bg_sampler.batch_size_per_image, rpn.fg_bg_sampler.positive_fraction) == (256, 0.5)
-    heads = detection.HlgRoiHeads(3)
+    heads = detection.HlgRoiHeads(HlgConfig(num_labels=3))
     assert (heads.sampler.batch_size_per_image, heads.sampler.positive_fraction) == (512, 0.25)
 
 

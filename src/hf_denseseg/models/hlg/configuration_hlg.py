@@ -38,6 +38,8 @@ class HlgConfig(CheckedFields, BackboneConfigMixin, PreTrainedConfig):
         use_auxiliary_head: whether there is an auxiliary head on stage 3, which runs with labels only.
         auxiliary_hidden_size: its channels.
         auxiliary_loss_weight: weight of its loss.
+        pyramid_hidden_size: channels of the detectors' feature pyramid and of the heads that rate its anchors.
+        region_hidden_sizes: channels of Mask R-CNN's box layers and of its mask layers.
         loss_normalization: `"all"` divides the loss by all pixels, ignored ones included (released code), `"valid"` by
             the valid ones.
         semantic_loss_ignore_index: train id that the loss ignores.
@@ -67,6 +69,8 @@ class HlgConfig(CheckedFields, BackboneConfigMixin, PreTrainedConfig):
     use_auxiliary_head: bool = True
     auxiliary_hidden_size: int = 256
     auxiliary_loss_weight: float | int = 0.4
+    pyramid_hidden_size: int = 256
+    region_hidden_sizes: list[int] | tuple[int, ...] = (1024, 256)
     loss_normalization: Literal["all", "valid"] = "all"
     semantic_loss_ignore_index: int = 255
     _out_features: list[str] | None = None
@@ -96,8 +100,8 @@ class HlgConfig(CheckedFields, BackboneConfigMixin, PreTrainedConfig):
         Raises:
             ValueError: (wrapped by the strict dataclass) sizes that do not fit; the message names the field to change.
         """
-        for name, count in {"hidden_sizes": 4, "depths": 4, "num_attention_heads": 4, "stem_kernel_sizes": 2}.items():
-            values = list(getattr(self, name))
+        for name in ("hidden_sizes", "depths", "num_attention_heads", "stem_kernel_sizes", "region_hidden_sizes"):
+            values, count = list(getattr(self, name)), 2 if name in ("stem_kernel_sizes", "region_hidden_sizes") else 4
             if len(values) != count or min(values) < 1:
                 raise ValueError(f"`{name}` is {values}; {count} positive numbers are needed.")
         widths = list(self.hidden_sizes)

@@ -324,4 +324,4 @@ class HlgImageProcessorPil(_HlgMixin, SegmentationImageProcessorPil):  # type: i
     """PIL image processor of HLG."""
 
 
-__all__ = ["HlgImageProcessor", "HlgImageProcessorPil"]
+__all__ = ["HlgImageProcessor", "HlgImageProcessorKwargs", "HlgImageProcessorPil"]

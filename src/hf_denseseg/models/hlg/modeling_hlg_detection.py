@@ -50,7 +50,6 @@ from hf_denseseg.models.hlg.detections_hlg import (
 from hf_denseseg.models.hlg.modeling_hlg import SMALLEST_SIDE, HlgModel, HlgModelOutput, HlgPreTrainedModel
 from hf_denseseg.models.inputs import check_images
 
-PYRAMID_WIDTH = 256
 RATIOS = (0.5, 1.0, 2.0)  # height over width of the anchors
 RETINANET_STRIDES, RETINANET_SCALES = (8, 16, 32, 64, 128), (4.0, 4.0 * 2 ** (1 / 3), 4.0 * 2 ** (2 / 3))
 PROPOSAL_STRIDES, PROPOSAL_SCALES = (4, 8, 16, 32, 64), (8.0,)
@@ -391,10 +390,10 @@ def initialize_as(part: nn.Module, rule: str | float, bias: float = 0.0) -> None
 class HlgLastLevels(ExtraFPNBlock):
     """Levels P6 and P7: 3x3 convolutions of stride 2 on the backbone's stage 4 and on P6, without a ReLU between."""
 
-    def __init__(self, in_channels: int) -> None:
+    def __init__(self, in_channels: int, width: int) -> None:
         super().__init__()
-        self.p6 = nn.Conv2d(in_channels, PYRAMID_WIDTH, kernel_size=3, stride=2, padding=1)
-        self.p7 = nn.Conv2d(PYRAMID_WIDTH, PYRAMID_WIDTH, kernel_size=3, stride=2, padding=1)
+        self.p6 = nn.Conv2d(in_channels, width, kernel_size=3, stride=2, padding=1)
+        self.p7 = nn.Conv2d(width, width, kernel_size=3, stride=2, padding=1)
 
     def forward(
         self, results: list[torch.Tensor], x: list[torch.Tensor], names: list[str]
@@ -406,11 +405,11 @@ class HlgLastLevels(ExtraFPNBlock):
 class HlgRegionProposals(RegionProposalNetwork):
     """Region proposal network with the released settings; it computes losses whenever there are targets."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int) -> None:
         anchors = HlgAnchors(PROPOSAL_STRIDES, PROPOSAL_SCALES)
         super().__init__(
             anchors,
-            RPNHead(PYRAMID_WIDTH, anchors.num_anchors_per_location()[0]),
+            RPNHead(width, anchors.num_anchors_per_location()[0]),
             fg_iou_thresh=0.7,
             bg_iou_thresh=0.3,
             batch_size_per_image=256,
@@ -510,14 +509,15 @@ class HlgBoxPredictor(nn.Module):
 class HlgRoiHeads(nn.Module):
     """Second stage of Mask R-CNN: class, box and mask of each proposal."""
 
-    def __init__(self, num_labels: int) -> None:
+    def __init__(self, config: HlgConfig) -> None:
         super().__init__()
-        self.num_labels = num_labels
+        self.num_labels = num_labels = int(config.num_labels or 0)
+        width, (box_width, mask_width) = config.pyramid_hidden_size, config.region_hidden_sizes
         self.box_pool, self.mask_pool = HlgRoiAlign(7), HlgRoiAlign(14)
-        self.box_head = TwoMLPHead(PYRAMID_WIDTH * 7 * 7, 1024)
-        self.box_predictor = HlgBoxPredictor(1024, num_labels)
-        self.mask_head = MaskRCNNHeads(PYRAMID_WIDTH, (256, 256, 256, 256), dilation=1)
-        self.mask_predictor = MaskRCNNPredictor(256, 256, num_labels)
+        self.box_head = TwoMLPHead(width * 7 * 7, box_width)
+        self.box_predictor = HlgBoxPredictor(box_width, num_labels)
+        self.mask_head = MaskRCNNHeads(width, (mask_width,) * 4, dilation=1)
+        self.mask_predictor = MaskRCNNPredictor(mask_width, mask_width, num_labels)
         initialize_as(self.box_head, "xavier")
         initialize_as(self.box_predictor.cls_score, 0.01)
         initialize_as(self.box_predictor.bbox_pred, 0.001)
@@ -699,11 +699,11 @@ class HlgForObjectDetection(HlgDetectorPreTrainedModel):
     def __init__(self, config: HlgConfig) -> None:
         super().__init__(config)
         self.hlg = HlgModel(config)
-        channels = list(config.hidden_sizes[1:])
-        self.feature_pyramid = FeaturePyramidNetwork(channels, PYRAMID_WIDTH, HlgLastLevels(channels[-1]))
+        channels, width = list(config.hidden_sizes[1:]), config.pyramid_hidden_size
+        self.feature_pyramid = FeaturePyramidNetwork(channels, width, HlgLastLevels(channels[-1], width))
         self.anchors = HlgAnchors(RETINANET_STRIDES, RETINANET_SCALES)
         per_location = self.anchors.num_anchors_per_location()[0]
-        self.detection_head = RetinaNetHead(PYRAMID_WIDTH, per_location, int(config.num_labels or 0))
+        self.detection_head = RetinaNetHead(width, per_location, int(config.num_labels or 0))
         initialize_as(self.feature_pyramid, "xavier")  # Sec. 4.2
         initialize_as(self.detection_head, 0.01)
         # Every class starts with probability 0.01, else the loss of background would dominate the first steps.
@@ -814,10 +814,11 @@ class HlgForInstanceSegmentation(HlgDetectorPreTrainedModel):
     def __init__(self, config: HlgConfig) -> None:
         super().__init__(config)
         self.hlg = HlgModel(config)
-        self.feature_pyramid = FeaturePyramidNetwork(list(config.hidden_sizes), PYRAMID_WIDTH, LastLevelMaxPool())
+        width = config.pyramid_hidden_size
+        self.feature_pyramid = FeaturePyramidNetwork(list(config.hidden_sizes), width, LastLevelMaxPool())
         initialize_as(self.feature_pyramid, "xavier")  # Sec. 4.2
-        self.rpn = HlgRegionProposals()
-        self.roi_heads = HlgRoiHeads(int(config.num_labels or 0))
+        self.rpn = HlgRegionProposals(width)
+        self.roi_heads = HlgRoiHeads(config)
         self.post_init()
 
     @can_return_tuple
