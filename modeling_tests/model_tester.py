@@ -27,6 +27,7 @@ import hf_denseseg
 import weight_use
 from closeness import assert_same_outputs
 from hf_denseseg.errors import InputError
+from hf_denseseg.inference.introspection.inspection import inspect_model
 from processor_tester import random_image
 
 NUM_LABELS = 5
@@ -87,6 +88,7 @@ class SegmentationModelTester:
     wrong_type = {"hidden_size": "wide"}
     pools = False  # whether a part of the model is a pooling layer
     has_attentions = True
+    shows_features = True
     own_outputs: tuple[str, ...] = ()  # outputs besides loss, logits and hidden states
 
     def logits_size(self, height: int, width: int) -> tuple[int, int]:
@@ -322,6 +324,19 @@ class SegmentationModelTester:
         found, expected = extract(images, batch_size=8), [extract(image) for image in images]
         for one, other in zip(found, expected, strict=True):
             torch.testing.assert_close(one, other, atol=1e-4 * float(other.std()), rtol=0)
+
+    @torch.no_grad()
+    def test_shown_features_are_numbered_by_layer(self, model):
+        """What enters the first layer is none of them, whatever its shape."""
+        pixel_values = torch.randn(1, 3, 64, 96)
+        found = inspect_model(model, pixel_values, kinds=["features"]).features
+        states = model(pixel_values, output_hidden_states=True).hidden_states
+        count = model.config.num_hidden_layers
+        assert len(found) == (count if self.shows_features else 0)
+        for each, state in zip(found, states[len(states) - count :], strict=False):
+            if state.ndim == 3:  # tokens, after those that belong to no patch
+                state = state[:, -each[0].numel() :].transpose(1, 2).unflatten(2, each.shape[1:])
+            torch.testing.assert_close(each, state[0])
 
     # --- bad input
 

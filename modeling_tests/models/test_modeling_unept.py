@@ -54,9 +54,9 @@ class UneptTester(SegmentationModelTester):
         UneptModel,
         UneptBackbone,
     )
-    output_stride = 1
+    output_stride, shows_features = 1, False
     traced = {"num_hidden_layers": 1}
-    own_outputs = ("boundary_logits", "direction_logits", "coarse_logits", "refinement_offsets")  # refined: on request
+    own_outputs = ("boundary_logits", "direction_logits", "coarse_logits", "refinement_offsets", "loss_dict")
 
     def test_hidden_states_and_attentions_come_on_request(self, model, batch):
         """Attention weights of each token, head, level and sampled point."""

@@ -4,8 +4,11 @@ import math
 
 import pytest
 import torch
+from transformers.utils import logging
 
+from closeness import assert_same_outputs
 from hf_denseseg import UneptConfig, UneptForSemanticSegmentation
+from hf_denseseg.errors import InputError
 from hf_denseseg.models.losses import segmentation_loss
 from hf_denseseg.models.unept.modeling_unept import balanced_loss, enlarge
 from test_modeling_unept import TINY
@@ -78,6 +81,45 @@ def test_loss_is_the_weighted_sum_of_four_terms(batch, preset, weights, supervis
     )
     expected = sum(weight * float(term) for weight, term in zip(weights, terms, strict=True))
     assert float(outputs.loss) == pytest.approx(expected, rel=1e-5)
+    assert list(outputs.loss_dict) == ["coarse", "refined", "boundary", "direction"]
+    for found, term in zip(outputs.loss_dict.values(), terms, strict=True):
+        assert float(found) == pytest.approx(float(term), rel=1e-5)
+
+
+def test_each_target_may_be_given_without_the_other(batch):
+    model = build(direction_supervision="true")
+    made = [model.training_targets(label.numpy()) for label in batch["labels"]]
+    boundary, direction = (torch.stack([torch.from_numpy(each[name]) for each in made]) for name in made[0])
+    plain = model(**batch).loss_dict
+    for given in ({"boundary_labels": boundary}, {"direction_labels": direction.int()}):
+        assert_same_outputs(model(**batch, **given).loss_dict, plain)
+    outputs = model(**batch, boundary_labels=1 - boundary.clamp(max=1))
+    logits = enlarge(outputs.boundary_logits, (48, 64), align_corners=True)
+    expected = balanced_loss(logits, (1 - boundary.clamp(max=1)).long())
+    assert_same_outputs(outputs.loss_dict["boundary"], expected)
+    assert outputs.loss_dict["boundary"] != plain["boundary"]
+    turned = torch.where(direction == 255, 255, (direction.long() + 1) % 8)
+    found = model(**batch, direction_labels=turned).loss_dict
+    assert found["direction"] != plain["direction"] and found["boundary"] == plain["boundary"]
+
+
+def test_targets_that_do_not_fit_are_refused(batch):
+    model = build()
+    with pytest.raises(InputError, match="need `labels` beside them"):
+        model(batch["pixel_values"], boundary_labels=batch["labels"])
+    with pytest.raises(InputError, match=r"`boundary_labels` has the shape \(2, 24, 64\).*; \(2, 48, 64\)"):
+        model(**batch, boundary_labels=torch.zeros(2, 24, 64).long())
+    with pytest.raises(InputError, match=r"direction_labels hold ids 8 .*0 to 7, and 255"):
+        model(**batch, direction_labels=torch.full((2, 48, 64), 8))
+
+
+def test_attention_over_the_batch_warns_in_evaluation(batch, caplog):
+    model = build(decoder_self_attention="batch")
+    logging.get_logger("transformers").warning_once.cache_clear()
+    model.train()(**batch)
+    assert "decoder_self_attention" not in caplog.text
+    model.eval()(batch["pixel_values"])
+    assert "predictions depend on them" in caplog.text
 
 
 def test_refined_loss_reaches_the_coarse_map_only(batch):

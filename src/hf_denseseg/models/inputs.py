@@ -58,18 +58,25 @@ def segmentation_labels(
     if labels is None:
         return None
     count, ignored = int(config.num_labels or 0), config.semantic_loss_ignore_index
+    if not torch.compiler.is_compiling() and 0 <= ignored < count:
+        raise InputError(
+            f"`semantic_loss_ignore_index` {ignored} is one of the {count} classes, whose pixels would be ignored. "
+            "Set it to an id that is no class, such as -100."
+        )
+    return label_maps(labels, (len(pixel_values), "H", "W"), count, ignored)
+
+
+def label_maps(
+    labels: torch.Tensor, shape: tuple[int | str, ...], count: int, ignored: int, name: str = "labels"
+) -> torch.Tensor:
+    """As `segmentation_labels`, for maps of any `count` of ids; `shape` has text where any number will do."""
     if not torch.compiler.is_compiling():
-        _check_form(labels, (len(pixel_values), "H", "W"))
-        if 0 <= ignored < count:
-            raise InputError(
-                f"`semantic_loss_ignore_index` {ignored} is one of the {count} classes, whose pixels would be "
-                "ignored. Set it to an id that is no class, such as -100."
-            )
+        _check_form(labels, shape, name)
     labels = labels.long()  # uint8 cannot hold -100
     labels = torch.where(labels == IGNORED, ignored, labels)
     if not torch.compiler.is_compiling():
         legal = ((labels >= 0) & (labels < count)) | (labels == ignored)
-        _check_ids(labels, legal, f"0 to {count - 1}, and {ignored} or {IGNORED} for ignored pixels")
+        _check_ids(labels, legal, f"0 to {count - 1}, and {ignored} or {IGNORED} for ignored pixels", name)
     return labels
 
 
@@ -99,20 +106,23 @@ def classification_labels(labels: torch.Tensor, logits: torch.Tensor) -> torch.T
     return labels.long()
 
 
-def _check_form(labels: torch.Tensor, needed: tuple[int | str, ...]) -> None:
+def _check_form(labels: torch.Tensor, needed: tuple[int | str, ...], name: str = "labels") -> None:
     """Refuse labels of another shape than `needed`, where text stands for any number, and floating ones."""
-    fits = len(labels.shape) == len(needed) and len(labels) == needed[0]
+    fits = labels.ndim == len(needed) and all(
+        isinstance(side, str) or side == found for side, found in zip(needed, labels.shape, strict=True)
+    )
     if not fits or labels.is_floating_point() or labels.is_complex():
         listed = ", ".join(map(str, needed))
         raise InputError(
-            f"`labels` has the shape {tuple(labels.shape)} and type {labels.dtype}; "
+            f"`{name}` has the shape {tuple(labels.shape)} and type {labels.dtype}; "
             f"({listed}{',' if len(needed) == 1 else ''}) of an integer type is needed, without a channel axis."
         )
 
 
-def _check_ids(labels: torch.Tensor, legal: torch.Tensor, needed: str) -> None:
+def _check_ids(labels: torch.Tensor, legal: torch.Tensor, needed: str, name: str = "labels") -> None:
     """Refuse ids that are not `legal`; a GPU does so when it gets there, with the sentence on standard error."""
-    sentence = f"The labels hold ids that are no class: legal are {needed}. Map raw ids to these, or set `num_labels`."
+    fix = "Map raw ids to these" + (", or set `num_labels`." if name == "labels" else ".")
+    sentence = f"The {name} hold ids that are no class: legal are {needed}. {fix}"
     if labels.device.type == "cuda":
         torch._assert_async(legal.all(), sentence)
     elif not legal.all():
@@ -121,4 +131,4 @@ def _check_ids(labels: torch.Tensor, legal: torch.Tensor, needed: str) -> None:
         raise InputError(sentence.replace("that are no class", f"{listed} that are no class"))
 
 
-__all__ = ["check_images", "classification_labels", "segmentation_labels"]
+__all__ = ["check_images", "classification_labels", "label_maps", "segmentation_labels"]

@@ -45,11 +45,17 @@ def feature_image(features: torch.Tensor, size: Size) -> torch.Tensor:
     return (colors[0] * 255).round().to(torch.uint8)
 
 
-def layer_maps(states: Sequence[torch.Tensor], size: Size) -> list[torch.Tensor]:
-    """The hidden states after each layer as maps; empty if one of them is no map and fits no grid."""
-    # Our models put what enters the first layer in front; it has the shape of what comes out. Where the first two
-    # differ these are stages.
-    if len(states) > 1 and states[0].shape == states[1].shape:
+def layer_maps(states: Sequence[torch.Tensor], size: Size, layers: int | None) -> list[torch.Tensor]:
+    """The hidden states after each layer as maps; empty if one of them is no map and fits no grid.
+
+    Args:
+        states: `(1, N, C)` or `(1, C, h, w)`; what enters the first layer may stand in front.
+        size: (height, width) of the image.
+        layers: number of layers (or stages); None if the model's configuration does not say.
+    """
+    if layers is None and len(states) > 1 and states[0].shape == states[1].shape:  # layers keep the shape
+        states = states[1:]
+    if layers is not None and len(states) == layers + 1:
         states = states[1:]
     maps = []
     for state in states:

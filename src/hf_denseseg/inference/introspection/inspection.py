@@ -102,7 +102,8 @@ def inspect_model(
             hook.remove()
     found.attention = reader.layers if reader.uniform else []
     found.decoder = decoder.maps if decoder else {}
-    found.features = layer_maps(outputs.hidden_states or (), size)
+    layers = getattr(model.config, "num_hidden_layers", None)
+    found.features = layer_maps(outputs.hidden_states or (), size, layers)
     return found
 
 

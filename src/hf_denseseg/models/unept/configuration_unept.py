@@ -60,6 +60,7 @@ class UneptConfig(CheckedFields, BackboneConfigMixin, PreTrainedConfig):
     """
 
     model_type = "unept"
+    keys_to_ignore_at_inference = ["loss_dict"]
 
     num_channels: int = 3
     image_size: int | list[int] | tuple[int, ...] = 480

@@ -21,11 +21,12 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BackboneOutput, SemanticSegmenterOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils import ModelOutput, TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple, maybe_autocast, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from hf_denseseg.models.inputs import check_images, segmentation_labels
+from hf_denseseg.errors import InputError
+from hf_denseseg.models.inputs import check_images, label_maps, segmentation_labels
 from hf_denseseg.models.losses import segmentation_loss
 from hf_denseseg.models.unept.configuration_unept import LOSS_WEIGHTS, OUTPUT_STRIDE, UneptConfig
 from hf_denseseg.models.unept.targets_unept import IGNORE_INDEX, NUM_DIRECTIONS, batched_targets, boundary_targets
@@ -36,6 +37,8 @@ Shapes = Sequence[tuple[int, int]]
 # (row, column) step to the neighbor that a direction class points to; class 0 is the angle -180 degrees (left).
 DIRECTIONS = ((0, -1), (-1, -1), (-1, 0), (-1, 1), (0, 1), (1, 1), (1, 0), (1, -1))
 LEVELS = 3  # maps of the pyramid
+
+logger = logging.get_logger("transformers.hf_denseseg")
 
 
 @dataclass
@@ -71,6 +74,7 @@ class UneptSegmenterOutput(SemanticSegmenterOutput):
         coarse_logits: `(B, num_labels, H, W)` of the context branch.
         refined_logits: the same, boundary pixels replaced along their direction; on request, or if they are `logits`.
         refinement_offsets: `(B, 2, H, W)` the (row, column) steps of the refinement, 0 away from boundaries.
+        loss_dict: every loss before its weight: `coarse`, `refined`, `boundary`, `direction`.
     """
 
     boundary_logits: torch.Tensor | None = None
@@ -78,6 +82,7 @@ class UneptSegmenterOutput(SemanticSegmenterOutput):
     coarse_logits: torch.Tensor | None = None
     refined_logits: torch.Tensor | None = None
     refinement_offsets: torch.Tensor | None = None
+    loss_dict: dict[str, torch.Tensor] | None = None
 
 
 # --- sizes, positions
@@ -697,6 +702,11 @@ class UneptModel(UneptPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> UneptModelOutput:
         """Encode `(B, 3, H, W)` images of any size from 8 pixels (ResNet) or one patch (DeiT) up."""
+        if self.config.decoder_self_attention == "batch" and not (self.training or torch.compiler.is_compiling()):
+            logger.warning_once(
+                "`decoder_self_attention` is 'batch': in evaluation too every image attends to the others of its "
+                "batch, so predictions depend on them. Use batches of one image, or train with 'pointwise'."
+            )
         pixel_values = pad_to_unit(pixel_values, self.config.unit).to(self.query_embed.dtype)
         backbone_maps = self.backbone(pixel_values, **kwargs)
         pyramid = tuple(project(each) for project, each in zip(self.pyramid_proj, backbone_maps, strict=True))
@@ -775,22 +785,27 @@ class UneptForSemanticSegmentation(UneptPreTrainedModel):
         Args:
             pixel_values: `(B, 3, H, W)`, normalized; any size from 8 pixels (ResNet) or one patch (DeiT) up.
             labels: `(B, H, W)` train ids of any integer dtype; 255 and -100 are ignored.
-            boundary_labels: `(B, H, W)`, 0 and 1, 255 is ignored; made from `labels` if not given.
-            direction_labels: `(B, H, W)`, 0 to 7, 255 is ignored; made from `labels` if not given.
+            boundary_labels: of the size of `labels`, 0 and 1, 255 is ignored; made from `labels` if not given.
+            direction_labels: of the size of `labels`, 0 to 7, 255 is ignored; made from `labels` if not given.
             output_refined_logits: whether to return the refined logits beside the coarse ones.
 
         Returns:
             `logits` `(B, num_labels, H, W)`, coarse, or refined with `use_boundary_refinement`; `boundary_logits` and
-            `direction_logits` at 1/8; with labels also `loss`.
+            `direction_logits` at 1/8; with labels also `loss` and `loss_dict`.
+
+        Raises:
+            InputError: impossible labels, or boundaries or directions without labels.
         """
         labels = segmentation_labels(labels, pixel_values, self.config)
+        if labels is None and (boundary_labels is not None or direction_labels is not None):
+            raise InputError("`boundary_labels` and `direction_labels` need `labels` beside them; give all, or none.")
         outputs = self.unept(pixel_values, return_dict=True, **kwargs)
         spatial = outputs.spatial_features
         context = outputs.last_hidden_state.transpose(1, 2).view(spatial.shape)  # (B, Q, C) -> (B, C, h, w)
         size = (pixel_values.shape[-2], pixel_values.shape[-1])
         coarse = enlarge(self.classifier(context), size, align_corners=False)
         boundary, direction = self.boundary_head(spatial), self.direction_head(spatial)
-        loss, refined, offsets = None, None, None
+        losses, refined, offsets = None, None, None
         if labels is not None or output_refined_logits or self.config.use_boundary_refinement:
             # Boundaries and directions are judged at full resolution, with aligned corners (released code).
             full_boundary, full_direction = (
@@ -805,9 +820,9 @@ class UneptForSemanticSegmentation(UneptPreTrainedModel):
                 judged = (coarse, sources, full_boundary, full_direction)
                 if labels.shape[-2:] != size:
                     judged = self._at_size((labels.shape[-2], labels.shape[-1]), coarse, full_boundary, full_direction)
-                loss = self._loss(*judged, labels, *self._targets(labels, boundary_labels, direction_labels))
+                losses = self._losses(*judged, labels, *self._targets(labels, boundary_labels, direction_labels))
         return UneptSegmenterOutput(
-            loss=loss,
+            loss=None if losses is None else self._total(losses),
             logits=refined if self.config.use_boundary_refinement else coarse,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
@@ -816,6 +831,7 @@ class UneptForSemanticSegmentation(UneptPreTrainedModel):
             coarse_logits=coarse,
             refined_logits=refined,
             refinement_offsets=offsets,
+            loss_dict=losses,
         )
 
     def _at_size(
@@ -829,12 +845,18 @@ class UneptForSemanticSegmentation(UneptPreTrainedModel):
     def _targets(
         self, labels: torch.Tensor, boundary: torch.Tensor | None, direction: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        if boundary is not None and direction is not None:
-            return boundary.long(), direction.long()
-        made = batched_targets(labels, **self._target_settings())
-        return made[0].long(), made[1].long()
+        """Return the maps that were given, and make the others from the labels; `(B, H, W)` int64."""
+        if boundary is None or direction is None:
+            made = batched_targets(labels, **self._target_settings())
+            boundary = made[0] if boundary is None else boundary
+            direction = made[1] if direction is None else direction
+        shape = (labels.shape[0], labels.shape[1], labels.shape[2])
+        return (
+            label_maps(boundary, shape, 2, IGNORE_INDEX, "boundary_labels"),
+            label_maps(direction, shape, NUM_DIRECTIONS, IGNORE_INDEX, "direction_labels"),
+        )
 
-    def _loss(
+    def _losses(
         self,
         coarse: torch.Tensor,
         sources: torch.Tensor,
@@ -843,8 +865,8 @@ class UneptForSemanticSegmentation(UneptPreTrainedModel):
         labels: torch.Tensor,
         boundary_labels: torch.Tensor,
         direction_labels: torch.Tensor,
-    ) -> torch.Tensor:
-        """Weighted sum of the four terms (Eq. 7); all maps have the size of the labels.
+    ) -> dict[str, torch.Tensor]:
+        """Return the four terms of Eq. 7 without their weights; all maps have the size of the labels.
 
         Args:
             coarse: `(B, num_labels, H, W)`.
@@ -863,15 +885,18 @@ class UneptForSemanticSegmentation(UneptPreTrainedModel):
         # The refined loss judges each pixel by the logits at `sources`, without gathering them. The coarse loss takes
         # the same route, each pixel judged by its own: that keeps less memory than the plain cross-entropy.
         own = torch.arange(sources[0].numel(), device=sources.device).view_as(sources[0]).expand_as(sources)
-        terms = (
-            self.loss_function(sources=own, **settings),  # coarse
-            self.loss_function(sources=sources, **settings),  # refined
-            balanced_loss(boundary, boundary_labels),
-            balanced_loss(direction, torch.where(at_boundary, direction_labels, IGNORE_INDEX)),
-        )
+        return {
+            "coarse": self.loss_function(sources=own, **settings),
+            "refined": self.loss_function(sources=sources, **settings),
+            "boundary": balanced_loss(boundary, boundary_labels),
+            "direction": balanced_loss(direction, torch.where(at_boundary, direction_labels, IGNORE_INDEX)),
+        }
+
+    def _total(self, losses: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Weighted sum (Eq. 7)."""
         preset = self.config.loss_weights
         weights = LOSS_WEIGHTS[preset] if isinstance(preset, str) else preset
-        return sum(weight * term for weight, term in zip(weights, terms, strict=True))
+        return sum(weight * term for weight, term in zip(weights, losses.values(), strict=True))  # type: ignore[return-value]
 
 
 def enlarge(features: torch.Tensor, size: tuple[int, int], align_corners: bool) -> torch.Tensor:
