@@ -22,21 +22,6 @@ PARAMETERS = {
 }
 PUBLISHED_GIGA = (179.4, 289.9, 338.7, 432.8, 654.8, 732.4, 253.2, 288.2)
 
-# Tables 1 to 5: (variant, data, steps) -> mIoU in percent, single scale and multi-scale.
-RECIPE_ROWS = {
-    ("dsct-tiny-sapp", "Cityscapes val", 40_000): (76.74, 78.95),
-    ("dsct-tiny-sac", "Cityscapes val", 40_000): (76.95, 78.74),
-    ("dsct-small-sapp", "Cityscapes val", 40_000): (79.72, 80.79),
-    ("dsct-small-sac", "Cityscapes val", 40_000): (80.04, 81.50),
-    ("dsct-base-sapp", "Cityscapes val", 40_000): (81.43, 82.60),
-    ("dsct-base-sac", "Cityscapes val", 40_000): (81.23, 82.73),
-    ("dsct-base-sapp", "Cityscapes val", 80_000): (81.85, 83.31),
-    ("dsct-base-sac", "Cityscapes val", 80_000): (81.28, 82.58),
-    ("dsct-base-sapp", "ADE20K val", 160_000): (48.18, 49.11),
-    ("dsct-base-sac", "ADE20K val", 160_000): (48.66, 49.27),
-    ("dsct-base-sapp", "Cityscapes test", 20_000): (None, 82.25),
-    ("dsct-base-sac", "Cityscapes test", 20_000): (None, 82.41),
-}
 
 # Section 4.2: recipes whose names match -> their values.
 TRAINING = {"lr_scheduler_type": "polynomial", "learning_rate": 1e-4, "scale_range": [0.5, 2.0], "flip": True}

@@ -1,4 +1,4 @@
-"""HLG: published sizes, costs, results and training settings, and the sizes at which a recipe takes seconds."""
+"""HLG: published sizes, costs and training settings, and the sizes at which a recipe takes seconds."""
 
 import json
 from typing import Any
@@ -12,42 +12,8 @@ from hf_denseseg.models.flops import count_forward
 from hf_denseseg.models.hlg.reference_hlg import published_multiply_adds
 from reference import reference_folder
 
-# Published result -> percent, in the order of the task's scores.
-TOP1 = {"mobile": 75.1, "tiny": 81.1, "small": 82.3, "medium": 83.6, "large": 84.1}  # Table 7
-RETINANET = {  # Table 10: AP, AP50, AP75, APS, APM, APL
-    "tiny": (43.3, 64.4, 46.1, 28.7, 47.6, 56.9),
-    "small": (44.4, 65.6, 47.8, 30.0, 48.6, 57.9),
-    "medium": (46.6, 67.9, 50.2, 31.4, 51.0, 60.7),
-    "large": (47.7, 69.0, 51.2, 32.8, 51.7, 62.2),
-}
-MASK_RCNN = {  # Table 11: box AP, AP50, AP75, mask AP, AP50, AP75
-    "tiny": (44.7, 67.1, 48.8, 40.9, 63.7, 44.2),
-    "small": (46.0, 68.6, 50.7, 42.0, 65.7, 45.1),
-    "medium": (48.2, 70.2, 53.0, 43.4, 67.0, 46.7),
-    "large": (49.1, 71.0, 53.9, 44.2, 68.0, 47.8),
-}
-SETR_PUP = {"small": (47.3, 81.8), "medium": (49.3, 82.5), "large": (49.8, 82.9)}  # Tables 5 and 6, multi-scale
-SEGMENTATION_DATA = (("ADE20K val", 160_000), ("Cityscapes val", 40_000))
-NO_FIGURE = "no figure in the paper"
-
-RECIPE_ROWS: dict[tuple[Any, ...], tuple[Any, ...]] = {
-    **{(f"hlg-{size}", "ImageNet-1K val", 375_300): (top1,) for size, top1 in TOP1.items()},
-    **{(f"hlg-retinanet-{size}", "COCO val2017", 87_960): row for size, row in RETINANET.items()},
-    **{(f"hlg-maskrcnn-{size}", "COCO val2017", 87_960): row for size, row in MASK_RCNN.items()},
-    **{
-        (f"hlg-pup-{size}", data, steps): (None, rows[place])
-        for size, rows in SETR_PUP.items()
-        for place, (data, steps) in enumerate(SEGMENTATION_DATA)
-    },
-    **{
-        (f"hlg-upernet-{size}", data, steps, NO_FIGURE): (None, None)
-        for size in SETR_PUP
-        for data, steps in SEGMENTATION_DATA
-    },
-}
-
 # Recipes whose two steps take half a minute and which differ from another recipe only in the size of the encoder.
-LONG_RUNS = "hlg_maskrcnn_[sml]*"
+LONG_RUNS = ("hlg_maskrcnn_[sml]*",)
 
 # Section 8 of the specification, Sec. 4.2 of the paper: recipes whose names match -> their values.
 RECIPE_VALUES: dict[str, dict[str, Any]] = {

@@ -9,18 +9,6 @@ import hf_denseseg
 from hf_denseseg import UneptForSemanticSegmentation
 from reference import reference_folder
 
-# Tables 1 to 4: (variant, data, steps) -> mIoU in percent, single scale and multi-scale.
-RECIPE_ROWS = {
-    ("unept-resnet50", "ADE20K val", 160_000): (None, 46.1),
-    ("unept-deit-base", "ADE20K val", 160_000): (None, 50.5),
-    ("unept-resnet50", "Cityscapes val", 80_000): (None, 79.8),
-    ("unept-deit-base", "Cityscapes val", 80_000): (None, 82.9),
-    ("unept-resnet50", "Cityscapes test", 80_000): (None, 80.6),
-    ("unept-deit-base", "Cityscapes test", 80_000): (None, 82.2),
-    ("unept-resnet50", "Pascal Context val", 160_000): (None, 49.5),
-    ("unept-deit-base", "Pascal Context val", 160_000): (None, 55.2),
-}
-
 # Section 10 of the specification, Sec. 4.2 of the paper: recipes whose names match -> their values.
 RECIPE_VALUES = {
     "unept_*": {

@@ -32,7 +32,7 @@ def main(args: argparse.Namespace) -> int:
     """Write the cards."""
     from hf_denseseg.errors import InputError
     from hf_denseseg.files import check_output_folder, write_atomic
-    from hf_denseseg.reports.model_card import PublishedRow, variant_card
+    from hf_denseseg.reports.model_card import PublishedRow, published_rows, variant_card
     from hf_denseseg.training.recipe import load_recipe
 
     paths = sorted(args.recipes.rglob("*.yaml"))
@@ -42,14 +42,14 @@ def main(args: argparse.Namespace) -> int:
     rows_of: dict[str, list[PublishedRow]] = {}
     for path in paths:
         recipe = load_recipe(path)
-        published = recipe.model.published
-        if not published:
-            continue
         file = args.results / path.stem / "results.json" if args.results else None
         measured = json.loads(file.read_text())["scores"] if file and file.exists() else {}
-        row = PublishedRow(path.stem, recipe.data.dataset, recipe.training.max_steps, published, measured)
-        # The last stage of a schedule starts from the checkpoint of an earlier run, so `published` names its variant.
-        rows_of.setdefault(published.get("variant", recipe.model.model), []).append(row)
+        for place, published in enumerate(published_rows(recipe.model.published)):
+            # A run is evaluated as its recipe says, which is what the first of several rows is about.
+            scores = measured if place == 0 else {}
+            row = PublishedRow(path.stem, recipe.data.dataset, recipe.training.max_steps, published, scores)
+            # The last stage of a schedule starts from the checkpoint of an earlier run, so the row names its variant.
+            rows_of.setdefault(published.get("variant", recipe.model.model), []).append(row)
     for variant in args.names or sorted(rows_of):
         own = rows_of.get(variant, [])
         write_atomic(output / f"{variant}.md", variant_card(variant, own))

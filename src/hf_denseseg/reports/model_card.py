@@ -2,7 +2,7 @@
 
 import importlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +27,7 @@ class CardWords:
         verb: name of the pipeline in the card's example.
         printed: what the example prints of each result of the pipeline.
         published: keys of the paper's scores in the card of a variant.
+        also_published: key -> label of scores that few papers give; named where there is one.
         measured: keys of a run's scores there.
         figures: a sentence on what these scores are.
         counted_size: (height, width) at which the card of a variant counts multiply-adds.
@@ -44,6 +45,7 @@ class CardWords:
     counted_labels: int
     usual_labels: int
     measured_heading: str = "measured"
+    also_published: Mapping[str, str] = field(default_factory=dict)
 
 
 _BOX_FIGURES = ("box_ap", "box_ap_50", "box_ap_75", "box_ap_small", "box_ap_medium", "box_ap_large")
@@ -59,6 +61,7 @@ CARD_WORDS = {
         counted_labels=2,
         usual_labels=19,
         measured_heading="measured (single scale)",
+        also_published={"pixel_accuracy_multi_scale": "pixel accuracy"},
     ),
     "image-classification": CardWords(
         verb="classify",
@@ -111,6 +114,11 @@ class PublishedRow(NamedTuple):
     measured: Mapping[str, Any]
 
 
+def published_rows(published: Mapping[str, Any] | list[Any] | None) -> list[Mapping[str, Any]]:
+    """What a recipe has under `published` as a list: no row, one, or several of the same model."""
+    return list(published) if isinstance(published, list) else [published] if published else []
+
+
 def write_card(folder: Path, results: dict[str, Any], spec: Any) -> None:
     """Write `README.md` for a trained model into its folder, from what `results.json` holds."""
     task, scores, recipe = results["task"], results["scores"], results["recipe"]
@@ -139,7 +147,7 @@ def write_card(folder: Path, results: dict[str, Any], spec: Any) -> None:
             for key, label in means.items()
         ],
     )
-    published = recipe.get("published") or {}
+    published = next(iter(published_rows(recipe.get("published"))), {})
     rows = [f"| {label} | {percent(published.get(key))} | {percent(scores[key])} |" for key, label in means.items()]
     card = render(
         "run_card.md",
@@ -178,8 +186,11 @@ def variant_card(name: str, rows: Iterable[PublishedRow]) -> str:
     # Ablations have the data and steps of the variant itself; a note tells them apart, and they come last.
     for row in sorted(rows, key=lambda row: "note" in row.published):
         data = "; ".join(filter(None, (row.published.get("dataset", row.dataset), row.published.get("note"))))
+        published = _several(row.published, words.published)
+        for key in words.also_published.keys() & row.published.keys():
+            published += f"; {words.also_published[key]} {percent(row.published[key])}"
         lines.append(
-            f"| {data} | {row.steps:,} | {_several(row.published, words.published)} | "
+            f"| {data} | {row.steps:,} | {published} | "
             f"{_several(row.measured, words.measured) if row.measured else NOT_MEASURED} | `{row.recipe}` |"
         )
     data = ModelCardData(

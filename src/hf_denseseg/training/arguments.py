@@ -50,8 +50,9 @@ class ModelArguments:
     encoder_weights: str | None = field(
         default=None, metadata={"help": "ImageNet checkpoint of the encoder; None starts from random weights"}
     )
-    published: dict | None = field(
-        default=None, metadata={"help": "the paper's numbers for this row, as fractions: '{mean_iou: 0.4866}'"}
+    published: dict | list | None = field(
+        default=None,
+        metadata={"help": "the paper's numbers for this row, as fractions: '{mean_iou: 0.4866}', or a list of such"},
     )
 
 
