@@ -41,6 +41,15 @@ def test_class_ids_are_kept_in_a_split_that_lacks_a_class(folder):
     assert val.dataset[2]["id"] == "n03/n03_0" and val.dataset[0]["image"].mode == "RGB"
 
 
+def test_numeric_folders_are_sorted_as_numbers(tmp_path):
+    for key in ("0", "2", "10", "1"):
+        (tmp_path / "val" / key).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "val" / key / "image.png")
+    data = load_classification(tmp_path, "val")
+    assert data.spec.classes == ("0", "1", "2", "10")
+    assert {row["id"]: row["label"] for row in data.dataset}["10/image"] == 3
+
+
 @pytest.mark.parametrize(
     ("file", "text"),
     [

@@ -233,3 +233,31 @@ def test_synsets_outside_the_1000_are_rejected(tmp_path):
     write_folder(tmp_path, {"train/n00000001/n00000001_1.JPEG": jpeg(1)})
     with pytest.raises(InputError, match="belongs to n00000001, which is not one of the 1000 of ImageNet-1K"):
         load_classification("imagenet", "train", root=tmp_path)
+
+
+def v2_files():
+    """Folder names are the ids of ImageNet's classes; two of a class, and the tenth after the second."""
+    above = "imagenetv2-matched-frequency-format-val"
+    return {f"{above}/{label}/{shade:040x}.jpeg": jpeg(shade) for shade, label in ((1, 134), (2, 10), (3, 2), (4, 10))}
+
+
+@pytest.mark.parametrize("layout", ["archive", "folder", "given by its path"])
+def test_imagenet_v2_has_the_class_ids_of_imagenet(tmp_path, layout):
+    if layout == "folder":
+        write_folder(tmp_path, v2_files())
+    else:
+        (tmp_path / "imagenetv2-matched-frequency.tar.gz").write_bytes(tar_of(v2_files(), "w:gz"))
+    path = tmp_path / "imagenetv2-matched-frequency.tar.gz"
+    given = (
+        {"name_or_path": path} if layout == "given by its path" else {"name_or_path": "imagenet-v2", "root": tmp_path}
+    )
+    data = load_classification(**given, split="val")
+    assert sorted(labels_and_shades(data).values()) == [(2, 3), (10, 2), (10, 4), (134, 1)]
+    assert data.spec.num_labels == 1000 and data.spec.classes[134] == SYNSETS["n02012849"][1]
+    with pytest.raises(InputError, match="no split 'train'; available: val"):
+        load_classification(**given, split="train")
+
+
+def test_error_for_missing_imagenet_v2_says_where_to_get_it(tmp_path):
+    with pytest.raises(InputError, match=r"ImageNet-V2 is not in .*modestyachts.*matched-frequency.tar.gz"):
+        load_classification("imagenet-v2", "val", root=tmp_path)

@@ -141,12 +141,12 @@ def test_recipes_publish_nothing_but_rows_of_the_paper(family):
 
 
 def test_rows_without_a_recipe_are_counted(capsys):
-    rows = [row for family in families() for row in paper_rows(family)]
-    out = [row for row in rows if not row.recipe]
+    rows = [(family, row) for family in families() for row in paper_rows(family)]
+    out = [(family, row) for family, row in rows if not row.recipe]
     with capsys.disabled():
         print(f"\n{len(rows)} published rows, {len(out)} without a recipe:")
-        for row in out:
-            print(f"  {row.place} ({' / '.join(row.figures.values())}): {row.out}")
+        for family, row in out:
+            print(f"  {family}, {row.place} ({' / '.join(row.figures.values())}): {row.out}")
     assert len(out) < len(rows) / 5
 
 

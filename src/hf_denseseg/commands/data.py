@@ -73,11 +73,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def main(args: argparse.Namespace) -> int:
     """Run one action; 2 when `check` finds faults."""
     if args.action == "list":
-        from hf_denseseg.data.sources import coco_files, imagenet
+        from hf_denseseg.data.sources import coco_files, imagenet, imagenet_v2
         from hf_denseseg.data.sources.benchmarks import listing
 
-        known = listing.describe_benchmarks(), coco_files.describe_coco(), imagenet.describe_imagenet()
-        print("\n\n".join([*known, listing.FETCH_NOTE]))
+        known = [listing.describe_benchmarks(), coco_files.describe_coco(), imagenet.describe_imagenet()]
+        print("\n\n".join([*known, imagenet_v2.describe_imagenet_v2(), listing.FETCH_NOTE]))
         return 0
     from hf_denseseg.training.tasks import get_task
 

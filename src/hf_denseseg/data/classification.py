@@ -18,6 +18,7 @@ from hf_denseseg.data.shards.packed_rows import PackedRows
 from hf_denseseg.data.shards.tables import find_shards, find_table, import_datasets, open_table
 from hf_denseseg.data.sources.folders import IMAGE_SUFFIXES
 from hf_denseseg.data.sources.imagenet import find_imagenet, imagenet_names, imagenet_rows
+from hf_denseseg.data.sources.imagenet_v2 import find_imagenet_v2, imagenet_v2_names, imagenet_v2_rows
 from hf_denseseg.data.splits import resolve_split
 from hf_denseseg.data.synthetic.objects import OBJECT_NAMES, render_object
 from hf_denseseg.data.synthetic.scenes import parse_name
@@ -45,12 +46,12 @@ def load_classification(
     """Load the images of one split and their classes.
 
     Args:
-        name_or_path: `"imagenet"`; `"synthetic"` (also `"synthetic:500"`, `"synthetic@64x64"`); a folder with
-            `<split>/<class>/*.jpg`, or with the official archives of ImageNet, or such an archive; a folder of Parquet
-            or tar shards; or the id of a hub dataset.
+        name_or_path: `"imagenet"`; `"imagenet-v2"`; `"synthetic"` (also `"synthetic:500"`, `"synthetic@64x64"`); a
+            folder with `<split>/<class>/*.jpg`, or with the official archives of ImageNet, or such an archive; a
+            folder of Parquet or tar shards; or the id of a hub dataset.
         split: `"train"`, `"val"` (`"validation"` is the same), `"test"`, or the name of a folder.
-        root: location of the files of `"imagenet"`: their folder, its parent folder, or an archive; None uses the
-            environment variable DENSESEG_DATA_ROOT.
+        root: location of the files of a dataset given by name: their folder, its parent folder, or an archive; None
+            uses the environment variable DENSESEG_DATA_ROOT.
         names: file with the names of the classes; None searches next to the data (`classes.json`, `classes.txt`) and
             falls back to the folder names or the names of the label column.
         columns: `{"image": ..., "label": ..., "id": ...}`, names of the columns of shards and hub datasets.
@@ -74,6 +75,8 @@ def load_classification(
         # Only ids are stored; the images are rendered from them on access.
         rows = {"id": [f"{split}-{index:05d}" for index in range(counts[split])]}
         return ClassificationData(_table(rows, _RenderObjects(name), limit), OBJECT_NAMES)
+    if not is_packed(folder, split) and (tree := find_imagenet_v2(name, root)):
+        return ClassificationData(_table(imagenet_v2_rows(tree, split), _decode, limit), imagenet_v2_names())
     if not is_packed(folder, split) and (tree := find_imagenet(name, root)):
         spec = imagenet_names()[1]
         return ClassificationData(_table(imagenet_rows(tree, split), _decode, limit), spec)
@@ -124,8 +127,12 @@ def find_class_folders(folder: Path) -> dict[str, Path]:
 
 
 def class_keys(splits: Mapping[str, Path]) -> list[str]:
-    """Sorted names of the class folders of all splits together, so that ids agree even if a split lacks a class."""
-    return sorted({child.name for folder in splits.values() for child in folder.iterdir() if child.is_dir()})
+    """Sorted names of the class folders of all splits together, so that ids agree even if a split lacks a class.
+
+    Names that are all numbers are sorted as numbers: folder `2` comes before folder `10`.
+    """
+    keys = {child.name for folder in splits.values() for child in folder.iterdir() if child.is_dir()}
+    return sorted(keys, key=lambda key: (int(key), key)) if all(key.isdecimal() for key in keys) else sorted(keys)
 
 
 def _has_image(folder: Path) -> bool:

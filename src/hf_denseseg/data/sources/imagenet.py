@@ -60,7 +60,7 @@ def find_imagenet(name: str, root: str | Path | None = None) -> Tree | None:
                 return tree
         raise InputError(fetch_text("ImageNet-1K", root, _URL, _LICENSE, _FILES))
     if root:
-        raise InputError(f"data_root only applies to the dataset {IMAGENET_NAME!r}, not to {name!r}. Leave it out.")
+        raise InputError(f"data_root only applies to datasets given by name, not to {name!r}. Leave it out.")
     marked = path.is_dir() and any(found for mark in _MARKS for found in path.glob(mark))
     if marked or (path.is_file() and is_archive(path)):
         tree = open_tree(path, _ARCHIVES)
