@@ -65,7 +65,10 @@ RECIPE_VALUES: dict[str, dict[str, Any]] = {
         "loss_normalization": "all",
     },
     "hlg_*_ade20k_160k": {"crop_size": [512, 512], "test_crop_size": [512, 512], "test_stride": [341, 341]},
-    "hlg_*_cityscapes_40k": {"crop_size": [768, 768], "test_crop_size": [768, 768], "test_stride": [512, 512]},
+    "hlg_*_ade20k_*": {"test_raise_short_side": True},
+    "hlg_*_cityscapes_*": {"test_raise_short_side": True},
+    "hlg_pup_*_cityscapes_80k": {"max_steps": 80_000},
+    "hlg_*_cityscapes_?0k": {"crop_size": [768, 768], "test_crop_size": [768, 768], "test_stride": [512, 512]},
 }
 
 # Configuration fields that make a recipe's model small enough for two steps in a test.
