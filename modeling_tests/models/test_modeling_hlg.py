@@ -151,6 +151,76 @@ def test_savings_equal_the_reference_implementation(mask_padding, global_bias, s
         torch.testing.assert_close(logits, expected, atol=2e-5 * float(expected.std()), rtol=0)
 
 
+ABLATIONS = {  # Tables 12 to 14
+    "convolution": {"window_embedding": "convolution"},
+    "plain": {"local_attention": "plain"},
+    "dilated 5": {"dilated_window_size": 5},
+    "dilated 5, convolution": {"dilated_window_size": 5, "window_embedding": "convolution"},
+    "no local attention": {"local_attention": "none"},
+    "baseline": {"local_attention": "none", "mlp_type": "plain"},
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("mask_padding", [True, False])
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_ablations_equal_their_reference_implementation(name, mask_padding):
+    model = build(mask_padding=mask_padding, **ABLATIONS[name])
+    pixel_values = torch.randn(2, 3, 61, 100, generator=torch.Generator().manual_seed(2))
+    expected = reference_implementation(model)(pixel_values).logits
+    logits = F.interpolate(model(pixel_values).logits, size=(61, 100), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(logits, expected, atol=2e-5 * float(expected.std()), rtol=0)
+
+
+@pytest.mark.parametrize("kind, expected", [("dilated", [(7, False), (5, True)]), ("plain", [(7, False), (7, False)])])
+def test_second_layer_of_a_stage_is_dilated_unless_all_are_plain(kind, expected):
+    """Table 13; the window of a dilated layer spans the map with `dilated_window_size` tokens a side."""
+    layers = build(local_attention=kind, dilated_window_size=5).hlg.encoder.stages[0]
+    assert [(layer.attention.side, layer.attention.dilated) for layer in layers] == expected
+
+
+@torch.no_grad()
+def test_global_attention_alone_is_softmax_over_window_means():
+    """Table 14 without local attention, position by position, on a map of two complete windows."""
+    layer = build(local_attention="none").hlg.encoder.stages[0][0].attention
+    features = torch.randn(1, 16, 7, 14)
+    output, _ = layer(features, (7, 14))
+    tokens = features.permute(0, 2, 3, 1)[0]
+    means = torch.stack([tokens[:, :7].mean(dim=(0, 1)), tokens[:, 7:].mean(dim=(0, 1))])
+    embedding = layer.layernorm_embedding(means)
+    query, key, value = layer.q_proj(layer.layernorm_query(tokens)), layer.k_proj(embedding), layer.v_proj(embedding)
+    attended = torch.zeros(7, 14, 16)
+    for y in range(7):
+        for x in range(14):
+            bias = layer.global_bias.table(torch.tensor([[float(y - 3), float(x - u)] for u in (3, 10)]))
+            for head in range(2):
+                part = slice(head * 8, head * 8 + 8)
+                weights = (key[:, part] @ query[y, x, part] * 8**-0.5 + bias[head]).softmax(0)
+                attended[y, x, part] = weights @ value[:, part]
+    torch.testing.assert_close(output[0].permute(1, 2, 0), tokens + layer.o_proj(attended), atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_plain_mlp_is_a_patch_embedding_and_two_linear_layers():
+    """Baseline of Table 14; the norm's statistics are fresh here, so BatchNorm divides by sqrt(1 + eps)."""
+    mlp = modeling_hlg.HlgPlainMlp(HlgConfig(**TINY), 16, 32, downsample=True, drop_path_rate=0.0).eval()
+    features = torch.randn(1, 16, 6, 4)
+    weight = mlp.patch_embedding.weight.flatten(1)  # (32, 16 * 2 * 2)
+    for y in range(3):
+        for x in range(2):
+            patch = features[0, :, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2].flatten()
+            token = weight @ patch + mlp.patch_embedding.bias
+            expand, reduce = mlp.expand.convolution, mlp.reduce
+            hidden = F.gelu((expand.weight[:, :, 0, 0] @ token + expand.bias) / (1 + mlp.expand.norm.eps) ** 0.5)
+            expected = token + F.layer_norm(reduce.weight[:, :, 0, 0] @ hidden + reduce.bias, (32,), eps=1e-6)
+            torch.testing.assert_close(mlp(features)[0, :, y, x], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_window_means_are_needed_without_local_attention():
+    with pytest.raises(StrictDataclassError, match="'none' has mean window embeddings, not 'max'"):
+        HlgConfig(local_attention="none", window_embedding="max")
+
+
 @pytest.mark.parametrize("grad", [True, False])
 def test_attention_in_chunks_is_the_same_attention(grad, monkeypatch):
     """Above `CHUNK_ELEMENTS` the queries are processed in chunks; training recomputes each one."""

@@ -12,8 +12,8 @@ from hf_denseseg.models.flops import count_forward
 from hf_denseseg.models.hlg.reference_hlg import published_multiply_adds
 from reference import reference_folder
 
-# Recipes whose two steps take half a minute and which differ from another recipe only in the size of the encoder.
-LONG_RUNS = ("hlg_maskrcnn_[sml]*",)
+# Recipes that differ from another one only in the size of the encoder or in a field that other tests cover.
+LONG_RUNS = ("hlg_maskrcnn_[sml]*", "hlg_ablation_*")
 
 # Section 8 of the specification, Sec. 4.2 of the paper: recipes whose names match -> their values.
 RECIPE_VALUES: dict[str, dict[str, Any]] = {
@@ -159,6 +159,24 @@ def test_segmentation_costs_what_the_specification_counts(size):
     counts = count_reference(f"hlg-pup-{size}", 512, mask_padding=False, global_bias="tuple4", num_labels=150)
     layers = counts.layer_multiply_adds / 1e9
     assert (layers + counts.product_multiply_adds / 1e9, layers) == pytest.approx(SEGMENTATION_GIGA[size], abs=0.6)
+
+
+ABLATIONS = {  # Tables 12 to 14: size, fields -> parameters in M and multiply-adds in G; the paper's own after them
+    "DWConv": ("tiny", {"window_embedding": "convolution"}, (11.10, 2.14)),  # 11.0 M
+    "plain + plain": ("tiny", {"local_attention": "plain"}, (11.00, 2.14)),  # 11.0 M
+    "dila 5": ("tiny", {"dilated_window_size": 5}, (11.00, 2.15)),  # 11.0 M
+    "dila 8": ("tiny", {"dilated_window_size": 8}, (11.00, 2.15)),  # 11.0 M
+    "baseline": ("small", {"local_attention": "none", "mlp_type": "plain"}, (26.32, 4.06)),  # 24.5 M, 4.0 G
+    "+ DWMLP": ("small", {"local_attention": "none"}, (24.15, 4.34)),  # 24.2 M, 4.2 G
+    "++ shared local": ("small", {"local_attention": "plain"}, (24.20, 4.71)),  # 24.2 M, 4.7 G
+}
+
+
+@pytest.mark.parametrize("row", ABLATIONS)
+def test_ablations_have_the_size_that_the_readme_names(row):
+    size, fields, expected = ABLATIONS[row]
+    info = hf_denseseg.model_info(f"hlg-{size}", (224, 224), num_labels=1000, **fields)
+    assert (info.parameters / 1e6, info.multiply_adds / 1e9) == pytest.approx(expected, abs=0.0051)
 
 
 def test_model_info_gives_the_published_count():

@@ -1,4 +1,4 @@
-"""Configuration of HLG and the sizes of its published variants."""
+"""Configuration of HLG."""
 
 from typing import Any, Literal
 
@@ -7,6 +7,7 @@ from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
 
 from hf_denseseg.models.configuration import CheckedFields
+from hf_denseseg.models.hlg.variants_hlg import VARIANTS
 
 
 @strict
@@ -20,6 +21,11 @@ class HlgConfig(CheckedFields, BackboneConfigMixin, PreTrainedConfig):
         num_attention_heads: attention heads of the four stages.
         stem_kernel_sizes: kernels of the stem's two convolutions: (3, 1) in Table 1, (3, 3) in the released code.
         window_size: side of a local window in tokens.
+        dilated_window_size: the same of a dilated window, which spans the map: its rate is the map's side divided by
+            it ("plain+dila 7", 5 and 8 in Table 13).
+        local_attention: within plain and dilated windows in turn (`"dilated"`), within plain ones only (`"plain"`,
+            Tables 13 and 14), or not at all (`"none"`, Table 14).
+        mlp_type: `"depthwise"` (DWMLP), or `"plain"` with strided patch embeddings (baseline of Table 14).
         window_embedding: how a window becomes one token (Table 12): `"mean"`, `"max"` or `"convolution"` (depthwise).
         global_bias: where the keys of the global attention are taken to lie: `"window"` (center of each window; ours),
             `"flat"` (released classification code) or `"tuple4"` (released dense code). See the family's README.
@@ -54,6 +60,9 @@ class HlgConfig(CheckedFields, BackboneConfigMixin, PreTrainedConfig):
     num_attention_heads: list[int] | tuple[int, ...] = (2, 4, 8, 16)
     stem_kernel_sizes: list[int] | tuple[int, ...] = (3, 1)
     window_size: int = 7
+    dilated_window_size: int = 7
+    local_attention: Literal["dilated", "plain", "none"] = "dilated"
+    mlp_type: Literal["depthwise", "plain"] = "depthwise"
     window_embedding: Literal["mean", "max", "convolution"] = "mean"
     global_bias: Literal["window", "flat", "tuple4"] = "window"
     mask_padding: bool = True
@@ -120,53 +129,12 @@ class HlgConfig(CheckedFields, BackboneConfigMixin, PreTrainedConfig):
                 )
         if any(size % 2 == 0 for size in self.stem_kernel_sizes):
             raise ValueError(f"`stem_kernel_sizes` is {list(self.stem_kernel_sizes)}; odd numbers are needed.")
+        if self.local_attention == "none" and self.window_embedding != "mean":
+            raise ValueError(f"`local_attention` 'none' has mean window embeddings, not {self.window_embedding!r}.")
         if not 0 <= self.drop_path_rate < 1:
             raise ValueError(f"`drop_path_rate` is {self.drop_path_rate}; a probability in [0, 1) is needed.")
         if self.decode_head == "pup" and self.decoder_hidden_size % 32:
             raise ValueError(f"`decoder_hidden_size` is {self.decoder_hidden_size}; its heads have 32 channels each.")
 
-
-_SIZES: dict[str, dict[str, Any]] = {
-    "mobile": {"hidden_sizes": [48, 96, 192, 384], "depths": [2, 2, 2, 2], "num_attention_heads": [2, 4, 8, 16]},
-    "tiny": {"hidden_sizes": [64, 128, 256, 512], "depths": [2, 2, 6, 2], "num_attention_heads": [2, 4, 8, 16]},
-    "small": {"hidden_sizes": [96, 192, 384, 768], "depths": [2, 2, 6, 2], "num_attention_heads": [3, 6, 12, 24]},
-    "medium": {"hidden_sizes": [96, 192, 384, 768], "depths": [2, 2, 18, 2], "num_attention_heads": [3, 6, 12, 24]},
-    "large": {"hidden_sizes": [128, 256, 512, 1024], "depths": [2, 2, 18, 2], "num_attention_heads": [4, 8, 16, 32]},
-}
-# The networks of the released classification code: 14 layers in stage 3 of Medium and Large, as in Table 1 (the
-# paper's parameter counts need 18), and other widths of Mobile than Table 1.
-_RELEASED: dict[str, dict[str, Any]] = {
-    "mobile": {"hidden_sizes": [32, 64, 192, 384], "num_attention_heads": [2, 4, 6, 12]},
-    "medium": {"depths": [2, 2, 14, 2]},
-    "large": {"depths": [2, 2, 14, 2]},
-}
-_DENSE_DROP_PATH = {"tiny": 0.1, "small": 0.1, "medium": 0.3, "large": 0.3}  # Sec. 4.2 and the configurations
-
-
-def _classifier(name: str, **differences: Any) -> dict[str, Any]:
-    rate = 0.3 if name == "large" else 0.1  # Sec. 4.2
-    task = {"architectures": ["HlgForImageClassification"], "normalize_stages": False, "drop_path_rate": rate}
-    return task | _SIZES[name] | differences
-
-
-def _dense(task: str, name: str, **differences: Any) -> dict[str, Any]:
-    return {"architectures": [task], **_SIZES[name], "drop_path_rate": _DENSE_DROP_PATH[name], **differences}
-
-
-VARIANTS: dict[str, dict[str, Any]] = {
-    **{f"hlg-{name}": _classifier(name) for name in _SIZES},
-    **{
-        f"hlg-{name}-release": _classifier(name, stem_kernel_sizes=[3, 3], **_RELEASED.get(name, {}))
-        for name in _SIZES
-    },
-    **{
-        f"hlg-{head}-{name}": _dense("HlgForSemanticSegmentation", name, decode_head=head)
-        for head in ("pup", "upernet")
-        for name in ("small", "medium", "large")
-    },
-    **{f"hlg-retinanet-{name}": _dense("HlgForObjectDetection", name) for name in _DENSE_DROP_PATH},
-    **{f"hlg-maskrcnn-{name}": _dense("HlgForInstanceSegmentation", name) for name in _DENSE_DROP_PATH},
-}
-"""Published variants (Table 1, with the depths that the paper's counts have): name -> task class and fields."""
 
 __all__ = ["VARIANTS", "HlgConfig"]

@@ -182,6 +182,30 @@ class HlgMlp(nn.Module):
         return shortcut + self.drop_path(self.layernorm(self.reduce(hidden)))
 
 
+class HlgPlainMlp(nn.Module):
+    """MLP without depthwise convolution (baseline of Table 14); a patch embedding halves the map.
+
+    The text names only what DWMLP puts in their place; patch embeddings of 2x2 as in PVT are our reading.
+    """
+
+    def __init__(
+        self, config: HlgConfig, in_channels: int, out_channels: int, downsample: bool, drop_path_rate: float
+    ) -> None:
+        super().__init__()
+        width = int(in_channels * config.mlp_ratio)
+        self.patch_embedding = (
+            nn.Conv2d(in_channels, out_channels, kernel_size=2, stride=2) if downsample else nn.Identity()
+        )
+        self.expand = HlgConvNorm(out_channels, width, kernel_size=1)
+        self.reduce = nn.Conv2d(width, out_channels, kernel_size=1)
+        self.layernorm = HlgMapNorm(out_channels, eps=config.layer_norm_eps)
+        self.drop_path = HlgDropPath(drop_path_rate)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        features = self.patch_embedding(features)
+        return features + self.drop_path(self.layernorm(self.reduce(F.gelu(self.expand(features)))))
+
+
 class HlgSmoothing(nn.Module):
     """Convolutional bottleneck before the windows (in the released code, not in the text): x -> GELU(x + conv(x))."""
 
@@ -347,7 +371,7 @@ class HlgLocalGlobalAttention(HlgAttention):
         self.v_proj = nn.Linear(channels, channels)
         self.o_proj = nn.Linear(channels, channels)
         self.query_convolution = nn.Conv2d(channels, channels, kernel_size=3, padding=1, groups=channels)
-        side = config.window_size
+        self.side = side = config.dilated_window_size if dilated else config.window_size
         self.embedding_convolution = (
             HlgWindowConvolution(channels, channels, kernel_size=side, stride=side, groups=channels)
             if config.window_embedding == "convolution"
@@ -371,7 +395,7 @@ class HlgLocalGlobalAttention(HlgAttention):
             `(B, C, *size)`, and with eager attention the weights of the global one.
         """
         height, width = size
-        grouping = HlgGrouping.windows(size, self.config.window_size, self.dilated)
+        grouping = HlgGrouping.windows(size, self.side, self.dilated)
         masked = self.masked_size(size, grouping)
         tokens = features.permute(0, 2, 3, 1)  # (B, C, H', W') -> (B, H', W', C)
         # Eq. 4 and 5: attention within each window, without an output projection.
@@ -408,6 +432,35 @@ class HlgLocalGlobalAttention(HlgAttention):
         )
 
 
+class HlgGlobalAttention(HlgAttention):
+    """Global attention to the means of plain windows, without local attention (first rows of Table 14)."""
+
+    def __init__(self, config: HlgConfig, channels: int, num_heads: int, drop_path_rate: float) -> None:
+        super().__init__(config, channels, num_heads)
+        self.side = config.window_size
+        self.layernorm_query = nn.LayerNorm(channels, eps=config.layer_norm_eps)
+        self.layernorm_embedding = nn.LayerNorm(channels, eps=config.layer_norm_eps)
+        self.q_proj = nn.Linear(channels, channels)
+        self.k_proj = nn.Linear(channels, channels)
+        self.v_proj = nn.Linear(channels, channels)
+        self.o_proj = nn.Linear(channels, channels)
+        self.global_bias = HlgPositionBias(channels, num_heads)
+        self.drop_path = HlgDropPath(drop_path_rate)
+
+    def forward(
+        self, features: torch.Tensor, size: tuple[int, int], **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """As `HlgLocalGlobalAttention.forward`."""
+        grouping = HlgGrouping.windows(size, self.side, dilated=False)
+        tokens = features.permute(0, 2, 3, 1)
+        means = group_means(pad_to_groups(tokens, grouping), grouping, self.masked_size(size, grouping))
+        embedding, tokens = self.layernorm_embedding(means), tokens[:, : size[0], : size[1]]
+        query, key, value = self.q_proj(self.layernorm_query(tokens)), self.k_proj(embedding), self.v_proj(embedding)
+        places = HlgPlaces.of(self.config.global_bias, size, grouping)
+        attended, weights = self.attend_globally(query, key, value, self.global_bias, places, **kwargs)
+        return (tokens + self.drop_path(self.o_proj(attended))).permute(0, 3, 1, 2), weights
+
+
 class HlgSelfAttention(HlgAttention):
     """Self-attention over the complete map (stage 4, whose map is small); LayerNorm follows it, none precedes it."""
 
@@ -438,20 +491,24 @@ class HlgLayer(nn.Module):
         width, heads = config.hidden_sizes[stage], config.num_attention_heads[stage]
         before = width if index else config.hidden_sizes[max(stage - 1, 0)]  # the stem is as wide as stage 1
         self.config = config
-        self.mlp = HlgMlp(config, before, width, downsample=index == 0, drop_path_rate=drop_path_rate)
+        mlp = HlgMlp if config.mlp_type == "depthwise" else HlgPlainMlp
+        self.mlp = mlp(config, before, width, downsample=index == 0, drop_path_rate=drop_path_rate)
         self.smoothing = None if stage == 3 else HlgSmoothing(width)
-        self.attention: HlgAttention = (
-            HlgSelfAttention(config, width, heads, drop_path_rate)
-            if stage == 3
-            else HlgLocalGlobalAttention(config, width, heads, bool(index % 2), drop_path_rate)
-        )
+        dilated = config.local_attention == "dilated" and bool(index % 2)
+        self.attention: HlgAttention
+        if stage == 3:
+            self.attention = HlgSelfAttention(config, width, heads, drop_path_rate)
+        elif config.local_attention == "none":
+            self.attention = HlgGlobalAttention(config, width, heads, drop_path_rate)
+        else:
+            self.attention = HlgLocalGlobalAttention(config, width, heads, dilated, drop_path_rate)
 
     def forward(self, features: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
         features = self.mlp(features)
         size = (features.shape[2], features.shape[3])
         if self.smoothing is not None:
             if not self.config.mask_padding:
-                down, right = (-side % self.config.window_size for side in size)
+                down, right = (-side % cast(int, self.attention.side) for side in size)
                 features = F.pad(features, (0, right, 0, down))
             features = self.smoothing(features)
         return self.attention(features, size, **kwargs)[0]
