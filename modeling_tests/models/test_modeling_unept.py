@@ -17,6 +17,8 @@ from hf_denseseg import (
     UneptImageProcessorPil,
     UneptModel,
 )
+from hf_denseseg.errors import InputError
+from hf_denseseg.inference.introspection.refinement import can_refine
 from hf_denseseg.models.auto.registration import reference_implementation
 from hf_denseseg.models.unept.modeling_unept import (
     DIRECTIONS,
@@ -279,3 +281,51 @@ def test_overfits_eight_images(backbone_type):
     found, labels = outputs.logits.argmax(1), batch["labels"]
     ious = [((found == k) & (labels == k)).sum() / ((found == k) | (labels == k)).sum() for k in range(NUM_LABELS)]
     assert torch.stack(ious).mean() > 0.9
+
+
+# --- ablations (Tables 5 and 6)
+
+ABLATIONS = {
+    "baseline": {"use_spatial_branch": False, "num_levels": 1},
+    "+ pyramid features": {"use_spatial_branch": False},
+    "L = 1": {"num_levels": 1},
+    "L = 2, DeiT": {"num_levels": 2, "backbone_type": "deit"},
+    "N = 64": {"num_points": 64},
+}
+
+
+@pytest.mark.parametrize("row", ABLATIONS)
+def test_ablations_train_and_equal_their_reference_implementation(row):
+    model = build(**ABLATIONS[row])
+    pixel_values, labels = torch.randn(2, 3, 41, 60), torch.randint(NUM_LABELS, (2, 41, 60))
+    with torch.no_grad():
+        expected = reference_implementation(model)(pixel_values).logits
+        torch.testing.assert_close(model(pixel_values).logits, expected, atol=1e-4 * float(expected.std()), rtol=0)
+    model(pixel_values, labels=labels).loss.backward()
+    without = [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    assert not without, f"no gradient reaches {without[:3]}"
+
+
+def test_without_spatial_branch_the_table_is_the_query_and_the_coarse_loss_is_left():
+    """First rows of Table 5: neither dynamic queries nor boundaries."""
+    model = build(use_spatial_branch=False)
+    assert not [name for name in model.state_dict() if "spatial" in name or "boundary" in name or "direction" in name]
+    assert model.training_targets is None and not can_refine(model) and can_refine(build())
+    pixel_values, labels = torch.randn(2, 3, 48, 64), torch.randint(NUM_LABELS, (2, 48, 64))
+    seen = []
+    model.unept.context.register_forward_pre_hook(lambda module, args: seen.append(args[1]))
+    outputs = model(pixel_values, labels=labels)
+    assert torch.equal(seen[0], model.unept.query_embed.expand(2, -1, -1))
+    torch.testing.assert_close(outputs.loss, 0.8 * F.cross_entropy(outputs.logits, labels))
+    assert outputs.boundary_logits is None
+    with pytest.raises(InputError, match="Without a spatial branch nothing is refined"):
+        model(pixel_values, output_refined_logits=True)
+    with pytest.raises(StrictDataclassError, match="needs the boundaries of the spatial branch"):
+        UneptConfig(use_spatial_branch=False, use_boundary_refinement=True)
+
+
+def test_backbone_names_the_maps_that_there_are():
+    config = UneptConfig(**TINY, use_spatial_branch=False, num_levels=1, out_indices=[0, 1])
+    assert config.stage_names == ["pyramid1", "context"]
+    maps = UneptBackbone(config).eval()(torch.randn(1, 3, 48, 64)).feature_maps
+    assert [tuple(each.shape) for each in maps] == [(1, 16, 6, 8), (1, 16, 6, 8)]

@@ -27,12 +27,12 @@ RECIPE_VALUES = {
         "test_pad_to_window": True,
     },
     "unept_*_160k": {
-        "config_overrides": {"image_size": 480, "loss_weights": "code"},
         "crop_size": [480, 480],
         "test_crop_size": [480, 480],
         "test_stride": [160, 160],
         "lr_scheduler_kwargs": {"drop_at": 126 / 160, "factor": 0.1},
     },
+    "unept_[!a]*_160k": {"config_overrides": {"image_size": 480, "loss_weights": "code"}},
     "unept_*_ade20k_*": {"base_size": [512, 2048], "test_base_size": [512, 2048]},
     "unept_*_pascal_context_*": {"base_size": [520, 520], "test_base_size": [520, 520]},
     "unept_*_cityscapes_*": {
@@ -45,6 +45,8 @@ RECIPE_VALUES = {
     "unept_resnet50_*": {"encoder_weights": "timm:resnet50c.gluon_in1k"},
     "unept_deit_base_*": {"encoder_weights": "facebook/deit-base-distilled-patch16-384"},
 }
+
+LONG_RUNS = ("unept_ablation_*",)
 
 # Configuration fields that make a recipe's model small enough for two steps in a test.
 REDUCED = {
@@ -69,6 +71,32 @@ PARAMETERS = {
     ("unept-deit-base", 150): 94_842_326,
     ("unept-deit-base", 60): 94_819_196,
 }
+
+
+def points_of(levels, points):
+    """Offsets and weights of all points: 3 numbers, 8 heads, linear layers from 256, four attentions."""
+    return 4 * 3 * 8 * levels * points * 257
+
+
+SPATIAL = 3 * 64 * 9 + 64 * 128 * 9 + 128 * 256 * 9 + 2 * (64 + 128 + 256)  # three convolutions and their norms
+HEADS = 2 * (256 * 256 + 2 * 256) + 256 * 2 + 256 * 8  # boundary and direction
+ABLATIONS = {  # Tables 5 and 6: fields -> parameters more than those of the full network
+    "no spatial branch": ({"use_spatial_branch": False}, -SPATIAL - HEADS),
+    "L = 1": ({"num_levels": 1}, points_of(1, 16) - points_of(3, 16) - (512 + 1024 + 2) * 256 - 2 * 256),
+    "N = 4": ({"num_points": 4}, points_of(3, 4) - points_of(3, 16)),
+    "N = 64": ({"num_points": 64}, points_of(3, 64) - points_of(3, 16)),
+}
+
+
+@pytest.mark.parametrize("row", ABLATIONS)
+def test_ablations_differ_by_the_parameters_of_what_they_leave_out(row):
+    """One level less is a projection and an encoding less (of stages 2 and 3 with L = 1), and its points."""
+    fields, difference = ABLATIONS[row]
+    with torch.device("meta"):
+        model = hf_denseseg.create_model("unept-resnet50", num_labels=150, **fields)
+    assert model.num_parameters() - PARAMETERS[("unept-resnet50", 150)] == difference
+
+
 # The same: mmcv's counter at 480 x 480 with BatchNorm counted (the paper prints 99.1 for DeiT), and torch's own.
 GIGA = {"unept-resnet50": (138.66, 140.15), "unept-deit-base": (99.052, 115.86)}
 MANIFESTS = {

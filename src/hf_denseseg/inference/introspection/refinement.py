@@ -10,7 +10,8 @@ from hf_denseseg.visualization.refinement import Refinement
 
 def can_refine(model: PreTrainedModel) -> bool:
     """Whether a model refines boundaries."""
-    return "output_refined_logits" in inspect.signature(model.forward).parameters
+    asked = "output_refined_logits" in inspect.signature(model.forward).parameters
+    return asked and getattr(model.config, "use_spatial_branch", True)
 
 
 @torch.no_grad()

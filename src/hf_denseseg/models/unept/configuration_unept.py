@@ -33,6 +33,9 @@ class UneptConfig(CheckedFields, BackboneConfigMixin, PreTrainedConfig):
         backbone_mlp_ratio: hidden width of DeiT's MLPs as a multiple of `backbone_hidden_size`.
         backbone_layer_norm_eps: of DeiT's LayerNorms.
         out_layers: DeiT layers whose output makes the pyramid, counted from 1; the last is DeiT's depth.
+        num_levels: maps of the pyramid, the backbone's last ones (L of Table 6).
+        use_spatial_branch: whether there is a spatial branch with its boundary and direction head (Table 5); without
+            it the learned table alone is the decoder's queries, and only the coarse loss is left.
         hidden_size: channels of the pyramid, the queries and the spatial branch (d_model).
         num_hidden_layers: layers of the context encoder, and as many of its decoder.
         num_attention_heads: heads of both kinds of attention there.
@@ -74,6 +77,8 @@ class UneptConfig(CheckedFields, BackboneConfigMixin, PreTrainedConfig):
     backbone_mlp_ratio: float | int = 4
     backbone_layer_norm_eps: float = 1e-6
     out_layers: list[int] | tuple[int, ...] = (4, 8, 12)
+    num_levels: Literal[1, 2, 3] = 3
+    use_spatial_branch: bool = True
     hidden_size: int = 256
     num_hidden_layers: int = 2
     num_attention_heads: int = 8
@@ -100,7 +105,8 @@ class UneptConfig(CheckedFields, BackboneConfigMixin, PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         """Name the maps that the backbone class can return."""
         self.check_fields(kwargs)
-        self.stage_names = ["spatial", "pyramid1", "pyramid2", "pyramid3", "context"]
+        pyramid = [f"pyramid{level}" for level in range(1, self.num_levels + 1)]
+        self.stage_names = [*(["spatial"] if self.use_spatial_branch else []), *pyramid, "context"]
         out_features, out_indices = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
         self.set_output_features_output_indices(out_features=out_features, out_indices=out_indices)
         super().__post_init__(**kwargs)
@@ -143,6 +149,8 @@ class UneptConfig(CheckedFields, BackboneConfigMixin, PreTrainedConfig):
                 raise ValueError(f"`{name}` is {getattr(self, name)}; {length} positive numbers are needed.")
         if list(self.out_layers) != sorted(set(self.out_layers)):
             raise ValueError(f"`out_layers` are {self.out_layers}; increasing numbers are needed.")
+        if self.use_boundary_refinement and not self.use_spatial_branch:
+            raise ValueError("`use_boundary_refinement` needs the boundaries of the spatial branch: set it to False.")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"`dropout` is {self.dropout}; a probability in [0, 1) is needed.")
         preset = self.loss_weights

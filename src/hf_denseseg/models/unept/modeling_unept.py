@@ -36,7 +36,7 @@ Shapes = Sequence[tuple[int, int]]
 
 # (row, column) step to the neighbor that a direction class points to; class 0 is the angle -180 degrees (left).
 DIRECTIONS = ((0, -1), (-1, -1), (-1, 0), (-1, 1), (0, 1), (1, 1), (1, 0), (1, -1))
-LEVELS = 3  # maps of the pyramid
+LEVELS = 3  # maps that a backbone returns; the pyramid takes the last `num_levels` of them
 
 logger = logging.get_logger("transformers.hf_denseseg")
 
@@ -47,7 +47,7 @@ class UneptModelOutput(ModelOutput):
 
     Args:
         last_hidden_state: `(B, h*w, hidden_size)` output of the context decoder, row by row.
-        spatial_features: `(B, hidden_size, h, w)` output of the spatial branch.
+        spatial_features: `(B, hidden_size, h, w)` output of the spatial branch, if there is one.
         feature_maps: the three maps `(B, hidden_size, h_l, w_l)` of the pyramid before the encoder, all at 1/8
             (ResNet) or 1/16 (DeiT). On request: pipelines would split a tuple by position.
         encoder_last_hidden_state: `(B, S, hidden_size)` output of the context encoder, one level after the other;
@@ -316,7 +316,7 @@ class UneptPointPredictor(nn.Linear):
     """
 
     def __init__(self, config: UneptConfig, numbers: int) -> None:
-        self.points = (config.num_attention_heads, LEVELS, config.num_points, numbers)
+        self.points = (config.num_attention_heads, config.num_levels, config.num_points, numbers)
         super().__init__(config.hidden_size, math.prod(self.points))
 
     def initial_bias(self) -> torch.Tensor:
@@ -374,7 +374,7 @@ class UneptDeformableAttention(nn.Module):
         Returns:
             `(B, Q, C)`, and the weights `(B, Q, heads, levels, points)` on request.
         """
-        points = (self.num_heads, LEVELS, self.num_points)
+        points = (self.num_heads, len(spatial_shapes), self.num_points)
         value = self.value_proj(source).unflatten(2, (self.num_heads, -1))  # (B, S, heads, d)
         offsets = self.sampling_offsets(query).unflatten(2, (*points, 2))  # in pixels of the level
         logits = self.attention_weights(query).unflatten(2, points)  # (B, Q, heads, levels, points)
@@ -436,7 +436,8 @@ class UneptEncoder(nn.Module):
     ) -> torch.Tensor:
         places = [cell_centers(height, width, hidden_states.device) for height, width in spatial_shapes]
         # Every token samples all levels around its own position.
-        reference_points = torch.cat(places)[None, :, None].expand(-1, -1, LEVELS, -1)  # (1, S, levels, 2)
+        levels = len(spatial_shapes)
+        reference_points = torch.cat(places)[None, :, None].expand(-1, -1, levels, -1)  # (1, S, levels, 2)
         for layer in self.layers:
             hidden_states = layer(hidden_states, positions, reference_points, spatial_shapes, output_attentions)
         return hidden_states
@@ -523,7 +524,8 @@ class UneptDecoder(nn.Module):
     def forward(
         self, hidden_states: torch.Tensor, grid: tuple[int, int], memory: torch.Tensor, spatial_shapes: Shapes
     ) -> torch.Tensor:
-        reference_points = cell_centers(*grid, hidden_states.device)[None, :, None].expand(-1, -1, LEVELS, -1)
+        levels = len(spatial_shapes)
+        reference_points = cell_centers(*grid, hidden_states.device)[None, :, None].expand(-1, -1, levels, -1)
         for layer in self.layers:
             hidden_states = layer(hidden_states, memory, reference_points, spatial_shapes)
         return hidden_states
@@ -534,7 +536,7 @@ class UneptContext(nn.Module):
 
     def __init__(self, config: UneptConfig) -> None:
         super().__init__()
-        self.level_embed = nn.Parameter(torch.zeros(LEVELS, config.hidden_size))
+        self.level_embed = nn.Parameter(torch.zeros(config.num_levels, config.hidden_size))
         self.encoder = UneptEncoder(config)
         self.decoder = UneptDecoder(config)
 
@@ -685,9 +687,10 @@ class UneptModel(UneptPreTrainedModel):
         super().__init__(config)
         self.backbone = UneptResNet(config) if config.backbone_type == "resnet" else UneptDeit(config)
         self.pyramid_proj = nn.ModuleList(
-            nn.Conv2d(channels, config.hidden_size, kernel_size=1) for channels in self.backbone.channels
+            nn.Conv2d(channels, config.hidden_size, kernel_size=1)
+            for channels in self.backbone.channels[-config.num_levels :]
         )
-        self.spatial_branch = UneptSpatialBranch(config)
+        self.spatial_branch = UneptSpatialBranch(config) if config.use_spatial_branch else None
         self.grid = (config.image_sides[0] // OUTPUT_STRIDE, config.image_sides[1] // OUTPUT_STRIDE)
         self.query_embed = nn.Parameter(torch.zeros(self.grid[0] * self.grid[1], config.hidden_size))
         self.context = UneptContext(config)
@@ -708,12 +711,14 @@ class UneptModel(UneptPreTrainedModel):
                 "batch, so predictions depend on them. Use batches of one image, or train with 'pointwise'."
             )
         pixel_values = pad_to_unit(pixel_values, self.config.unit).to(self.query_embed.dtype)
-        backbone_maps = self.backbone(pixel_values, **kwargs)
+        backbone_maps = self.backbone(pixel_values, **kwargs)[-self.config.num_levels :]
         pyramid = tuple(project(each) for project, each in zip(self.pyramid_proj, backbone_maps, strict=True))
-        spatial_features = self.spatial_branch(pixel_values)
-        grid = (spatial_features.shape[-2], spatial_features.shape[-1])
+        grid = (pixel_values.shape[-2] // OUTPUT_STRIDE, pixel_values.shape[-1] // OUTPUT_STRIDE)
         table = resize_table(self.query_embed, self.grid, grid, mode="bilinear")
-        queries = to_tokens(spatial_features) + table  # dynamic queries (Sec. 3.2), (B, h*w, C)
+        spatial_features, queries = None, table.expand(pixel_values.shape[0], -1, -1)  # (B, h*w, C)
+        if self.spatial_branch is not None:
+            spatial_features = self.spatial_branch(pixel_values)
+            queries = to_tokens(spatial_features) + table  # dynamic queries (Sec. 3.2)
         output_attentions = kwargs.get("output_attentions", self.config.output_attentions)
         context, memory = self.context(pyramid, queries, grid, output_attentions)
         return UneptModelOutput(
@@ -735,9 +740,9 @@ class UneptBackbone(BackboneMixin, UneptModel):
     def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:
         """Return the maps named in `config.out_features`."""
         outputs = UneptModel.forward(self, pixel_values, output_feature_maps=True, return_dict=True, **kwargs)
-        spatial = outputs.spatial_features
-        context = outputs.last_hidden_state.transpose(1, 2).view(spatial.shape)
-        maps = dict(zip(self.stage_names, (spatial, *outputs.feature_maps, context), strict=True))
+        context = to_map(outputs.last_hidden_state, pixel_values, self.config)
+        spatial = [] if outputs.spatial_features is None else [outputs.spatial_features]
+        maps = dict(zip(self.stage_names, (*spatial, *outputs.feature_maps, context), strict=True))
         return BackboneOutput(
             feature_maps=tuple(maps[name] for name in self.out_features),
             hidden_states=outputs.hidden_states,
@@ -752,14 +757,16 @@ class UneptForSemanticSegmentation(UneptPreTrainedModel):
         super().__init__(config)
         self.unept = UneptModel(config)
         self.classifier = nn.Conv2d(config.hidden_size, int(config.num_labels or 0), kernel_size=1)
-        self.boundary_head = UneptHead(config, 2)
-        self.direction_head = UneptHead(config, NUM_DIRECTIONS)
+        self.boundary_head = UneptHead(config, 2) if config.use_spatial_branch else None
+        self.direction_head = UneptHead(config, NUM_DIRECTIONS) if config.use_spatial_branch else None
         self.loss_function = functools.partial(segmentation_loss, normalization=config.loss_normalization)
         self.post_init()
 
     @property
-    def training_targets(self) -> Callable:
+    def training_targets(self) -> Callable | None:
         """Function by which data workers add targets to each augmented label map, see `boundary_targets`."""
+        if self.boundary_head is None:
+            return None
         return functools.partial(boundary_targets, **self._target_settings())
 
     def _target_settings(self) -> dict[str, Any]:
@@ -794,16 +801,32 @@ class UneptForSemanticSegmentation(UneptPreTrainedModel):
             `direction_logits` at 1/8; with labels also `loss` and `loss_dict`.
 
         Raises:
-            InputError: impossible labels, or boundaries or directions without labels.
+            InputError: impossible labels, boundaries or directions without labels, or refined logits or boundaries of
+                a model without a spatial branch.
         """
         labels = segmentation_labels(labels, pixel_values, self.config)
-        if labels is None and (boundary_labels is not None or direction_labels is not None):
+        has_targets = boundary_labels is not None or direction_labels is not None
+        if labels is None and has_targets:
             raise InputError("`boundary_labels` and `direction_labels` need `labels` beside them; give all, or none.")
         outputs = self.unept(pixel_values, return_dict=True, **kwargs)
-        spatial = outputs.spatial_features
-        context = outputs.last_hidden_state.transpose(1, 2).view(spatial.shape)  # (B, Q, C) -> (B, C, h, w)
         size = (pixel_values.shape[-2], pixel_values.shape[-1])
+        context = to_map(outputs.last_hidden_state, pixel_values, self.config)
         coarse = enlarge(self.classifier(context), size, align_corners=False)
+        if self.boundary_head is None or self.direction_head is None:
+            if output_refined_logits or has_targets:
+                raise InputError(
+                    "Without a spatial branch nothing is refined and no boundary is learned. Leave out "
+                    "`output_refined_logits`, `boundary_labels` and `direction_labels`."
+                )
+            losses = None if labels is None else {"coarse": self._label_loss(coarse, labels)}
+            return UneptSegmenterOutput(
+                loss=None if losses is None else self._total(losses),
+                logits=coarse,
+                hidden_states=outputs.hidden_states,
+                attentions=outputs.attentions,
+                loss_dict=losses,
+            )
+        spatial = outputs.spatial_features
         boundary, direction = self.boundary_head(spatial), self.direction_head(spatial)
         losses, refined, offsets = None, None, None
         if labels is not None or output_refined_logits or self.config.use_boundary_refinement:
@@ -881,22 +904,31 @@ class UneptForSemanticSegmentation(UneptPreTrainedModel):
             at_boundary = boundary.detach().softmax(1)[:, 1] > 0.5
         else:
             at_boundary = boundary_labels == 1
-        settings = {"logits": coarse, "labels": labels, "ignore_index": self.config.semantic_loss_ignore_index}
         # The refined loss judges each pixel by the logits at `sources`, without gathering them. The coarse loss takes
         # the same route, each pixel judged by its own: that keeps less memory than the plain cross-entropy.
         own = torch.arange(sources[0].numel(), device=sources.device).view_as(sources[0]).expand_as(sources)
         return {
-            "coarse": self.loss_function(sources=own, **settings),
-            "refined": self.loss_function(sources=sources, **settings),
+            "coarse": self._label_loss(coarse, labels, sources=own),
+            "refined": self._label_loss(coarse, labels, sources=sources),
             "boundary": balanced_loss(boundary, boundary_labels),
             "direction": balanced_loss(direction, torch.where(at_boundary, direction_labels, IGNORE_INDEX)),
         }
 
+    def _label_loss(self, logits: torch.Tensor, labels: torch.Tensor, **sources: torch.Tensor) -> torch.Tensor:
+        ignore_index = self.config.semantic_loss_ignore_index
+        return self.loss_function(logits=logits, labels=labels, ignore_index=ignore_index, **sources)
+
     def _total(self, losses: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Weighted sum (Eq. 7)."""
+        """Weighted sum (Eq. 7); without a spatial branch there is the first term only."""
         preset = self.config.loss_weights
         weights = LOSS_WEIGHTS[preset] if isinstance(preset, str) else preset
-        return sum(weight * term for weight, term in zip(weights, losses.values(), strict=True))  # type: ignore[return-value]
+        return sum(weight * term for weight, term in zip(weights, losses.values(), strict=False))  # type: ignore[return-value]
+
+
+def to_map(tokens: torch.Tensor, pixel_values: torch.Tensor, config: UneptConfig) -> torch.Tensor:
+    """Queries `(B, h*w, C)` of images -> `(B, C, h, w)`."""
+    grid = [-(-side // config.unit) * config.unit // OUTPUT_STRIDE for side in pixel_values.shape[-2:]]
+    return tokens.transpose(1, 2).unflatten(2, grid)
 
 
 def enlarge(features: torch.Tensor, size: tuple[int, int], align_corners: bool) -> torch.Tensor:
