@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import hf_denseseg
-from hf_denseseg import DsctForSemanticSegmentation, DsctModel
+from hf_denseseg import DsctForImageClassification, DsctForSemanticSegmentation, DsctModel
 from reference import reference_folder
 
 # Section 2 of the specification: name, classes -> parameters; section 9: paper's FLOPs in G at 769 (19) or 512 (150).
@@ -68,3 +68,30 @@ def test_every_key_of_the_official_checkpoint_is_used_or_named(variant, caplog):
     assert type(model) is DsctForSemanticSegmentation
     named = [name for name in shapes if name in caplog.text]
     assert named == [name for name in shapes if "_cls_head" in name] and len(named) == 4
+
+
+@pytest.mark.parametrize("size", ["tiny", "small", "base"])
+def test_variant_of_the_pre_training_takes_the_whole_official_checkpoint(size):
+    """Sec. 4.2: strides to 1/32; every tensor has a place, the classifiers too."""
+    manifest = reference_folder("dsct") / f"manifest_conformer_{size}.json"
+    shapes = {name: shape for name, shape in json.loads(manifest.read_text()).items() if name != "_totals"}
+    with torch.device("meta"):
+        official = {name: torch.empty(shape) for name, shape in shapes.items()}
+        model = hf_denseseg.load_official("dsct", official, f"dsct-{size}")
+        outputs = model(torch.empty(1, 3, 224, 224))
+    assert type(model) is DsctForImageClassification
+    assert (model.config.num_labels, model.config.output_stride) == (1000, 32)
+    assert outputs.logits.shape == (1, 1000)
+    assert model.dsct(torch.empty(1, 3, 224, 224, device="meta")).spatial_map.shape[-2:] == (7, 7)
+
+
+def test_pre_trained_encoder_of_an_own_run_goes_under_a_head(tmp_path):
+    """The stride of the two differs, and no tensor does."""
+    sizes = {key: REDUCED[key] for key in ("spatial_hidden_sizes", "stem_channels", "hidden_size")}
+    fields = sizes | {"num_hidden_layers": 6, "num_attention_heads": 2}
+    run = hf_denseseg.create_model("dsct-tiny", num_labels=10, **fields)
+    run.save_pretrained(tmp_path)
+    model = hf_denseseg.load_official("dsct", tmp_path, "dsct-tiny-sac", num_labels=5, **fields)
+    assert type(model) is DsctForSemanticSegmentation and model.config.output_stride == 8
+    expected = run.dsct.state_dict()
+    assert all(torch.equal(weight, expected[name]) for name, weight in model.dsct.state_dict().items())

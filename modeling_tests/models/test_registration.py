@@ -22,9 +22,9 @@ SIZES = {"spatial_hidden_sizes": [8, 16, 24], "hidden_size": 16, "num_hidden_lay
 def test_models_are_listed_sorted_and_by_pattern():
     names = hf_denseseg.list_models()
     assert names == sorted(names)
-    heads = [f"dsct-{size}-{head}" for size in ("base", "small", "tiny") for head in ("sac", "sapp")]
-    assert hf_denseseg.list_models("dsct-*") == heads
-    assert hf_denseseg.list_models("dsct-*-sac") == heads[::2]
+    kinds = [f"dsct-{size}{head}" for size in ("base", "small", "tiny") for head in ("", "-sac", "-sapp")]
+    assert hf_denseseg.list_models("dsct-*") == kinds
+    assert hf_denseseg.list_models("dsct-*-sac") == kinds[1::3]
     assert hf_denseseg.list_models("nothing*") == []
 
 

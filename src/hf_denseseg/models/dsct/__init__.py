@@ -2,7 +2,7 @@
 
 PAPER = {
     "name": "DSCT",
-    "variants": "`dsct-{tiny,small,base}-{sac,sapp}`",
+    "variants": "`dsct-{tiny,small,base}-{sac,sapp}`, `dsct-{tiny,small,base}`",
     "title": "Rethinking Local and Global Feature Representation for Semantic Segmentation",
     "venue": "BMVC 2021",
     "official_code": "No official DSCT code is public; the encoder follows Conformer (Apache-2.0).",

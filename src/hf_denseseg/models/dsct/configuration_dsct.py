@@ -104,10 +104,16 @@ _SIZES: dict[str, dict[str, Any]] = {
 }
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    f"dsct-{size}-{head}": {"architectures": ["DsctForSemanticSegmentation"], **fields, "decode_head": head}
-    for size, fields in _SIZES.items()
-    for head in ("sac", "sapp")
+    **{
+        f"dsct-{size}-{head}": {"architectures": ["DsctForSemanticSegmentation"], **fields, "decode_head": head}
+        for size, fields in _SIZES.items()
+        for head in ("sac", "sapp")
+    },
+    **{
+        f"dsct-{size}": {"architectures": ["DsctForImageClassification"], **fields, "output_stride": 32}
+        for size, fields in _SIZES.items()
+    },
 }
-"""Published variants (Table 2 of the paper): name -> task class and configuration fields."""
+"""Published variants (Table 2; Sec. 4.2: the encoder in pre-training): name -> task class and configuration fields."""
 
 __all__ = ["VARIANTS", "DsctConfig"]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from hf_denseseg.errors import InputError
-from hf_denseseg.models.conversion import KeyTable, load_converted, need, read_hyper_parameters, read_weights
+from hf_denseseg.models.conversion import KeyTable, fetch_weights, load_converted, need, read_hyper_parameters
 from hf_denseseg.models.dsct.configuration_dsct import VARIANTS, DsctConfig
 from hf_denseseg.models.dsct.modeling_dsct import DsctForImageClassification, DsctForSemanticSegmentation, DsctModel
 
@@ -60,20 +60,25 @@ def load_official(
     """Load an official Conformer checkpoint.
 
     Args:
-        weights: file or state dict with the official names.
-        hyper_parameters: a published name gives `DsctForSemanticSegmentation` with a random head, without the four
-            ImageNet classifier tensors; the official sizes (JSON file or dict) give `DsctForImageClassification`, or
-            `DsctModel` if the checkpoint has no classifiers.
+        weights: file or state dict with the official names, or the folder or hub id of a DSCT of this package, whose
+            encoder is used.
+        hyper_parameters: a published name with a head gives `DsctForSemanticSegmentation` with a random head, without
+            the four ImageNet classifier tensors; one without a head, or the official sizes (JSON file or dict), give
+            `DsctForImageClassification`, or `DsctModel` if the checkpoint has no classifiers.
         overrides: configuration fields, for example `num_labels=19`.
 
     Raises:
         InputError: see `hf_denseseg.load_official`.
     """
-    official = read_weights(weights)
+    official = fetch_weights(weights)
     if isinstance(hyper_parameters, str) and hyper_parameters in VARIANTS:
-        config = DsctConfig(**{**VARIANTS[hyper_parameters], **overrides})
-        return _load_encoder(DsctForSemanticSegmentation(config), official)
-    config = DsctConfig(**{**read_config(read_hyper_parameters(hyper_parameters)), **overrides})
+        fields = VARIANTS[hyper_parameters]
+        if fields["architectures"] == ["DsctForSemanticSegmentation"]:
+            return _load_encoder(DsctForSemanticSegmentation(DsctConfig(**{**fields, **overrides})), official)
+        classes = {"num_labels": len(official["conv_cls_head.bias"])} if "conv_cls_head.bias" in official else {}
+        config = DsctConfig(**{**fields, **classes, **overrides})
+    else:
+        config = DsctConfig(**{**read_config(read_hyper_parameters(hyper_parameters)), **overrides})
     if any(re.search(CLASSIFIERS, key) for key in official):
         classifier = DsctForImageClassification(config)
         load_converted(classifier, official, KeyTable((*RENAMES, *HEAD_RENAMES), SPLITS))
