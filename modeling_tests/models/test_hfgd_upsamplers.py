@@ -5,8 +5,9 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from huggingface_hub.errors import StrictDataclassError
 
-from hf_denseseg import HfgdConfig, HfgdModel
+from hf_denseseg import HfgdConfig, HfgdForSemanticSegmentation, HfgdModel
 from hf_denseseg.models.hfgd import upsamplers_hfgd as upsamplers
 from hf_denseseg.models.hfgd.configuration_hfgd import LEVELS
 from hf_denseseg.models.hfgd.upsamplers_hfgd import ENCODERS, UPSAMPLERS
@@ -128,6 +129,28 @@ def test_aspp_pools_globally_and_convolves_at_four_rates():
     agree(module(features)[0], expected)
 
 
+def test_ocr_attends_to_the_means_of_soft_regions():
+    """Yuan et al. 2020, Eq. 1 to 4, for one image, region by region and pixel by pixel."""
+    features = torch.randn(1, 12, 4, 3)
+    module = randomized(ENCODERS["ocr"](config(cae_channels=8, num_labels=5), 12))
+    hidden = cbr(module.regions[0], features)
+    logits = F.conv2d(hidden, module.regions[1].weight, module.regions[1].bias)
+    pixels = cbr(module.pixels, features)
+    regions = torch.zeros(1, 8, 5, 1)
+    for k in range(5):
+        weights = logits[0, k].exp() / logits[0, k].exp().sum()
+        regions[0, :, k, 0] = (weights * pixels[0]).sum(dim=(1, 2))
+    query, key = (cbr(part[1], cbr(part[0], each)) for part, each in ((module.query, pixels), (module.key, regions)))
+    value, context = cbr(module.value, regions), torch.zeros(1, 4, 4, 3)
+    for y, x in itertools.product(range(4), range(3)):
+        scores = torch.stack([query[0, :, y, x] @ key[0, :, k, 0] / 2 for k in range(5)])  # sqrt(4) channels
+        context[0, :, y, x] = sum(w * value[0, :, k, 0] for k, w in enumerate(scores.softmax(0)))
+    expected = cbr(module.fusion, torch.cat([cbr(module.expand, context), pixels], dim=1))
+    high_level, region_logits = module(features)
+    agree(high_level, expected)
+    agree(region_logits, logits)
+
+
 def bins_in_loops(features, bins):
     rows, columns = ([(i * n // bins, -(-(i + 1) * n // bins)) for i in range(bins)] for n in features.shape[-2:])
     means = [[features[..., a:b, c:d].mean(dim=(2, 3)) for c, d in columns] for a, b in rows]
@@ -181,12 +204,67 @@ def test_parameters_follow_from_the_published_widths():
     deeplab = block(256, 48, 1) + block(48 + 256, 256, 3) + block(256, 256, 3)
     expected = {
         "identity": block(2048, 256, 1),
+        "ocr": block(2048, width, 1)
+        + (width + 1) * 59
+        + block(2048, width, 3)
+        + 3 * block(width, 256, 1)
+        + 2 * block(256, 256, 1)
+        + block(256, width, 1)
+        + block(2 * width, 256, 1),
         "aspp": 2 * block(2048, 256, 1) + 3 * block(2048, 256, 3) + block(5 * 256, 256, 1),
         "ppm": 4 * block(2048, width, 3) + block(2048 + 4 * width, width, 3),
         **{"fapn": fapn, "upernet": upernet, "deeplabv3plus": deeplab},
     }
     with torch.device("meta"):
-        built = {name: kind(HfgdConfig(), 2048) for name, kind in ENCODERS.items()}
+        built = {name: kind(HfgdConfig(num_labels=59), 2048) for name, kind in ENCODERS.items()}
         tops = {upsampler: built[encoder].channels for encoder, upsampler in PAIRS}
         built |= {name: kind(HfgdConfig(), low, tops[name]) for name, kind in UPSAMPLERS.items()}
     assert {name: sum(p.numel() for p in each.parameters()) for name, each in built.items()} == expected
+
+
+SMALL = {
+    "backbone_config": {
+        "model_type": "resnet",
+        "hidden_sizes": [8] * 4,
+        "depths": [1] * 4,
+        "embedding_size": 8,
+        "out_features": list(LEVELS),
+    },
+    **{"cae_channels": 8, "num_labels": 5, "guidance": False, "axial_attention": False},
+}
+
+
+@pytest.mark.parametrize("upsampler", ["none", "sfpn"])
+def test_regions_of_ocr_learn_from_the_labels(upsampler):
+    """Table 1; weight 0.4 as in its paper (Sec. 4.1)."""
+    model = HfgdForSemanticSegmentation(config(**SMALL, extra_encoding="ocr", upsampler=upsampler))
+    pixel_values, labels = torch.randn(2, 3, 65, 97), torch.randint(5, (2, 65, 97))
+    outputs = model(pixel_values, labels=labels)
+    assert set(outputs.loss_dict) == {"guided", "regions"}
+    regions = enlarge(model.hfgd(pixel_values).region_logits, labels[:, None])
+    torch.testing.assert_close(outputs.loss_dict["regions"], F.cross_entropy(regions, labels), rtol=0.1, atol=0.1)
+    torch.testing.assert_close(outputs.loss, outputs.loss_dict["guided"] + 0.4 * outputs.loss_dict["regions"])
+    outputs.loss.backward()
+    assert not [name for name, parameter in model.named_parameters() if parameter.grad is None]
+
+
+@pytest.mark.parametrize("kind", ["joint", "stopped"])
+def test_auxiliary_fcn_predicts_and_when_stopped_leaves_the_backbone_alone(kind):
+    """Sec. 5.1: 44.35 and 40.04 are scores of this branch."""
+    fields = {"extra_encoding": "identity", "upsampler": "sfpn", "auxiliary_fcn": kind}
+    model = HfgdForSemanticSegmentation(config(**SMALL, **fields, batch_norm_momentum=0.25))
+    assert {m.momentum for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)} == {0.25}
+    pixel_values, labels = torch.randn(2, 3, 65, 97), torch.randint(5, (2, 65, 97))
+    outputs = model(pixel_values, labels=labels)
+    top = enlarge(outputs.logits, labels[:, None])
+    assert outputs.logits.shape == (2, 5, 3, 4)  # stride 32, the upsampler's would have 4
+    torch.testing.assert_close(outputs.loss_dict["auxiliary"], F.cross_entropy(top, labels))
+    torch.testing.assert_close(outputs.loss, outputs.loss_dict["auxiliary"] + outputs.loss_dict["guided"])
+    outputs.loss_dict["auxiliary"].backward()
+    reached = {name.partition(".")[0] for name, p in model.named_parameters() if p.grad is not None}
+    assert reached == ({"auxiliary_fcn"} if kind == "stopped" else {"auxiliary_fcn", "hfgd"})
+
+
+def test_auxiliary_fcn_stands_beside_an_unguided_upsampler():
+    with pytest.raises(StrictDataclassError, match="`auxiliary_fcn` is for unguided networks"):
+        config(auxiliary_fcn="joint")

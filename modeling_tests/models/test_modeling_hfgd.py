@@ -258,7 +258,7 @@ def test_nothing_of_the_teachers_branch_is_computed_for_a_prediction():
         ({"axial_heads": 3}, "Change `decoder_width` or `axial_heads`"),
         ({"upsampler": "none"}, "set `guidance` and `axial_attention` to False"),
         ({"upsampler": "fapn", "output_stride": 2}, "'u_sfpn' or 'sfpn'"),
-        ({"extra_encoding": "ocr"}, "extra_encoding"),
+        ({"extra_encoding": "psp"}, "extra_encoding"),
         ({"car_center_decay": 0.9, "car_batch_center": False}, "set `car_batch_center`"),
     ],
 )

@@ -166,12 +166,11 @@ def test_multiply_adds_are_those_of_the_specification_and_near_the_paper(name):
 
 
 DILATED = {"model_type": "timm_backbone", "backbone": "resnet50", "out_indices": [1, 2, 3, 4], "output_stride": 8}
-BASELINES = {  # Table 9 as the specification counts it
+SA_CAR = {"upsampler": "none", "extra_encoding": "sa_car", "backbone_config": DILATED}
+BASELINES = {  # Table 9 as the specification counts it; the paper's are 45.65, and 158.96 for both of the others
     "SemanticFPN": (44.72, {"upsampler": "sfpn", "extra_encoding": "identity"}),
-    "SA (CAR), D8": (
-        156.61,
-        {"upsampler": "none", "extra_encoding": "sa_car", "decoder_width": 512, "backbone_config": DILATED},
-    ),
+    "SA (CAR), D8": (155.99, SA_CAR),
+    "SA (CAR), D8, 512 wide": (156.61, SA_CAR | {"decoder_width": 512}),
 }
 
 

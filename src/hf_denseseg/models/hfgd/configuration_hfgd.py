@@ -10,8 +10,6 @@ from transformers.configuration_utils import PreTrainedConfig
 from hf_denseseg.models.configuration import CheckedFields
 from hf_denseseg.models.hfgd.variants_hfgd import LEVELS, VARIANTS
 
-NORM_EPS = 1e-3  # epsilon of every BatchNorm outside the backbone (authors' code)
-
 REGULARIZED = ("cae", "sa_car")  # extra encodings that class-aware regularization acts on
 
 
@@ -25,7 +23,7 @@ class HfgdConfig(CheckedFields, BackboneConfigMixin, PreTrainedConfig):
         wrapped_config: configuration of a segmentation model of transformers (UperNet, SegFormer) whose encoder and
             head replace backbone, extra encoding and upsampler; see `HfgdForSemanticSegmentation.guide`.
         extra_encoding: module on the coarsest map: `"cae"` (Sec. 3.2), `"sa_car"` (CAR's self-attention head),
-            `"aspp"`, `"ppm"` or `"identity"` (one 1x1 convolution).
+            `"ocr"`, `"aspp"`, `"ppm"` or `"identity"` (one 1x1 convolution).
         upsampler: `"u_sfpn"` (Sec. 3.3), `"sfpn"`, `"fapn"`, `"upernet"`, `"deeplabv3plus"` (Table 8), or `"none"`:
             the coarsest map is classified (FCN and dilated networks of Table 1).
         output_stride: pixels per logit of `"u_sfpn"` and `"sfpn"`.
@@ -33,27 +31,25 @@ class HfgdConfig(CheckedFields, BackboneConfigMixin, PreTrainedConfig):
             is one branch with its own classifier.
         axial_attention: whether axial attention follows the upsampler.
         stop_gradient: whether the upsampler sends no gradient to backbone, encoding and tokens (with `guidance`).
+        auxiliary_fcn: FCN on the coarsest map beside the upsampler, whose prediction is the model's (Sec. 5.1):
+            `"joint"`, or `"stopped"`, which sends no gradient to the backbone.
         decoder_width: channels of high-level map, upsampler and class tokens.
         cae_wide_channels: width of CAE's first convolution.
         cae_channels: width of its self-attention, and of the map that is regularized.
         cae_qk_channels: channels of its queries and keys.
-        merge_channels: channels after the upsampler's last convolution; if not `decoder_width`, they are projected to
-            it.
+        merge_channels: channels after the upsampler's last convolution, then projected to `decoder_width` if unequal.
         axial_heads: heads of the axial attention.
         axial_projections: `"per_axis"`, or `"shared"` by both axes (the authors' public layer).
         align_corners: how maps, labels and logits are resized.
-        batch_norm_momentum: of all BatchNorms, the backbone's too. The published 0.0003 is for 30,000 steps of 16
-            images: in short runs the running statistics would stay near their initial values.
+        batch_norm_momentum: of all BatchNorms, the backbone's too; the published 0.0003 needs 30,000 steps.
         normalize_features: keep the norms that Swin and ConvNeXt of transformers add to each map.
         high_level_loss_weight: weight of the cross-entropy of the high-level logits.
         car_intra_weight: weight of the loss between class centers and their pixels.
-        car_inter_weight: weight of the losses between centers, and between centers and pixels of other classes;
-            with both weights 0, CAR is off.
+        car_inter_weight: the same between centers, and between centers and pixels of others; both 0: CAR is off.
         car_c2c_threshold: similarity between centers of two classes that costs nothing, summed over the other classes.
         car_c2p_threshold: the same between a center and pixels of other classes.
         car_batch_center: class centers of the whole batch (of all processes), else of each image.
-        car_mask_ignored_in_c2p: leave ignored pixels out of the center-to-pixel loss; the authors' code counts them as
-            pixels of other classes.
+        car_mask_ignored_in_c2p: leave ignored pixels out of the center-to-pixel loss (they count as other classes).
         car_center_decay: keep moving centers with this decay (off in all published settings).
         loss_normalization: `"all"` divides the cross-entropy by all pixels, ignored ones included (authors' code),
             `"valid"` by the valid ones.
@@ -67,12 +63,13 @@ class HfgdConfig(CheckedFields, BackboneConfigMixin, PreTrainedConfig):
 
     backbone_config: dict[str, Any] | PreTrainedConfig | None = None
     wrapped_config: dict[str, Any] | PreTrainedConfig | None = None
-    extra_encoding: Literal["cae", "sa_car", "aspp", "ppm", "identity"] = "cae"
+    extra_encoding: Literal["cae", "sa_car", "ocr", "aspp", "ppm", "identity"] = "cae"
     upsampler: Literal["u_sfpn", "sfpn", "fapn", "upernet", "deeplabv3plus", "none"] = "u_sfpn"
     output_stride: Literal[2, 4] = 4
     guidance: bool = True
     axial_attention: bool = True
     stop_gradient: bool = True
+    auxiliary_fcn: Literal["none", "joint", "stopped"] = "none"
     decoder_width: int = 256
     cae_wide_channels: int = 2048
     cae_channels: int = 512
@@ -143,6 +140,8 @@ class HfgdConfig(CheckedFields, BackboneConfigMixin, PreTrainedConfig):
             )
         if self.upsampler == "none" and (self.guidance or self.axial_attention):
             raise ValueError("Without an upsampler nothing is guided: set `guidance` and `axial_attention` to False.")
+        if self.auxiliary_fcn != "none" and (self.guidance or self.wrapped_config is not None):
+            raise ValueError("`auxiliary_fcn` is for unguided networks of this package: set `guidance` to False.")
         if self.output_stride == 2 and self.upsampler not in ("u_sfpn", "sfpn"):
             raise ValueError(f"`output_stride` 2 needs `upsampler` 'u_sfpn' or 'sfpn', not {self.upsampler!r}.")
         if self.car_center_decay is not None and not self.car_batch_center:

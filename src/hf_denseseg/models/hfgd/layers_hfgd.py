@@ -4,8 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hf_denseseg.models.hfgd.configuration_hfgd import NORM_EPS
 from hf_denseseg.models.plain_layers import are_plain, fold_batch_norm
+
+NORM_EPS = 1e-3  # epsilon of every BatchNorm outside the backbone (authors' code)
 
 
 class HfgdConvNormAct(nn.Module):

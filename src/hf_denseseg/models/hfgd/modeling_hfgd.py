@@ -33,6 +33,7 @@ from hf_denseseg.models.hfgd.wrapped_hfgd import WrappedParts, check_guidable, w
 from hf_denseseg.models.inputs import check_images, segmentation_labels
 from hf_denseseg.models.losses import segmentation_loss
 
+REGION_LOSS_WEIGHT = 0.4  # of OCR's regions (Yuan et al., 2020, Sec. 4.1)
 SMALLEST_SIDE = 4  # pixels per side of one pixel of the finest map
 
 
@@ -44,6 +45,7 @@ class HfgdModelOutput(ModelOutput):
         last_hidden_state: `(B, C, H/4, W/4)` the student's map U (stride 2 with `output_stride=2`).
         high_level_features: `(B, C, H/32, W/32)` the teacher's map.
         regularized_features: `(B, cae_channels, H/32, W/32)` input of class-aware regularization, if there is any.
+        region_logits: `(B, num_labels, H/32, W/32)` of the object regions, with OCR.
         feature_maps: the backbone's four maps C2 to C5, on request: pipelines would split a tuple by position.
         hidden_states: the backbone's, on request.
         attentions: the backbone's, on request, if it has any.
@@ -52,6 +54,7 @@ class HfgdModelOutput(ModelOutput):
     last_hidden_state: torch.Tensor | None = None
     high_level_features: torch.Tensor | None = None
     regularized_features: torch.Tensor | None = None
+    region_logits: torch.Tensor | None = None
     feature_maps: tuple[torch.Tensor, ...] | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
@@ -63,7 +66,8 @@ class HfgdSegmenterOutput(SemanticSegmenterOutput):
 
     Args:
         high_level_logits: `(B, num_labels, H/32, W/32)` of the teacher; with labels or on request.
-        loss_dict: every loss before its weight: `guided`, `high_level`, `car_intra`, `car_c2c`, `car_c2p`.
+        loss_dict: every loss before its weight: `guided`, `high_level`, `car_intra`, `car_c2c`, `car_c2p`; `regions`
+            with OCR, `auxiliary` with an auxiliary FCN.
     """
 
     high_level_logits: torch.Tensor | None = None
@@ -323,7 +327,7 @@ class HfgdModel(HfgdPreTrainedModel):
     def _own_parts(config: HfgdConfig) -> WrappedParts:
         backbone = build_backbone(config)
         channels = check_levels(backbone)
-        encoders = {"cae": HfgdContextEncoder, "sa_car": HfgdContextEncoder, **ENCODERS}
+        encoders: dict[str, Any] = {"cae": HfgdContextEncoder, "sa_car": HfgdContextEncoder, **ENCODERS}
         encoder = encoders[config.extra_encoding](config, channels[-1])
         if config.upsampler == "none":
             return WrappedParts(backbone, encoder, None)
@@ -353,12 +357,14 @@ class HfgdModel(HfgdPreTrainedModel):
             output_attentions=output_attentions,
         )
         *low, top = outputs.feature_maps  # type: ignore[misc]  # C2, C3, C4 and C5
-        context, regularized = self.context_encoder(top)
+        context, extra = self.context_encoder(top)
+        regions, regularized = (extra, None) if self.config.extra_encoding == "ocr" else (None, extra)
         guided = context if self.upsampler is None else self._student(low, context, top, image_size)
         return HfgdModelOutput(
             last_hidden_state=guided,
             high_level_features=context,
             regularized_features=regularized,
+            region_logits=regions,
             feature_maps=outputs.feature_maps if output_feature_maps else None,
             hidden_states=_selected(outputs.hidden_states, output_hidden_states),
             attentions=outputs.attentions,
@@ -411,6 +417,23 @@ class HfgdBackbone(BackboneMixin, HfgdModel):
         )
 
 
+class HfgdAuxiliaryFcn(nn.Module):
+    """FCN beside the upsampler (Sec. 5.1): C5 -> 1x1 convolution -> logits `(B, num_labels, H/32, W/32)`.
+
+    It shows what the upsampler does to the features of the backbone. Stopped, it only reads them.
+    """
+
+    def __init__(self, config: HfgdConfig, in_channels: int) -> None:
+        super().__init__()
+        self.stopped = config.auxiliary_fcn == "stopped"
+        self.projection = HfgdConvNormAct(in_channels, config.decoder_width)
+        self.projection.norm.momentum = config.batch_norm_momentum
+        self.classifier = nn.Conv2d(config.decoder_width, int(config.num_labels or 0), kernel_size=1)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return self.classifier(self.projection(features.detach() if self.stopped else features))
+
+
 class HfgdForSemanticSegmentation(HfgdPreTrainedModel):
     """HFGD (Figure 2), its ablations, and other upsamplers under its guidance (Table 8)."""
 
@@ -419,6 +442,9 @@ class HfgdForSemanticSegmentation(HfgdPreTrainedModel):
         self.hfgd = HfgdModel(config)
         width = cast(int, self.hfgd.context_encoder.channels)
         self.class_tokens = HfgdClassTokens(width, int(config.num_labels or 0), kernel_size=1)
+        self.auxiliary_fcn = None
+        if config.auxiliary_fcn != "none":
+            self.auxiliary_fcn = HfgdAuxiliaryFcn(config, check_levels(cast(Any, self.hfgd.backbone))[-1])
         self.regularization = HfgdClassAwareRegularization(config, config.cae_channels) if config.regularized else None
         self.loss_function = functools.partial(segmentation_loss, normalization=config.loss_normalization)
         self.post_init()
@@ -463,22 +489,25 @@ class HfgdForSemanticSegmentation(HfgdPreTrainedModel):
             output_auxiliary_logits: whether to return the high-level logits too.
 
         Returns:
-            `logits` `(B, num_labels, H/4, W/4)` (other strides: see `output_stride` and `upsampler`); with labels also
-            `loss`, `loss_dict` and, with `guidance`, `high_level_logits`.
+            `logits` `(B, num_labels, H/4, W/4)` (other strides: see `output_stride`, `upsampler` and `auxiliary_fcn`);
+            with labels also `loss`, `loss_dict` and, with `guidance`, `high_level_logits`.
         """
         config = self.config
         labels = segmentation_labels(labels, pixel_values, config)
-        outputs = self.hfgd(pixel_values, return_dict=True, **kwargs)
+        read_by_fcn = self.auxiliary_fcn is not None
+        outputs = self.hfgd(pixel_values, output_feature_maps=read_by_fcn, return_dict=True, **kwargs)
         logits = self.class_tokens(outputs.last_hidden_state, stop=config.guidance and config.stop_gradient)
         high_level = None
         if config.guidance and (labels is not None or output_auxiliary_logits):
             high_level = self.class_tokens(outputs.high_level_features)
+        auxiliary = None if self.auxiliary_fcn is None else self.auxiliary_fcn(outputs.feature_maps[-1])
         losses = None
         if labels is not None:
-            losses = self._losses(logits, high_level, outputs.regularized_features, labels)
+            judged = {"guided": logits, "high_level": high_level, "regions": outputs.region_logits}
+            losses = self._losses(judged | {"auxiliary": auxiliary}, outputs.regularized_features, labels)
         return HfgdSegmenterOutput(
             loss=None if losses is None else self._total(losses),
-            logits=logits,
+            logits=logits if auxiliary is None else auxiliary,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             high_level_logits=high_level,
@@ -486,15 +515,11 @@ class HfgdForSemanticSegmentation(HfgdPreTrainedModel):
         )
 
     def _losses(
-        self,
-        logits: torch.Tensor,
-        high_level: torch.Tensor | None,
-        regularized: torch.Tensor | None,
-        labels: torch.Tensor,
+        self, logits: dict[str, torch.Tensor | None], regularized: torch.Tensor | None, labels: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """Every loss by its name, without weights."""
+        """Every loss by its name, without weights: a cross-entropy for each of the `logits`, and those of CAR."""
         losses = {}
-        for name, each in (("guided", logits), ("high_level", high_level)):
+        for name, each in logits.items():
             if each is not None:
                 losses[name] = self.loss_function(
                     logits=each,
@@ -512,6 +537,8 @@ class HfgdForSemanticSegmentation(HfgdPreTrainedModel):
         weights = {
             "guided": 1.0,
             "high_level": config.high_level_loss_weight,
+            "regions": REGION_LOSS_WEIGHT,
+            "auxiliary": 1.0,
             "car_intra": config.car_intra_weight,
             "car_c2c": config.car_inter_weight,
             "car_c2p": config.car_inter_weight,

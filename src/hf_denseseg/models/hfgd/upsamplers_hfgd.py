@@ -1,4 +1,4 @@
-"""The other context encoders and upsamplers that the paper tries with and without guidance (Tables 4 and 8).
+"""The other context encoders and upsamplers that the paper tries with and without guidance (Tables 1, 4 and 8).
 
 An encoder turns the coarsest map C5 into the high-level map; an upsampler turns C2 to C4 and that map into one at C2's
 size. Both read nothing but these maps, so that they can be guided.
@@ -76,6 +76,42 @@ class HfgdAsppEncoder(nn.Module):
     def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, None]:
         """C5 -> high-level map `(B, channels, h, w)`, and no map to regularize."""
         return self.fusion(torch.cat([branch(features) for branch in self.branches], dim=1)), None
+
+
+class HfgdOcrEncoder(nn.Module):
+    """Object-contextual representations (Yuan et al., 2020): pixels attend to the means of soft object regions.
+
+    Widths as there: `cae_channels` (512) for pixels and regions, half of it inside the attention. There the regions
+    come from C4; here from C5, the only map that an extra encoding reads. They learn from the labels by a loss of
+    their own.
+    """
+
+    def __init__(self, config: HfgdConfig, in_channels: int) -> None:
+        super().__init__()
+        width, half = config.cae_channels, config.cae_channels // 2
+        self.channels = config.decoder_width
+        self.regions = nn.Sequential(
+            HfgdConvNormAct(in_channels, width), nn.Conv2d(width, int(config.num_labels or 0), kernel_size=1)
+        )
+        self.pixels = HfgdConvNormAct(in_channels, width, 3)
+        self.query = nn.Sequential(HfgdConvNormAct(width, half), HfgdConvNormAct(half, half))
+        self.key = nn.Sequential(HfgdConvNormAct(width, half), HfgdConvNormAct(half, half))
+        self.value = HfgdConvNormAct(width, half)
+        self.expand = HfgdConvNormAct(half, width)
+        self.fusion = HfgdConvNormAct(2 * width, self.channels)
+
+    def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """C5 -> high-level map `(B, channels, h, w)`, and the logits of the regions `(B, num_labels, h, w)`."""
+        logits, pixels = self.regions(features), self.pixels(features)
+        weights = logits.flatten(2).softmax(-1)  # (B, K, N), of each region over the N pixels
+        means = (weights @ pixels.flatten(2).transpose(1, 2)).transpose(1, 2)[..., None]  # (B, C, K, 1)
+        query, key, value = (
+            layer(each).flatten(2).transpose(1, 2)
+            for layer, each in ((self.query, pixels), (self.key, means), (self.value, means))
+        )  # (B, N, C/2), (B, K, C/2), (B, K, C/2)
+        attention = (query @ key.transpose(1, 2) * query.shape[2] ** -0.5).softmax(-1)  # (B, N, K)
+        context = (attention @ value).transpose(1, 2).unflatten(2, features.shape[-2:])
+        return self.fusion(torch.cat([self.expand(context), pixels], dim=1)), logits
 
 
 class HfgdPyramidPoolingEncoder(nn.Module):
@@ -231,8 +267,9 @@ class HfgdDeeplabV3Plus(nn.Module):
         return self.fusion(torch.cat([self.low(low[0]), resize(top, size, self.align_corners)], dim=1))
 
 
-ENCODERS: dict[str, type[HfgdIdentityEncoder] | type[HfgdAsppEncoder] | type[HfgdPyramidPoolingEncoder]] = {
+ENCODERS: dict[str, type[nn.Module]] = {
     "identity": HfgdIdentityEncoder,
+    "ocr": HfgdOcrEncoder,
     "aspp": HfgdAsppEncoder,
     "ppm": HfgdPyramidPoolingEncoder,
 }
