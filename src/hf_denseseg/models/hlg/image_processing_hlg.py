@@ -30,7 +30,7 @@ from hf_denseseg.models.image_processing import (
     SegmentationImageProcessorPil,
 )
 
-_COCO = {"size": {"shortest_edge": 800, "longest_edge": 1333}, "do_pad": True}  # Sec. 4.2 and the configurations
+_COCO = {"size": {"shortest_edge": 800, "longest_edge": 1333}, "do_pad": True}  # released test configuration
 TASK_SETTINGS: dict[str, dict[str, Any]] = {
     SEMANTIC_SEGMENTATION: {},
     # The released settings are those of Swin (TEST.CROP = True), whose loader resizes to 256/224 of the crop.

@@ -16,7 +16,7 @@ _RELEASED: dict[str, dict[str, Any]] = {
     "medium": {"depths": [2, 2, 14, 2]},
     "large": {"depths": [2, 2, 14, 2]},
 }
-_DENSE_DROP_PATH = {"tiny": 0.1, "small": 0.1, "medium": 0.3, "large": 0.3}  # Sec. 4.2 and the configurations
+_DENSE_DROP_PATH = {"tiny": 0.1, "small": 0.1, "medium": 0.3, "large": 0.3}  # released configurations
 
 
 def _classifier(name: str, **differences: Any) -> dict[str, Any]:
