@@ -193,6 +193,19 @@ def test_decoder_parts_are_shown_in_the_order_of_their_work():
     assert list(mla.decoder) == [*(f"streams.{k}" for k in range(4)), "classifier"]
 
 
+def test_both_streams_of_dsct_are_shown():
+    """BMVC 2021, Figure 4: the last three stages; the context stream's maps are those of its layers."""
+    model = tiny_model("dsct-tiny-sac")
+    pixel_values = torch.randn(1, 3, 64, 96)
+    found = inspect_model(model, pixel_values, kinds=["features"])
+    assert list(found.spatial) == ["stage2", "stage3", "stage4"]
+    with torch.no_grad():
+        outputs = model.dsct(pixel_values)
+    torch.testing.assert_close(found.spatial["stage4"], outputs.spatial_map[0])
+    assert len(found.features) == model.config.num_hidden_layers
+    assert inspect_model(tiny_model("setr-pup-vit-base"), pixel_values, kinds=["features"]).spatial == {}
+
+
 def test_the_inspected_image_is_bounded_whatever_the_size_of_the_original(model):
     preprocessing = Preprocessing((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     for size, expected in (

@@ -99,6 +99,24 @@ class DecoderReader:
         return read
 
 
+class SpatialReader:
+    """Forward hooks that read the maps of a convolution stream beside the layers, if a model has one.
+
+    These are of the modules in its `spatial_stages()`, such as DSCT's (BMVC 2021, Figure 4).
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.maps: dict[str, torch.Tensor] = {}
+        stages: dict[str, nn.Module] = getattr(model, "spatial_stages", dict)()
+        self.hooks = [stage.register_forward_hook(self._reader(name)) for name, stage in stages.items()]
+
+    def _reader(self, name: str) -> Callable:
+        def read(module: nn.Module, args: tuple, output: tuple[torch.Tensor, ...]) -> None:
+            self.maps[name] = _reduced(output[0])
+
+        return read
+
+
 def _reduced(features: torch.Tensor) -> torch.Tensor:
     """`(1, C, H, W)` -> `(C, h, w)` on the CPU, averaged down to `STORED_SIDE`. A copy: ReLUs work in place."""
     size = (features.shape[-2], features.shape[-1])

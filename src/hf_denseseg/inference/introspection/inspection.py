@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from hf_denseseg.errors import InputError
 from hf_denseseg.inference.introspection.attention import AttentionReader, LayerAttention
-from hf_denseseg.inference.introspection.features import DecoderReader, layer_maps
+from hf_denseseg.inference.introspection.features import DecoderReader, SpatialReader, layer_maps
 from hf_denseseg.inference.introspection.positions import position_table
 from hf_denseseg.inference.introspection.refinement import can_refine
 from hf_denseseg.inference.preprocessing import Preprocessing
@@ -62,11 +62,13 @@ class Inspection:
     Args:
         attention: one entry per layer.
         features: `(C, h, w)` after each layer.
+        spatial: `(C, h, w)` after the stages of a convolution stream beside the layers.
         decoder: `(C, h, w)` after each part of the decode head, in the order they run in.
     """
 
     attention: list[LayerAttention] = field(default_factory=list)
     features: list[torch.Tensor] = field(default_factory=list)
+    spatial: dict[str, torch.Tensor] = field(default_factory=dict)
     decoder: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
@@ -87,8 +89,8 @@ def inspect_model(
     """
     size = (pixel_values.shape[-2], pixel_values.shape[-1])
     reader, found = AttentionReader(size, points), Inspection()
-    decoder = DecoderReader(model) if "features" in kinds else None
-    hooks = decoder.hooks if decoder else []
+    readers = (SpatialReader(model), DecoderReader(model)) if "features" in kinds else ()
+    hooks = [hook for each in readers for hook in each.hooks]
     implementation = model.config._attn_implementation
     try:
         if "attention" in kinds:
@@ -101,7 +103,7 @@ def inspect_model(
         for hook in hooks:
             hook.remove()
     found.attention = reader.layers if reader.uniform else []
-    found.decoder = decoder.maps if decoder else {}
+    found.spatial, found.decoder = (each.maps for each in readers) if readers else ({}, {})
     layers = getattr(model.config, "num_hidden_layers", None)
     found.features = layer_maps(outputs.hidden_states or (), size, layers)
     return found

@@ -246,10 +246,11 @@ class SegmentationPredictor:
             numbers = self.show.layers or range(1, len(found.features) + 1)
             size = scaled_size((image.height, image.width), FEATURE_SIDE / max(image.size))
             encoder = {f"layer {k}": found.features[k - 1] for k in numbers}
+            spatial = {f"spatial {stage}": each for stage, each in found.spatial.items()}
             decoder = {f"decoder {part}": each for part, each in found.decoder.items()}
             groups = [
                 {label: Image.fromarray(feature_image(each, size).permute(1, 2, 0).numpy()) for label, each in maps}
-                for maps in (encoder.items(), decoder.items())
+                for maps in (encoder.items(), spatial.items(), decoder.items())
             ]
             figures["features"] = feature_figure(image, [group for group in groups if group])
         return figures

@@ -387,6 +387,11 @@ class DsctPreTrainedModel(PreTrainedModel):
         """Return the first layer, the stem convolution."""
         return next(module for module in self.modules() if isinstance(module, DsctStem)).convolution
 
+    def spatial_stages(self) -> dict[str, nn.Module]:
+        """Blocks that return the spatial stream's maps of Figure 4 first: the last one of each of stages 2 to 4."""
+        encoder = next(module for module in self.modules() if isinstance(module, DsctEncoder))
+        return {name: encoder.blocks[index - 2] for index, name in encoder.stage_ends.items() if name != "stage1"}
+
     def parameter_depth(self, name: str) -> tuple[int, int]:
         """Return the block of an encoder parameter (0 = stem and embeddings) and the number after the last block."""
         deepest = self.config.num_hidden_layers + 1
