@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from closeness import assert_same_outputs
-from hf_denseseg.models.losses import segmentation_loss
+from hf_denseseg.models.losses import LOSSES, segmentation_loss
 
 
 @pytest.fixture
@@ -127,3 +127,91 @@ def test_labels_may_be_compared_with_logits_of_other_pixels(ohem_threshold, clas
     torch.testing.assert_close(found, expected)
     grads = [torch.autograd.grad(loss, logits)[0] for loss in (found, expected)]
     torch.testing.assert_close(*grads)
+
+
+def class_probabilities(logits, labels):
+    """(probabilities of the classes, class) of every valid pixel of the batch."""
+    found = []
+    for image in range(len(labels)):
+        for row in range(labels.shape[1]):
+            for column in range(labels.shape[2]):
+                label = int(labels[image, row, column])
+                if label not in (255, -100):
+                    scores = [math.exp(score) for score in logits[image, :, row, column].tolist()]
+                    found.append(([score / sum(scores) for score in scores], label))
+    return found
+
+
+def dice_by_loops(found, label):
+    overlap = sum(row[label] for row, target in found if target == label)
+    return 1 - 2 * overlap / (sum(row[label] for row, _ in found) + sum(target == label for _, target in found))
+
+
+def lovasz_by_sets(found, label):
+    """The Lovász extension of the Jaccard loss, a function of the set of wrong pixels (Berman et al., Def. 1)."""
+    target = {k for k, (_, each) in enumerate(found) if each == label}
+    errors = {k: abs((k in target) - row[label]) for k, (row, _) in enumerate(found)}
+
+    def jaccard_loss(wrong):
+        return len(wrong) / len(target | wrong)
+
+    total, wrong = 0.0, set()
+    for k in sorted(errors, key=errors.get, reverse=True):
+        total += errors[k] * (jaccard_loss(wrong | {k}) - (jaccard_loss(wrong) if wrong else 0))
+        wrong |= {k}
+    return total
+
+
+@pytest.mark.parametrize(("kind", "definition"), [("dice", dice_by_loops), ("lovasz", lovasz_by_sets)])
+@pytest.mark.parametrize("weights", [None, [0.1, 2.0, 0.5, 0.25]])
+def test_losses_of_regions_equal_their_definition(sample, kind, definition, weights):
+    logits, labels = sample
+    labels[labels == 2] = 1  # a class that does not occur costs nothing
+    found = class_probabilities(logits, labels)
+    present = sorted({label for _, label in found})
+    shares = [1.0 if weights is None else weights[label] for label in present]
+    losses = [share * definition(found, label) for share, label in zip(shares, present, strict=True)]
+    expected = sum(losses) / sum(shares)
+    given = None if weights is None else torch.tensor(weights)
+    alone = segmentation_loss(logits, labels, kind=kind, class_weights=given).item()
+    assert alone == pytest.approx(expected, rel=1e-5)
+    pixel = segmentation_loss(logits, labels, class_weights=given).item()
+    both = segmentation_loss(logits, labels, kind=f"ce+{kind}", class_weights=given).item()
+    assert both == pytest.approx(pixel + expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("weights", [None, [0.0, 2.0, 0.5, 0.25]])
+def test_focal_loss_lowers_the_share_of_easy_pixels(sample, weights):
+    """Lin et al., 2017, Eq. 5 with gamma 2: -w (1 - p)^2 log p."""
+    shares = weights or [1.0] * 4
+    terms = [(shares[label], loss * (1 - math.exp(-loss)) ** 2) for loss, label, _ in pixels(*sample)]
+    expected = sum(share * loss for share, loss in terms) / sum(share for share, _ in terms)
+    given = None if weights is None else torch.tensor(weights)
+    assert segmentation_loss(*sample, kind="focal", class_weights=given).item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_no_loss_sends_a_gradient_to_ignored_pixels(sample, kind):
+    logits, labels = sample
+    logits.requires_grad_()
+    segmentation_loss(logits, labels, kind=kind).backward()
+    at_ignored = logits.grad.abs().sum(1)[labels == 255]
+    assert at_ignored.tolist() == [0.0] * 3 and logits.grad.abs().sum() > 0
+    logits.grad = None
+    loss = segmentation_loss(logits, torch.full_like(labels, 255), kind=kind)
+    loss.backward()
+    assert loss.item() == 0 and not logits.grad.any()
+
+
+@pytest.mark.parametrize("kind", ["focal", "dice", "ce+lovasz"])
+def test_sources_choose_the_logits_of_other_pixels_for_every_loss(sample, kind):
+    logits, labels = sample
+    sources = torch.randint(0, 15, (2, 3, 5), generator=torch.Generator().manual_seed(1))
+    moved = torch.stack([logits[k].flatten(1)[:, sources[k].flatten()].view(4, 3, 5) for k in (0, 1)])
+    found = segmentation_loss(logits, labels, kind=kind, sources=sources)
+    assert_same_outputs(found, segmentation_loss(moved, labels, kind=kind))
+
+
+def test_unknown_loss_is_refused(sample):
+    with pytest.raises(ValueError, match="Use one of ce, focal"):
+        segmentation_loss(*sample, kind="tversky")

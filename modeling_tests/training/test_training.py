@@ -272,6 +272,26 @@ def test_switches_of_the_recipe_reach_the_loss_and_the_precision(tmp_path):
     assert options["class_weights"].tolist() == [1.0] * 10 + [2.0]
 
 
+@pytest.mark.parametrize("loss", ["focal", "lovasz", "ce+dice"])
+def test_other_losses_reach_the_model(tmp_path, loss):
+    trainer = trainer_of(tmp_path, "--max_steps", "1", "--loss", loss)
+    trainer.train()
+    assert trainer.model.loss_function.keywords["kind"] == loss
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--loss", "ce+dise"], "Did you mean 'ce\\+dice'"),
+        (["--loss", "dice", "--ohem_threshold", "0.7"], "or use 'ce\\+dice'"),
+        (["--loss", "lovasz", "--loss_normalization", "all"], "or use 'ce\\+lovasz'"),
+    ],
+)
+def test_losses_that_cannot_be_followed_are_refused(tmp_path, words, message):
+    with pytest.raises(InputError, match=message):
+        trainer_of(tmp_path, *words)
+
+
 @pytest.mark.parametrize(
     "model, words, expected",
     [

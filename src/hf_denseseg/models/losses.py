@@ -1,4 +1,4 @@
-"""Losses of all families: cross-entropy over valid pixels, with class weights and OHEM, and of image labels."""
+"""Losses of all families: per pixel, with class weights and OHEM, of regions, and of image labels."""
 
 from typing import Any
 
@@ -9,6 +9,10 @@ from transformers import PreTrainedConfig
 from transformers.loss.loss_utils import LOSS_MAPPING
 
 from hf_denseseg.models.inputs import classification_labels
+from hf_denseseg.models.region_losses import dice_loss, lovasz_loss
+
+LOSSES = ("ce", "focal", "dice", "lovasz", "ce+dice", "ce+lovasz")
+FOCAL_GAMMA = 2.0  # the value of Lin et al., 2017
 
 
 def classification_loss(
@@ -54,8 +58,9 @@ def segmentation_loss(
     ohem_threshold: float | None = None,
     ohem_min_kept: int = 100_000,
     sources: torch.Tensor | None = None,
+    kind: str = "ce",
 ) -> torch.Tensor:
-    """Upsample the logits to the labels and take the cross-entropy in float32.
+    """Upsample the logits to the labels and take the loss in float32, by default the cross-entropy.
 
     Args:
         logits: `(B, num_labels, h, w)`, any resolution and floating dtype.
@@ -71,13 +76,17 @@ def segmentation_loss(
         sources: `(B, H, W)`, index (row * W + column) of the pixel whose logits each label is compared with; None for
             its own pixel. Equals the loss of gathered logits, without gathering `num_labels` numbers per pixel, and
             takes less memory than `F.cross_entropy` (see `_LossAt`).
+        kind: one of `LOSSES`: cross-entropy, focal loss (Lin et al., 2017), soft Dice or Lovász-softmax (see
+            `region_losses`; `normalization` does not concern these two), or the sum of two.
 
     Returns:
         Scalar float32. A batch without any valid pixel gives 0 with zero (finite) gradients.
 
     Raises:
-        ValueError: `normalization` is neither `"valid"` nor `"all"`.
+        ValueError: `normalization` is neither `"valid"` nor `"all"`, or `kind` is not one of `LOSSES`.
     """
+    if kind not in LOSSES:
+        raise ValueError(f"Loss {kind!r} is unknown. Use one of {', '.join(LOSSES)}.")
     if normalization not in ("valid", "all"):
         raise ValueError(f"Loss normalization {normalization!r} is unknown. Use 'valid' or 'all'.")
     labels = labels.long()  # uint8 cannot hold -100
@@ -87,24 +96,34 @@ def segmentation_loss(
         logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=align_corners)
     weights = None if class_weights is None else class_weights.to(logits)
     valid = labels != ignore_index
+    of_regions: torch.Tensor | float = 0.0
+    if (region := {"dice": dice_loss, "lovasz": lovasz_loss}.get(kind.removeprefix("ce+"))) is not None:
+        of_regions = region(logits if sources is None else _gather(logits, sources), labels, valid, weights)
+        if not kind.startswith("ce+"):
+            return of_regions
+    classes = torch.where(valid, labels, 0)  # any class will do: ignored pixels are masked below
     if sources is None:
-        loss = F.cross_entropy(logits, labels, weight=weights, ignore_index=ignore_index, reduction="none")
+        loss = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="none")
     else:
-        classes = torch.where(valid, labels, 0)  # any class will do: ignored pixels are masked below
-        loss = _LossAt.apply(logits, classes, sources) * (1 if weights is None else weights[classes])
+        loss = _LossAt.apply(logits, classes, sources)
+    if kind == "focal":
+        loss = loss * (1 - torch.exp(-loss)) ** FOCAL_GAMMA
+    pixel_weight = torch.ones_like(loss) if weights is None else weights[classes]
     if ohem_threshold is not None:
-        at_labels = logits.detach()  # the logits that each label is compared with, (B, num_labels, H, W)
-        if sources is not None:
-            index = sources.flatten(1)[:, None].expand(-1, logits.shape[1], -1)
-            at_labels = at_labels.flatten(2).gather(2, index).view(at_labels.shape)
+        at_labels = logits.detach() if sources is None else _gather(logits.detach(), sources)
         valid = valid & _hard_pixels(at_labels, labels, valid, ohem_threshold, ohem_min_kept)
-    kept = torch.where(valid, loss, 0.0).sum()
+    kept = torch.where(valid, loss * pixel_weight, 0.0).sum()
     if normalization == "all":
-        return kept / labels.numel()
-    pixel_weight = torch.ones_like(loss) if weights is None else weights[torch.where(valid, labels, 0)]
+        return kept / labels.numel() + of_regions
     # A weight below one must still divide: only the empty sum is replaced by 1, which gives 0 and not NaN.
     total = torch.where(valid, pixel_weight, 0.0).sum()
-    return kept / torch.where(total > 0, total, 1.0)
+    return kept / torch.where(total > 0, total, 1.0) + of_regions
+
+
+def _gather(logits: torch.Tensor, sources: torch.Tensor) -> torch.Tensor:
+    """The logits that each label is compared with, `(B, num_labels, H, W)`."""
+    index = sources.flatten(1)[:, None].expand(-1, logits.shape[1], -1)
+    return logits.flatten(2).gather(2, index).view(*logits.shape[:2], *sources.shape[1:])
 
 
 class _LossAt(torch.autograd.Function):

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 import torch
 from transformers import TrainingArguments
 
-from hf_denseseg.errors import InputError
+from hf_denseseg.errors import InputError, unknown_name
 from hf_denseseg.models.auto.tasks import DETECTION_TASKS, IMAGE_CLASSIFICATION, SEMANTIC_SEGMENTATION, TASKS
+from hf_denseseg.models.losses import LOSSES
 
 logger = logging.getLogger(__name__)
 
@@ -289,6 +290,13 @@ class TaskTrainingArguments(TrainingArguments):
         default=None,
         metadata={"help": "layer-wise decay of the learning rate: factor per layer below the head; None: off"},
     )
+    loss: str = field(
+        default="ce",
+        metadata={
+            "tasks": SEGMENTATION,
+            "help": "'ce' (cross-entropy), 'focal', 'dice', 'lovasz', 'ce+dice' or 'ce+lovasz'",
+        },
+    )
     loss_normalization: str | None = field(
         default=None,
         metadata={
@@ -318,6 +326,15 @@ class TaskTrainingArguments(TrainingArguments):
         """Fill in the intervals that were not given, then let transformers check the rest."""
         if self.max_steps < 1:
             raise InputError(f"max_steps is {self.max_steps}: give the number of optimizer steps, at least 1.")
+        if self.loss not in LOSSES:
+            raise InputError(unknown_name("loss", self.loss, LOSSES))
+        if self.loss in ("dice", "lovasz") and (
+            self.ohem_threshold is not None or self.loss_normalization is not None
+        ):
+            raise InputError(
+                f"ohem_threshold and loss_normalization are for losses of single pixels; {self.loss} judges regions. "
+                f"Leave them out, or use 'ce+{self.loss}'."
+            )
         if self.loss_normalization not in (None, "valid", "all"):
             raise InputError(f"loss_normalization is {self.loss_normalization!r}: use 'valid' or 'all'.")
         if self.warmup_steps >= self.max_steps:

@@ -67,6 +67,7 @@ class SegmentationTrainer(TaskTrainer):
             class_weights=self._class_weights,
             ohem_threshold=args.ohem_threshold,
             ohem_min_kept=args.ohem_min_kept,
+            kind=args.loss,
         )
         self._auxiliary_logits: list[torch.Tensor] = []  # of the batch, from a model of transformers
         self._computes_loss = is_own(model.config)
