@@ -54,6 +54,7 @@ def main(args: argparse.Namespace) -> int:
 
 def print_keys() -> None:
     """Print name, meaning and default of our keys, and the names of those that transformers defines."""
+    from hf_denseseg.training.key_checks import UNUSED_KEYS
     from hf_denseseg.training.recipe import ARGUMENT_CLASSES, recipe_fields
 
     inherited = []
@@ -64,6 +65,6 @@ def print_keys() -> None:
             tasks = ", ".join(field.metadata.get("tasks", ()))
             only = f" [only {tasks}]" if tasks else ""
             print(f"{name:<30} {field.metadata.get('help', '')} [default: {default}]{only}")
-        else:
+        elif name not in UNUSED_KEYS:
             inherited.append(name)
     print("\nand the arguments of transformers.TrainingArguments: " + ", ".join(sorted(inherited)))

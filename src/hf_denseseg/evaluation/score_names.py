@@ -31,6 +31,12 @@ class ScoreNames:
         """Key and label of the main metric."""
         return next(iter(self.metrics.items()))
 
+    @property
+    def logged(self) -> tuple[str, ...]:
+        """Keys of the scores that are logged in training, of which one may choose the best checkpoint."""
+        rest = ("_trained", "_averaged", "_75", "_small", "_medium", "_large")
+        return tuple(key for key in self.metrics if not key.endswith(rest))
+
     def means(self, scores: dict[str, Any]) -> dict[str, str]:
         """The metrics that these scores have a value for."""
         return {key: label for key, label in self.metrics.items() if scores.get(key) is not None}

@@ -12,6 +12,7 @@ import yaml
 from hf_denseseg.errors import InputError, unknown_name
 from hf_denseseg.models.auto.tasks import SEMANTIC_SEGMENTATION, TASKS
 from hf_denseseg.training.arguments import RENAMED_KEYS, DataArguments, ModelArguments, TaskTrainingArguments
+from hf_denseseg.training.key_checks import check_training_values, refuse_unused_keys
 from hf_denseseg.training.tasks import get_task
 from hf_denseseg.training.tasks.task import Task
 
@@ -59,6 +60,7 @@ def load_recipe(path: str | Path | None, overrides: list[str] | None = None) -> 
     _check(given, f"Recipe {path}")
     given |= parse_overrides(overrides or [])
     _check_task(given, f"Recipe {path or 'from the command line'}")
+    refuse_unused_keys(given)
     given.setdefault("output_dir", f"runs/{Path(path).stem}" if path else "runs/default")
     fields = recipe_fields()
     try:
@@ -71,6 +73,7 @@ def load_recipe(path: str | Path | None, overrides: list[str] | None = None) -> 
         raise InputError(f"Recipe {path or 'from the command line'}: {error}") from error
     task = get_task(model.task)
     task.check_keys(data)
+    check_training_values(given, training, task.name)
     return Recipe(task, model, data, training, given)
 
 

@@ -235,9 +235,20 @@ def _total_batch_size(args: TaskTrainingArguments) -> int:
 
 def _note_run(recipe: Recipe, output: Path) -> None:
     """Write what `_check_folder` compares later runs with."""
-    if not (output / "recipe.yaml").exists():
-        write_atomic(output / BATCH_NOTE, json.dumps({"total_batch_size": _total_batch_size(recipe.training)}) + "\n")
-        write_atomic(output / "recipe.yaml", recipe.to_yaml())
+    note = output / "recipe.yaml"
+    if not note.exists():
+        batch = {"total_batch_size": _total_batch_size(recipe.training)}
+        write_atomic(output / BATCH_NOTE, json.dumps(batch) + "\n")
+        write_atomic(note, recipe.to_yaml())
+    elif _keys_of(note).get("max_steps") != recipe.given.get("max_steps"):  # a run that is made longer
+        write_atomic(note, recipe.to_yaml())
+
+
+def _keys_of(note: Path) -> dict[str, Any]:
+    """Keys of a saved recipe by their current names."""
+    import yaml
+
+    return {RENAMED_KEYS.get(key, key): value for key, value in (yaml.safe_load(note.read_text()) or {}).items()}
 
 
 def _check_folder(recipe: Recipe, output: Path) -> dict[str, Any] | None:
@@ -245,9 +256,7 @@ def _check_folder(recipe: Recipe, output: Path) -> dict[str, Any] | None:
     note, batch_note = output / "recipe.yaml", output / BATCH_NOTE
     args, batch = recipe.training, _total_batch_size(recipe.training)
     if note.exists():
-        import yaml
-
-        saved = {RENAMED_KEYS.get(key, key): value for key, value in (yaml.safe_load(note.read_text()) or {}).items()}
+        saved = _keys_of(note)
         keys = [key for key in saved.keys() | recipe.given.keys() if saved.get(key) != recipe.given.get(key)]
         differing = sorted(set(keys) - FREE_KEYS - BATCH_KEYS)
         noted = json.loads(batch_note.read_text()) if batch_note.exists() else {}
@@ -260,6 +269,11 @@ def _check_folder(recipe: Recipe, output: Path) -> dict[str, Any] | None:
                 f"{args.gradient_accumulation_steps}. Choose factors with the product {before}, or another "
                 "--output_dir."
             )
+        steps = saved.get("max_steps", TaskTrainingArguments.max_steps)
+        if differing == ["max_steps"] and args.max_steps > steps:
+            message = "%s holds this run with %d steps. It continues to step %d, and from here on the learning rate "
+            logger.info(message + "follows the schedule of %d steps.", output, steps, args.max_steps, args.max_steps)
+            return None
         if differing:
             lines = ", ".join(f"{key} ({saved.get(key)} there, {recipe.given.get(key)} now)" for key in differing[:3])
             raise InputError(f"{output} holds another run, different in {lines}. Give another --output_dir.")

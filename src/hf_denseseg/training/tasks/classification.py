@@ -22,7 +22,9 @@ from hf_denseseg.data.classification import ClassificationData, load_classificat
 from hf_denseseg.data.reading.images import Fault
 from hf_denseseg.data.shards.streaming import StreamingTrainDataset
 from hf_denseseg.evaluation.classification_metrics import AccuracyMeter, true_class_rank
+from hf_denseseg.evaluation.score_names import SCORE_NAMES
 from hf_denseseg.files import atomic_path
+from hf_denseseg.models.auto.tasks import IMAGE_CLASSIFICATION
 from hf_denseseg.models.losses import classification_loss
 from hf_denseseg.training.arguments import DataArguments, TaskTrainingArguments
 from hf_denseseg.training.evaluation import processes_of
@@ -48,7 +50,7 @@ class ClassificationTrainer(TaskTrainer):
         options: see `TaskTrainer`.
     """
 
-    logged_scores = ("top1", "top5")
+    logged_scores = SCORE_NAMES[IMAGE_CLASSIFICATION].logged
     spec: ClassNames
 
     def __init__(

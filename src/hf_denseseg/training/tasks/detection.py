@@ -25,6 +25,7 @@ from hf_denseseg.data.reading.images import Fault
 from hf_denseseg.data.sources.coco import encode_mask, object_mask
 from hf_denseseg.errors import InputError
 from hf_denseseg.evaluation.detection_metrics import detection_metrics
+from hf_denseseg.evaluation.score_names import SCORE_NAMES
 from hf_denseseg.files import atomic_path
 from hf_denseseg.reports.run_page import SHOWN_SCORE
 from hf_denseseg.training.arguments import DataArguments, TaskTrainingArguments
@@ -60,7 +61,7 @@ class DetectionTrainer(TaskTrainer):
     @property
     def logged_scores(self) -> tuple[str, ...]:  # type: ignore[override]
         """Average precision of boxes and, if they are trained, of masks."""
-        return ("box_ap", "box_ap_50", *(("mask_ap", "mask_ap_50") if self.masks else ()))
+        return SCORE_NAMES["instance-segmentation" if self.masks else "object-detection"].logged
 
     @property
     def protocol(self) -> dict[str, Any]:

@@ -11,11 +11,13 @@ from transformers import PreTrainedModel
 from hf_denseseg.data.augmentation.segmentation import collate_train
 from hf_denseseg.data.labels import IGNORE_INDEX, LabelSpec
 from hf_denseseg.errors import InputError
+from hf_denseseg.evaluation.score_names import SCORE_NAMES
 from hf_denseseg.evaluation.segmentation_scores import Evaluation, count_image
 from hf_denseseg.evaluation.size_recall import check_installed
 from hf_denseseg.inference.segmentation import segment
 from hf_denseseg.inference.settings import InferenceSettings
 from hf_denseseg.models.auto.registration import is_own
+from hf_denseseg.models.auto.tasks import SEMANTIC_SEGMENTATION
 from hf_denseseg.models.losses import segmentation_loss
 from hf_denseseg.training.arguments import TaskTrainingArguments
 from hf_denseseg.training.evaluation import processes_of
@@ -42,7 +44,7 @@ class SegmentationTrainer(TaskTrainer):
             streaming form, `eval_dataset` an `EvalDataset`.
     """
 
-    logged_scores = ("mean_iou", "pixel_accuracy", "mean_accuracy")
+    logged_scores = SCORE_NAMES[SEMANTIC_SEGMENTATION].logged
     spec: LabelSpec
 
     def __init__(
