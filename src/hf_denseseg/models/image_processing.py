@@ -4,6 +4,7 @@ They extend transformers' Segformer processors: the aspect ratio is kept, every 
 label maps may have any integer type, and masks are resized with the model's `align_corners`.
 """
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,10 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 
 from hf_denseseg.data.reading.images import to_rgb
 from hf_denseseg.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+MOST_CHANNELS = 4  # of a label map that was saved as a color image
 
 
 class SegmentationImageProcessorKwargs(ImagesKwargs, total=False):
@@ -53,14 +58,21 @@ class _SegmentationMixin:
 
         Args:
             images: one image or a list; PIL of any mode, arrays or tensors.
-            segmentation_maps: one `(H, W)` map of class ids or a list.
+            segmentation_maps: one `(H, W)` map of class ids or a list; three equal channels count as one.
 
         Returns:
             `pixel_values` `(B, 3, h, w)` and, with maps, `labels` `(B, h, w)` int64.
 
         Raises:
-            InputError: tensors are requested, but the resized images have different sizes.
+            InputError: tensors are requested, but the resized images have different sizes; or a colored label map.
         """
+        rescales = kwargs.get("do_rescale")
+        if (self.do_rescale if rescales is None else rescales) and _is_scaled(images):  # type: ignore[attr-defined]
+            logger.warning(
+                "Floating-point images between 0 and 1 are divided by 255 once more. Give bytes, or do_rescale=False."
+            )
+        if segmentation_maps is not None:
+            segmentation_maps = _class_ids(segmentation_maps, single=_is_one(images))
         return super().preprocess(_upright(images), segmentation_maps, **kwargs)  # type: ignore[misc]
 
     def _preprocess_image_like_inputs(self, *args: Any, return_tensors: str | None, **kwargs: Any) -> BatchFeature:
@@ -122,6 +134,48 @@ class SegmentationImageProcessorPil(_SegmentationMixin, SegformerImageProcessorP
         """As in the other backend; Segformer's method would write into the caller's map."""
         raw = image.astype(np.int64)
         return np.where((raw == 0) | (raw == 255), 255, raw - 1)
+
+
+def _is_scaled(images: Any) -> bool:
+    """Whether the first image is one of floats between 0 and 1, and not black."""
+    while isinstance(images, list | tuple) and images:
+        images = images[0]
+    floating = (isinstance(images, np.ndarray) and images.dtype.kind == "f") or (
+        isinstance(images, torch.Tensor) and images.is_floating_point()
+    )
+    return floating and images.size != 0 and bool(images.min() >= 0) and 0 < float(images.max()) <= 1
+
+
+def _is_one(images: Any) -> bool:
+    return not isinstance(images, list | tuple) and getattr(images, "ndim", 3) <= 3
+
+
+def _class_ids(maps: Any, single: bool) -> Any:
+    """Take one of several equal channels of label maps.
+
+    Args:
+        maps: as `preprocess` takes them.
+        single: whether they belong to one image, so that three dimensions are channels and no batch.
+
+    Raises:
+        InputError: the channels differ.
+    """
+    if type(maps) in (list, tuple):
+        return [_class_ids(each, single=True) for each in maps]
+    values = np.asarray(maps) if isinstance(maps, Image.Image) else maps
+    if not single or getattr(values, "ndim", 0) != 3:
+        return maps
+    last = isinstance(maps, Image.Image) or values.shape[0] > MOST_CHANNELS
+    channels = np.moveaxis(np.asarray(values), 2, 0) if last else values  # (C, H, W)
+    if len(channels) > MOST_CHANNELS:
+        return maps
+    colors = channels[:3]  # without the opacity
+    if any(bool((each != channels[0]).any()) for each in colors):
+        raise InputError(
+            f"A label map has {len(channels)} channels that differ, so its colors stand for classes; a map of class "
+            "ids is needed. Convert colors to ids first: LabelSpec(colors=...) of hf_denseseg.data.labels does."
+        )
+    return channels[0]
 
 
 def _upright(images: Any) -> Any:
