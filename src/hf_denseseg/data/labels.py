@@ -63,6 +63,8 @@ class LabelSpec:
 
     def __post_init__(self) -> None:
         raw_void = tuple(int(raw) for raw in self.raw_void)
+        if raw_void == (IGNORE_INDEX,) and IGNORE_INDEX in map(int, self.raw_to_train):
+            raw_void = ()  # the default: masks of 0 and 255 have a class 255
         classes = tuple(str(name) for name in self.classes)
         free = [raw for raw in range(len(classes) + len(raw_void)) if raw not in raw_void]
         raw_to_train = {int(raw): int(train) for raw, train in self.raw_to_train.items()}

@@ -21,11 +21,12 @@ from transformers import (
 
 from hf_denseseg import __version__
 from hf_denseseg.data.class_names import ClassNames
+from hf_denseseg.data.class_order import class_order
 from hf_denseseg.data.labels import LabelSpec
 from hf_denseseg.errors import InputError, unknown_name
 from hf_denseseg.evaluation.score_names import SCORE_NAMES
 from hf_denseseg.files import check_output_folder, write_atomic
-from hf_denseseg.models.auto.pretrained import load_image_processor, load_trained_model
+from hf_denseseg.models.auto.pretrained import classes_of_checkpoint, load_image_processor, load_trained_model
 from hf_denseseg.models.auto.registration import (
     create_config,
     create_image_processor,
@@ -149,10 +150,19 @@ def _build_evaluator(recipe: Recipe, eval_data: Any) -> Any:
             f"{recipe.model.model} has {model.config.num_labels} classes, {eval_data.spec.name} has "
             f"{eval_data.spec.num_labels}. Give a dataset with the classes that the checkpoint was trained on."
         )
+    order = class_order_of(model, eval_data.spec, recipe.model.model)
     trainer = build_trainer(recipe, model, eval_data)
+    if order is not None:
+        recipe.task.use_class_order(trainer, order)
     if not any(key.startswith("test_") for key in recipe.given):
         recipe.task.use_protocol_of(trainer, recipe.model.model)
     return trainer
+
+
+def class_order_of(model: PreTrainedModel, spec: LabelSpec | ClassNames, checkpoint: str) -> list[int] | None:
+    """Train id in the data of each class of a checkpoint, see `class_order`."""
+    names: Any = model.config.id2label
+    return class_order([names[index] for index in range(spec.num_labels)], spec.classes, checkpoint, spec.name)
 
 
 def _evaluation_command(recipe: Recipe) -> str:
@@ -178,6 +188,7 @@ def build_model(arguments: ModelArguments, spec: LabelSpec | ClassNames) -> PreT
     if arguments.model not in list_models():
         if not Path(arguments.model).exists() and arguments.model.count("/") != 1:
             raise InputError(unknown_name("model (neither a folder nor a hub id)", arguments.model, list_models()))
+        _check_class_names(arguments.model, spec)
         # A head for other classes starts from random weights; the rest is the checkpoint's.
         return load_trained_model(arguments.model, arguments.task, ignore_mismatched_sizes=True, **labels, **overrides)
     _check_task(arguments)
@@ -189,6 +200,23 @@ def build_model(arguments: ModelArguments, spec: LabelSpec | ClassNames) -> PreT
         return load_official(family, arguments.encoder_weights, arguments.model, **fields)
     except (StrictDataclassError, TypeError) as error:
         raise InputError(f"config_overrides {overrides}: {error}") from error
+
+
+def _check_class_names(checkpoint: str, spec: LabelSpec | ClassNames) -> None:
+    """Refuse to train a head whose classes are those of the data in another order; warn of other classes."""
+    names = classes_of_checkpoint(checkpoint)
+    if len(names) != spec.num_labels:
+        return  # the head is a new one
+    try:
+        order = class_order(names, spec.classes, checkpoint, spec.name)
+    except InputError:
+        logger.warning("The head of %s starts from the weights of %d other classes.", checkpoint, len(names))
+        return
+    if order is not None:
+        raise InputError(
+            f"{checkpoint} has the classes of {spec.name} in another order, so its head would start from the weights "
+            f"of other classes. Give `classes` of the label specification in its order: {', '.join(names)}."
+        )
 
 
 def _check_task(arguments: ModelArguments) -> None:

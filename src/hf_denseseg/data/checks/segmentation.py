@@ -51,7 +51,16 @@ class SegmentationScan(Scan[LabelSpec]):
         # Only id 0 and ignored pixels, while 255 is the ignore value: most likely 255 was meant as the second class.
         zero = int(self.spec.table[0])
         only_zero = zero < self.spec.num_labels and 0 < self.pixels.sum() == self.pixels[zero]
-        if self.spec.num_labels > 1 and only_zero and self.ignored and self.spec.table[255] == IGNORE_INDEX:
+        if self.spec.num_labels == 1:
+            only = self.spec.classes[0]
+            self.faults.append(
+                Fault(
+                    self.spec.name,
+                    f"it has one class, {only!r}, so every prediction is right. Name the rest of the pixels too: "
+                    f"classes: [background, {only}], for masks of 0 and 255 with raw_to_train: {{0: 0, 255: 1}}.",
+                )
+            )
+        elif only_zero and self.ignored and self.spec.table[255] == IGNORE_INDEX:
             self.faults.append(
                 Fault(
                     "all label maps",

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor
 
+from hf_denseseg.data.class_order import class_order
 from hf_denseseg.data.image_sizes import scaled_size
 from hf_denseseg.data.labels import LabelSpec, color_wheel
 from hf_denseseg.errors import InputError, RunError
@@ -104,6 +105,13 @@ class SegmentationPredictor:
                 f"{spec_file} names {len(palette)} classes, {checkpoint} predicts {count}. "
                 "Give the label specification of its dataset."
             )
+        if spec is not None and label_spec:
+            names = [model.config.id2label[index] for index in range(count)]
+            if class_order(names, spec.classes, checkpoint, str(label_spec)) is not None:
+                raise InputError(
+                    f"{label_spec} has the classes of {checkpoint} in another order. Put `classes` into the order of "
+                    f"the checkpoint: {', '.join(names)}."
+                )
         if outputs.raw_ids and spec is None:
             raise InputError(f"{checkpoint} has no labels.json, so raw ids are not known. Give --label_spec FILE.")
         if show:

@@ -32,6 +32,15 @@ def task_of_checkpoint(checkpoint: str) -> str | None:
         return None
 
 
+def classes_of_checkpoint(checkpoint: str) -> list[str]:
+    """Names of the classes of a checkpoint in the order of its outputs; none if its configuration cannot be read."""
+    try:
+        names: dict[Any, str] = dict(_read_config(checkpoint).id2label or {})
+    except MALFORMED:
+        return []
+    return [str(names[index]) for index in sorted(names)]
+
+
 def load_trained_model(checkpoint: str, task: str = SEMANTIC_SEGMENTATION, **overrides: Any) -> PreTrainedModel:
     """Load a model for a task with all its weights, in eval mode.
 

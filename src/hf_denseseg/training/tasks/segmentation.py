@@ -5,6 +5,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 from transformers import BaseImageProcessor, PreTrainedModel
 
@@ -127,6 +128,10 @@ class SemanticSegmentation(Task):
             height, width = data.crop_size
             trainer.try_sizes((height, width))
         return trainer
+
+    def use_class_order(self, trainer: SegmentationTrainer, order: list[int]) -> None:
+        """Translate predicted ids to those of the dataset."""
+        trainer.class_order = torch.tensor(order)
 
     def use_protocol_of(self, trainer: SegmentationTrainer, checkpoint: str) -> None:
         """Use the inference settings saved with the checkpoint."""

@@ -60,6 +60,7 @@ class SegmentationTrainer(TaskTrainer):
         self.settings = settings
         self.evaluation = Evaluation(spec)
         self.names: dict[int, str] = {}  # of the images that were evaluated
+        self.class_order: torch.Tensor | None = None  # train id of each class of the model, where they differ
         default: str = getattr(model.config, "loss_normalization", "valid")
         self._normalization = args.loss_normalization or default
         self._class_weights = load_class_weights(args.class_weights, spec.num_labels)
@@ -167,7 +168,8 @@ class SegmentationTrainer(TaskTrainer):
     def _predict(self, model: nn.Module, sample: dict[str, Any]) -> torch.Tensor:
         image = sample["image"].to(self.args.device)
         with torch.no_grad(), self.compute_loss_context_manager():
-            return segment(model, image, self.settings, self.preprocessing, size=sample["label"].shape[-2:])
+            ids = segment(model, image, self.settings, self.preprocessing, size=sample["label"].shape[-2:])
+        return ids if self.class_order is None else self.class_order.to(ids.device)[ids]
 
     def predict_labels(self, sample: dict[str, Any]) -> torch.Tensor:
         """Predicted ids `(H, W)` of a sample of the evaluation data, at the size of its label map, on the CPU."""

@@ -10,6 +10,7 @@ from PIL import Image
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from hf_denseseg.data.reading.images import Fault
+from hf_denseseg.errors import InputError
 from hf_denseseg.training.arguments import DataArguments, TaskTrainingArguments
 from hf_denseseg.training.trainer import TaskTrainer
 
@@ -122,6 +123,17 @@ class Task(ABC):
         self, trainer: Any, results: dict[str, Any], output: Path
     ) -> None:
         """Write the files of an evaluation besides `results.json`."""
+
+    def use_class_order(self, trainer: Any, order: list[int]) -> None:
+        """Let a trainer score a model whose classes have another order: train id of each of its outputs.
+
+        Raises:
+            InputError: the task does not support it.
+        """
+        raise InputError(
+            f"The checkpoint has the classes of the dataset in another order, which the task {self.name} does not "
+            "support. Give the classes of the dataset in the order of the checkpoint."
+        )
 
     def use_protocol_of(self, trainer: Any, checkpoint: str) -> None:  # noqa: B027 (nothing to do in most tasks)
         """Use the checkpoint's test protocol, as far as its image processor does not define it already."""
