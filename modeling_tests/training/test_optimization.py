@@ -5,9 +5,17 @@ import math
 import pytest
 import torch
 from torch import nn
+from transformers import ResNetConfig, ResNetForImageClassification, TrainingArguments
 
+import hf_denseseg
 from hf_denseseg.errors import InputError
-from hf_denseseg.training.optimization import cosine_schedule, parameter_groups, polynomial_schedule, step_schedule
+from hf_denseseg.training.optimization import (
+    cosine_schedule,
+    parameter_groups,
+    polynomial_schedule,
+    refuse_single_values,
+    step_schedule,
+)
 
 
 def rates(schedule, steps, learning_rates=(1.0,), **options):
@@ -74,3 +82,36 @@ def test_only_named_weights_are_exempt_from_decay():
     groups = parameter_groups(model, learning_rate=1.0, weight_decay=0.1, no_decay_names=["norm"])
     decay = {name: group["weight_decay"] for group in groups for name in group["names"]}
     assert decay == {"linear.weight": 0.1, "linear.bias": 0.1, "norm1.weight": 0.0, "norm1.bias": 0.0}
+
+
+def settings(batch, world=1, accumulation=1):
+    args = TrainingArguments(per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation, use_cpu=True)
+    if world > 1:
+        args.__class__ = type("Args", (TrainingArguments,), {"world_size": world})
+    return args
+
+
+@pytest.fixture(scope="module")
+def upernet():
+    with torch.device("meta"):
+        return hf_denseseg.create_model("hlg-upernet-small", depths=[1, 1, 1, 1])
+
+
+@pytest.mark.parametrize("images, batch, proposed", [(9, 4, 5), (5, 2, 3), (7, 3, 4), (3, 1, 3), (13, 6, 7)])
+def test_last_batch_of_one_image_is_refused_before_the_first_step(upernet, images, batch, proposed):
+    """Pyramid pooling leaves one value per channel, whose variance torch refuses to take."""
+    with pytest.raises(InputError, match=rf"{images} images in batches of {batch}\).*such as {proposed}\."):
+        refuse_single_values(upernet, images, settings(batch), steps=100)
+    assert images % proposed != 1
+
+
+def test_runs_whose_batches_can_be_normalized_are_not_refused(upernet):
+    refuse_single_values(upernet, 10, settings(4), steps=100)
+    refuse_single_values(upernet, 9, settings(4), steps=2)  # ends before the last batch
+    with pytest.raises(InputError):
+        refuse_single_values(upernet, 9, settings(4, accumulation=2), steps=2)
+    refuse_single_values(upernet, 9, settings(4, world=2), steps=100)  # processes fill up their batches
+    sizes = {"embedding_size": 8, "hidden_sizes": [8], "depths": [1]}
+    others = ResNetForImageClassification(ResNetConfig(**sizes)), nn.Sequential(nn.BatchNorm2d(3))
+    for model in others:  # what is pooled at the end is not normalized
+        refuse_single_values(model, 9, settings(4), steps=100)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, TrainingArguments
 
 from hf_denseseg.errors import InputError
 
@@ -253,3 +253,36 @@ def warn_of_stale_statistics(config: PreTrainedConfig, steps: int) -> None:
             steps,
             100 * kept,
         )
+
+
+def refuse_single_values(model: nn.Module, images: int, args: TrainingArguments, steps: int) -> None:
+    """Refuse a run whose last batch of an epoch holds one image that a BatchNorm cannot normalize.
+
+    Pyramid pooling (UperNet) averages a map to one value per channel; one image then has no variance, and torch raises
+    an error in training. Several processes fill up their last batches.
+
+    Raises:
+        InputError: with the number of images and another batch size.
+    """
+    batch = args.train_batch_size
+    last = images % batch or batch
+    reached = steps * args.gradient_accumulation_steps >= math.ceil(images / batch)
+    pooling = next((each for each in model.modules() if _normalizes_single_values(each)), None)
+    if args.world_size > 1 or last > 1 or not reached or pooling is None:
+        return
+    fitting = next(size for size in range(max(batch, 2), images + 2) if images % size != 1)
+    raise InputError(
+        f"The last batch of an epoch would hold one image ({images} images in batches of {batch}), but "
+        f"{type(pooling).__name__} normalizes one value per image and channel, which BatchNorm cannot do for a single "
+        f"image in training. Use another per_device_train_batch_size, such as {fitting}."
+    )
+
+
+def _normalizes_single_values(module: nn.Module) -> bool:
+    """Whether a child pools to one value and a BatchNorm stands in a later child."""
+    pooled = False
+    for child in module.children():
+        if pooled and any(isinstance(each, nn.BatchNorm2d) for each in child.modules()):
+            return True
+        pooled = pooled or (isinstance(child, nn.AdaptiveAvgPool2d) and child.output_size in (1, (1, 1)))
+    return False

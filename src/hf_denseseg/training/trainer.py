@@ -34,6 +34,7 @@ from hf_denseseg.training.optimization import (
     cosine_schedule,
     parameter_groups,
     polynomial_schedule,
+    refuse_single_values,
     step_schedule,
     warn_of_stale_statistics,
 )
@@ -354,6 +355,10 @@ class _TrainingHooks(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         warn_of_stale_statistics(self.trainer.model.config, state.max_steps)
+        if hasattr(self.trainer.train_dataset, "__len__"):  # a stream has no last batch
+            refuse_single_values(
+                self.trainer.model, len(self.trainer.train_dataset), self.trainer.args, state.max_steps
+            )
         ema = self.trainer.ema
         if ema is not None:
             ema.start(self.trainer.accelerator.unwrap_model(self.trainer.model))
