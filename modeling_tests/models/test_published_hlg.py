@@ -78,6 +78,8 @@ REDUCED = {
     "num_attention_heads": [1, 1, 2, 2],
     "decoder_hidden_size": 32,
     "auxiliary_hidden_size": 8,
+    "pyramid_hidden_size": 32,
+    "region_hidden_sizes": [64, 32],
 }
 
 # Table 7, and the specification's count: multiply-adds at 224 x 224 in G, with one of the two attention products.

@@ -18,10 +18,14 @@ PARTS: dict[str, dict[str, Any]] = {
         "fapn, aspp": {"upsampler": "fapn", "extra_encoding": "aspp"},
         "upernet, ppm": {"upsampler": "upernet", "extra_encoding": "ppm"},
         "deeplabv3plus, sa_car": {"upsampler": "deeplabv3plus", "extra_encoding": "sa_car"},
+        "ocr": {"extra_encoding": "ocr"},
+        "fcn beside it": {"extra_encoding": "identity", "guidance": False, "auxiliary_fcn": "joint"},
         "sfpn, identity": {"upsampler": "sfpn", "extra_encoding": "identity", "axial_projections": "shared"},
     },
+    "unept-resnet50": {"context only": {"num_levels": 1, "use_spatial_branch": False}},
     "hlg-small": {
         "max": {"window_embedding": "max", "global_bias": "flat"},
+        "plain": {"mlp_type": "plain", "local_attention": "plain", "dilated_window_size": 5},
         "tuple4": {"window_embedding": "convolution", "global_bias": "tuple4", "mask_padding": False},
     },
 }
@@ -42,9 +46,7 @@ def structures() -> list[Any]:
                 fields["drop_path_rate"] = 0.1  # else many differ in nothing but this rate
             config = create_config(name, num_labels=NUM_LABELS, **fields).to_dict()
             label = f"{name}: {part}" if part else name
-            # Mask R-CNN's heads have the published width here too, so that each test takes half a minute.
-            marks = pytest.mark.slow if "maskrcnn" in name else ()
-            found = pytest.param((name, fields), id=label, marks=marks)
+            found = pytest.param((name, fields), id=label)
             seen.setdefault(json.dumps(config, sort_keys=True, default=str), found)
     return list(seen.values())
 
