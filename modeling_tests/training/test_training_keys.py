@@ -14,6 +14,7 @@ from hf_denseseg.errors import InputError
 from hf_denseseg.evaluation.score_names import SCORE_NAMES
 from hf_denseseg.training.key_checks import UNUSED_KEYS
 from hf_denseseg.training.recipe import load_recipe
+from hf_denseseg.training.run import load_data
 
 # Keys that transformers' own Trainer, accelerate or torch follow in our trainers too, by what they concern.
 FOLLOWED = {
@@ -104,3 +105,36 @@ def test_a_refused_command_leaves_a_folder_that_the_right_one_can_use(tmp_path):
     assert main(["train", *words, "--class_weights", "1.0", "2.0"]) == 2  # two weights for eleven classes
     assert not (tmp_path / "recipe.yaml").exists()
     assert main(["train", *words]) == 0
+
+
+def test_training_stops_when_the_score_does_not_improve(tmp_path):
+    words = [word for word in WORDS if word not in ("--eval_strategy", "no")]
+    words += ["--output_dir", str(tmp_path), "--max_steps", "40", "--eval_steps", "1", "--learning_rate", "1.0e-9"]
+    assert main(["train", *words, "--early_stopping_patience", "2"]) == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    scores = [row["eval_mean_iou"] for row in results["history"] if "eval_mean_iou" in row]
+    assert results["steps"] == len(scores) < 40
+    worse = [score <= max(scores[:index], default=-1) for index, score in enumerate(scores)]
+    assert worse[-2:] == [True, True] and not any(a and b for a, b in zip(worse[:-2], worse[1:-1], strict=True))
+
+
+@pytest.mark.parametrize("words", [["0"], ["3", "--eval_strategy", "no"]])
+def test_patience_that_cannot_be_followed_is_refused(words):
+    with pytest.raises(InputError, match="a number of evaluations from 1 up is needed"):
+        load_recipe(None, ["--early_stopping_patience", *words])
+
+
+@pytest.mark.parametrize("task", ["semantic-segmentation", "image-classification", "object-detection"])
+def test_a_part_of_the_training_split_can_be_held_back(task):
+    words = ["--task", task, "--dataset", "synthetic:200", "--eval_fraction", "0.2"]
+    ids = {}
+    for part in ("train", "eval"):
+        ids[part] = set(load_data(load_recipe(None, words), part).dataset.with_format(None)["id"])
+    total = len(load_data(load_recipe(None, words[:4]), "train").dataset)
+    assert not ids["train"] & ids["eval"]
+    assert len(ids["train"] | ids["eval"]) >= total  # detection leaves empty images out of training only
+    assert 0.1 < len(ids["eval"]) / total < 0.3
+    limited = load_data(load_recipe(None, [*words, "--max_eval_samples", "5"]), "eval").dataset
+    assert set(limited.with_format(None)["id"]) < ids["eval"] and len(limited) == 5
+    with pytest.raises(InputError, match="between 0 and 1"):
+        load_data(load_recipe(None, [*words[:-1], "1.5"]), "eval")

@@ -67,7 +67,7 @@ def _check_keys(words: list[str], task: str) -> None:
     Raises:
         InputError: there is such a key; the test key of the same name is proposed.
     """
-    from hf_denseseg.training.arguments import is_read_in_evaluation
+    from hf_denseseg.training.key_checks import is_read_in_evaluation
     from hf_denseseg.training.recipe import parse_overrides, recipe_fields
 
     for key in parse_overrides(words):

@@ -1,6 +1,7 @@
 """Names of splits: `val` and `validation` are the same split, `train+val` joins two."""
 
 import difflib
+import hashlib
 
 from hf_denseseg.errors import InputError
 
@@ -31,4 +32,19 @@ def resolve_split(split: str, available: list[str], where: str) -> str:
             return name
     near = difflib.get_close_matches(split, available, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
+    if split in SPLIT_ALIASES[1]:
+        hint += " Data without a validation split: eval_fraction 0.1 holds back a part of the training split."
     raise InputError(f"{where} has no split {split!r}; available: {', '.join(available) or 'none'}.{hint}")
+
+
+def held_back(name: str, fraction: float) -> bool:
+    """Whether an image is held back for evaluation, decided by its id alone.
+
+    So the choice does not depend on order, number or seed, and stays when images are added.
+
+    Args:
+        name: id of the image.
+        fraction: of all images that are held back, between 0 and 1.
+    """
+    digest = hashlib.sha256(name.encode()).digest()
+    return int.from_bytes(digest[:8], "big") < fraction * 2**64

@@ -26,17 +26,6 @@ RENAMED_KEYS = {
 SEGMENTATION, CLASSIFICATION, DETECTION = (SEMANTIC_SEGMENTATION,), (IMAGE_CLASSIFICATION,), DETECTION_TASKS
 
 
-# Keys that an evaluation reads besides `test_*`: those of the Trainer, and those of the data.
-EVALUATION_ARGUMENTS = frozenset(
-    (
-        *("output_dir", "per_device_eval_batch_size", "channels_last", "bf16", "fp16", "bf16_full_eval"),
-        *("fp16_full_eval", "tf32", "use_cpu", "disable_tqdm", "report_to", "run_name", "log_level", "ddp_backend"),
-        *("ddp_timeout", "dataloader_num_workers", "dataloader_prefetch_factor"),
-    )
-)
-EVALUATION_DATA = ("dataset", "data_root", "label_spec", "dataset_columns", "dataset_revision", "eval_split")
-
-
 @dataclass
 class ModelArguments:
     """The model to train, and the weights it starts from."""
@@ -98,6 +87,13 @@ class DataArguments:
     )
     train_split: str = field(default="train", metadata={"help": "split to train on, or several: train+val"})
     eval_split: str = field(default="validation", metadata={"help": "split to evaluate"})
+    eval_fraction: float | None = field(
+        default=None,
+        metadata={
+            "help": "data without a validation split: evaluate on this fraction of `train_split`, chosen by the ids "
+            "of the images, and train on the rest"
+        },
+    )
     max_train_samples: int | None = field(default=None, metadata={"help": "train on the first N images only"})
     max_eval_samples: int | None = field(default=None, metadata={"help": "evaluate the first N images only"})
 
@@ -237,6 +233,8 @@ class DataArguments:
 
     def split_of(self, part: str) -> tuple[str, int | None]:
         """Name of the split of `part` (`"train"` or `"eval"`), and how many of its images are used; None is all."""
+        if self.eval_fraction is not None:
+            return self.train_split, None  # the number counts after the division, see `training.run.load_data`
         if part == "train":
             return self.train_split, self.max_train_samples
         return self.eval_split, self.max_eval_samples
@@ -290,13 +288,7 @@ class TaskTrainingArguments(TrainingArguments):
         default=None,
         metadata={"help": "layer-wise decay of the learning rate: factor per layer below the head; None: off"},
     )
-    loss: str = field(
-        default="ce",
-        metadata={
-            "tasks": SEGMENTATION,
-            "help": "'ce' (cross-entropy), 'focal', 'dice', 'lovasz', 'ce+dice' or 'ce+lovasz'",
-        },
-    )
+    loss: str = field(default="ce", metadata={"tasks": SEGMENTATION, "help": f"one of {', '.join(LOSSES)}"})
     loss_normalization: str | None = field(
         default=None,
         metadata={
@@ -317,6 +309,10 @@ class TaskTrainingArguments(TrainingArguments):
     )
     channels_last: bool = field(default=False, metadata={"help": "channels_last memory format; faster on CPUs"})
     sync_batch_norm: bool = field(default=True, metadata={"help": "compute BatchNorm statistics over all processes"})
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={"help": "stop after this many evaluations without a better score, see `metric_for_best_model`"},
+    )
     ema_decay: float | None = field(
         default=None, metadata={"help": "exponential moving average of the weights with this decay"}
     )
@@ -359,10 +355,3 @@ class TaskTrainingArguments(TrainingArguments):
         self.remove_unused_columns = False
         self.label_names = ["labels"]
         super().__post_init__()
-
-
-def is_read_in_evaluation(key: str, task: str) -> bool:
-    """Whether a key of a recipe has an effect on `denseseg evaluate`, and is accepted on its command line."""
-    if key.startswith("test_") or key in ("task", "max_eval_samples", *EVALUATION_DATA) or key in EVALUATION_ARGUMENTS:
-        return True
-    return task == IMAGE_CLASSIFICATION and key in ("crop_size", "crop_pct")

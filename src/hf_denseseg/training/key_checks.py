@@ -3,12 +3,13 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from transformers import TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 
 from hf_denseseg.errors import InputError, unknown_name
 from hf_denseseg.evaluation.score_names import SCORE_NAMES
+from hf_denseseg.models.auto.tasks import IMAGE_CLASSIFICATION
 from hf_denseseg.ops.kernel_build import compiler
+from hf_denseseg.training.arguments import TaskTrainingArguments
 
 _TEXT = "it is for language models"
 _RECORDS = "evaluation keeps one record per image and does not need it"
@@ -35,6 +36,19 @@ UNUSED_KEYS: dict[str, str] = {
     **dict.fromkeys(("do_train", "do_eval", "do_predict"), _COMMANDS),
 }
 
+# Keys that an evaluation reads besides `test_*`: those of the Trainer, and those of the data.
+EVALUATION_ARGUMENTS = frozenset(
+    (
+        *("output_dir", "per_device_eval_batch_size", "channels_last", "bf16", "fp16", "bf16_full_eval"),
+        *("fp16_full_eval", "tf32", "use_cpu", "disable_tqdm", "report_to", "run_name", "log_level", "ddp_backend"),
+        *("ddp_timeout", "dataloader_num_workers", "dataloader_prefetch_factor"),
+    )
+)
+EVALUATION_DATA = (
+    *("dataset", "data_root", "label_spec", "dataset_columns", "dataset_revision", "eval_split"),
+    *("eval_fraction", "train_split", "max_eval_samples"),
+)
+
 
 def refuse_unused_keys(given: Iterable[str]) -> None:
     """Raise an InputError for a key without effect; it says what to give instead."""
@@ -43,7 +57,7 @@ def refuse_unused_keys(given: Iterable[str]) -> None:
             raise InputError(f"{key} has no effect here: {UNUSED_KEYS[key]}.")
 
 
-def check_training_values(given: Mapping[str, Any], args: TrainingArguments, task: str) -> None:
+def check_training_values(given: Mapping[str, Any], args: TaskTrainingArguments, task: str) -> None:
     """Refuse values that would fail in the middle of a run.
 
     Args:
@@ -54,6 +68,14 @@ def check_training_values(given: Mapping[str, Any], args: TrainingArguments, tas
     Raises:
         InputError: such a value; the message says what to give instead.
     """
+    if args.early_stopping_patience is not None:
+        if args.early_stopping_patience < 1 or args.eval_strategy == "no":
+            raise InputError(
+                f"early_stopping_patience is {args.early_stopping_patience} and eval_strategy {args.eval_strategy!s}: "
+                "a number of evaluations from 1 up is needed, and an eval_strategy other than no."
+            )
+        args.metric_for_best_model = args.metric_for_best_model or "loss"  # replaced below
+        args.restore_callback_states_from_checkpoint = True  # a run that continues has waited as long before
     if args.metric_for_best_model is not None:
         if "metric_for_best_model" not in given:  # transformers takes the loss, which an evaluation does not compute
             args.metric_for_best_model, args.greater_is_better = SCORE_NAMES[task].main_metric[0], True
@@ -85,4 +107,11 @@ def _check_trackers(names: Iterable[str] | str) -> None:
         raise InputError(unknown_name("tracker (report_to)", str(name), known))
 
 
-__all__ = ["UNUSED_KEYS", "check_training_values", "refuse_unused_keys"]
+def is_read_in_evaluation(key: str, task: str) -> bool:
+    """Whether a key of a recipe has an effect on `denseseg evaluate`, and is accepted on its command line."""
+    if key.startswith("test_") or key == "task" or key in EVALUATION_DATA or key in EVALUATION_ARGUMENTS:
+        return True
+    return task == IMAGE_CLASSIFICATION and key in ("crop_size", "crop_pct")
+
+
+__all__ = ["UNUSED_KEYS", "check_training_values", "is_read_in_evaluation", "refuse_unused_keys"]

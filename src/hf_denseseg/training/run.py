@@ -12,35 +12,26 @@ from typing import Any
 
 import torch
 import transformers
-from huggingface_hub.errors import StrictDataclassError
-from transformers import (
-    AutoImageProcessor,
-    PreTrainedModel,
-    set_seed,
-)
+from transformers import AutoImageProcessor, PreTrainedModel, set_seed
 
 from hf_denseseg import __version__
 from hf_denseseg.data.class_names import ClassNames
 from hf_denseseg.data.class_order import class_order
 from hf_denseseg.data.labels import LabelSpec
-from hf_denseseg.errors import InputError, unknown_name
+from hf_denseseg.data.splits import held_back
+from hf_denseseg.errors import InputError
 from hf_denseseg.evaluation.score_names import SCORE_NAMES
 from hf_denseseg.files import check_output_folder, write_atomic
-from hf_denseseg.models.auto.pretrained import classes_of_checkpoint, load_image_processor, load_trained_model
-from hf_denseseg.models.auto.registration import (
-    create_config,
-    create_image_processor,
-    create_model,
-    is_own,
-    list_models,
-    load_official,
-)
-from hf_denseseg.models.auto.tasks import SEMANTIC_SEGMENTATION, task_of_class
+from hf_denseseg.models.auto.pretrained import load_image_processor, load_trained_model
+from hf_denseseg.models.auto.registration import create_image_processor, is_own
+from hf_denseseg.models.auto.tasks import SEMANTIC_SEGMENTATION
 from hf_denseseg.reports.model_card import write_card
 from hf_denseseg.reports.run_page import format_scores, write_report
-from hf_denseseg.training.arguments import RENAMED_KEYS, ModelArguments, TaskTrainingArguments
-from hf_denseseg.training.checkpoints import explain_failed_save, last_complete_checkpoint, step_of
+from hf_denseseg.training.arguments import DataArguments
+from hf_denseseg.training.checkpoints import explain_failed_save, step_of
 from hf_denseseg.training.recipe import Recipe
+from hf_denseseg.training.run_folder import check_folder, checkpoint_for_all, note_run
+from hf_denseseg.training.starting_model import build_model
 from hf_denseseg.training.tasks.task import Task
 from hf_denseseg.training.trainer import TaskTrainer
 from hf_denseseg.visualization.learning_curve import save_learning_curve
@@ -48,14 +39,6 @@ from hf_denseseg.visualization.learning_curve import save_learning_curve
 logger = logging.getLogger(__name__)
 
 CHECKED_SAMPLES = 64
-# Keys that do not change the result of a run, only where it writes or how fast it is.
-FREE_KEYS = {
-    *("output_dir", "data_root", "dataloader_num_workers"),
-    *("disable_tqdm", "report_to", "logging_steps", "run_name"),
-}
-# The product of these and the number of processes must stay the same when a run continues, perhaps on other machines.
-BATCH_KEYS = {"per_device_train_batch_size", "gradient_accumulation_steps"}
-BATCH_NOTE = "batch.json"
 
 
 def train(recipe: Recipe) -> dict[str, Any]:
@@ -68,7 +51,7 @@ def train(recipe: Recipe) -> dict[str, Any]:
         InputError: recipe, data or folder cannot be used; nothing was trained.
     """
     output = check_output_folder(recipe.training.output_dir or ".")
-    finished = _check_folder(recipe, output)
+    finished = check_folder(recipe.given, recipe.training, output)
     if finished is not None:
         logger.info("%s already holds this run, finished. Give another --output_dir to train again.", output)
         return finished
@@ -76,8 +59,10 @@ def train(recipe: Recipe) -> dict[str, Any]:
     train_data, eval_data = load_data(recipe, "train"), load_data(recipe, "eval")
     model = build_model(recipe.model, eval_data.spec)
     trainer = build_trainer(recipe, model, eval_data, train_data)
-    _note_run(recipe, output)  # not before: a recipe that is refused must not occupy the folder
-    checkpoint = _checkpoint_for_all(output, recipe.training)
+    note_run(
+        recipe.given, recipe.to_yaml(), recipe.training, output
+    )  # not before: a recipe that is refused must not occupy the folder
+    checkpoint = checkpoint_for_all(output, recipe.training)
     started = time.perf_counter(), _cpu_seconds()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     cost = {
@@ -176,59 +161,6 @@ def _evaluation_command(recipe: Recipe) -> str:
     return shlex.join(words)
 
 
-def build_model(arguments: ModelArguments, spec: LabelSpec | ClassNames) -> PreTrainedModel:
-    """A published variant with random (or official encoder) weights, or a saved checkpoint.
-
-    Raises:
-        InputError: neither a published name nor a loadable checkpoint (the nearest names are proposed), or a model
-            for another task.
-    """
-    labels = {"id2label": spec.id2label, "label2id": spec.label2id}
-    overrides = dict(arguments.config_overrides or {})
-    if arguments.model not in list_models():
-        if not Path(arguments.model).exists() and arguments.model.count("/") != 1:
-            raise InputError(unknown_name("model (neither a folder nor a hub id)", arguments.model, list_models()))
-        _check_class_names(arguments.model, spec)
-        # A head for other classes starts from random weights; the rest is the checkpoint's.
-        return load_trained_model(arguments.model, arguments.task, ignore_mismatched_sizes=True, **labels, **overrides)
-    _check_task(arguments)
-    fields = labels | overrides
-    try:
-        if arguments.encoder_weights is None:
-            return create_model(arguments.model, **fields)
-        family = create_config(arguments.model).model_type
-        return load_official(family, arguments.encoder_weights, arguments.model, **fields)
-    except (StrictDataclassError, TypeError) as error:
-        raise InputError(f"config_overrides {overrides}: {error}") from error
-
-
-def _check_class_names(checkpoint: str, spec: LabelSpec | ClassNames) -> None:
-    """Refuse to train a head whose classes are those of the data in another order; warn of other classes."""
-    names = classes_of_checkpoint(checkpoint)
-    if len(names) != spec.num_labels:
-        return  # the head is a new one
-    try:
-        order = class_order(names, spec.classes, checkpoint, spec.name)
-    except InputError:
-        logger.warning("The head of %s starts from the weights of %d other classes.", checkpoint, len(names))
-        return
-    if order is not None:
-        raise InputError(
-            f"{checkpoint} has the classes of {spec.name} in another order, so its head would start from the weights "
-            f"of other classes. Give `classes` of the label specification in its order: {', '.join(names)}."
-        )
-
-
-def _check_task(arguments: ModelArguments) -> None:
-    """Refuse a published variant whose head is for another task."""
-    own = task_of_class((create_config(arguments.model).architectures or [""])[0])
-    if own != arguments.task:
-        raise InputError(
-            f"{arguments.model} is a model for the task {own}, but the recipe's task is {arguments.task}. "
-            f"Give `task: {own}`, or another model."
-        )
-
-
 def build_image_processor(recipe: Recipe, model: PreTrainedModel, training: bool = False) -> Any:
     """The checkpoint's image processor, or the family's, set to the recipe's test size."""
     if not is_own(model.config):
@@ -257,86 +189,6 @@ def _processor_of_transformers(recipe: Recipe, training: bool) -> Any:
     return load_image_processor(recipe.model.model, **options)
 
 
-def _total_batch_size(args: TaskTrainingArguments) -> int:
-    return args.train_batch_size * args.world_size * args.gradient_accumulation_steps
-
-
-def _note_run(recipe: Recipe, output: Path) -> None:
-    """Write what `_check_folder` compares later runs with."""
-    note = output / "recipe.yaml"
-    if not note.exists():
-        batch = {"total_batch_size": _total_batch_size(recipe.training)}
-        write_atomic(output / BATCH_NOTE, json.dumps(batch) + "\n")
-        write_atomic(note, recipe.to_yaml())
-    elif _keys_of(note).get("max_steps") != recipe.given.get("max_steps"):  # a run that is made longer
-        write_atomic(note, recipe.to_yaml())
-
-
-def _keys_of(note: Path) -> dict[str, Any]:
-    """Keys of a saved recipe by their current names."""
-    import yaml
-
-    return {RENAMED_KEYS.get(key, key): value for key, value in (yaml.safe_load(note.read_text()) or {}).items()}
-
-
-def _check_folder(recipe: Recipe, output: Path) -> dict[str, Any] | None:
-    """Refuse the folder of another run, and return the results of a finished one."""
-    note, batch_note = output / "recipe.yaml", output / BATCH_NOTE
-    args, batch = recipe.training, _total_batch_size(recipe.training)
-    if note.exists():
-        saved = _keys_of(note)
-        keys = [key for key in saved.keys() | recipe.given.keys() if saved.get(key) != recipe.given.get(key)]
-        differing = sorted(set(keys) - FREE_KEYS - BATCH_KEYS)
-        noted = json.loads(batch_note.read_text()) if batch_note.exists() else {}
-        # Compared first: other factors of the same product are not another run.
-        before = noted.get("total_batch_size", noted.get("pictures_per_step", batch))  # its former name
-        if before != batch:
-            raise InputError(
-                f"{output} holds a run with a total batch size of {before}, now it is {batch}: {args.world_size} "
-                f"processes x per_device_train_batch_size {args.train_batch_size} x gradient_accumulation_steps "
-                f"{args.gradient_accumulation_steps}. Choose factors with the product {before}, or another "
-                "--output_dir."
-            )
-        steps = saved.get("max_steps", TaskTrainingArguments.max_steps)
-        if differing == ["max_steps"] and args.max_steps > steps:
-            message = "%s holds this run with %d steps. It continues to step %d, and from here on the learning rate "
-            logger.info(message + "follows the schedule of %d steps.", output, steps, args.max_steps, args.max_steps)
-            return None
-        if differing:
-            lines = ", ".join(f"{key} ({saved.get(key)} there, {recipe.given.get(key)} now)" for key in differing[:3])
-            raise InputError(f"{output} holds another run, different in {lines}. Give another --output_dir.")
-        if (output / "results.json").exists():
-            return json.loads((output / "results.json").read_text())
-    return None
-
-
-def _checkpoint_for_all(output: Path, args: TaskTrainingArguments) -> Path | None:
-    """Newest complete checkpoint, found by the main process alone, since it removes damaged ones."""
-    found: list[Path | None] = [last_complete_checkpoint(output) if args.process_index == 0 else None]
-    if args.world_size > 1:
-        torch.distributed.broadcast_object_list(found)
-    checkpoint = found[0]
-    if checkpoint is None:
-        return None
-    if not checkpoint.is_dir():
-        raise InputError(
-            f"{checkpoint} is not visible from {platform.node()}. Put --output_dir on storage that all machines share."
-        )
-    logger.info("Continuing from %s.", checkpoint)
-    # transformers saves one file of random states per process: without a number for one, else numbered from 0.
-    states = {path.name for path in checkpoint.glob("rng_state*")}
-    own = "rng_state.pth" if args.world_size == 1 else f"rng_state_{args.world_size - 1}.pth"
-    if states and (own not in states or f"rng_state_{args.world_size}.pth" in states):
-        logger.warning(
-            "%s was saved by %d processes, now there are %d: order and augmentation continue unchanged, dropout uses "
-            "other random numbers.",
-            checkpoint,
-            len(states),
-            args.world_size,
-        )
-    return checkpoint
-
-
 def load_data(recipe: Recipe, part: str) -> Any:
     """Load the train or eval split and check some of its images.
 
@@ -344,6 +196,8 @@ def load_data(recipe: Recipe, part: str) -> Any:
         InputError: an image or label has a fault; each fault is listed with its file and a fix.
     """
     data = recipe.task.load(recipe.data, part)
+    if recipe.data.eval_fraction is not None:
+        data = _part_of(data, recipe.data, part)
     faults = recipe.task.check(data, CHECKED_SAMPLES)
     if faults:
         shown = "\n  ".join(str(fault) for fault in faults[:5])
@@ -352,6 +206,28 @@ def load_data(recipe: Recipe, part: str) -> Any:
             f"{recipe.data.dataset}: {len(faults)} faults (`denseseg data check` lists all):\n  {shown}{more}"
         )
     return data
+
+
+def _part_of(data: Any, arguments: DataArguments, part: str) -> Any:
+    """The images of a split that are held back for evaluation, or the others.
+
+    Raises:
+        InputError: a part without images, or a fraction that is none.
+    """
+    fraction = arguments.eval_fraction
+    if fraction is None or not 0 < fraction < 1:
+        raise InputError(f"eval_fraction is {fraction}: give a number between 0 and 1, such as 0.1.")
+    if arguments.streaming:
+        raise InputError("eval_fraction needs the ids of all images, which a stream does not have. Leave one out.")
+    ids = data.dataset.with_format(None)["id"]
+    chosen = [index for index, name in enumerate(ids) if held_back(str(name), fraction) == (part == "eval")]
+    if not chosen:
+        raise InputError(
+            f"eval_fraction {fraction} of {len(ids)} images leaves none to {part}. Give another fraction."
+        )
+    logger.info("%d of the %d images of %s are used to %s.", len(chosen), len(ids), arguments.train_split, part)
+    limit = arguments.max_train_samples if part == "train" else arguments.max_eval_samples
+    return data._replace(dataset=data.dataset.select(chosen[:limit]))
 
 
 def build_trainer(recipe: Recipe, model: PreTrainedModel, eval_data: Any, train_data: Any = None) -> TaskTrainer:
@@ -367,7 +243,7 @@ def _results(recipe: Recipe, trainer: TaskTrainer, eval_data: Any) -> dict[str, 
         "model_type": trainer.model.config.model_type,
         "parameters": trainer.model.num_parameters(),
         "dataset": recipe.data.dataset if recipe.data.dataset == "synthetic" else eval_data.spec.name,
-        "split": recipe.data.eval_split,
+        "split": recipe.data.eval_split if recipe.data.eval_fraction is None else f"part of {recipe.data.train_split}",
         "images": len(eval_data.dataset),
         "protocol": trainer.protocol,
         "scores": trainer.scores,

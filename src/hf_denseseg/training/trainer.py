@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import BaseImageProcessor, PreTrainedModel, TrainerCallback
+from transformers import BaseImageProcessor, EarlyStoppingCallback, PreTrainedModel, TrainerCallback
 from transformers.trainer_callback import TrainerControl, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
@@ -102,6 +102,8 @@ class TaskTrainer(EvaluatingTrainer):
         self.preprocessing = Preprocessing.from_image_processor(image_processor)
         self.ema = None if args.ema_decay is None else ExponentialMovingAverage(args.ema_decay)
         self.add_callback(_TrainingHooks(self))
+        if args.early_stopping_patience is not None:
+            self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
         self.data_time = DataTimeCallback(self)
 
     # Training

@@ -1,0 +1,79 @@
+"""The model that a recipe starts from."""
+
+import logging
+from pathlib import Path
+
+from huggingface_hub.errors import StrictDataclassError
+from transformers import PreTrainedModel
+
+from hf_denseseg.data.class_names import ClassNames
+from hf_denseseg.data.class_order import class_order
+from hf_denseseg.data.labels import LabelSpec
+from hf_denseseg.errors import InputError, unknown_name
+from hf_denseseg.models.auto.pretrained import classes_of_checkpoint, load_trained_model
+from hf_denseseg.models.auto.registration import (
+    create_config,
+    create_model,
+    list_models,
+    load_official,
+)
+from hf_denseseg.models.auto.tasks import task_of_class
+from hf_denseseg.training.arguments import ModelArguments
+
+logger = logging.getLogger(__name__)
+
+
+def build_model(arguments: ModelArguments, spec: LabelSpec | ClassNames) -> PreTrainedModel:
+    """A published variant with random (or official encoder) weights, or a saved checkpoint.
+
+    Raises:
+        InputError: neither a published name nor a loadable checkpoint (the nearest names are proposed), or a model
+            for another task.
+    """
+    labels = {"id2label": spec.id2label, "label2id": spec.label2id}
+    overrides = dict(arguments.config_overrides or {})
+    if arguments.model not in list_models():
+        if not Path(arguments.model).exists() and arguments.model.count("/") != 1:
+            raise InputError(unknown_name("model (neither a folder nor a hub id)", arguments.model, list_models()))
+        _check_class_names(arguments.model, spec)
+        # A head for other classes starts from random weights; the rest is the checkpoint's.
+        return load_trained_model(arguments.model, arguments.task, ignore_mismatched_sizes=True, **labels, **overrides)
+    _check_task(arguments)
+    fields = labels | overrides
+    try:
+        if arguments.encoder_weights is None:
+            return create_model(arguments.model, **fields)
+        family = create_config(arguments.model).model_type
+        return load_official(family, arguments.encoder_weights, arguments.model, **fields)
+    except (StrictDataclassError, TypeError) as error:
+        raise InputError(f"config_overrides {overrides}: {error}") from error
+
+
+def _check_class_names(checkpoint: str, spec: LabelSpec | ClassNames) -> None:
+    """Refuse to train a head whose classes are those of the data in another order; warn of other classes."""
+    names = classes_of_checkpoint(checkpoint)
+    if len(names) != spec.num_labels:
+        return  # the head is a new one
+    try:
+        order = class_order(names, spec.classes, checkpoint, spec.name)
+    except InputError:
+        logger.warning("The head of %s starts from the weights of %d other classes.", checkpoint, len(names))
+        return
+    if order is not None:
+        raise InputError(
+            f"{checkpoint} has the classes of {spec.name} in another order, so its head would start from the weights "
+            f"of other classes. Give `classes` of the label specification in its order: {', '.join(names)}."
+        )
+
+
+def _check_task(arguments: ModelArguments) -> None:
+    """Refuse a published variant whose head is for another task."""
+    own = task_of_class((create_config(arguments.model).architectures or [""])[0])
+    if own != arguments.task:
+        raise InputError(
+            f"{arguments.model} is a model for the task {own}, but the recipe's task is {arguments.task}. "
+            f"Give `task: {own}`, or another model."
+        )
+
+
+__all__ = ["build_model"]
