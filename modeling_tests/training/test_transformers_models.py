@@ -14,6 +14,7 @@ import transformers_models
 from hf_denseseg.cli import main
 from hf_denseseg.data.segmentation import load_segmentation
 from hf_denseseg.errors import InputError
+from hf_denseseg.models.auto.peers import create_peer
 from hf_denseseg.training import run as training_run
 from hf_denseseg.training.optimization import parameter_groups
 from hf_denseseg.training.recipe import load_recipe
@@ -141,3 +142,26 @@ def test_export_works_or_says_why_not(name, code, tmp_path, capsys):
     assert main(["export", str(checkpoint), "--output", str(tmp_path / "model.pt2")]) == code
     assert (tmp_path / "model.pt2").exists() == (code == 0)
     assert code == 0 or "cannot be exported for images of any size" in capsys.readouterr().err
+
+
+# Parameters in M with 150 classes: SegFormer, Table 1; Swin, Table 3; ConvNeXt, Table 5 (auxiliary head included).
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [("segformer-b0", 3.8), ("segformer-b1", 13.7), ("upernet-swin-tiny", 60), ("upernet-convnext-tiny", 60)],
+)
+def test_models_by_name_have_the_published_size(name, millions):
+    with torch.device("meta"):
+        model = create_peer(name, num_labels=150)
+    assert model.num_parameters() / 1e6 == pytest.approx(millions, abs=0.051 if millions < 60 else 0.5)
+
+
+def test_a_model_by_name_trains_from_random_weights(tmp_path):
+    small = json.dumps({"hidden_sizes": [8] * 4, "num_attention_heads": [1] * 4, "decoder_hidden_size": 16})
+    words = ["train", "--model", "segformer-b0", "--config_overrides", small, *WORDS, "--output_dir", str(tmp_path)]
+    assert main(words) == 0
+    assert "segformer-b0 on " in (tmp_path / "model" / "README.md").read_text()
+    model = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "model")
+    assert model.config.model_type == "segformer" and model.config.hidden_sizes == [8] * 4
+    assert main([*words[:2], "segformer-b0", "--config_overrides", '{"width": 3}', *WORDS]) == 2
+    assert main([*words[:2], "segformer-b0", "--encoder_weights", "x", *WORDS]) == 2
+    assert main([*words[:2], "segformer-b7", *WORDS]) == 2

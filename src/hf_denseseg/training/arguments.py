@@ -32,7 +32,8 @@ class ModelArguments:
 
     task: str = field(default=SEMANTIC_SEGMENTATION, metadata={"help": f"one of {', '.join(TASKS)}"})
     model: str = field(
-        default="dsct-tiny-sac", metadata={"help": "published name (`denseseg models`), checkpoint folder or hub id"}
+        default="dsct-tiny-sac",
+        metadata={"help": "published name (`denseseg models`), folder or hub id; segformer-b0 ..."},
     )
     config_overrides: dict | None = field(
         default=None, metadata={"help": "config fields that differ from the published ones: '{drop_path_rate: 0.2}'"}

@@ -22,6 +22,7 @@ from hf_denseseg.data.splits import held_back
 from hf_denseseg.errors import InputError
 from hf_denseseg.evaluation.score_names import SCORE_NAMES
 from hf_denseseg.files import check_output_folder, write_atomic
+from hf_denseseg.models.auto.peers import PEERS, create_peer_image_processor
 from hf_denseseg.models.auto.pretrained import load_image_processor, load_trained_model
 from hf_denseseg.models.auto.registration import create_image_processor, is_own
 from hf_denseseg.models.auto.tasks import SEMANTIC_SEGMENTATION
@@ -186,6 +187,8 @@ def _processor_of_transformers(recipe: Recipe, training: bool) -> Any:
     options = {}
     if training:
         options = recipe.task.processor_options(recipe.data) | {"do_reduce_labels": False}
+    if recipe.model.model in PEERS:
+        return create_peer_image_processor(**options)
     return load_image_processor(recipe.model.model, **options)
 
 

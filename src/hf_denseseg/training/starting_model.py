@@ -10,6 +10,7 @@ from hf_denseseg.data.class_names import ClassNames
 from hf_denseseg.data.class_order import class_order
 from hf_denseseg.data.labels import LabelSpec
 from hf_denseseg.errors import InputError, unknown_name
+from hf_denseseg.models.auto.peers import PEERS, create_peer
 from hf_denseseg.models.auto.pretrained import classes_of_checkpoint, load_trained_model
 from hf_denseseg.models.auto.registration import (
     create_config,
@@ -17,7 +18,7 @@ from hf_denseseg.models.auto.registration import (
     list_models,
     load_official,
 )
-from hf_denseseg.models.auto.tasks import task_of_class
+from hf_denseseg.models.auto.tasks import SEMANTIC_SEGMENTATION, task_of_class
 from hf_denseseg.training.arguments import ModelArguments
 
 logger = logging.getLogger(__name__)
@@ -32,9 +33,14 @@ def build_model(arguments: ModelArguments, spec: LabelSpec | ClassNames) -> PreT
     """
     labels = {"id2label": spec.id2label, "label2id": spec.label2id}
     overrides = dict(arguments.config_overrides or {})
+    if arguments.model in PEERS:
+        _check_peer(arguments)
+        return create_peer(arguments.model, **labels, **overrides)
     if arguments.model not in list_models():
         if not Path(arguments.model).exists() and arguments.model.count("/") != 1:
-            raise InputError(unknown_name("model (neither a folder nor a hub id)", arguments.model, list_models()))
+            raise InputError(
+                unknown_name("model (neither a folder nor a hub id)", arguments.model, [*list_models(), *PEERS])
+            )
         _check_class_names(arguments.model, spec)
         # A head for other classes starts from random weights; the rest is the checkpoint's.
         return load_trained_model(arguments.model, arguments.task, ignore_mismatched_sizes=True, **labels, **overrides)
@@ -63,6 +69,18 @@ def _check_class_names(checkpoint: str, spec: LabelSpec | ClassNames) -> None:
         raise InputError(
             f"{checkpoint} has the classes of {spec.name} in another order, so its head would start from the weights "
             f"of other classes. Give `classes` of the label specification in its order: {', '.join(names)}."
+        )
+
+
+def _check_peer(arguments: ModelArguments) -> None:
+    """Refuse what models of transformers by name do not have."""
+    if arguments.task != SEMANTIC_SEGMENTATION:
+        raise InputError(
+            f"{arguments.model} is a model for {SEMANTIC_SEGMENTATION}, but the task is {arguments.task}."
+        )
+    if arguments.encoder_weights is not None:
+        raise InputError(
+            f"{arguments.model} starts from random weights; take encoder_weights out, or give a checkpoint."
         )
 
 
