@@ -18,7 +18,7 @@ SCALE = 1.05  # of computed weights
 
 
 @torch.no_grad()
-def answer(model: nn.Module, pixel_values: torch.Tensor) -> list[torch.Tensor]:
+def predict(model: nn.Module, pixel_values: torch.Tensor) -> list[torch.Tensor]:
     """All floating tensors of an output without labels."""
     outputs: ModelOutput = model(pixel_values=pixel_values)
     found = [each for each in outputs.values() if isinstance(each, torch.Tensor) and each.is_floating_point()]
@@ -41,16 +41,16 @@ def owners(model: nn.Module) -> dict[str, nn.Module]:
 
 def check_offloading(model: PreTrainedModel, pixel_values: torch.Tensor, folder: Path) -> None:
     """From the disk and from CPU memory, each module's weights are there only while its `forward` runs."""
-    expected = answer(model, pixel_values)
+    expected = predict(model, pixel_values)
     model.save_pretrained(folder / "model")
     from_disk = type(model).from_pretrained(
         folder / "model", device_map={"": "disk"}, offload_folder=str(folder / "offload")
     )
     assert {each.device.type for each in from_disk.parameters()} == {"meta"}
-    assert_agree(answer(from_disk.eval(), pixel_values), expected, "from the disk")
+    assert_agree(predict(from_disk.eval(), pixel_values), expected, "from the disk")
     offloaded = copy.deepcopy(model)
     cpu_offload(offloaded, execution_device=torch.device("cpu"))
-    assert_agree(answer(offloaded, pixel_values), expected, "from CPU memory")
+    assert_agree(predict(offloaded, pixel_values), expected, "from CPU memory")
 
 
 def adaptable(model: nn.Module) -> list[str]:
@@ -69,17 +69,17 @@ def check_lora(model: PreTrainedModel, batch: dict[str, Any], folder: Path) -> N
     settings = peft.LoraConfig(r=2, lora_alpha=4, target_modules=names, init_lora_weights=False)
     torch.manual_seed(0)
     adapted = peft.get_peft_model(copy.deepcopy(model), settings).eval()
-    found = answer(adapted, batch["pixel_values"])
+    found = predict(adapted, batch["pixel_values"])
     adapted.save_pretrained(folder)
     loaded = peft.PeftModel.from_pretrained(copy.deepcopy(model), folder).eval()
-    assert_same_outputs(answer(loaded, batch["pixel_values"]), found, "loaded")
+    assert_same_outputs(predict(loaded, batch["pixel_values"]), found, "loaded")
     adapted.train()(**batch).loss.backward()
     untouched = [name for name, each in adapted.named_parameters() if "lora_" in name and each.grad is None]
     assert not untouched, f"no gradient reaches {untouched[:5]}"
     merged = copy.deepcopy(adapted.eval()).merge_and_unload()
-    expected, found = (answer(each, batch["pixel_values"]) for each in (adapted, merged))
+    expected, found = (predict(each, batch["pixel_values"]) for each in (adapted, merged))
     assert_agree(found, expected, "merged")
-    changed = answer(model, batch["pixel_values"])[0]
+    changed = predict(model, batch["pixel_values"])[0]
     assert changed.shape != found[0].shape or not torch.allclose(changed, found[0], atol=1e-3)
 
 
@@ -97,7 +97,7 @@ def check_parametrized_weights(model: PreTrainedModel, pixel_values: torch.Tenso
         if isinstance(getattr(module, "weight", None), nn.Parameter):
             stored.get_submodule(name).weight.data.mul_(SCALE)
             parametrize.register_parametrization(computed.get_submodule(name), "weight", Scaled())
-    assert_agree(answer(computed, pixel_values), answer(stored, pixel_values), "computed weights")
+    assert_agree(predict(computed, pixel_values), predict(stored, pixel_values), "computed weights")
 
 
 def silent_modules(model: PreTrainedModel, batch: dict[str, Any]) -> set[str]:

@@ -35,3 +35,13 @@ def in_turn(steps: Mapping[str, Callable[[], object]], repeats: int, device: str
 def median_ratio(first: list[float], second: list[float]) -> float:
     """Median of the ratios of the pairs, first divided by second."""
     return statistics.median(a / b for a, b in zip(first, second, strict=True))
+
+
+def cuda_peak(step: Callable[[], object]) -> float:
+    """MiB of the CUDA allocator that a step takes above what is held before; call it once before."""
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    step()
+    torch.cuda.synchronize()
+    return (torch.cuda.max_memory_allocated() - before) / 2**20

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from _timing import in_turn
+from _timing import cuda_peak, in_turn
 from torch import nn
 
 import hf_denseseg
@@ -36,18 +36,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def result_name(args: argparse.Namespace) -> str:
     return f"cuda_{args.variant}"
-
-
-def peak(step: Callable[[], object], device: str) -> float | None:
-    """MiB of the allocator above what is held before, of a step that ran before."""
-    if device == "cpu":
-        return None
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    step()
-    torch.cuda.synchronize()
-    return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
 def build(args: argparse.Namespace) -> tuple[nn.Module, dict[str, torch.Tensor]]:
@@ -80,14 +68,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         if args.compile == "both" or (args.compile == "forward" and not training):
             sides["ours_compiled"] = torch.compile(model)
 
-        def step(side: nn.Module, training: bool = training) -> object:
+        def step(side: nn.Module, training: bool = training) -> None:
             given = batch if training else {"pixel_values": batch["pixel_values"]}
             with torch.autocast(args.device, torch.bfloat16), torch.inference_mode(not training):
                 out = side(**given)
             if training:
                 out.loss.backward()
                 side.zero_grad()
-            return None
 
         row: dict[str, Any] = {}
         steps: dict[str, Callable[[], object]] = {}
@@ -103,7 +90,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 continue
             if side == "ours_compiled":
                 row["compile_seconds"] = time.perf_counter() - start
-            row[f"{side}_peak_mib"] = peak(call, args.device)
+            row[f"{side}_peak_mib"] = cuda_peak(call) if args.device == "cuda" else None
         for side, values in in_turn(steps, args.repeats, args.device).items():
             row[f"{side}_ms"] = 1e3 * statistics.median(values)
             row[f"{side}_images_per_second"] = args.batch_size / statistics.median(values)

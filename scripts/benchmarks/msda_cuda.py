@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _timing import in_turn
+from _timing import cuda_peak, in_turn
 from torch import Tensor
 
 from hf_denseseg.ops import kernel_loading
@@ -58,16 +58,6 @@ def transformers_form(
     return peer(value.to(offsets.dtype), offsets, logits, references, shapes).to(value.dtype)
 
 
-def peak(step: Callable[[], object]) -> float:
-    """MiB of the allocator above what is held before."""
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    step()
-    torch.cuda.synchronize()
-    return (torch.cuda.max_memory_allocated() - before) / 2**20
-
-
 def measure(runs: dict[str, Run], tensors: list[Tensor], shapes: Any, repeats: int) -> dict[str, dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {}
     for name in ("forward", "backward"):
@@ -80,7 +70,7 @@ def measure(runs: dict[str, Run], tensors: list[Tensor], shapes: Any, repeats: i
             out = run(*leaves, tensors[3], shapes)
             steps[side] = partial(torch.autograd.grad, out, leaves, torch.ones_like(out), retain_graph=True)
         with torch.inference_mode(name == "forward"):
-            memory = {side: peak(step) for side, step in steps.items()}
+            memory = {side: cuda_peak(step) for side, step in steps.items()}
             taken = in_turn(steps, repeats, "cuda")
         row: dict[str, Any] = {}
         for side, values in taken.items():

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 from transformers.image_processing_utils import BatchFeature
-from transformers.image_utils import ImageInput
+from transformers.image_utils import ImageInput, is_scaled_image, to_numpy_array
 from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
 from transformers.models.segformer.image_processing_segformer import SegformerImageProcessor
 from transformers.processing_utils import ImagesKwargs, Unpack
@@ -137,13 +137,13 @@ class SegmentationImageProcessorPil(_SegmentationMixin, SegformerImageProcessorP
 
 
 def _is_scaled(images: Any) -> bool:
-    """Whether the first image is one of floats between 0 and 1, and not black."""
+    """Whether the first image is an array or a tensor of numbers between 0 and 1."""
     while isinstance(images, list | tuple) and images:
         images = images[0]
     floating = (isinstance(images, np.ndarray) and images.dtype.kind == "f") or (
         isinstance(images, torch.Tensor) and images.is_floating_point()
     )
-    return floating and images.size != 0 and bool(images.min() >= 0) and 0 < float(images.max()) <= 1
+    return floating and is_scaled_image(to_numpy_array(images))
 
 
 def _is_one(images: Any) -> bool:

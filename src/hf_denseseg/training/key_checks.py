@@ -74,12 +74,11 @@ def check_training_values(given: Mapping[str, Any], args: TaskTrainingArguments,
                 f"early_stopping_patience is {args.early_stopping_patience} and eval_strategy {args.eval_strategy!s}: "
                 "a number of evaluations from 1 up is needed, and an eval_strategy other than no."
             )
-        args.metric_for_best_model = args.metric_for_best_model or "loss"  # replaced below
         args.restore_callback_states_from_checkpoint = True  # a run that continues has waited as long before
-    if args.metric_for_best_model is not None:
+    if args.early_stopping_patience is not None or args.metric_for_best_model is not None:
         if "metric_for_best_model" not in given:  # transformers takes the loss, which an evaluation does not compute
             args.metric_for_best_model, args.greater_is_better = SCORE_NAMES[task].main_metric[0], True
-        _check_metric(args.metric_for_best_model, SCORE_NAMES[task].logged)
+        _check_metric(str(args.metric_for_best_model), SCORE_NAMES[task].logged)
     _check_trackers(args.report_to or ())
     if args.torch_compile and args.device.type == "cpu" and compiler() is None:
         raise InputError("torch_compile needs a C++ compiler on a CPU, and there is none: `apt install g++`.")
