@@ -11,13 +11,8 @@ from safetensors.torch import load_file
 import hf_denseseg
 from hf_denseseg import UneptConfig, UneptForSemanticSegmentation
 from hf_denseseg.inference.segmentation import InferenceSettings, predict_logits
-from hf_denseseg.models.unept.modeling_unept import (
-    DIRECTIONS,
-    UneptDeformableAttention,
-    balanced_loss,
-    boundary_offsets,
-    enlarge,
-)
+from hf_denseseg.models.unept.modeling_unept import UneptDeformableAttention, enlarge
+from hf_denseseg.models.unept.refinement_unept import DIRECTIONS, balanced_loss, boundary_offsets
 from hf_denseseg.models.unept.targets_unept import IGNORE_INDEX, boundary_targets, direction_classes, distance_fields
 from hf_denseseg.ops import ms_deform_attn, sample_locations
 

@@ -20,13 +20,8 @@ from hf_denseseg import (
 from hf_denseseg.errors import InputError
 from hf_denseseg.inference.introspection.refinement import can_refine
 from hf_denseseg.models.auto.registration import reference_implementation
-from hf_denseseg.models.unept.modeling_unept import (
-    DIRECTIONS,
-    boundary_offsets,
-    refine,
-    refinement_sources,
-    resize_table,
-)
+from hf_denseseg.models.unept.modeling_unept import resize_table
+from hf_denseseg.models.unept.refinement_unept import DIRECTIONS, boundary_offsets, refine, refinement_sources
 from model_tester import NUM_LABELS, SegmentationModelTester
 from processor_tester import ImageProcessorTester
 

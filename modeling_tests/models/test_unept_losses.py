@@ -10,7 +10,8 @@ from closeness import assert_same_outputs
 from hf_denseseg import UneptConfig, UneptForSemanticSegmentation
 from hf_denseseg.errors import InputError
 from hf_denseseg.models.losses import segmentation_loss
-from hf_denseseg.models.unept.modeling_unept import balanced_loss, enlarge
+from hf_denseseg.models.unept.modeling_unept import enlarge
+from hf_denseseg.models.unept.refinement_unept import balanced_loss
 from test_modeling_unept import TINY
 
 

@@ -10,7 +10,7 @@ from closeness import assert_same_outputs
 from hf_denseseg import UneptConfig, UneptForSemanticSegmentation
 from hf_denseseg.data.augmentation.segmentation import TrainAugmentation, TrainDataset, collate_train
 from hf_denseseg.data.segmentation import load_segmentation
-from hf_denseseg.models.unept.modeling_unept import DIRECTIONS
+from hf_denseseg.models.unept.refinement_unept import DIRECTIONS
 from hf_denseseg.models.unept.targets_unept import FAR, batched_targets, boundary_targets, distance_fields
 from test_modeling_unept import TINY
 

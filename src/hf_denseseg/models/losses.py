@@ -98,7 +98,7 @@ def segmentation_loss(
     valid = labels != ignore_index
     of_regions: torch.Tensor | float = 0.0
     if (region := {"dice": dice_loss, "lovasz": lovasz_loss}.get(kind.removeprefix("ce+"))) is not None:
-        of_regions = region(logits if sources is None else _gather(logits, sources), labels, valid, weights)
+        of_regions = region(logits if sources is None else logits_at(logits, sources), labels, valid, weights)
         if not kind.startswith("ce+"):
             return of_regions
     classes = torch.where(valid, labels, 0)  # any class will do: ignored pixels are masked below
@@ -110,7 +110,7 @@ def segmentation_loss(
         loss = loss * (1 - torch.exp(-loss)) ** FOCAL_GAMMA
     pixel_weight = torch.ones_like(loss) if weights is None else weights[classes]
     if ohem_threshold is not None:
-        at_labels = logits.detach() if sources is None else _gather(logits.detach(), sources)
+        at_labels = logits.detach() if sources is None else logits_at(logits.detach(), sources)
         valid = valid & _hard_pixels(at_labels, labels, valid, ohem_threshold, ohem_min_kept)
     kept = torch.where(valid, loss * pixel_weight, 0.0).sum()
     if normalization == "all":
@@ -120,8 +120,16 @@ def segmentation_loss(
     return kept / torch.where(total > 0, total, 1.0) + of_regions
 
 
-def _gather(logits: torch.Tensor, sources: torch.Tensor) -> torch.Tensor:
-    """The logits that each label is compared with, `(B, num_labels, H, W)`."""
+def logits_at(logits: torch.Tensor, sources: torch.Tensor) -> torch.Tensor:
+    """Gather for each pixel the logits of another, given by its index (row * W + column).
+
+    Args:
+        logits: `(B, num_labels, H, W)`.
+        sources: `(B, H, W)`.
+
+    Returns:
+        `(B, num_labels, H, W)`.
+    """
     index = sources.flatten(1)[:, None].expand(-1, logits.shape[1], -1)
     return logits.flatten(2).gather(2, index).view(*logits.shape[:2], *sources.shape[1:])
 

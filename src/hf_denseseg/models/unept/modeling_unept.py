@@ -29,13 +29,12 @@ from hf_denseseg.errors import InputError
 from hf_denseseg.models.inputs import check_images, label_maps, segmentation_labels
 from hf_denseseg.models.losses import segmentation_loss
 from hf_denseseg.models.unept.configuration_unept import LOSS_WEIGHTS, OUTPUT_STRIDE, UneptConfig
+from hf_denseseg.models.unept.refinement_unept import balanced_loss, boundary_offsets, refine, refinement_sources
 from hf_denseseg.models.unept.targets_unept import IGNORE_INDEX, NUM_DIRECTIONS, batched_targets, boundary_targets
 from hf_denseseg.ops import ms_deform_attn
 
 Shapes = Sequence[tuple[int, int]]
 
-# (row, column) step to the neighbor that a direction class points to; class 0 is the angle -180 degrees (left).
-DIRECTIONS = ((0, -1), (-1, -1), (-1, 0), (-1, 1), (0, 1), (1, 1), (1, 0), (1, -1))
 LEVELS = 3  # maps that a backbone returns; the pyramid takes the last `num_levels` of them
 
 logger = logging.get_logger("transformers.hf_denseseg")
@@ -70,7 +69,7 @@ class UneptSegmenterOutput(SemanticSegmenterOutput):
 
     Args:
         boundary_logits: `(B, 2, h, w)`: no boundary, boundary.
-        direction_logits: `(B, 8, h, w)`: direction into the region, see `DIRECTIONS`.
+        direction_logits: `(B, 8, h, w)`: direction into the region, see `DIRECTIONS` in `refinement_unept`.
         coarse_logits: `(B, num_labels, H, W)` of the context branch.
         refined_logits: the same, boundary pixels replaced along their direction; on request, or if they are `logits`.
         refinement_offsets: `(B, 2, H, W)` the (row, column) steps of the refinement, 0 away from boundaries.
@@ -566,67 +565,6 @@ class UneptContext(nn.Module):
         ]  # of each level (h_l * w_l, C): sine encoding plus what marks the level
         memory = self.encoder(tokens, torch.cat(positions)[None], spatial_shapes, output_attentions)
         return self.decoder(queries, grid, memory, spatial_shapes), memory
-
-
-# --- refinement (Sec. 3.2)
-
-
-def boundary_offsets(
-    boundary_logits: torch.Tensor, direction_logits: torch.Tensor, threshold_on: str = "logit"
-) -> torch.Tensor:
-    """Predict the (row, column) step of every pixel into its region, 0 away from boundaries.
-
-    Args:
-        boundary_logits: `(B, 2, H, W)`.
-        direction_logits: `(B, 8, H, W)`.
-        threshold_on: the boundary's `"logit"` (released code) or `"probability"` is compared with 0.5.
-
-    Returns:
-        `(B, 2, H, W)` int64, each -1, 0 or 1.
-    """
-    score = boundary_logits.softmax(1) if threshold_on == "probability" else boundary_logits
-    steps = torch.tensor(DIRECTIONS, device=boundary_logits.device)[direction_logits.argmax(1)]  # (B, H, W, 2)
-    return torch.where((score[:, 1] > 0.5)[:, None], steps.permute(0, 3, 1, 2), 0)
-
-
-def refinement_sources(offsets: torch.Tensor) -> torch.Tensor:
-    """Index (row * W + column) of the pixel that each pixel takes its logits from, clamped to the image: `(B, H, W)`.
-
-    Args:
-        offsets: `(B, 2, H, W)` as (row, column).
-    """
-    height, width = offsets.shape[-2:]
-    rows = torch.arange(height, device=offsets.device)[:, None] + offsets[:, 0]
-    columns = torch.arange(width, device=offsets.device) + offsets[:, 1]
-    return rows.clamp(0, height - 1) * width + columns.clamp(0, width - 1)
-
-
-def refine(coarse_logits: torch.Tensor, sources: torch.Tensor) -> torch.Tensor:
-    """Replace the logits of each pixel by those one offset away (Sec. 3.2, "grid-sample").
-
-    Offsets are whole pixels, so a gather does it: exactly, and with gradients for the coarse logits only.
-
-    Args:
-        coarse_logits: `(B, K, H, W)`.
-        sources: `(B, H, W)` of `refinement_sources`.
-    """
-    index = sources.flatten(1)[:, None].expand(-1, coarse_logits.shape[1], -1)
-    return coarse_logits.flatten(2).gather(2, index).view(coarse_logits.shape)
-
-
-# --- losses (Sec. 3.2, Eq. 7)
-
-
-def balanced_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy weighted by 1 - fraction of the class in this batch, a weighted mean; 0 without a valid pixel.
-
-    Args:
-        logits: `(B, n, H, W)`.
-        targets: `(B, H, W)`; 255 is ignored.
-    """
-    counts = torch.stack([(targets == number).sum() for number in range(logits.shape[1])])
-    weights = 1 - counts / counts.sum().clamp(min=1)
-    return segmentation_loss(logits, targets, ignore_index=IGNORE_INDEX, class_weights=weights)
 
 
 # --- models
