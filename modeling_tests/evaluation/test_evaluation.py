@@ -26,7 +26,8 @@ from hf_denseseg.evaluation.segmentation_scores import Evaluation, confusions, c
 from hf_denseseg.inference.predict.journal import Entry, Journal
 from hf_denseseg.inference.settings import InferenceSettings
 from hf_denseseg.models.auto.registration import create_image_processor, create_model
-from hf_denseseg.training.arguments import DataArguments, TaskTrainingArguments
+from hf_denseseg.training.arguments import TaskTrainingArguments
+from hf_denseseg.training.data_arguments import DataArguments
 from hf_denseseg.training.tasks.segmentation import inference_settings
 from hf_denseseg.training.tasks.segmentation_trainer import SegmentationTrainer
 from reference import REPOSITORY

@@ -11,7 +11,8 @@ import yaml
 
 from hf_denseseg.errors import InputError, unknown_name
 from hf_denseseg.models.auto.tasks import SEMANTIC_SEGMENTATION, TASKS
-from hf_denseseg.training.arguments import RENAMED_KEYS, DataArguments, ModelArguments, TaskTrainingArguments
+from hf_denseseg.training.arguments import RENAMED_KEYS, ModelArguments, TaskTrainingArguments
+from hf_denseseg.training.data_arguments import DataArguments
 from hf_denseseg.training.key_checks import check_training_values, refuse_unused_keys
 from hf_denseseg.training.tasks import get_task
 from hf_denseseg.training.tasks.task import Task

@@ -28,8 +28,8 @@ from hf_denseseg.models.auto.registration import create_image_processor, is_own
 from hf_denseseg.models.auto.tasks import SEMANTIC_SEGMENTATION
 from hf_denseseg.reports.model_card import write_card
 from hf_denseseg.reports.run_page import format_scores, write_report
-from hf_denseseg.training.arguments import DataArguments
 from hf_denseseg.training.checkpoints import explain_failed_save, step_of
+from hf_denseseg.training.data_arguments import DataArguments
 from hf_denseseg.training.recipe import Recipe
 from hf_denseseg.training.run_folder import check_folder, checkpoint_for_all, note_run
 from hf_denseseg.training.starting_model import build_model

@@ -26,7 +26,8 @@ from hf_denseseg.evaluation.score_names import SCORE_NAMES
 from hf_denseseg.files import atomic_path
 from hf_denseseg.models.auto.tasks import IMAGE_CLASSIFICATION
 from hf_denseseg.models.losses import classification_loss
-from hf_denseseg.training.arguments import DataArguments, TaskTrainingArguments
+from hf_denseseg.training.arguments import TaskTrainingArguments
+from hf_denseseg.training.data_arguments import DataArguments
 from hf_denseseg.training.evaluation import processes_of
 from hf_denseseg.training.tasks.task import Inspection, Task, sizes_as_json, spread, table_of
 from hf_denseseg.training.trainer import TaskTrainer

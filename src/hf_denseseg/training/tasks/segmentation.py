@@ -23,7 +23,8 @@ from hf_denseseg.evaluation.score_names import chance_level, describe_protocol
 from hf_denseseg.files import atomic_path
 from hf_denseseg.inference.settings import InferenceSettings
 from hf_denseseg.reports.evaluation_page import Drawn, write_page, write_tables
-from hf_denseseg.training.arguments import DataArguments, TaskTrainingArguments
+from hf_denseseg.training.arguments import TaskTrainingArguments
+from hf_denseseg.training.data_arguments import DataArguments
 from hf_denseseg.training.tasks.segmentation_trainer import SegmentationTrainer
 from hf_denseseg.training.tasks.task import Inspection, Task, sizes_as_json, sizes_of, spread
 from hf_denseseg.visualization.evaluation import prediction_row

@@ -11,7 +11,8 @@ from transformers import BaseImageProcessor, PreTrainedModel
 
 from hf_denseseg.data.reading.images import Fault
 from hf_denseseg.errors import InputError
-from hf_denseseg.training.arguments import DataArguments, TaskTrainingArguments
+from hf_denseseg.training.arguments import TaskTrainingArguments
+from hf_denseseg.training.data_arguments import DataArguments
 from hf_denseseg.training.trainer import TaskTrainer
 
 SHOWN_IMAGES = 6
