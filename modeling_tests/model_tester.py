@@ -28,6 +28,7 @@ import weight_use
 from closeness import assert_same_outputs
 from hf_denseseg.errors import InputError
 from hf_denseseg.inference.introspection.inspection import inspect_model
+from hf_denseseg.models.channels import image_channels, with_image_channels
 from processor_tester import random_image
 
 NUM_LABELS = 5
@@ -238,6 +239,21 @@ class SegmentationModelTester:
         logits = model(torch.randn(1, 3, height, width)).logits
         assert logits.shape == (1, NUM_LABELS, *self.logits_size(height, width))
         assert logits.isfinite().all()
+
+    @pytest.mark.parametrize("count", [1, 4, 6])
+    @torch.no_grad()
+    def test_weights_of_three_channels_are_adapted_to_any_number(self, model, batch, count):
+        torch.manual_seed(1)
+        adapted = with_image_channels(model, count)
+        assert image_channels(adapted.config) == count and not adapted.training
+        gray = batch["pixel_values"][:, :1]
+        found = adapted(gray.expand(-1, count, -1, -1)).logits
+        assert found.isfinite().all()
+        if count != 4:  # the sum of the kernels is that of three channels
+            expected = model(gray.expand(-1, 3, -1, -1)).logits
+            torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+        with pytest.raises(InputError, match=f"takes {count} channels"):
+            with_image_channels(adapted, 5)
 
     def test_image_below_one_patch_is_refused_with_the_reason(self, model):
         with pytest.raises(ValueError, match=f"at least {self.smallest_side}"):

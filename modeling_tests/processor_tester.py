@@ -11,12 +11,12 @@ from PIL import Image
 from transformers import AutoImageProcessor, PreTrainedConfig, PreTrainedModel, pipeline
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
+from hf_denseseg.errors import InputError
+
 
 def random_image(mode: str = "RGB", size: tuple[int, int] = (40, 30), seed: int = 0) -> Image.Image:
     """Random image of any mode; `size` is (width, height), as in PIL."""
     noise = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    if mode == "I;16":
-        return Image.fromarray(noise[..., 0].astype(np.uint16) * 257)
     return Image.fromarray(noise).convert(mode)
 
 
@@ -73,15 +73,32 @@ class ImageProcessorTester:
         corners = batch["labels"][0, [0, 0, -1, -1], [0, -1, 0, -1]]
         assert corners.tolist() == [255, 0, 1, 255]
 
-    @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1", "I;16", "CMYK"])
+    @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1", "CMYK"])
     def test_every_image_mode_becomes_three_channels(self, processor, mode):
         assert processor(random_image(mode), return_tensors="pt")["pixel_values"].shape[1] == 3
 
-    def test_sixteen_bit_is_scaled_and_not_clipped(self, processor):
-        deep = processor(random_image("I;16"), return_tensors="pt")["pixel_values"]
+    def test_sixteen_bit_is_scaled_by_the_declared_range_and_never_guessed(self, processor):
         channel = np.asarray(random_image())[..., 0]
+        deep = Image.fromarray(channel.astype(np.uint16) * 257)
         plain = processor(Image.fromarray(channel), return_tensors="pt")["pixel_values"]
-        torch.testing.assert_close(deep, plain)
+        for given in ("uint16", [0, 65535]):
+            found = processor(deep, pixel_range=given, return_tensors="pt")["pixel_values"]
+            torch.testing.assert_close(found, plain, atol=0.02, rtol=0)  # bytes are rounded after the resize
+        for values in (deep, np.asarray(deep)):
+            with pytest.raises(InputError, match="pixel_range is uint8"):
+                processor(values, return_tensors="pt")
+
+    @pytest.mark.parametrize("count", [1, 2, 4, 6])
+    def test_any_number_of_channels_is_resized_and_normalized_alike(self, processor, count):
+        bands = np.random.default_rng(0).integers(0, 256, (60, 90, count), dtype=np.uint8)
+        mean, deviation = [0.1 * (k + 1) for k in range(count)], [0.2] * count
+        options = {"image_mean": mean, "image_std": deviation, "return_tensors": "pt"}
+        together = processor(bands, **options)["pixel_values"]
+        assert together.shape == (1, count, 32, 48)
+        for k in range(count):
+            alone = {**options, "image_mean": [mean[k]] * 3, "image_std": [0.2] * 3}
+            expected = processor(bands[..., [k, k, k]], **alone)["pixel_values"][0, 0]
+            torch.testing.assert_close(together[0, k], expected)
 
     def test_exif_rotation_is_applied(self, processor, tmp_path):
         rotated = rotated_image(tmp_path / "rotated.png")
@@ -138,7 +155,7 @@ class ImageProcessorTester:
         self.torchvision_class(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
         segment = pipeline("image-segmentation", model=str(tmp_path), dtype=dtype, device="cpu")
         images = [
-            random_image(mode, size=(40 + shift, 30)) for shift, mode in enumerate(("RGB", "L", "RGBA", "P", "I;16"))
+            random_image(mode, size=(40 + shift, 30)) for shift, mode in enumerate(("RGB", "L", "RGBA", "P", "CMYK"))
         ]
         images.append(rotated_image(tmp_path / "rotated.png", size=(50, 35)))
         for given, masks in zip(images, segment(images, batch_size=4), strict=True):

@@ -130,7 +130,9 @@ def test_help_shows_an_example(action, capsys):
 
 def test_the_check_before_training_reads_evenly_spaced_pairs(tmp_path):
     assert scan_segmentation(load_segmentation("synthetic:8@40x48", "train")).faults == []
-    rows = [{"image": None, "label": np.full((2, 2), k % 2, np.uint8), "id": str(k)} for k in range(10)]
+    rows = [
+        {"image": Image.new("RGB", (2, 2)), "label": np.full((2, 2), k % 2, np.uint8), "id": str(k)} for k in range(10)
+    ]
     rows[9]["label"] = np.full((2, 2), 255, np.uint8)
     data = SegmentationData(rows, LabelSpec("s", ("a", "b")))
     faults = scan_segmentation(data, limit=4).faults

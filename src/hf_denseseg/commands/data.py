@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from hf_denseseg.data.shards.manifest import damaged_shards
-from hf_denseseg.errors import InputError
 from hf_denseseg.files import atomic_path, write_atomic
 from hf_denseseg.models.auto.tasks import SEMANTIC_SEGMENTATION, TASKS
 
@@ -53,6 +52,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         add("--label_spec", metavar="FILE", help="label specification, a benchmark's name, or a list of class names")
         add("--columns", type=json.loads, metavar="JSON", help='names of columns in the data: \'{"label": "mask"}\'')
         add("--revision", help="revision of a hub dataset")
+        add("--num_channels", type=int, metavar="N", help="channels of the images (default: 3)")
+        add("--pixel_range", nargs="+", metavar="X", help="uint8 (default), uint16, or the values of black and white")
         default = 8 if name == "show" else None
         add(
             "--limit",
@@ -79,14 +80,11 @@ def main(args: argparse.Namespace) -> int:
         known = [listing.describe_benchmarks(), coco_files.describe_coco(), imagenet.describe_imagenet()]
         print("\n\n".join([*known, imagenet_v2.describe_imagenet_v2(), listing.FETCH_NOTE]))
         return 0
+    from hf_denseseg.commands.data_source import source_of
     from hf_denseseg.training.tasks import get_task
 
     task = get_task(args.task)
-    given = {"spec": args.label_spec, "root": args.data_root, "columns": args.columns, "revision": args.revision}
-    source = {key: value for key, value in given.items() if value is not None}
-    if unread := [key for key in source if key not in task.source_options]:
-        names = {"spec": "label_spec", "root": "data_root"}
-        raise InputError(f"--{names.get(unread[0], unread[0])} has no meaning for {args.task} data. Leave it out.")
+    source = source_of(args, task)
     if args.action == "pack":
         return _pack(task.load_split(args.dataset, args.split, args.limit, **source), args)
     if args.action == "show":

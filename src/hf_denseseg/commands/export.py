@@ -34,6 +34,7 @@ def main(args: argparse.Namespace) -> int:
     from hf_denseseg.errors import InputError, RunError
     from hf_denseseg.files import atomic_path
     from hf_denseseg.models.auto.pretrained import load_trained_model
+    from hf_denseseg.models.channels import image_channels
 
     if Path(args.output).suffix != ".pt2":
         raise InputError(f"--output {args.output}: give a file that ends in .pt2, the ending of torch.export.")
@@ -48,18 +49,20 @@ def main(args: argparse.Namespace) -> int:
         def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
             return self.model(pixel_values=pixel_values).logits
 
-    program = Logits(load_trained_model(args.checkpoint)).eval()
+    trained = load_trained_model(args.checkpoint)
+    program, channels = Logits(trained).eval(), image_channels(trained.config)
     # A batch of 2: torch.export makes constants of sizes 0 and 1.
     try:
         exported = torch.export.export(
-            program, (torch.zeros(2, 3, 128, 160),), dynamic_shapes=({0: Dim.AUTO, 2: Dim.AUTO, 3: Dim.AUTO},)
+            program, (torch.zeros(2, channels, 128, 160),), dynamic_shapes=({0: Dim.AUTO, 2: Dim.AUTO, 3: Dim.AUTO},)
         )
     except Exception as error:  # the kinds are open-ended: the model's own code at this size, or torch's exporter
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         name = type(program.model).__name__
         raise RunError(f"{name} cannot be exported for images of any size ({reason}); nothing was written.") from error
     module = exported.module()
-    for shape in ((1, 3, 96, 128), (2, 3, 128, 160), (3, 3, 161, 97)):
+    for batch, *size in ((1, 96, 128), (2, 128, 160), (3, 161, 97)):
+        shape = (batch, channels, *size)
         pixel_values = torch.randn(shape, generator=torch.Generator().manual_seed(0))
         try:
             with torch.no_grad():

@@ -107,12 +107,12 @@ def _load(args: argparse.Namespace) -> tuple[Any, Any, list[int] | None]:
     task = task_of_checkpoint(args.checkpoint)
     if task not in (None, SEMANTIC_SEGMENTATION):
         raise InputError(f"{args.checkpoint} is a checkpoint for {task}. Give one for {SEMANTIC_SEGMENTATION}.")
-    limit = args.max_eval_samples
-    data = load_segmentation(args.dataset, args.eval_split, spec=args.label_spec, root=args.data_root, limit=limit)
+    predictor = SegmentationPredictor.load(args.checkpoint, {}, args.device)
+    source = {"spec": args.label_spec, "root": args.data_root, "limit": args.max_eval_samples}
+    data = load_segmentation(args.dataset, args.eval_split, pixel_format=predictor.pixel_format, **source)
     if unknown := [name for name in args.classes or () if name not in data.spec.classes]:
         raise InputError(unknown_name(f"class of {data.spec.name}", unknown[0], data.spec.classes))
     chosen = sorted({data.spec.label2id[name] for name in args.classes}) if args.classes else None
-    predictor = SegmentationPredictor.load(args.checkpoint, {}, args.device)
     if predictor.model.config.num_labels != data.spec.num_labels:
         raise InputError(
             f"{args.checkpoint} knows {predictor.model.config.num_labels} classes, {data.spec.name} has "

@@ -4,7 +4,7 @@ Rows are always `image` (RGB image), `label` (class id) and `id` (text).
 """
 
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from PIL import Image
 
 from hf_denseseg.data.class_names import NAME_FILES, ClassNames, read_names
 from hf_denseseg.data.reading.images import read_image
+from hf_denseseg.data.reading.pixels import RGB_BYTES, PixelFormat
 from hf_denseseg.data.shards.manifest import check_task, is_packed, read_manifest
 from hf_denseseg.data.shards.packed_rows import PackedRows
 from hf_denseseg.data.shards.tables import find_shards, find_table, import_datasets, open_table
@@ -42,6 +43,7 @@ def load_classification(
     revision: str | None = None,
     streaming: bool = False,
     limit: int | None = None,
+    pixel_format: PixelFormat = RGB_BYTES,
 ) -> ClassificationData:
     """Load the images of one split and their classes.
 
@@ -58,6 +60,7 @@ def load_classification(
         revision: commit, tag or branch of a hub dataset.
         streaming: read packed shards in place, as a stream for training.
         limit: use a random subset of this size (folders are sorted by class), the same one every time.
+        pixel_format: channels and range of the images; in all but 8-bit RGB they are `(H, W, C)` arrays.
 
     Returns:
         The dataset, whose images are decoded on access, and the names of the classes.
@@ -67,23 +70,24 @@ def load_classification(
         RunError: the hub cannot be reached.
     """
     name, folder = str(name_or_path), Path(name_or_path).expanduser()
+    decode = partial(_decode, pixel_format=pixel_format)
     if streaming:
-        return _stream(folder, split, limit)
+        return _stream(folder, split, limit, decode)
     if name.split(":")[0].split("@")[0] == "synthetic":
         counts = parse_name(name).counts
         split = resolve_split(split, sorted(counts), "The embedded dataset")
         # Only ids are stored; the images are rendered from them on access.
         rows = {"id": [f"{split}-{index:05d}" for index in range(counts[split])]}
-        return ClassificationData(_table(rows, _RenderObjects(name), limit), OBJECT_NAMES)
+        return ClassificationData(_table(rows, _RenderObjects(name, pixel_format), limit), OBJECT_NAMES)
     if not is_packed(folder, split) and (tree := find_imagenet_v2(name, root)):
-        return ClassificationData(_table(imagenet_v2_rows(tree, split), _decode, limit), imagenet_v2_names())
+        return ClassificationData(_table(imagenet_v2_rows(tree, split), decode, limit), imagenet_v2_names())
     if not is_packed(folder, split) and (tree := find_imagenet(name, root)):
         spec = imagenet_names()[1]
-        return ClassificationData(_table(imagenet_rows(tree, split), _decode, limit), spec)
+        return ClassificationData(_table(imagenet_rows(tree, split), decode, limit), spec)
     splits = find_class_folders(folder) if folder.is_dir() and not find_shards(folder) else {}
     if splits:
         rows, keys = _folder_rows(folder, splits, split)
-        return ClassificationData(_table(rows, _decode, limit), _names_of(folder, keys, names))
+        return ClassificationData(_table(rows, decode, limit), _names_of(folder, keys, names))
     # Shards or a hub dataset: ids are used as they are, so they must fit the names.
     table = open_table(
         find_table(name, "<split>/<class>/*.jpg"), split, columns=columns, revision=revision, images=("image",)
@@ -96,10 +100,10 @@ def load_classification(
         )
     if limit is not None:
         table = table.select(_random_subset(len(table), limit))
-    return ClassificationData(table.with_transform(_decode), spec)
+    return ClassificationData(table.with_transform(decode), spec)
 
 
-def _stream(folder: Path, split: str, limit: int | None) -> ClassificationData:
+def _stream(folder: Path, split: str, limit: int | None, decode: Any) -> ClassificationData:
     """Rows of packed shards, for sequential reading.
 
     Raises:
@@ -112,7 +116,7 @@ def _stream(folder: Path, split: str, limit: int | None) -> ClassificationData:
             f"DATASET --task image-classification --split {split} --output_dir SHARDS`."
         )
     check_task(folder, manifest, "image-classification")
-    rows = PackedRows(folder, manifest, _decode, limit)
+    rows = PackedRows(folder, manifest, decode, limit)
     return ClassificationData(rows, read_names(folder / NAME_FILES[0], None))
 
 
@@ -179,10 +183,10 @@ def _names_of_table(name: str, table: Any, names: str | Path | None) -> ClassNam
     return ClassNames(name.rpartition("/")[2], tuple(known))
 
 
-def _decode(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+def _decode(batch: Mapping[str, list[Any]], pixel_format: PixelFormat) -> dict[str, list[Any]]:
     """Batched row transform: encoded images -> `image`."""
     images = [
-        read_image(image, (image.get("path") if isinstance(image, dict) else image) or f"{name} (image)")
+        read_image(image, (image.get("path") if isinstance(image, dict) else image) or f"{name} (image)", pixel_format)
         for image, name in zip(batch["image"], batch["id"], strict=True)
     ]
     return {"image": images, "label": list(batch["label"]), "id": list(batch["id"])}
@@ -191,13 +195,14 @@ def _decode(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
 class _RenderObjects:
     """Batched row transform: numbers of embedded drawings -> `image`, `label`, `id`."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, pixel_format: PixelFormat) -> None:
         self.size = parse_name(name).size
+        self.pixel_format = pixel_format
 
     def __call__(self, batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
         drawn = [_cached_object(name.split("-")[0], int(name.split("-")[1]), self.size) for name in batch["id"]]
         return {
-            "image": [image for image, _ in drawn],
+            "image": [read_image(image, "of the embedded dataset", self.pixel_format) for image, _ in drawn],
             "label": [label for _, label in drawn],
             "id": list(batch["id"]),
         }

@@ -6,12 +6,14 @@ Rows are `image` (RGB image), `image_id`, `id` (text), `height`, `width` and `ob
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from hf_denseseg.data.class_names import NAME_FILES, ClassNames, read_names
 from hf_denseseg.data.reading.archives import open_tree
 from hf_denseseg.data.reading.images import read_image
+from hf_denseseg.data.reading.pixels import RGB_BYTES, PixelFormat, height_width
 from hf_denseseg.data.shards.manifest import Manifest, check_shards, check_task, read_manifest
 from hf_denseseg.data.shards.tables import import_datasets
 from hf_denseseg.data.sources.coco import CocoTable, read_coco, trainable
@@ -40,6 +42,7 @@ def load_detection(
     masks: bool = False,
     filter_empty: bool = False,
     limit: int | None = None,
+    pixel_format: PixelFormat = RGB_BYTES,
 ) -> DetectionData:
     """Load the images of one split with their objects.
 
@@ -53,6 +56,7 @@ def load_detection(
         masks: whether every object needs a mask.
         filter_empty: exclude images without a trainable object.
         limit: use only the first `limit` images; None uses all.
+        pixel_format: channels and range of the images; in all but 8-bit RGB they are `(H, W, C)` arrays.
 
     Returns:
         The dataset, whose images are decoded on access, the names of the classes, and notes.
@@ -62,25 +66,26 @@ def load_detection(
             first fault and the fix.
     """
     name = str(name_or_path)
+    decode = partial(_decode, pixel_format=pixel_format)
     if name.split(":")[0].split("@")[0] == "synthetic":
         requested = parse_name(name)
         split = resolve_split(split, sorted(requested.counts), "The embedded dataset")
         count = min(requested.counts[split], limit or requested.counts[split])
         rows = [render_detection_row(split, index, requested.size) for index in range(count)]
-        return DetectionData(_table(rows, filter_empty), DETECTION_NAMES, [])
+        return DetectionData(_table(rows, filter_empty, decode), DETECTION_NAMES, [])
     folder = Path(name).expanduser()
     if folder.is_dir() and (manifest := read_manifest(folder, split)):
-        return _packed(folder, manifest, filter_empty, limit)
+        return _packed(folder, manifest, filter_empty, limit, decode)
     source = find_coco(name, split, root)
     table = read_coco(source.annotations, masks)
     if table.faults:
         more = f" {len(table.faults) - 1} more faults; `denseseg data check` lists them." if table.faults[1:] else ""
         raise InputError(f"{table.faults[0]}{more}")
     rows = coco_rows(table, source)[:limit]
-    return DetectionData(_table(rows, filter_empty), table.spec, table.notes_as_text())
+    return DetectionData(_table(rows, filter_empty, decode), table.spec, table.notes_as_text())
 
 
-def _packed(folder: Path, manifest: Manifest, filter_empty: bool, limit: int | None) -> DetectionData:
+def _packed(folder: Path, manifest: Manifest, filter_empty: bool, limit: int | None, decode: Any) -> DetectionData:
     """Rows of packed shards.
 
     Raises:
@@ -91,7 +96,7 @@ def _packed(folder: Path, manifest: Manifest, filter_empty: bool, limit: int | N
     spec = read_names(folder / NAME_FILES[0], None)
     if manifest.form == "webdataset":
         rows = [row for shard in manifest.shards for row in _tar_rows(folder / shard.file)]
-        return DetectionData(_table(rows[:limit], filter_empty), spec, [])
+        return DetectionData(_table(rows[:limit], filter_empty, decode), spec, [])
     files = [str(folder / shard.file) for shard in manifest.shards]
     table = import_datasets().load_dataset("parquet", data_files=files, split="train")
     table = table.cast_column("image", import_datasets().Image(decode=False))
@@ -99,7 +104,7 @@ def _packed(folder: Path, manifest: Manifest, filter_empty: bool, limit: int | N
     if filter_empty:
         rows = table.select_columns(["objects", "height", "width"])
         table = table.select(_trainable_rows((_as_dicts(row["objects"]), row["height"], row["width"]) for row in rows))
-    return DetectionData(table.with_transform(_decode), spec, [])
+    return DetectionData(table.with_transform(decode), spec, [])
 
 
 def _tar_rows(shard: Path) -> Iterator[dict[str, Any]]:
@@ -144,7 +149,7 @@ def coco_rows(table: CocoTable, source: CocoSource) -> list[dict[str, Any]]:
     ]
 
 
-def _table(rows: list[dict[str, Any]], filter_empty: bool) -> Any:
+def _table(rows: list[dict[str, Any]], filter_empty: bool, decode: Any) -> Any:
     """Rows as a dataset that decodes on access.
 
     Raises:
@@ -171,21 +176,23 @@ def _table(rows: list[dict[str, Any]], filter_empty: bool) -> Any:
     columns["objects"] = [
         {key: [found[key] for found in row["objects"]] for key in (*_COLUMNS, "bbox")} for row in rows
     ]
-    return datasets.Dataset.from_dict(columns, features=features).with_transform(_decode)
+    return datasets.Dataset.from_dict(columns, features=features).with_transform(decode)
 
 
-def _decode(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+def _decode(batch: Mapping[str, list[Any]], pixel_format: PixelFormat) -> dict[str, list[Any]]:
     """Batched row transform: encoded images -> `image`, columns of objects -> a list of dicts."""
     rows = {key: list(values) for key, values in batch.items()}
     if "objects" in rows:
         rows["objects"] = [_as_dicts(found) for found in rows["objects"]]
     if "image" in rows:
         named = zip(rows["image"], rows["id"], strict=True)
-        rows["image"] = [read_image(image, image.get("path") or f"{name} (image)") for image, name in named]
+        rows["image"] = [
+            read_image(image, image.get("path") or f"{name} (image)", pixel_format) for image, name in named
+        ]
         for image, height, width, name in zip(rows["image"], rows["height"], rows["width"], rows["id"], strict=True):
-            if (image.height, image.width) != (height, width):
+            if (found := height_width(image)) != (height, width):
                 raise InputError(
-                    f"Image {name} is {image.height}x{image.width} (height x width), but its entry has "
+                    f"Image {name} is {found[0]}x{found[1]} (height x width), but its entry has "
                     f"{height}x{width}. The boxes would be misplaced: fix the entry, or use the annotated image."
                 )
     return rows

@@ -1,6 +1,7 @@
 """Segmentation data from any source: embedded scenes, folder of pairs, Parquet or WebDataset shards, hub dataset.
 
-Rows are always `image` (RGB image), `label` ((H, W) uint8, train ids and 255) and `id` (text).
+Rows are always `image` (PIL in mode RGB, or an array `(H, W, C)` of another `PixelFormat`), `label` ((H, W) uint8,
+train ids and 255) and `id` (text).
 """
 
 import importlib.util
@@ -16,6 +17,7 @@ from PIL import Image
 from hf_denseseg.data.labels import IGNORE_INDEX, LabelSpec, SegmentationData
 from hf_denseseg.data.reading.archives import is_archive
 from hf_denseseg.data.reading.images import check_same_size, read_image, read_label
+from hf_denseseg.data.reading.pixels import RGB_BYTES, PixelFormat, height_width
 from hf_denseseg.data.shards.tables import check_encoding, find_table, import_datasets, open_table
 from hf_denseseg.data.sources.benchmarks.encodings import check_revision, compare_encoding
 from hf_denseseg.data.sources.benchmarks.layouts import NAMES, find_builtin_spec
@@ -38,6 +40,7 @@ def load_segmentation(
     revision: str | None = None,
     streaming: bool = False,
     limit: int | None = None,
+    pixel_format: PixelFormat = RGB_BYTES,
 ) -> SegmentationData:
     """Load the pairs of one split.
 
@@ -56,6 +59,7 @@ def load_segmentation(
         revision: commit, tag or branch of a hub dataset.
         streaming: read sequentially without storing a copy, as an iterable dataset.
         limit: use only the first `limit` pairs; None uses all.
+        pixel_format: channels and range of the images; in all but 8-bit RGB they are `(H, W, C)` arrays.
 
     Returns:
         The dataset, whose rows are decoded on access, and its label specification. If the labels of a split are not
@@ -69,14 +73,14 @@ def load_segmentation(
     given = _given_spec(spec)
     _check_root(name, root)
     if name.split(":")[0].split("@")[0] == "synthetic":
-        rows, decode = _synthetic_rows(name, split), RenderScenes(name)
+        rows, decode = _synthetic_rows(name, split), RenderScenes(name, pixel_format)
         return SegmentationData(_table(rows, decode, streaming, limit), given or SYNTHETIC_SPEC)
     # Files on disk first; what is left is a folder of shards or a hub id.
     if (found := list_source(name, split, spec=spec, root=root)) is not None:
         for note in found.notes:
             logger.warning(note)
         rows = found.pairs.rows()
-        return SegmentationData(_table(rows, DecodePairs(found.spec), streaming, limit), found.spec)
+        return SegmentationData(_table(rows, DecodePairs(found.spec, pixel_format), streaming, limit), found.spec)
     source = find_table(name, "<split>/images + <split>/labels, nor images/<split> + labels/<split>")
     known = given or _spec_of_table(name, Path(name).expanduser())
     benchmark = find_builtin_spec(spec) if isinstance(spec, str) else None
@@ -93,7 +97,7 @@ def load_segmentation(
     table = parts[0] if len(parts) == 1 else import_datasets().concatenate_datasets(parts)
     if limit is not None:
         table = table.take(limit) if streaming else table.select(range(min(limit, len(table))))
-    return SegmentationData(_decoded(table, DecodePairs(known)), known)
+    return SegmentationData(_decoded(table, DecodePairs(known, pixel_format)), known)
 
 
 def list_source(
@@ -154,17 +158,18 @@ def _spec_of_table(name: str, folder: Path) -> LabelSpec:
 class DecodePairs:
     """Batched row transform: encoded images and label maps -> `image`, `label`, `id`."""
 
-    def __init__(self, spec: LabelSpec) -> None:
+    def __init__(self, spec: LabelSpec, pixel_format: PixelFormat = RGB_BYTES) -> None:
         self.spec = spec
+        self.pixel_format = pixel_format
 
     def __call__(self, batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
         """Decode every pair of the batch, whatever the form of its image columns."""
         rows: dict[str, list[Any]] = {"image": [], "label": [], "id": []}
         for image, label, name in zip(batch["image"], batch["label"], batch["id"], strict=True):
             # Embedded images have no path, so messages call them by their id.
-            image = read_image(image, _path(image) or f"{name} (image)")
+            image = read_image(image, _path(image) or f"{name} (image)", self.pixel_format)
             if label is None:  # not published: ignore every pixel
-                ids = np.full((image.height, image.width), IGNORE_INDEX, np.uint8)
+                ids = np.full(height_width(image), IGNORE_INDEX, np.uint8)
             else:
                 ids = read_label(label, self.spec, _path(label) or f"{name} (label)")
                 check_same_size(image, ids, name)
@@ -187,8 +192,9 @@ def _path(source: Any) -> str | None:
 class RenderScenes:
     """Batched row transform: numbers of embedded scenes -> `image`, `label`, `id`."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, pixel_format: PixelFormat = RGB_BYTES) -> None:
         self.size = parse_name(name).size
+        self.pixel_format = pixel_format
 
     def __call__(self, batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
         """Draw every scene of the batch."""
@@ -196,7 +202,7 @@ class RenderScenes:
         render = _cached_scene if self.size is None else partial(render_scene, size=self.size)
         scenes = [render(name.split("-")[0], int(name.split("-")[1])) for name in batch["id"]]
         return {
-            "image": [image for image, _ in scenes],
+            "image": [read_image(image, "of the embedded dataset", self.pixel_format) for image, _ in scenes],
             "label": [label for _, label in scenes],
             "id": list(batch["id"]),
         }

@@ -31,7 +31,7 @@ class Strip(NamedTuple):
 
 
 def segment_in_strips(
-    model: nn.Module, image: Image.Image, settings: InferenceSettings, preprocessing: Preprocessing
+    model: nn.Module, image: Image.Image | torch.Tensor, settings: InferenceSettings, preprocessing: Preprocessing
 ) -> Iterator[Strip]:
     """Predict the class of every pixel of one image as `segment_with_confidence` does, strip after strip.
 
@@ -40,7 +40,7 @@ def segment_in_strips(
 
     Args:
         model: segmentation model in eval mode.
-        image: RGB image.
+        image: PIL image, or `(C, H, W)` uint8 or uint16.
         settings: test protocol; windows (`mode="slide"`) are what bounds the memory.
         preprocessing: of the checkpoint.
 

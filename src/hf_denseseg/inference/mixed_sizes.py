@@ -4,6 +4,7 @@
 together, so that the results are those of single calls; models of others are run as before.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.pipelines.base import pad_collate_fn
 from transformers.pipelines.pt_utils import PipelineIterator
 
+from hf_denseseg.inference.pipeline_images import declared_inputs, loaded_image
+
 ITEMS = "items"
 """Key under which images travel through a pipeline one by one: what is no tensor is listed, not stacked."""
 
@@ -24,6 +27,7 @@ ITEMS = "items"
 class _MixedSizes:
     """Between the class of a pipeline and its subclass below."""
 
+    target_size: Callable[[list[tuple[int, ...]]], Any] | None = None  # how the pipeline keeps the size of an image
     model: Any
     tokenizer: Any
     image_processor: Any
@@ -31,10 +35,16 @@ class _MixedSizes:
     def _is_ours(self) -> bool:
         return type(self.model).__module__.startswith("hf_denseseg.")
 
-    def preprocess(self, *args: Any, **kwargs: Any) -> Any:
-        """Prepare one image as the pipeline does."""
-        inputs = super().preprocess(*args, **kwargs)  # type: ignore[misc]
-        return {ITEMS: [inputs]} if self._is_ours() else inputs
+    def preprocess(self, image: Any, *args: Any, **kwargs: Any) -> Any:
+        """Prepare one image: read as training reads it, then as the pipeline does."""
+        if not self._is_ours():
+            return super().preprocess(image, *args, **kwargs)  # type: ignore[misc]
+        if (declared := declared_inputs(image, self.image_processor)) is not None:
+            inputs, size = declared[0].to(self.dtype), tuple(declared[1])  # type: ignore[attr-defined]
+            if self.target_size is not None:
+                inputs["target_size"] = self.target_size([size])
+            return {ITEMS: [inputs]}
+        return {ITEMS: [super().preprocess(loaded_image(image), *args, **kwargs)]}  # type: ignore[misc]
 
     def _forward(self, model_inputs: Any, **kwargs: Any) -> Any:
         if ITEMS not in model_inputs:
@@ -66,9 +76,13 @@ class _MixedSizes:
 class MixedSizesSegmentationPipeline(_MixedSizes, ImageSegmentationPipeline):  # type: ignore[misc]
     """`pipeline("image-segmentation")` with batches of images of different sizes."""
 
+    target_size = list
+
 
 class MixedSizesDetectionPipeline(_MixedSizes, ObjectDetectionPipeline):  # type: ignore[misc]
     """`pipeline("object-detection")` with batches of images of different sizes."""
+
+    target_size = torch.IntTensor
 
 
 class MixedSizesClassificationPipeline(_MixedSizes, ImageClassificationPipeline):  # type: ignore[misc]

@@ -1,6 +1,5 @@
 """`pipeline("image-segmentation")` with sliding windows."""
 
-import os
 from typing import Any
 
 import numpy as np
@@ -8,7 +7,7 @@ from PIL import Image
 from transformers import ImageSegmentationPipeline
 from transformers.utils import ModelOutput
 
-from hf_denseseg.data.reading.images import read_image
+from hf_denseseg.inference.pipeline_images import declared_inputs, loaded_image
 from hf_denseseg.inference.segmentation import predict_logits, resize_confidence
 from hf_denseseg.inference.settings import InferenceSettings
 from hf_denseseg.inference.sliding_window import align_corners_of
@@ -31,13 +30,10 @@ class SlidingWindowSegmentationPipeline(ImageSegmentationPipeline):
         return preprocess, forward, postprocess
 
     def preprocess(self, image: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """Read files and convert images as training does; URLs and base64 text are left to transformers.
-
-        The loader of transformers clips 16-bit and float images at 255.
-        """
-        if isinstance(image, Image.Image) or os.path.isfile(image):
-            image = read_image(image)
-        return super().preprocess(image, *args, **kwargs)
+        """Read files and open images as training does; addresses and base64 text are left to transformers."""
+        if (declared := declared_inputs(image, self.image_processor)) is not None:
+            return {**declared[0].to(self.dtype), "target_size": [tuple(declared[1])]}
+        return super().preprocess(loaded_image(image), *args, **kwargs)
 
     def get_iterator(self, inputs: Any, num_workers: int, batch_size: int, *args: Any) -> Any:
         """Feed the images one by one: they differ in size, and the windows are batched already."""

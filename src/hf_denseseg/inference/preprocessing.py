@@ -10,6 +10,7 @@ from torch import nn
 from torchvision.transforms.v2.functional import pil_to_tensor, resize
 
 from hf_denseseg.data.image_sizes import fit_factor, scaled_size
+from hf_denseseg.data.reading.pixels import RGB_BYTES, PixelFormat, as_tensor
 from hf_denseseg.inference.settings import InferenceSettings
 from hf_denseseg.inference.sliding_window import Size, pad_right_and_bottom, padded_size, size_of
 
@@ -21,18 +22,21 @@ class Preprocessing(NamedTuple):
         mean: channel means of images scaled to 0..1.
         std: channel deviations of the same.
         base_size: (short, long) limit of a resize that keeps the ratio; None is no resize.
+        pixel_format: channels and range of the images.
     """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
     base_size: Size | None = None
+    pixel_format: PixelFormat = RGB_BYTES
 
     @classmethod
     def from_image_processor(cls, image_processor: Any) -> "Preprocessing":
         """Read mean, deviation and size; of a fixed `height` and `width` the smaller becomes the short side."""
         # `pixel * factor` equals `pixel / 255 * gain`; the gain is folded into mean and deviation.
         gain = 255 * image_processor.rescale_factor if image_processor.do_rescale else 255.0
-        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+        pixel_format = PixelFormat.of_processor(image_processor)
+        mean, std = (0.0,) * pixel_format.num_channels, (1.0,) * pixel_format.num_channels
         if image_processor.do_normalize:
             mean, std = tuple(image_processor.image_mean), tuple(image_processor.image_std)
         base_size = None
@@ -40,12 +44,13 @@ class Preprocessing(NamedTuple):
             size = dict(image_processor.size)
             short = size.get("shortest_edge") or min(size["height"], size["width"])
             base_size = (short, size.get("longest_edge") or 4 * short)
-        return cls(tuple(value / gain for value in mean), tuple(value / gain for value in std), base_size)
+        mean, std = (tuple(value / gain for value in values) for values in (mean, std))
+        return cls(mean, std, base_size, pixel_format)
 
     def normalize(self, pixels: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """Bytes `(..., 3, H, W)` -> what the model is given, computed in float32 on the device of the bytes."""
-        mean, std = (torch.tensor(each, device=pixels.device).view(3, 1, 1) for each in (self.mean, self.std))
-        return ((pixels / 255 - mean) / std).to(dtype)
+        """uint8 or uint16 `(..., C, H, W)` -> what the model is given, computed in float32 on their device."""
+        mean, std = (torch.tensor(each, device=pixels.device).view(-1, 1, 1) for each in (self.mean, self.std))
+        return ((pixels.float() / torch.iinfo(pixels.dtype).max - mean) / std).to(dtype)
 
 
 def view_size(size: Size, scale: float, settings: InferenceSettings) -> Size:
@@ -77,7 +82,8 @@ class View(NamedTuple):
     """An image at one scale, perhaps flipped, of which a model is given windows.
 
     Args:
-        image: bytes `(3, h, w)`, or a PIL image; either may stay on the CPU, for windows are moved one by one.
+        image: uint8 or uint16 `(C, h, w)`, or a PIL image; either may stay on the CPU, for windows are moved
+            one by one.
         flipped: whether the model sees it flipped from left to right.
         preprocessing: of the checkpoint.
         weight: any weight of the model; decides device and dtype of the windows.
@@ -94,7 +100,7 @@ class View(NamedTuple):
         return size_of(self.image)
 
     def window(self, y: int, x: int, size: Size) -> torch.Tensor:
-        """Normalized pixels `(1, 3, h, w)`, 0 beyond the right and the lower edge."""
+        """Normalized pixels `(1, C, h, w)`, 0 beyond the right and the lower edge."""
         height, width = self.size
         bottom, left, right = min(y + size[0], height), x, min(x + size[1], width)
         if self.flipped:  # the window at x shows the columns that lie as far from the right edge
@@ -114,7 +120,8 @@ def views(
 
     Args:
         model: decides device and dtype of what it is given.
-        image: bytes `(3, H, W)`, moved to the model's device at once; or a large PIL image, which stays where it is.
+        image: uint8 or uint16 `(C, H, W)`, moved to the model's device at once; or a large PIL image, which
+            stays where it is.
         settings: test protocol.
         preprocessing: of the checkpoint.
     """
@@ -122,7 +129,7 @@ def views(
     image = image.to(weight.device) if isinstance(image, torch.Tensor) else image
     canvas = canvas_size(size_of(image), settings)
     if canvas != size_of(image):
-        image = pad_with_mean(as_bytes(image), canvas, preprocessing.mean)
+        image = pad_with_mean(as_tensor(image), canvas, preprocessing.mean)
     for scale in settings.scales:
         view = View(resized(image, view_size(canvas, scale, settings)), False, preprocessing, weight)
         yield view
@@ -135,20 +142,21 @@ def canvas_size(size: Size, settings: InferenceSettings) -> Size:
     return padded_size(size, settings) if settings.mode == "whole" else size
 
 
-def as_bytes(image: torch.Tensor | Image.Image) -> torch.Tensor:
-    """An image as bytes `(3, H, W)`."""
-    return pil_to_tensor(image) if isinstance(image, Image.Image) else image
-
-
 def resized(image: torch.Tensor | Image.Image, size: Size) -> torch.Tensor | Image.Image:
-    """An image at another size; antialiased and on bytes, so that it is what the image processors make of it."""
-    return image if size == size_of(image) else resize(as_bytes(image), list(size), antialias=True)
+    """An image at another size; antialiased and in integers, so that it is what the image processors make of it."""
+    if size == size_of(image):
+        return image
+    pixels = as_tensor(image)
+    if pixels.dtype == torch.uint8:
+        return resize(pixels, list(size), antialias=True)
+    return resize(pixels.float(), list(size), antialias=True).round_().clamp_(0, 65535).to(pixels.dtype)
 
 
 def pad_with_mean(image: torch.Tensor, size: Size, mean: Sequence[float]) -> torch.Tensor:
-    """Bytes `(3, H, W)`, padded at the right and bottom with the mean color in whole bytes, as training crops are."""
+    """`(C, H, W)`, padded at the right and bottom with the mean color in whole numbers, as training crops are."""
     height, width = size_of(image)
-    color = (torch.tensor(mean) * 255).round().clamp(0, 255).to(image)
-    padded = color.view(3, 1, 1).repeat(1, *size)
+    white = torch.iinfo(image.dtype).max
+    color = (torch.tensor(mean) * white).round().clamp(0, white).to(image)
+    padded = color.view(-1, 1, 1).repeat(1, *size)
     padded[:, :height, :width] = image
     return padded

@@ -10,7 +10,7 @@ from transformers.utils import logging
 _reading: ContextVar[bool] = ContextVar("reading a configuration", default=False)
 _KEPT_BY_TRANSFORMERS = frozenset(
     ("torch_dtype", "attn_implementation", "experts_implementation", "per_layer_config", "stage_names")
-    + ("auto_map", "custom_pipelines", "quantization_config")
+    + ("auto_map", "custom_pipelines", "quantization_config", "use_cache")
 )
 
 

@@ -14,12 +14,13 @@ import torch.nn.functional as F
 from PIL import Image
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 from transformers.image_processing_utils import BatchFeature
-from transformers.image_utils import ImageInput, is_scaled_image, to_numpy_array
+from transformers.image_utils import ChannelDimension, ImageInput, SizeDict, is_scaled_image, to_numpy_array
 from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
 from transformers.models.segformer.image_processing_segformer import SegformerImageProcessor
 from transformers.processing_utils import ImagesKwargs, Unpack
 
-from hf_denseseg.data.reading.images import to_rgb
+from hf_denseseg.data.reading.images import read_image
+from hf_denseseg.data.reading.pixels import RGB_BYTES, PixelFormat, resize_pixels
 from hf_denseseg.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -33,10 +34,13 @@ class SegmentationImageProcessorKwargs(ImagesKwargs, total=False):
     Args:
         do_reduce_labels: whether raw label 0 is ignored: 0 -> 255, k -> k - 1, 255 stays.
         align_corners: how `post_process_semantic_segmentation` resizes logits; use the model's setting.
+        pixel_range: stored values of black and white: `"uint8"`, `"uint16"` or `[low, high]`, see `PixelFormat`.
+            `image_mean` has one number per channel.
     """
 
     do_reduce_labels: bool
     align_corners: bool
+    pixel_range: str | list[int | float] | tuple[int | float, int | float]
 
 
 class _SegmentationMixin:
@@ -47,6 +51,7 @@ class _SegmentationMixin:
     default_to_square = False
     do_convert_rgb = True
     align_corners = False
+    pixel_range: str | list[float] = "uint8"
 
     def preprocess(
         self,
@@ -57,23 +62,29 @@ class _SegmentationMixin:
         """Prepare images, and label maps of the same sizes, for the model.
 
         Args:
-            images: one image or a list; PIL of any mode, arrays or tensors.
+            images: one image or a list; PIL of any mode, arrays or tensors with one channel per number of
+                `image_mean`. Unless `pixel_range` is `"uint8"`, they hold the values that files store.
             segmentation_maps: one `(H, W)` map of class ids or a list; three equal channels count as one.
 
         Returns:
-            `pixel_values` `(B, 3, h, w)` and, with maps, `labels` `(B, h, w)` int64.
+            `pixel_values` `(B, C, h, w)` and, with maps, `labels` `(B, h, w)` int64.
 
         Raises:
-            InputError: tensors are requested, but the resized images have different sizes; or a colored label map.
+            InputError: tensors are requested, but the resized images have different sizes; images that contradict
+                `pixel_range` or the number of channels; or a colored label map.
         """
-        rescales = kwargs.get("do_rescale")
-        if (self.do_rescale if rescales is None else rescales) and _is_scaled(images):  # type: ignore[attr-defined]
-            logger.warning(
-                "Floating-point images between 0 and 1 are divided by 255 once more. Give bytes, or do_rescale=False."
-            )
+        given: dict[str, Any] = dict(kwargs)
+        pixel_format = PixelFormat.of_processor(self, **given)
         if segmentation_maps is not None:
             segmentation_maps = _class_ids(segmentation_maps, single=_is_one(images))
-        return super().preprocess(_upright(images), segmentation_maps, **kwargs)  # type: ignore[misc]
+        if pixel_format == RGB_BYTES:
+            if self.do_rescale if given.get("do_rescale") is None else given["do_rescale"]:  # type: ignore[attr-defined]
+                _check_bytes(images)
+            images = _upright(images)
+        else:
+            images = _declared_pixels(images, pixel_format, given.get("input_data_format"))
+            given |= {"input_data_format": ChannelDimension.FIRST, "do_convert_rgb": False}
+        return super().preprocess(images, segmentation_maps, **given)  # type: ignore[misc]
 
     def _preprocess_image_like_inputs(self, *args: Any, return_tensors: str | None, **kwargs: Any) -> BatchFeature:
         data = super()._preprocess_image_like_inputs(*args, return_tensors=None, **kwargs).data  # type: ignore[misc]
@@ -130,20 +141,67 @@ class SegmentationImageProcessor(_SegmentationMixin, SegformerImageProcessor):  
 class SegmentationImageProcessorPil(_SegmentationMixin, SegformerImageProcessorPil):  # type: ignore[misc]
     """The same with PIL and numpy."""
 
+    def resize(
+        self, image: np.ndarray, size: SizeDict, resample: Any = None, reducing_gap: int | None = None, **options: Any
+    ) -> np.ndarray:
+        """As transformers' method, which takes nothing but 8 bits and one or three channels."""
+        if image.dtype == np.uint8 and len(image) in (1, 3):
+            return super().resize(image, size, resample, reducing_gap, **options)
+        blank = np.zeros((1, *image.shape[1:]), np.uint8)  # resized for its new size alone
+        height, width = super().resize(blank, size, Image.Resampling.NEAREST).shape[1:]
+        filtering = Image.Resampling.BILINEAR if resample is None else Image.Resampling(resample)
+        return resize_pixels(image.transpose(1, 2, 0), (height, width), filtering).transpose(2, 0, 1)
+
     def reduce_label(self, image: np.ndarray) -> np.ndarray:
         """As in the other backend; Segformer's method would write into the caller's map."""
         raw = image.astype(np.int64)
         return np.where((raw == 0) | (raw == 255), 255, raw - 1)
 
 
-def _is_scaled(images: Any) -> bool:
-    """Whether the first image is an array or a tensor of numbers between 0 and 1."""
+def _check_bytes(images: Any) -> None:
+    """Warn of an image between 0 and 1, and refuse values beyond 8 bits; the first image stands for all.
+
+    Raises:
+        InputError: an array or a tensor with values above 255.
+    """
     while isinstance(images, list | tuple) and images:
         images = images[0]
-    floating = (isinstance(images, np.ndarray) and images.dtype.kind == "f") or (
-        isinstance(images, torch.Tensor) and images.is_floating_point()
-    )
-    return floating and is_scaled_image(to_numpy_array(images))
+    if not isinstance(images, np.ndarray | torch.Tensor) or images.dtype in (np.uint8, torch.uint8):
+        return
+    values = to_numpy_array(images)
+    if values.dtype.kind == "f" and is_scaled_image(values):
+        logger.warning(
+            "Floating-point images between 0 and 1 are divided by 255 once more. Give bytes, or do_rescale=False."
+        )
+    elif values.size and values.max() > 255:
+        raise InputError(
+            f"An image holds values up to {values.max()}, but pixel_range is uint8 (0 to 255). Give the processor the "
+            "range of the images, such as pixel_range='uint16' or pixel_range=[0, 4095]."
+        )
+
+
+def _declared_pixels(
+    images: Any, pixel_format: PixelFormat, layout: str | ChannelDimension | None
+) -> list[np.ndarray]:
+    """Images of any kind -> `(C, H, W)` with black 0 and white 255: uint8, or float32 for other ranges."""
+    if isinstance(images, list | tuple):
+        return [each for image in images for each in _declared_pixels(image, pixel_format, layout)]
+    name = "given to the processor"
+    if isinstance(images, Image.Image):
+        pixels = np.asarray(read_image(images, name, pixel_format))
+    else:
+        values = to_numpy_array(images)
+        if values.ndim == 4:
+            return _declared_pixels(list(values), pixel_format, layout)
+        if values.ndim == 2:
+            values = values[..., None]
+        elif layout == ChannelDimension.FIRST or (
+            layout is None and values.shape[0] == pixel_format.num_channels != values.shape[-1]
+        ):
+            values = values.transpose(1, 2, 0)
+        pixels = np.asarray(pixel_format.read(values, name))
+    planes = pixels.transpose(2, 0, 1)  # (H, W, C) -> (C, H, W)
+    return [planes if planes.dtype == np.uint8 else planes.astype(np.float32) / 257]
 
 
 def _is_one(images: Any) -> bool:
@@ -179,10 +237,10 @@ def _class_ids(maps: Any, single: bool) -> Any:
 
 
 def _upright(images: Any) -> Any:
-    """Apply `to_rgb` to every PIL image of a (nested) list and leave everything else."""
+    """Read every PIL image of a (nested) list as training reads it, and leave everything else."""
     if isinstance(images, list | tuple):
         return [_upright(image) for image in images]
-    return to_rgb(images) if isinstance(images, Image.Image) else images
+    return read_image(images, "given to the processor") if isinstance(images, Image.Image) else images
 
 
 __all__ = ["SegmentationImageProcessor", "SegmentationImageProcessorKwargs", "SegmentationImageProcessorPil"]

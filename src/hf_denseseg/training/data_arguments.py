@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from hf_denseseg.data.reading.pixels import PixelFormat
 from hf_denseseg.models.auto.tasks import DETECTION_TASKS, IMAGE_CLASSIFICATION, SEMANTIC_SEGMENTATION
 
 # Values of `metadata["tasks"]`: the tasks that a key applies to; without it, all of them.
@@ -47,6 +48,21 @@ class DataArguments:
             "help": "stream shards (`denseseg data pack`); every process reads its own",
         },
     )
+    num_channels: int | None = field(
+        default=None, metadata={"help": "channels of the images (default: the checkpoint's, else 3)"}
+    )
+    pixel_range: str | list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "stored values of black and white: uint8, uint16, or two numbers: 0 4095 (default: the "
+            "checkpoint's, else uint8); `denseseg data check` proposes it"
+        },
+    )
+    image_mean: list[float] | None = field(
+        default=None,
+        metadata={"help": "mean of each channel, black is 0 and white 1 (default: the checkpoint's, else ImageNet's)"},
+    )
+    image_std: list[float] | None = field(default=None, metadata={"help": "standard deviation of each, likewise"})
     train_split: str = field(default="train", metadata={"help": "split to train on, or several: train+val"})
     eval_split: str = field(default="validation", metadata={"help": "split to evaluate"})
     eval_fraction: float | None = field(
@@ -192,6 +208,11 @@ class DataArguments:
     test_flip: bool = field(
         default=False, metadata={"tasks": SEGMENTATION, "help": "average with the horizontally flipped image"}
     )
+
+    @property
+    def pixel_format(self) -> PixelFormat:
+        """Channels and range of the images."""
+        return PixelFormat(self.num_channels or 3, self.pixel_range or "uint8")  # type: ignore[arg-type]
 
     def split_of(self, part: str) -> tuple[str, int | None]:
         """Name of the split of `part` (`"train"` or `"eval"`), and how many of its images are used; None is all."""

@@ -18,6 +18,7 @@ from hf_denseseg import __version__
 from hf_denseseg.data.class_names import ClassNames
 from hf_denseseg.data.class_order import class_order
 from hf_denseseg.data.labels import LabelSpec
+from hf_denseseg.data.reading.pixels import RGB_BYTES
 from hf_denseseg.data.splits import held_back
 from hf_denseseg.errors import InputError
 from hf_denseseg.evaluation.score_names import SCORE_NAMES
@@ -26,10 +27,13 @@ from hf_denseseg.models.auto.peers import PEERS, create_peer_image_processor
 from hf_denseseg.models.auto.pretrained import load_image_processor, load_trained_model
 from hf_denseseg.models.auto.registration import create_image_processor, is_own
 from hf_denseseg.models.auto.tasks import SEMANTIC_SEGMENTATION
+from hf_denseseg.models.channels import check_statistics
+from hf_denseseg.models.setr.image_processing_setr import SetrImageProcessor as AnyImageProcessor
 from hf_denseseg.reports.model_card import write_card
 from hf_denseseg.reports.run_page import format_scores, write_report
 from hf_denseseg.training.checkpoints import explain_failed_save, step_of
 from hf_denseseg.training.data_arguments import DataArguments
+from hf_denseseg.training.pixel_keys import processor_values, with_pixel_format
 from hf_denseseg.training.recipe import Recipe
 from hf_denseseg.training.run_folder import check_folder, checkpoint_for_all, note_run
 from hf_denseseg.training.starting_model import build_model
@@ -56,9 +60,10 @@ def train(recipe: Recipe) -> dict[str, Any]:
     if finished is not None:
         logger.info("%s already holds this run, finished. Give another --output_dir to train again.", output)
         return finished
+    recipe = _with_pixel_format(recipe, training=True)
     set_seed(recipe.training.seed)  # of the initial weights; resuming restores the random states of the checkpoint
     train_data, eval_data = load_data(recipe, "train"), load_data(recipe, "eval")
-    model = build_model(recipe.model, eval_data.spec)
+    model = build_model(recipe.model, eval_data.spec, recipe.data.pixel_format.num_channels)
     trainer = build_trainer(recipe, model, eval_data, train_data)
     note_run(
         recipe.given, recipe.to_yaml(), recipe.training, output
@@ -94,6 +99,7 @@ def evaluate(recipe: Recipe) -> dict[str, Any]:
     Without a `test_` key in the recipe, the protocol saved with the checkpoint is used.
     """
     output = check_output_folder(recipe.training.output_dir or ".")
+    recipe = _with_pixel_format(recipe, training=False)
     eval_data = load_data(recipe, "eval")
     trainer = _build_evaluator(recipe, eval_data)
     with trainer.resumable_evaluation():
@@ -123,9 +129,15 @@ def submit(recipe: Recipe, path: Path) -> None:
     check_target(path)
     check_output_folder(recipe.training.output_dir or ".")
     check_output_folder(path.parent)
+    recipe = _with_pixel_format(recipe, training=False)
     eval_data = recipe.task.load(recipe.data, "eval")  # without `check`: all pixels may be ignored
     server = server_for(eval_data.spec)
     predict_split(_build_evaluator(recipe, eval_data), server, path)
+
+
+def _with_pixel_format(recipe: Recipe, training: bool) -> Recipe:
+    model, data = with_pixel_format(recipe.model, recipe.data, training)
+    return replace(recipe, model=model, data=data)
 
 
 def _build_evaluator(recipe: Recipe, eval_data: Any) -> Any:
@@ -163,30 +175,39 @@ def _evaluation_command(recipe: Recipe) -> str:
 
 
 def build_image_processor(recipe: Recipe, model: PreTrainedModel, training: bool = False) -> Any:
-    """The checkpoint's image processor, or the family's, set to the recipe's test size."""
+    """The checkpoint's image processor, or the family's, set to the recipe's test size and pixels."""
+    processor = _image_processor(recipe, model, training, processor_values(recipe.model, recipe.data))
+    check_statistics(processor, model.config, recipe.model.model)
+    return processor
+
+
+def _image_processor(recipe: Recipe, model: PreTrainedModel, training: bool, pixels: dict[str, Any]) -> Any:
     if not is_own(model.config):
-        return _processor_of_transformers(recipe, training)
+        return _processor_of_transformers(recipe, training, pixels)
     if not (Path(recipe.model.model) / "preprocessor_config.json").exists():
-        return create_image_processor(model.config, **recipe.task.processor_options(recipe.data))
-    saved = AutoImageProcessor.from_pretrained(recipe.model.model)
+        return create_image_processor(model.config, **recipe.task.processor_options(recipe.data), **pixels)
+    saved = AutoImageProcessor.from_pretrained(recipe.model.model, **pixels)
     given = {key for key in recipe.given if key in ("crop_size", "crop_pct") or key.startswith("test_")}
     if recipe.task.name == SEMANTIC_SEGMENTATION or not given:
         return saved
     data, crop = recipe.data, getattr(saved, "crop_size", None)
     if crop and "crop_size" not in given:  # the checkpoint's crop, not the default of recipes
         data = replace(data, crop_size=[crop["height"], crop["width"]])
-    return AutoImageProcessor.from_pretrained(recipe.model.model, **recipe.task.processor_options(data))
+    return AutoImageProcessor.from_pretrained(recipe.model.model, **recipe.task.processor_options(data), **pixels)
 
 
-def _processor_of_transformers(recipe: Recipe, training: bool) -> Any:
+def _processor_of_transformers(recipe: Recipe, training: bool, pixels: dict[str, Any]) -> Any:
     """The processor saved beside a model of transformers; after training it treats images as training did.
 
     Training shows crops of images at their own size, or of `test_base_size`, and labels that are train ids: the saved
-    processor neither squeezes images into a square nor reduces labels again.
+    processor neither squeezes images into a square nor reduces labels again. Other images than 8-bit RGB need a
+    processor of this package.
     """
-    options = {}
+    options = dict(pixels)
     if training:
-        options = recipe.task.processor_options(recipe.data) | {"do_reduce_labels": False}
+        options |= recipe.task.processor_options(recipe.data) | {"do_reduce_labels": False}
+        if recipe.data.pixel_format != RGB_BYTES:
+            return AnyImageProcessor(**options)
     if recipe.model.model in PEERS:
         return create_peer_image_processor(**options)
     return load_image_processor(recipe.model.model, **options)

@@ -19,13 +19,16 @@ from hf_denseseg.models.auto.registration import (
     load_official,
 )
 from hf_denseseg.models.auto.tasks import SEMANTIC_SEGMENTATION, task_of_class
+from hf_denseseg.models.channels import image_channels, with_image_channels
 from hf_denseseg.training.arguments import ModelArguments
 
 logger = logging.getLogger(__name__)
 
 
-def build_model(arguments: ModelArguments, spec: LabelSpec | ClassNames) -> PreTrainedModel:
+def build_model(arguments: ModelArguments, spec: LabelSpec | ClassNames, num_channels: int = 3) -> PreTrainedModel:
     """A published variant with random (or official encoder) weights, or a saved checkpoint.
+
+    Weights of three channels are adapted to `num_channels`, see `with_image_channels`.
 
     Raises:
         InputError: neither a published name nor a loadable checkpoint (the nearest names are proposed), or a model
@@ -35,7 +38,7 @@ def build_model(arguments: ModelArguments, spec: LabelSpec | ClassNames) -> PreT
     overrides = dict(arguments.config_overrides or {})
     if arguments.model in PEERS:
         _check_peer(arguments)
-        return create_peer(arguments.model, **labels, **overrides)
+        return create_peer(arguments.model, num_channels=num_channels, **labels, **overrides)
     if arguments.model not in list_models():
         if not Path(arguments.model).exists() and arguments.model.count("/") != 1:
             raise InputError(
@@ -43,16 +46,26 @@ def build_model(arguments: ModelArguments, spec: LabelSpec | ClassNames) -> PreT
             )
         _check_class_names(arguments.model, spec)
         # A head for other classes starts from random weights; the rest is the checkpoint's.
-        return load_trained_model(arguments.model, arguments.task, ignore_mismatched_sizes=True, **labels, **overrides)
+        model = load_trained_model(
+            arguments.model, arguments.task, ignore_mismatched_sizes=True, **labels, **overrides
+        )
+        return _adapted(model, num_channels)
     _check_task(arguments)
     fields = labels | overrides
     try:
         if arguments.encoder_weights is None:
-            return create_model(arguments.model, **fields)
+            return create_model(arguments.model, num_channels=num_channels, **fields)
         family = create_config(arguments.model).model_type
-        return load_official(family, arguments.encoder_weights, arguments.model, **fields)
+        return _adapted(load_official(family, arguments.encoder_weights, arguments.model, **fields), num_channels)
     except (StrictDataclassError, TypeError) as error:
         raise InputError(f"config_overrides {overrides}: {error}") from error
+
+
+def _adapted(model: PreTrainedModel, num_channels: int) -> PreTrainedModel:
+    found = image_channels(model.config)
+    if found != num_channels:
+        logger.info("The first convolution is adapted from %d channels to %d.", found, num_channels)
+    return with_image_channels(model, num_channels)
 
 
 def _check_class_names(checkpoint: str, spec: LabelSpec | ClassNames) -> None:

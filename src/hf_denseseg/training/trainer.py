@@ -49,7 +49,7 @@ WORKER_DEATH_DELAY = 3.0
 class TaskTrainer(EvaluatingTrainer):
     """Training for all tasks; the trainer of a task adds its loss, its batches and its scores.
 
-    Training batches hold uint8 images, which are normalized here on the device (floating-point images are left as they
+    Training batches hold integer images, which are normalized here on the device (floating-point images are left as
     are). Evaluation keeps one record per image, so that memory stays constant and processes count every image once.
 
     Args:
@@ -239,8 +239,8 @@ class TaskTrainer(EvaluatingTrainer):
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs = super()._prepare_inputs(inputs)
-        pixels = inputs.get("pixel_values")  # (B, 3, H, W)
-        if pixels is not None and pixels.dtype == torch.uint8:
+        pixels = inputs.get("pixel_values")  # (B, C, H, W)
+        if pixels is not None and not pixels.is_floating_point():
             inputs["pixel_values"] = self.preprocessing.normalize(pixels).contiguous(memory_format=self.memory_format)
         return inputs
 

@@ -5,13 +5,14 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from hf_denseseg.data.reading.pixels import Pixels, as_shown
 from hf_denseseg.visualization.layout import Palette, fit_width
 
 _MASK_OPACITY = 0.45
 
 
 def draw_objects(
-    image: Image.Image,
+    image: Pixels,
     boxes: Sequence[Sequence[float]],
     names: Sequence[str],
     colors: Palette,
@@ -21,21 +22,21 @@ def draw_objects(
     """Draw boxes with names, and masks under them, over an image.
 
     Args:
-        image: any mode.
+        image: as read.
         boxes: left, top, right, bottom in pixels of the image.
         names: text above each box.
         colors: of each box.
         masks: `(H, W)` of each box, 0 outside the object.
         width: of the result in pixels; None keeps the size.
     """
-    drawn = image.convert("RGB")
+    drawn = as_shown(image).copy()
     if masks is not None and len(masks):
         painted = np.array(drawn, dtype=np.float32)
         for mask, color in zip(masks, colors, strict=True):
             inside = np.asarray(mask).astype(bool)
             painted[inside] += _MASK_OPACITY * (np.array(color, dtype=np.float32) - painted[inside])
         drawn = Image.fromarray(painted.round().astype(np.uint8))
-    factor = 1.0 if width is None else width / image.width
+    factor = 1.0 if width is None else width / drawn.width
     if width is not None:
         drawn = fit_width(drawn, width, Image.Resampling.BILINEAR)
     draw, font = ImageDraw.Draw(drawn), ImageFont.load_default(size=11)

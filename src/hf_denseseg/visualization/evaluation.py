@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from hf_denseseg.data.labels import IGNORE_INDEX
+from hf_denseseg.data.reading.pixels import as_shown
 from hf_denseseg.visualization.class_features import class_matrix
 from hf_denseseg.visualization.label_maps import colorize
 from hf_denseseg.visualization.layout import IGNORED_COLOR, PICKED, Palette, fit_width, heat_scale, labeled_rows
@@ -18,11 +19,11 @@ def error_map(image: torch.Tensor, label: torch.Tensor, prediction: torch.Tensor
     """Wrong pixels in red over the darkened image in gray; ignored pixels are black.
 
     Args:
-        image: `(3, H, W)` uint8.
+        image: `(C, H, W)` uint8 or uint16.
         label: `(H, W)` class ids and 255.
         prediction: `(H, W)` class ids.
     """
-    gray = image.float().mean(0).mul(0.5).to(torch.uint8).cpu().numpy()
+    gray = (np.asarray(as_shown(image)).mean(2) / 2).astype(np.uint8)
     painted = np.stack([gray] * 3, axis=-1)
     true = label.cpu().numpy()
     painted[prediction.cpu().numpy() != true] = PICKED
@@ -35,7 +36,7 @@ def prediction_row(
 ) -> Image.Image:
     """Image, ground truth, prediction and mistakes side by side; arguments as for `error_map`."""
     parts = {
-        "image": Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy()),
+        "image": as_shown(image),
         "ground truth": colorize(label, palette),
         "prediction": colorize(prediction, palette),
         "mistakes": error_map(image, label, prediction),

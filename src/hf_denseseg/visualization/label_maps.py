@@ -8,8 +8,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from hf_denseseg.data.labels import LabelSpec
+from hf_denseseg.data.reading.pixels import as_shown
 from hf_denseseg.errors import InputError
-from hf_denseseg.visualization.layout import GAP, INK, LINE, PAPER, Palette, fit_width, to_pil
+from hf_denseseg.visualization.layout import GAP, INK, LINE, PAPER, Palette, fit_width
 
 
 def colorize(ids: torch.Tensor | np.ndarray, palette: Palette) -> Image.Image:
@@ -36,7 +37,7 @@ def overlay(
     Raises:
         InputError: the sizes differ, or `opacity` is outside 0..1.
     """
-    shown, ids = to_pil(image), np.asarray(torch.as_tensor(ids).cpu())
+    shown, ids = as_shown(image), np.asarray(torch.as_tensor(ids).cpu())
     if not 0 <= opacity <= 1:
         raise InputError(f"Overlay opacity is {opacity}. Give a number from 0 to 1.")
     if ids.shape != (shown.height, shown.width):
@@ -73,13 +74,13 @@ def prediction_grid(
     """Arrange results in a grid: one row per image, its label maps beside it in color, the legend below.
 
     Args:
-        rows: per image the image itself (PIL or `(3, H, W)` uint8), then one or more `(H, W)` label maps.
+        rows: per image the image itself (as read, or `(C, H, W)`), then one or more `(H, W)` label maps.
         spec: names and colors.
         titles: heading of each column; surplus ones are not shown.
         cell_width: width of an image in pixels.
     """
     font = ImageFont.load_default(size=13)
-    cells = [[to_pil(image), *(colorize(ids, spec.palette) for ids in maps)] for image, *maps in rows]
+    cells = [[as_shown(image), *(colorize(ids, spec.palette) for ids in maps)] for image, *maps in rows]
     scaled = [
         [
             fit_width(image, cell_width, Image.Resampling.BILINEAR),

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 
 from hf_denseseg.data.image_sizes import scaled_size
+from hf_denseseg.data.reading.pixels import Pixels, as_shown
 
 Palette = Sequence[tuple[int, int, int]]
 GAP = 6  # pixels between cells
@@ -79,17 +80,10 @@ def labeled_rows(rows: Sequence[Sequence[tuple[str, Image.Image]]], footer: Imag
     return figure
 
 
-def thumbnail_grid(cells: Sequence[tuple[str, Image.Image]], columns: int = 6, side: int = 160) -> Image.Image:
+def thumbnail_grid(cells: Sequence[tuple[str, Pixels]], columns: int = 6, side: int = 160) -> Image.Image:
     """Arrange images of any size in rows of `columns`, the longest side of each `side` pixels, a text above each."""
-    scaled = [(text, fit_into(image, side)) for text, image in cells]
+    scaled = [(text, fit_into(as_shown(image), side)) for text, image in cells]
     return labeled_rows([scaled[start : start + columns] for start in range(0, len(scaled), columns)])
-
-
-def to_pil(image: Image.Image | torch.Tensor) -> Image.Image:
-    """A PIL image of `(3, H, W)` bytes; PIL images are returned as RGB."""
-    if isinstance(image, torch.Tensor):
-        return Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
-    return image.convert("RGB")
 
 
 def fit_width(image: Image.Image, width: int, resample: Image.Resampling) -> Image.Image:

@@ -12,9 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torchvision.transforms import v2
 
 from hf_denseseg.data.augmentation.sampler import EvalRows, LoadedData, TrainRows
+from hf_denseseg.data.reading.pixels import RGB_BYTES, PixelFormat, Pixels, as_tensor, read_options
 from hf_denseseg.errors import InputError
+
+BICUBIC = v2.InterpolationMode.BICUBIC
 
 
 @contextmanager
@@ -46,7 +50,8 @@ def training_transform(
     random_erasing: float = 0.0,
     mean: Sequence[float],
     std: Sequence[float],
-) -> Callable[[Image.Image], torch.Tensor]:
+    pixel_format: PixelFormat = RGB_BYTES,
+) -> Callable[[Any], torch.Tensor]:
     """timm's training transform: random resized crop (bicubic), flip, RandAugment or color jitter, random erasing.
 
     With `auto_augment`, timm omits the color jitter unless the policy string asks for it.
@@ -60,9 +65,10 @@ def training_transform(
         random_erasing: probability that a box of the sample is filled with noise.
         mean: mean per channel for the normalization, for pixel values from 0 to 1.
         std: standard deviation per channel, likewise.
+        pixel_format: of the images. In all but 8-bit RGB there are no colors to distort: crop, flip and erasing only.
 
     Returns:
-        Function from an RGB image to normalized `(3, height, width)`.
+        Function from an image to normalized `(C, height, width)`.
 
     Raises:
         InputError: a value is out of range, or timm does not accept it.
@@ -73,6 +79,13 @@ def training_transform(
         raise InputError(f"crop_size is {list(crop_size)}. Give height and width in pixels.")
     if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
         raise InputError(f"scale is {list(scale)}. Give two fractions between 0 and 1, the smaller first.")
+    if pixel_format != RGB_BYTES:
+        if auto_augment or color_jitter:
+            raise InputError(
+                "auto_augment and color_jitter are for 8-bit images of three channels; these have num_channels "
+                f"{pixel_format.num_channels} and pixel_range {pixel_format.shown_range}. Leave them out."
+            )
+        return _channel_transform(crop_size, scale, flip, random_erasing, mean, std)
     try:
         transform = create_transform(
             (int(crop_size[0]), int(crop_size[1])),
@@ -93,6 +106,35 @@ def training_transform(
             "rand-m9-mstd0.5-inc1."
         ) from error
     _fix_posterize(transform)
+    return transform
+
+
+def _channel_transform(
+    crop_size: Sequence[int],
+    scale: Sequence[float],
+    flip: bool,
+    random_erasing: float,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> Callable[[Pixels], torch.Tensor]:
+    """The transform of `training_transform` for images of any number of channels and bits."""
+    from timm.data.random_erasing import RandomErasing
+
+    crop = v2.RandomResizedCrop(list(crop_size), scale=(scale[0], scale[1]), interpolation=BICUBIC)
+    steps = [
+        v2.RandomHorizontalFlip(0.5 if flip else 0.0),
+        v2.Normalize(list(mean), list(std)),
+        RandomErasing(random_erasing, mode="pixel", device="cpu"),
+    ]
+
+    def transform(image: Pixels) -> torch.Tensor:
+        values = as_tensor(image)
+        values = values.float() / torch.iinfo(values.dtype).max  # (C, H, W) from 0 to 1
+        values = crop(values).clamp(0, 1)  # bicubic interpolation overshoots
+        for step in steps:
+            values = step(values)
+        return values
+
     return transform
 
 
@@ -136,7 +178,8 @@ class EvalImages(EvalRows):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = self.data.dataset[index]
-        pixels = self.processor(images=row["image"], return_tensors="pt")["pixel_values"][0]
+        inputs = self.processor(images=row["image"], return_tensors="pt", **read_options(row["image"]))
+        pixels = inputs["pixel_values"][0]
         return {"pixel_values": pixels, "label": row["label"], "index": index}
 
 

@@ -1,7 +1,7 @@
 """Multi-scale training images with boxes and masks, batches grouped by aspect ratio, and evaluation images.
 
-A sample is a function of (seed, epoch, index), whatever the number of workers. Images stay uint8 until they are on the
-device.
+A sample is a function of (seed, epoch, index), whatever the number of workers. Images stay integers until they are
+on the device.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,6 +13,7 @@ from PIL import Image
 
 from hf_denseseg.data.augmentation.sampler import EpochSampler, EvalRows, LoadedData, TrainRows
 from hf_denseseg.data.image_sizes import fit_factor, scaled_size
+from hf_denseseg.data.reading.pixels import height_width, read_options, resize_pixels
 from hf_denseseg.data.sources.coco import object_mask, trainable
 from hf_denseseg.errors import InputError
 
@@ -50,16 +51,20 @@ class DetectionAugmentation:
         """Augment one row.
 
         Returns:
-            `pixel_values` uint8 `(3, h, w)`, `class_labels` int64 `(N,)`, `boxes` `(N, 4)` as (center x, center
-            y, width, height) relative to the image size, and, if asked for, `masks` bool `(N, h, w)`.
+            `pixel_values` uint8 or uint16 `(C, h, w)`, `class_labels` int64 `(N,)`, `boxes` `(N, 4)` as (center x,
+            center y, width, height) relative to the image size, and, if asked for, `masks` bool `(N, h, w)`.
         """
         image, objects = row["image"], row["objects"]
-        size = self.scaled_size(image.height, image.width, self.shortest_edge[rng.integers(len(self.shortest_edge))])
+        height, width = own = height_width(image)
+        size = self.scaled_size(height, width, self.shortest_edge[rng.integers(len(self.shortest_edge))])
         flipped = self.flip and rng.random() < 0.5
-        pixels = np.array(image.resize((size[1], size[0]), Image.Resampling.BILINEAR))
-        trained, corners = trainable(objects, image.height, image.width)
+        if isinstance(image, Image.Image):
+            pixels = np.array(image.resize((size[1], size[0]), Image.Resampling.BILINEAR))
+        else:
+            pixels = resize_pixels(image, size, Image.Resampling.BILINEAR)
+        trained, corners = trainable(objects, height, width)
         # (N, 4) as left, top, right, bottom: pixels -> fractions of the image, which do not change with its size.
-        corners = corners / np.array([image.width, image.height] * 2, dtype=np.float32)
+        corners = corners / np.array([width, height] * 2, dtype=np.float32)
         if flipped:
             pixels = pixels[:, ::-1]
             corners = np.stack([1 - corners[:, 2], corners[:, 1], 1 - corners[:, 0], corners[:, 3]], axis=1)
@@ -71,7 +76,6 @@ class DetectionAugmentation:
             "boxes": torch.from_numpy(boxes.astype(np.float32)),
         }
         if self.masks:
-            own = (image.height, image.width)
             painted = [object_mask(objects[index]["segmentation"], own, size) for index in trained]
             masks = np.stack(painted) if painted else np.zeros((0, *size), dtype=np.uint8)
             masks = masks[..., ::-1] if flipped else masks  # (N, h, w), drawn at the resized size
@@ -112,12 +116,12 @@ class EvalDetections(EvalRows):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         image = self.data.dataset[index]["image"]
-        inputs = self.processor(images=[image], return_tensors="pt")
+        inputs = self.processor(images=[image], return_tensors="pt", **read_options(image))
         return {
             "index": index,
             "pixel_values": inputs["pixel_values"][0],
             "pixel_mask": inputs["pixel_mask"][0],
-            "size": (image.height, image.width),
+            "size": height_width(image),
         }
 
 
@@ -154,8 +158,9 @@ def collate_train(samples: list[dict[str, Any]]) -> dict[str, Any]:
     """Pad training samples to one size, a multiple of 32.
 
     Returns:
-        `pixel_values` uint8 `(B, 3, H, W)`, `pixel_mask` int64 `(B, H, W)` with 1 on the image, and `labels`, a list
-        of dicts with `class_labels`, `boxes` and, if made, `masks` at the size of the image before padding.
+        `pixel_values` uint8 or uint16 `(B, C, H, W)`, `pixel_mask` int64 `(B, H, W)` with 1 on the image, and
+        `labels`, a list of dicts with `class_labels`, `boxes` and, if made, `masks` at the size of the image before
+        padding.
     """
     pixel_values, pixel_mask = _padded([sample["pixel_values"] for sample in samples])
     labels = [{key: value for key, value in sample.items() if key != "pixel_values"} for sample in samples]

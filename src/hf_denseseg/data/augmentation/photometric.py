@@ -5,6 +5,8 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
+from hf_denseseg.data.reading.pixels import Pixels
+
 BRIGHTNESS = 32  # added, drawn from -32 to 32
 CONTRAST = (0.5, 1.5)  # factor
 SATURATION = (0.5, 1.5)  # factor
@@ -83,6 +85,39 @@ PHOTOMETRIC: dict[str, Callable[[Image.Image, np.random.Generator], Planes]] = {
     "brightness": distort_brightness,
 }
 """Styles of color distortion, by their names in recipes."""
+
+
+def distorted(
+    image: Pixels, distort: Callable[[Image.Image, np.random.Generator], Planes] | None, rng: np.random.Generator
+) -> Planes:
+    """Distort the first three channels, or the only one as gray, and leave further channels as they are.
+
+    Two channels are no colors and stay as they are. Of 16 bits the upper ones are distorted; what the rounding to 8
+    bits leaves is added again.
+
+    Args:
+        image: PIL in mode RGB, or `(H, W, C)` uint8 or uint16.
+        distort: one of `PHOTOMETRIC`; None changes nothing.
+        rng: random numbers.
+
+    Returns:
+        The planes `(H, W)` of all channels.
+    """
+    if isinstance(image, Image.Image):
+        return [np.asarray(band) for band in image.split()] if distort is None else distort(image, rng)
+    planes = list(np.moveaxis(image, 2, 0))
+    if distort is None or len(planes) == 2:
+        return planes
+    count = min(len(planes), 3)
+    colors = image[..., :count]
+    upper = colors if colors.dtype == np.uint8 else ((colors.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    changed = distort(Image.fromarray(np.ascontiguousarray(upper if count == 3 else upper.repeat(3, axis=2))), rng)
+    for index in range(count):
+        planes[index] = changed[index]
+        if colors.dtype == np.uint16:
+            rest = colors[..., index].astype(np.int32) - 257 * upper[..., index].astype(np.int32)  # -128 to 128
+            planes[index] = (257 * changed[index].astype(np.int32) + rest).clip(0, 65535).astype(np.uint16)
+    return planes
 
 
 def shift_hue_saturation(planes: Planes, degrees: float, saturation: float) -> Planes:

@@ -1,7 +1,7 @@
 """Training augmentation (mmsegmentation's default, without OpenCV) and the datasets that apply it.
 
-A sample is a function of (seed, epoch, index), whatever the number of workers. Images and labels stay uint8 until they
-are on the device, where the images are normalized.
+A sample is a function of (seed, epoch, index), whatever the number of workers. Images and labels stay integers until
+they are on the device, where the images are normalized.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hf_denseseg.data.augmentation.photometric import PHOTOMETRIC
+from hf_denseseg.data.augmentation.photometric import PHOTOMETRIC, distorted
 from hf_denseseg.data.augmentation.sampler import RowDataset, TrainRows
 from hf_denseseg.data.image_sizes import fit_factor, scaled_size
 from hf_denseseg.data.labels import IGNORE_INDEX, SegmentationData
+from hf_denseseg.data.reading.pixels import Pixels, as_tensor, height_width, resize_pixels
 from hf_denseseg.errors import InputError
 
 _CROP_TRIES = 10
@@ -42,8 +43,8 @@ class TrainAugmentation:
         photometric: distort brightness, contrast, saturation and hue.
         photometric_style: `"mmsegmentation"`, `"car"` (HFGD's advanced setting) or `"brightness"` (HFGD's plain
             setting: brightness only).
-        pad_color: 8-bit color of the padding, by default the ImageNet mean. mmsegmentation pads with 0 after
-            normalization, which is the mean color.
+        pad_color: color of the padding, white is 255, by default the ImageNet mean; one number per channel.
+            mmsegmentation pads with 0 after normalization, which is the mean color.
 
     Raises:
         InputError: a size or range does not consist of two positive numbers, the step does not divide the range, or
@@ -58,7 +59,7 @@ class TrainAugmentation:
         cat_max_ratio: float = 0.75,
         flip: bool = True,
         photometric: bool = True,
-        pad_color: Sequence[int] = (124, 116, 104),
+        pad_color: Sequence[float] = (124, 116, 104),
         scale_step: float | None = None,
         photometric_style: str = "mmsegmentation",
     ) -> None:
@@ -79,24 +80,23 @@ class TrainAugmentation:
         self.pad_color = tuple(pad_color)
 
     def __call__(
-        self, image: Image.Image, label: np.ndarray, rng: np.random.Generator
+        self, image: Pixels, label: np.ndarray, rng: np.random.Generator
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Augment one pair: RGB image and `(H, W)` train ids -> uint8 `(3, h, w)` and `(h, w)`."""
-        size = self.scaled_size(image.height, image.width, rng)
+        """Augment one pair: image and `(H, W)` train ids -> `(C, h, w)` of the image's type and `(h, w)`."""
+        size = self.scaled_size(*height_width(image), rng)
         label_image = Image.fromarray(label)
         # The crop is drawn on the labels, which the class rule needs; then only that window of the image is resized.
         top, left, cut = self._crop(label_image, size, rng)
         pixels = _window(image, size, (top, left, *cut.size[::-1]), Image.Resampling.BILINEAR)
         flip = self.flip and rng.random() < 0.5  # flipped at the very end, when the planes are written
-        planes = self.distort(pixels, rng) if self.photometric else [np.asarray(band) for band in pixels.split()]
+        planes = distorted(pixels, self.distort if self.photometric else None, rng)
         height, width = self.crop_size
         labels = np.full((height, width), IGNORE_INDEX, dtype=np.uint8)
         labels[: cut.height, : cut.width] = np.asarray(cut)[:, ::-1] if flip else np.asarray(cut)
         # Padding lies below and to the right; a flipped sample is flipped within its own window, before padding.
-        result = np.empty((3, height, width), dtype=np.uint8)
+        result = np.empty((len(planes), height, width), dtype=planes[0].dtype)
         for target, plane, color in zip(result, planes, self.pad_color, strict=True):
-            target[cut.height :] = color
-            target[:, cut.width :] = color
+            target[cut.height :] = target[:, cut.width :] = round(color * (np.iinfo(plane.dtype).max / 255))
             target[: cut.height, : cut.width] = plane[:, ::-1] if flip else plane
         return torch.from_numpy(result), torch.from_numpy(labels)
 
@@ -138,18 +138,19 @@ def _steps(low: float, high: float, step: float) -> tuple[float, ...]:
     return tuple(low + k * step for k in range(count + 1))
 
 
-def _window(
-    image: Image.Image, size: tuple[int, int], window: tuple[int, int, int, int], resample: Image.Resampling
-) -> Image.Image:
+def _window(image: Any, size: tuple[int, int], window: tuple[int, int, int, int], resample: Image.Resampling) -> Any:
     """Resize to `size` and cut out (top, left, height, width) in one step, so that only the window is computed."""
     top, left, height, width = window
-    y, x = image.height / size[0], image.width / size[1]  # source pixels per pixel of the resized image
-    box = (left * x, top * y, min((left + width) * x, image.width), min((top + height) * y, image.height))
+    rows, columns = height_width(image)
+    y, x = rows / size[0], columns / size[1]  # source pixels per pixel of the resized image
+    box = (left * x, top * y, min((left + width) * x, columns), min((top + height) * y, rows))
+    if isinstance(image, np.ndarray):
+        return resize_pixels(image, (height, width), resample, box)
     return image.resize((width, height), resample, box=box)
 
 
 class TrainDataset(TrainRows):
-    """Augmented pairs: `{"pixel_values": uint8 (3, h, w), "labels": uint8 (h, w)}` and further targets.
+    """Augmented pairs: `{"pixel_values": uint8 or uint16 (C, h, w), "labels": uint8 (h, w)}` and further targets.
 
     Args:
         data: what `load_segmentation` returned.
@@ -178,7 +179,7 @@ class TrainDataset(TrainRows):
 
 
 class EvalDataset(RowDataset):
-    """Pairs at their original size: `{"index", "image": uint8 (3, H, W), "label": uint8 (H, W), "id"}`.
+    """Pairs at their original size: `{"index", "image": uint8 or uint16 (C, H, W), "label": uint8 (H, W), "id"}`.
 
     Args:
         data: what `load_segmentation` returned.
@@ -186,10 +187,10 @@ class EvalDataset(RowDataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = self.data.dataset[index]
-        image = torch.from_numpy(np.array(row["image"])).permute(2, 0, 1).contiguous()
+        image = as_tensor(row["image"])
         return {"index": index, "image": image, "label": torch.from_numpy(np.array(row["label"])), "id": row["id"]}
 
 
 def collate_train(samples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Stack augmented pairs: `pixel_values` uint8 `(B, 3, h, w)`, `labels` and other targets uint8 `(B, h, w)`."""
+    """Stack augmented pairs: `pixel_values` `(B, C, h, w)`, `labels` and other targets uint8 `(B, h, w)`."""
     return {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}

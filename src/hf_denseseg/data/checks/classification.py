@@ -8,6 +8,7 @@ from hf_denseseg.data.checks.scan import Scan
 from hf_denseseg.data.class_names import ClassNames
 from hf_denseseg.data.classification import ClassificationData
 from hf_denseseg.data.reading.images import Fault
+from hf_denseseg.data.reading.pixels import height_width
 
 
 @dataclass
@@ -34,7 +35,8 @@ def scan_classification(
     for row in scan.rows(data.dataset, limit, progress):
         scan.images += 1
         scan.images_with_class[row["label"]] += 1
-        scan.sizes[row["image"].height, row["image"].width] += 1
+        scan.sizes[height_width(row["image"])] += 1
+        scan.survey.add_read(row["image"])
     if limit is None:
         scan.note_absent(scan.images_with_class, "image")
     return scan

@@ -7,6 +7,7 @@ import numpy as np
 from hf_denseseg.data.checks.scan import Scan
 from hf_denseseg.data.class_names import ClassNames
 from hf_denseseg.data.detection import DetectionData, load_detection
+from hf_denseseg.data.reading.pixels import RGB_BYTES, PixelFormat
 from hf_denseseg.data.shards.manifest import is_packed
 from hf_denseseg.data.sources.coco import read_coco, trainable
 from hf_denseseg.data.sources.coco_files import find_coco
@@ -38,6 +39,7 @@ def scan_detection(data: DetectionData, limit: int | None = None, progress: bool
     for row in scan.rows(data.dataset, limit, progress):
         scan.images += 1
         scan.sizes[row["height"], row["width"]] += 1
+        scan.survey.add_read(row["image"])
         trainable_indices, _ = trainable(row["objects"], row["height"], row["width"])
         scan.images_without_objects += not trainable_indices
         trained = np.bincount(
@@ -60,6 +62,7 @@ def scan_detection_source(
     masks: bool = False,
     limit: int | None = None,
     progress: bool = False,
+    pixel_format: PixelFormat = RGB_BYTES,
 ) -> DetectionScan:
     """Scan a dataset by its name; lists all faulty entries of an annotation file, not only the first.
 
@@ -70,9 +73,11 @@ def scan_detection_source(
         masks: whether every object needs a mask.
         limit: read only this many images, evenly spaced over the split; None reads all.
         progress: show a progress bar on a terminal.
+        pixel_format: as for `load_detection`.
     """
     if not (name.startswith("synthetic") or is_packed(name, split)):
         table = read_coco(find_coco(name, split, root).annotations, masks)
         if table.faults:
             return DetectionScan(table.spec, faults=table.faults, notes=table.notes_as_text())
-    return scan_detection(load_detection(name, split, root=root, masks=masks), limit, progress)
+    data = load_detection(name, split, root=root, masks=masks, pixel_format=pixel_format)
+    return scan_detection(data, limit, progress)

@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from tqdm.auto import tqdm
 
+from hf_denseseg.data.checks.pixels import PixelSurvey
 from hf_denseseg.data.class_names import ClassNames
 from hf_denseseg.data.labels import LabelSpec
 from hf_denseseg.data.reading.images import Fault
@@ -26,6 +27,7 @@ class Scan(Generic[Spec]):
         notes: unusual findings that are handled by a rule or may be intended.
         images: number of readable images.
         sizes: (height, width) -> number of images.
+        survey: what the images store, and mean and deviation of their channels.
     """
 
     spec: Spec
@@ -33,6 +35,7 @@ class Scan(Generic[Spec]):
     notes: list[str] = field(default_factory=list)
     images: int = 0
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    survey: PixelSurvey = field(default_factory=PixelSurvey)
 
     def rows(self, dataset: Any, limit: int | None, progress: bool, unit: str = "images") -> Iterator[dict[str, Any]]:
         """Read `limit` evenly spaced rows (None: all); a row that cannot be read becomes a fault."""

@@ -10,7 +10,8 @@ from tqdm.auto import tqdm
 
 from hf_denseseg.data.checks.scan import Scan
 from hf_denseseg.data.labels import IGNORE_INDEX, LabelSpec, SegmentationData
-from hf_denseseg.data.reading.images import Fault, check_same_size, is_palette, read_image, read_label
+from hf_denseseg.data.reading.images import Fault, check_same_size, is_palette, read_label, stored_image
+from hf_denseseg.data.reading.pixels import RGB_BYTES
 from hf_denseseg.data.reading.references import describe_reference
 from hf_denseseg.data.segmentation import list_source, load_segmentation
 from hf_denseseg.errors import InputError
@@ -117,6 +118,7 @@ def scan_segmentation(data: SegmentationData, limit: int | None = None, progress
         rows = islice(_until_fault(data.dataset, scan), limit)
     for row in rows:
         scan.add(row["id"], row["label"])
+        scan.survey.add_read(row["image"])
     return scan.finish(complete=limit is None)
 
 
@@ -133,7 +135,7 @@ def scan_segmentation_source(
         progress: show a progress bar on a terminal.
         options: further arguments of `load_segmentation`.
     """
-    root = options.pop("root", None)
+    root, pixel_format = options.pop("root", None), options.get("pixel_format", RGB_BYTES)
     found = list_source(name, split, spec=spec, root=root)
     if found is None:
         return scan_segmentation(load_segmentation(name, split, spec=spec, **options), limit, progress)
@@ -146,7 +148,10 @@ def scan_segmentation_source(
     for key in tqdm(chosen[:limit], desc="pairs", disable=None if progress else True):
         image_name = describe_reference(pairs.images[key])
         try:
-            image = read_image(pairs.images[key])
+            stored = stored_image(pairs.images[key])
+            scan.survey.add_stored(stored)
+            image = pixel_format.read(stored, image_name)
+            scan.survey.add_read(image)
         except InputError as error:
             scan.faults.append(Fault(image_name, str(error)))
             image = None
@@ -163,6 +168,8 @@ def scan_segmentation_source(
             continue
         scan.add(describe_reference(file), label)
         palettes += is_palette(file)
+    if (note := scan.survey.note(pixel_format)) is not None:
+        scan.notes.append(note)
     if palettes:
         scan.notes.append(f"{palettes} label maps are palette images: the palette index of a pixel is used as its id.")
     return scan.finish(complete=limit is None and found.has_labels)

@@ -9,6 +9,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from hf_denseseg.data.labels import LabelSpec
 from hf_denseseg.data.reading.matlab import MATLAB_MARK, read_matlab_ids
+from hf_denseseg.data.reading.pixels import RGB_BYTES, PixelFormat, Pixels, height_width
+from hf_denseseg.data.reading.rasters import HEADER_BYTES, read_raster
 from hf_denseseg.data.reading.references import describe_reference, file_name, is_reference, read_reference
 from hf_denseseg.errors import InputError
 
@@ -16,36 +18,39 @@ from hf_denseseg.errors import InputError
 _ID_MODES = {"1", "L", "P", "I", "I;16", "I;16B", "I;16L"}
 
 
-def read_image(source: Any, name: str = "") -> Image.Image:
-    """Read an image as 8-bit RGB, rotated upright according to its EXIF tag.
+def read_image(source: Any, name: str = "", pixel_format: PixelFormat = RGB_BYTES) -> Pixels:
+    """Read an image with the channels and the range that were declared, upright according to its EXIF tag.
+
+    Training, evaluation, image processors, pipelines and `denseseg predict` all read images here.
 
     Args:
         source: path, reference into an archive, bytes, a `{"bytes", "path"}` row of an Image column, or an open
             image.
         name: name of the image in messages; its path when empty.
+        pixel_format: channels and range; by default 8-bit RGB, for which gray, palette and CMYK are converted and
+            transparency is dropped (an RGBA pixel keeps its color).
 
     Raises:
-        InputError: the file is missing, empty, truncated, too large, or not an image.
+        InputError: the file is missing, empty, truncated, too large or not an image, or contradicts `pixel_format`.
     """
-    return to_rgb(_open(source, name))
+    return pixel_format.read(stored_image(source, name), _display_name(source, name))
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert an open image of any mode to upright 8-bit RGB; training, processors and inference all use this.
+def stored_image(source: Any, name: str = "") -> Image.Image | np.ndarray:
+    """What a file stores, upright: a PIL image, or `(H, W, C)` values where Pillow would cut channels or bits.
 
-    The EXIF tag is applied; gray, palette and CMYK are converted, and transparency is dropped (an RGBA pixel keeps its
-    color). 16-bit, 32-bit and float images are treated as gray: values up to 255 are kept, since many tools write
-    8-bit values into 16-bit files; if any value is larger, all are divided by 257, which maps 65535 to 255. The result
-    is clipped to 0..255 and rounded; NaN becomes 0.
+    Arguments and errors as for `read_image`.
     """
-    image = ImageOps.exif_transpose(image)
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        gray = np.nan_to_num(np.asarray(image).astype(np.float32))
-        gray = gray / 257 if gray.max(initial=0) > 255 else gray
-        image = Image.fromarray(gray.clip(0, 255).round().astype(np.uint8))
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # avoids a warning of Pillow about palette transparency
-    return image if image.mode == "RGB" else image.convert("RGB")
+    if not isinstance(source, Image.Image):
+        source, shown_name = _located(source, name)
+        if isinstance(source, bytes):
+            header = source[:HEADER_BYTES]
+        else:
+            with source.open("rb") as file:
+                header = file.read(HEADER_BYTES)
+        if (values := read_raster(source, header, shown_name)) is not None:
+            return values
+    return ImageOps.exif_transpose(_open(source, name))
 
 
 def read_label(source: Any, spec: LabelSpec, name: str = "") -> np.ndarray:
@@ -95,29 +100,37 @@ def is_palette(reference: str) -> bool:
         return image.mode == "P"
 
 
-def check_same_size(image: Image.Image, label: np.ndarray, name: str) -> None:
+def check_same_size(image: Pixels, label: np.ndarray, name: str) -> None:
     """Check that an image and its label map have the same size.
 
     Raises:
         InputError: the sizes differ.
     """
-    if (image.height, image.width) != label.shape:
+    height, width = height_width(image)
+    if (height, width) != label.shape:
         raise InputError(
-            f"Sizes differ for {name}: image {image.height}x{image.width}, label {label.shape[0]}x{label.shape[1]} "
+            f"Sizes differ for {name}: image {height}x{width}, label {label.shape[0]}x{label.shape[1]} "
             "(height x width). Export the label map at the size of the image."
         )
 
 
-def _open(source: Any, name: str) -> Image.Image:
-    if isinstance(source, Image.Image):
-        return source
+def _located(source: Any, name: str) -> tuple[bytes | Path, str]:
+    """Content or existing path of an image file, and its name in messages."""
     if isinstance(source, dict):
         source = source["path"] if source.get("bytes") is None else source["bytes"]
     shown_name = _display_name(source, name)
     if isinstance(source, str) and is_reference(source):
         source = read_reference(source)
-    if len(source) == 0 if isinstance(source, bytes) else _is_empty(Path(source), shown_name):
+    source = source if isinstance(source, bytes) else Path(source)
+    if len(source) == 0 if isinstance(source, bytes) else _is_empty(source, shown_name):
         raise InputError(f"File {shown_name} is empty (0 bytes). Copy it again or remove the pair.")
+    return source, shown_name
+
+
+def _open(source: Any, name: str) -> Image.Image:
+    if isinstance(source, Image.Image):
+        return source
+    source, shown_name = _located(source, name)
     try:
         image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
         image.load()

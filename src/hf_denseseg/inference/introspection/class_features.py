@@ -12,14 +12,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
-from torchvision.transforms.v2.functional import pil_to_tensor
 from transformers import PreTrainedModel
 
+from hf_denseseg.data.reading.pixels import as_tensor
 from hf_denseseg.errors import InputError
 from hf_denseseg.inference.introspection.inspection import inspection_view
 from hf_denseseg.inference.preprocessing import Preprocessing, View, resized, view_size
 from hf_denseseg.inference.settings import InferenceSettings
 from hf_denseseg.inference.sliding_window import Size, size_of, window_corners
+from hf_denseseg.models.channels import image_channels
 
 
 class _Classifications(TorchFunctionMode):
@@ -59,8 +60,9 @@ def find_class_tokens(model: PreTrainedModel) -> torch.Tensor:
     Raises:
         InputError: the model classifies pixels in another way.
     """
-    centered = Preprocessing((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    blank = inspection_view(torch.zeros(3, 64, 96, dtype=torch.uint8), model, 96, centered)
+    channels = image_channels(model.config)
+    centered = Preprocessing((0.5,) * channels, (0.5,) * channels)
+    blank = inspection_view(torch.zeros(channels, 64, 96, dtype=torch.uint8), model, 96, centered)
     with torch.enable_grad(), _Classifications(int(model.config.num_labels or 0)) as watched:
         logits = model(pixel_values=blank.requires_grad_()).logits
     # A head whose output the logits do not depend on has no gradient.
@@ -109,7 +111,7 @@ def labeled_features(
     """
     for row in rows:
         label = torch.from_numpy(np.array(row["label"]))
-        image = pil_to_tensor(row["image"]).to(tokens.device)
+        image = as_tensor(row["image"]).to(tokens.device)
         image = resized(image, view_size(size_of(image), 1.0, settings))
         view = View(image, False, preprocessing, tokens)
         for window, place in _windows(view, settings):

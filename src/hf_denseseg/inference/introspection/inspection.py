@@ -13,15 +13,16 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torchvision.transforms.v2.functional import resize
 from transformers import PreTrainedModel
 
+from hf_denseseg.data.reading.pixels import as_tensor
 from hf_denseseg.errors import InputError
 from hf_denseseg.inference.introspection.attention import AttentionReader, LayerAttention
 from hf_denseseg.inference.introspection.features import DecoderReader, SpatialReader, layer_maps
 from hf_denseseg.inference.introspection.positions import position_table
 from hf_denseseg.inference.introspection.refinement import can_refine
-from hf_denseseg.inference.preprocessing import Preprocessing
+from hf_denseseg.inference.preprocessing import Preprocessing, resized
+from hf_denseseg.models.channels import image_channels
 
 KINDS = ("attention", "features", "positions", "refinement")
 SIDE = 32  # sides of an inspected image are multiples of it (and of the patch), so that no stage rounds them
@@ -117,7 +118,7 @@ def check_showable(model: PreTrainedModel, settings: ShowSettings) -> None:
     """
     side = _view_unit(model)
     weight = next(model.parameters())
-    found = inspect_model(model, weight.new_zeros(1, 3, 2 * side, 3 * side))
+    found = inspect_model(model, weight.new_zeros(1, image_channels(model.config), 2 * side, 3 * side))
     counts = {"attention": len(found.attention), "features": len(found.features)}
     possible = [kind for kind, count in counts.items() if count]
     possible += ["positions"] if position_table(model) else []
@@ -144,19 +145,19 @@ def inspection_view(
     """Resize and normalize an image that a model is inspected on.
 
     Args:
-        image: `(3, H, W)` uint8.
+        image: `(C, H, W)` uint8 or uint16.
         model: decides device, dtype and the multiple that both sides are rounded down to.
         size: longest side in pixels; smaller images are not enlarged.
         preprocessing: of the checkpoint.
 
     Returns:
-        `(1, 3, h, w)`, normalized; sides are at least one multiple.
+        `(1, C, h, w)`, normalized; sides are at least one multiple.
     """
     unit, weight = _view_unit(model), next(model.parameters())
     factor = min(size / max(image.shape[-2:]), 1)
     view = [max(int(side * factor) // unit, 1) * unit for side in image.shape[-2:]]
-    image = resize(image.to(weight.device), view, antialias=True)
-    return preprocessing.normalize(image, weight.dtype)[None]
+    pixels = as_tensor(resized(image.to(weight.device), (view[0], view[1])))
+    return preprocessing.normalize(pixels, weight.dtype)[None]
 
 
 def _view_unit(model: PreTrainedModel) -> int:

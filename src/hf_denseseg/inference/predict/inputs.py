@@ -11,6 +11,8 @@ from typing import Any
 from PIL import Image
 
 from hf_denseseg.data.reading.images import read_image
+from hf_denseseg.data.reading.pixels import RGB_BYTES, PixelFormat, Pixels
+from hf_denseseg.data.reading.rasters import raster_size
 from hf_denseseg.errors import InputError
 from hf_denseseg.inference.predict.video import is_address, read_frames
 
@@ -57,13 +59,13 @@ class Item:
     Args:
         name: of its results, without extension.
         number: position in its source.
-        read: opens the image in mode RGB.
+        read: opens the image with the channels and range of the checkpoint.
         facts: further values for its record, such as the time of a frame.
     """
 
     name: str
     number: int
-    read: Callable[[], Image.Image]
+    read: Callable[[], Pixels]
     facts: dict[str, Any] = field(default_factory=dict)
 
 
@@ -168,7 +170,11 @@ def _listed(path: Path) -> list[Path]:
 
 
 def items_of(
-    source: Source, frame_stride: int = 1, max_pixels: int = MAX_PIXELS, process: tuple[int, int] = (0, 1)
+    source: Source,
+    frame_stride: int = 1,
+    max_pixels: int = MAX_PIXELS,
+    process: tuple[int, int] = (0, 1),
+    pixel_format: PixelFormat = RGB_BYTES,
 ) -> Iterator[Item]:
     """The image of a source, or the frames of a video that this process has to predict.
 
@@ -177,37 +183,44 @@ def items_of(
         frame_stride: every N-th frame of a video is read, beginning with the first.
         max_pixels: a larger image is refused before it is decoded.
         process: rank of this process and number of processes; frames are assigned in turn.
+        pixel_format: channels and range of the checkpoint's images.
 
     Raises:
-        InputError: a video that cannot be read, or is truncated; the frames before that point are yielded.
+        InputError: a video for a checkpoint of other images than 8-bit RGB, or one that cannot be read or is
+            truncated; the frames before that point are yielded.
     """
     if source.kind == "image":
-        yield Item(source.name, 0, lambda: read_input_image(source.origin, max_pixels))
+        yield Item(source.name, 0, lambda: read_input_image(source.origin, max_pixels, pixel_format))
         return
+    if pixel_format != RGB_BYTES:
+        raise InputError(
+            f"{source.origin} is a video, whose frames have three channels of 8 bits, but the checkpoint takes images "
+            f"with num_channels {pixel_format.num_channels} and pixel_range {pixel_format.shown_range}."
+        )
     for frame in read_frames(source.origin, frame_stride, max_pixels):
         if frame.number // frame_stride % process[1] == process[0]:
             facts = {"frame": frame.number, "seconds": frame.seconds, "frame_rate": frame.rate}
             yield Item(f"{source.name}/{frame.number:06d}", frame.number, frame.read, facts)
 
 
-def read_input_image(path: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def read_input_image(path: str, max_pixels: int = MAX_PIXELS, pixel_format: PixelFormat = RGB_BYTES) -> Pixels:
     """Read an image with `read_image`, unless its header declares too large a size.
 
     Raises:
-        InputError: missing, empty, damaged, not an image, or more than `max_pixels`.
+        InputError: missing, empty, damaged, not an image, more than `max_pixels`, or not of `pixel_format`.
     """
     with _pillows_limit_lifted():
         try:
             with Image.open(path) as opened:
                 width, height = opened.size
         except (OSError, SyntaxError, ValueError):
-            width = height = 0  # `read_image` raises an error that explains what is wrong with the file
+            height, width = raster_size(Path(path)) or (0, 0)  # else `read_image` explains what is wrong
         if width * height > max_pixels:
             raise InputError(
                 f"Image {path} declares {height}x{width} pixels, more than {max_pixels} (it may be a decompression "
                 f"bomb). If you trust it, give --max_pixels {width * height}."
             )
-        return read_image(path)
+        return read_image(path, pixel_format=pixel_format)
 
 
 @contextmanager

@@ -9,11 +9,13 @@ import torch
 from PIL import Image
 
 from hf_denseseg.data.labels import color_wheel
+from hf_denseseg.data.reading.pixels import PixelFormat, Pixels, height_width, read_options
 from hf_denseseg.data.sources.coco import encode_mask
 from hf_denseseg.errors import InputError
 from hf_denseseg.inference.predict.predictor import Prediction, checkpoint_state
 from hf_denseseg.models.auto.pretrained import load_image_processor, load_trained_model
 from hf_denseseg.models.auto.tasks import IMAGE_CLASSIFICATION, INSTANCE_SEGMENTATION
+from hf_denseseg.models.channels import check_statistics
 from hf_denseseg.visualization.detections import draw_objects
 
 TOP_CLASSES = 5  # of a classifier
@@ -59,17 +61,19 @@ class ObjectPredictor:
             model = model.to(device)
         except (RuntimeError, AssertionError) as error:
             raise InputError(f"Device {device!r} cannot be used ({str(error).splitlines()[0]}). Try cpu.") from error
-        return cls(checkpoint, task, model, load_image_processor(checkpoint), threshold)
+        processor = load_image_processor(checkpoint)
+        check_statistics(processor, model.config, checkpoint)
+        return cls(checkpoint, task, model, processor, threshold)
 
-    def find(self, image: Image.Image) -> tuple[list[dict[str, Any]], Image.Image | None]:
-        """Run on one RGB image.
+    def find(self, image: Pixels) -> tuple[list[dict[str, Any]], Image.Image | None]:
+        """Run on one image as read.
 
         Returns:
             Predictions, best first: `label` and `score`, for a detector also `box` (left, top, right, bottom in
             pixels), for instance segmentation also `segmentation` (RLE); and the image with the objects drawn, None
             for a classifier.
         """
-        inputs = self.processor(images=[image], return_tensors="pt")
+        inputs = self.processor(images=[image], return_tensors="pt", **read_options(image))
         used = {key: inputs[key].to(self.model.device) for key in ("pixel_values", "pixel_mask") if key in inputs}
         names = self.model.config.id2label
         if self.task == IMAGE_CLASSIFICATION:
@@ -84,7 +88,7 @@ class ObjectPredictor:
         post_process = self.processor.post_process_object_detection
         if with_masks:
             post_process = self.processor.post_process_detections_with_masks
-        found = post_process(outputs, threshold=self.threshold, target_sizes=[(image.height, image.width)])[0]
+        found = post_process(outputs, threshold=self.threshold, target_sizes=[height_width(image)])[0]
         classes, scores, boxes = (found[key].tolist() for key in ("labels", "scores", "boxes"))
         masks = [mask.cpu().numpy() for mask in found["masks"]] if with_masks else None
         predictions: list[dict[str, Any]] = [
@@ -102,8 +106,13 @@ class ObjectPredictor:
         """Kinds of the files that are written for each image."""
         return () if self.task == IMAGE_CLASSIFICATION else ("drawn",)
 
-    def predict(self, image: Image.Image, name: str) -> Prediction:
-        """Run on one RGB image; `name` is not needed."""
+    @property
+    def pixel_format(self) -> PixelFormat:
+        """Channels and range of the images."""
+        return PixelFormat.of_processor(self.processor)
+
+    def predict(self, image: Pixels, name: str) -> Prediction:
+        """Run on one image; `name` is not needed."""
         predictions, drawn = self.find(image)
         return Prediction(
             {"predictions": predictions}, {} if drawn is None else {"drawn": partial(drawn.save, quality=90)}

@@ -14,6 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from hf_denseseg.data.reading.pixels import height_width
 from hf_denseseg.errors import InputError, RunError
 from hf_denseseg.files import atomic_path, write_atomic
 from hf_denseseg.inference.predict.inputs import MAX_PIXELS, Found, Item, Source, items_of
@@ -145,7 +146,9 @@ class _Predictions:
                 self._leave_out(number, error)
 
     def _work_of(self, number: int, source: Source) -> Iterator[Work]:
-        for item in items_of(source, self.frame_stride, self.max_pixels, (self.processes.rank, self.processes.count)):
+        process = (self.processes.rank, self.processes.count)
+        pixel_format = self.predictor.pixel_format
+        for item in items_of(source, self.frame_stride, self.max_pixels, process, pixel_format):
             self.order[item.name] = (number, item.number)
             state = {"settings": self._settings, "source": source.origin, **source.state()}
             yield Work([item.name], [None if source.kind == "stream" else state], (number, source, item))
@@ -169,7 +172,7 @@ class _Predictions:
 
     def _record_of(self, source: Source, item: Item) -> dict[str, Any]:
         image = item.read()
-        size = [image.height, image.width]
+        size = list(height_width(image))
         try:
             prediction = self.predictor.predict(image, item.name)
         except (InputError, RunError):

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from PIL import Image
+from hf_denseseg.data.reading.pixels import PixelFormat, Pixels
 
 
 class Prediction(NamedTuple):
@@ -26,8 +26,12 @@ class Predictor(Protocol):
     def kinds(self) -> tuple[str, ...]:
         """Kinds of the files that are written for each image."""
 
-    def predict(self, image: Image.Image, name: str) -> Prediction:
-        """Run on an RGB image, called `name` in messages; the image may be drawn on."""
+    @property
+    def pixel_format(self) -> PixelFormat:
+        """Channels and range of the images that it takes."""
+
+    def predict(self, image: Pixels, name: str) -> Prediction:
+        """Run on an image as read, called `name` in messages; the image may be drawn on."""
 
     def description(self) -> dict[str, Any]:
         """Entries of `results.json` on the model and its settings."""

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torchvision.transforms.v2.functional import pil_to_tensor
 
 from hf_denseseg.data.class_order import class_order
 from hf_denseseg.data.image_sizes import scaled_size
 from hf_denseseg.data.labels import LabelSpec, color_wheel
+from hf_denseseg.data.reading.pixels import PixelFormat, Pixels, as_shown, as_tensor, height_width
 from hf_denseseg.errors import InputError, RunError
 from hf_denseseg.files import atomic_path
 from hf_denseseg.inference.introspection.attention import relative_points, spread_layers
@@ -35,6 +35,7 @@ from hf_denseseg.inference.predict.predictor import Prediction, checkpoint_state
 from hf_denseseg.inference.preprocessing import Preprocessing
 from hf_denseseg.inference.segmentation import InferenceSettings, class_probabilities, segment_with_confidence
 from hf_denseseg.models.auto.pretrained import load_image_processor, load_trained_model
+from hf_denseseg.models.channels import check_statistics
 from hf_denseseg.visualization.attention import attention_figure, feature_figure, position_figure
 from hf_denseseg.visualization.label_maps import overlay
 from hf_denseseg.visualization.refinement import refinement_figure
@@ -87,7 +88,9 @@ class SegmentationPredictor:
         """
         outputs = outputs or OutputSettings()
         model: Any = load_trained_model(checkpoint)
-        preprocessing = Preprocessing.from_image_processor(load_image_processor(checkpoint))
+        processor = load_image_processor(checkpoint)
+        check_statistics(processor, model.config, checkpoint)
+        preprocessing = Preprocessing.from_image_processor(processor)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
             model = model.to(device)
@@ -139,30 +142,37 @@ class SegmentationPredictor:
             **({"show": self.show.to_dict()} if self.show else {}),
         }
 
-    def predict(self, image: Image.Image, name: str) -> Prediction:
-        """Segment an image, and draw the overlay onto it.
+    @property
+    def pixel_format(self) -> PixelFormat:
+        """Channels and range of the images."""
+        return self.preprocessing.pixel_format
+
+    def predict(self, image: Pixels, name: str) -> Prediction:
+        """Segment an image, and draw the overlay onto what a figure shows of it.
 
         Raises:
             InputError: too large for the outputs, or a picked point lies outside the image.
             RunError: the device runs out of memory.
         """
-        if "overlays" in self.outputs.write and max(image.size) > LONGEST_JPEG:
+        height, width = height_width(image)
+        if "overlays" in self.outputs.write and max(height, width) > LONGEST_JPEG:
             raise InputError(
-                f"an overlay of {image.height}x{image.width} pixels cannot be a JPEG (at most {LONGEST_JPEG} pixels "
+                f"an overlay of {height}x{width} pixels cannot be a JPEG (at most {LONGEST_JPEG} pixels "
                 "per side). Take overlays out of --write, or cut the image into tiles."
             )
         try:
-            shown = self.inspect(image, name)
-            return self._segment(image, shown)
+            figures = self.inspect(image, name)
+            return self._segment(image, figures)
         except torch.OutOfMemoryError as error:
             raise RunError(
-                f"{name} ({image.height}x{image.width}) does not fit into the memory of the device. "
+                f"{name} ({height}x{width}) does not fit into the memory of the device. "
                 "Give --test_crop_size, a smaller --test_base_size or --accumulation_device cpu (with --show: a "
                 "smaller --show_size), and run again."
             ) from error
 
-    def _segment(self, image: Image.Image, shown: dict[str, Image.Image]) -> Prediction:
-        size, write = (image.height, image.width), self.outputs.write
+    def _segment(self, image: Pixels, figures: dict[str, Image.Image]) -> Prediction:
+        size, write = height_width(image), self.outputs.write
+        shown = as_shown(image) if "overlays" in write else Image.new("RGB", (1, 1))
         tally = PixelTally(self.model.config.num_labels)
         raw = self.spec.inverse_table if self.spec and self.outputs.raw_ids else None
         wide = len(self.palette) > 256 if raw is None else raw.dtype != np.uint8
@@ -177,28 +187,29 @@ class SegmentationPredictor:
             if confidence_map.size:
                 confidence_map[rows] = np.rint(confidence * 255)
             if "overlays" in write:  # in place: the model has no more use for these rows
-                box = (0, top, image.width, rows.stop)
-                image.paste(overlay(image.crop(box), ids, self.palette), box)
+                box = (0, top, size[1], rows.stop)
+                shown.paste(overlay(shown.crop(box), ids, self.palette), box)
         writers: dict[str, Callable[[Path], object]] = {
             "mask": lambda path: id_map(written_ids, self.palette, raw).save(path),
-            "overlay": partial(image.save, quality=90),
+            "overlay": partial(shown.save, quality=90),
             "confidence": lambda path: Image.fromarray(confidence_map).save(path),
             "probabilities": lambda path: np.savez_compressed(path, probabilities=scores[0]),
-            **{kind: figure.save for kind, figure in shown.items()},
+            **{kind: figure.save for kind, figure in figures.items()},
         }
         names = self.model.config.id2label
         return Prediction({"classes": tally.rows(names)}, {kind: writers[kind] for kind in self.kinds})
 
-    def _strips(self, image: Image.Image) -> Iterator[tuple[int, np.ndarray, np.ndarray, list[np.ndarray]]]:
+    def _strips(self, image: Pixels) -> Iterator[tuple[int, np.ndarray, np.ndarray, list[np.ndarray]]]:
         """Each strip: first row, class ids and their probabilities `(rows, W)`; a list with the scores of all classes.
 
         The list holds one `(C, H, W)` array if probabilities are written, else nothing.
         """
-        pixels = image.height * image.width
+        height, width = height_width(image)
+        pixels = height * width
         all_classes = "probabilities" in self.outputs.write
         if all_classes and 4 * pixels * self.model.config.num_labels > LARGEST_SCORES:
             raise InputError(
-                f"the probabilities of all classes of {image.height}x{image.width} pixels would take "
+                f"the probabilities of all classes of {height}x{width} pixels would take "
                 f"{4 * pixels * self.model.config.num_labels / 2**30:.0f} GiB. Take probabilities out of --write, or "
                 "cut the image into tiles."
             )
@@ -206,15 +217,16 @@ class SegmentationPredictor:
             if not self.tiling_announced:
                 logger.info("Images above %d pixels are segmented in strips of rows.", self.outputs.tile_above_pixels)
                 self.tiling_announced = True
-            for strip in segment_in_strips(self.model, image, self.settings, self.preprocessing):
+            # A PIL image is cut into windows before it becomes a tensor.
+            source = image if isinstance(image, Image.Image) else as_tensor(image)
+            for strip in segment_in_strips(self.model, source, self.settings, self.preprocessing):
                 yield strip.top, strip.ids.cpu().numpy(), strip.confidence.cpu().numpy(), []
         elif all_classes:
-            scores = class_probabilities(self.model, pil_to_tensor(image), self.settings, self.preprocessing)
+            scores = class_probabilities(self.model, as_tensor(image), self.settings, self.preprocessing)
             confidence, ids = scores.max(0)
             yield 0, ids.cpu().numpy(), confidence.cpu().numpy(), [scores.half().cpu().numpy()]
         else:
-            pixels = pil_to_tensor(image)
-            ids, confidence = segment_with_confidence(self.model, pixels, self.settings, self.preprocessing)
+            ids, confidence = segment_with_confidence(self.model, as_tensor(image), self.settings, self.preprocessing)
             yield 0, ids.cpu().numpy(), confidence.cpu().numpy(), []
 
     def finish(self, records: list[dict[str, Any]], output: Path) -> dict[str, Any]:
@@ -231,7 +243,7 @@ class SegmentationPredictor:
             results["videos"] = write_overlay_videos(records, output, self.outputs.frame_stride)
         return results
 
-    def inspect(self, image: Image.Image, name: str) -> dict[str, Image.Image]:
+    def inspect(self, image: Pixels, name: str) -> dict[str, Image.Image]:
         """Figures of the model's internals for one image, by kind; none without `show`.
 
         Raises:
@@ -240,19 +252,20 @@ class SegmentationPredictor:
         kinds = [kind for kind in self.show.kinds if kind != "positions"] if self.show else []
         if self.show is None or not kinds:
             return {}
-        points = relative_points(self.show.points, (image.height, image.width), name)
-        view = inspection_view(pil_to_tensor(image), self.model, self.show.size, self.preprocessing)
+        height, width = height_width(image)
+        points = relative_points(self.show.points, (height, width), name)
+        view = inspection_view(as_tensor(image), self.model, self.show.size, self.preprocessing)
         found = inspect_model(self.model, view, points, kinds)
-        figures = {}
+        figures, shown = {}, as_shown(image)
         if "refinement" in kinds:
-            figures["refinement"] = refinement_figure(image, inspect_refinement(self.model, view), self.palette)
+            figures["refinement"] = refinement_figure(shown, inspect_refinement(self.model, view), self.palette)
         if "attention" in kinds:
             numbers = self.show.layers or spread_layers(len(found.attention))
             layers = {k: (found.attention[k - 1].heads, found.attention[k - 1].rollout) for k in numbers}
-            figures["attention"] = attention_figure(image, points, layers, found.attention[-1].rollout)
+            figures["attention"] = attention_figure(shown, points, layers, found.attention[-1].rollout)
         if "features" in kinds:
             numbers = self.show.layers or range(1, len(found.features) + 1)
-            size = scaled_size((image.height, image.width), FEATURE_SIDE / max(image.size))
+            size = scaled_size((height, width), FEATURE_SIDE / max(height, width))
             encoder = {f"layer {k}": found.features[k - 1] for k in numbers}
             spatial = {f"spatial {stage}": each for stage, each in found.spatial.items()}
             decoder = {f"decoder {part}": each for part, each in found.decoder.items()}
@@ -260,5 +273,5 @@ class SegmentationPredictor:
                 {label: Image.fromarray(feature_image(each, size).permute(1, 2, 0).numpy()) for label, each in maps}
                 for maps in (encoder.items(), spatial.items(), decoder.items())
             ]
-            figures["features"] = feature_figure(image, [group for group in groups if group])
+            figures["features"] = feature_figure(shown, [group for group in groups if group])
         return figures

@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from hf_denseseg.errors import InputError
+from hf_denseseg.models.channels import set_image_channels
 
 _STAGES = ["stage1", "stage2", "stage3", "stage4"]
 _CONVNEXT = {"model_type": "convnext", "hidden_sizes": [96, 192, 384, 768], "depths": [3, 3, 9, 3]}
@@ -42,20 +43,23 @@ def create_peer(name: str, **overrides: Any) -> PreTrainedModel:
 
     Args:
         name: key of `PEERS`.
-        overrides: configuration fields, for example `num_labels=19`.
+        overrides: configuration fields, for example `num_labels=19`; `num_channels` is set in the backbone too.
 
     Raises:
         InputError: a field that the configuration does not have.
     """
     kind, fields = PEERS[name]
-    known = kind()
+    known, num_channels = kind(), overrides.pop("num_channels", None)
     for key in overrides:
         if not hasattr(known, key):
             raise InputError(f"config_overrides: {kind.__name__} of {name} has no field {key!r}.")
     fields = {**fields, **overrides}
     if isinstance(backbone := fields.get("backbone_config"), dict):
         fields["backbone_config"] = AutoConfig.for_model(**backbone)
-    return AutoModelForSemanticSegmentation.from_config(kind(**fields))
+    config = kind(**fields)
+    if num_channels is not None:
+        set_image_channels(config, num_channels)
+    return AutoModelForSemanticSegmentation.from_config(config)
 
 
 def create_peer_image_processor(**options: Any) -> SegformerImageProcessor:

@@ -17,6 +17,7 @@ from transformers.models.auto import modeling_auto
 
 from hf_denseseg.errors import InputError, unknown_name
 from hf_denseseg.models.auto.tasks import TASKS
+from hf_denseseg.models.channels import image_channels, set_image_channels
 from hf_denseseg.models.flops import ModelInfo, count_forward
 
 
@@ -147,15 +148,19 @@ def create_config(name: str, **overrides: Any) -> PreTrainedConfig:
 
     Args:
         name: one of `list_models()`.
-        overrides: configuration fields, for example `num_labels=19`.
+        overrides: configuration fields, for example `num_labels=19`; `num_channels` is set in the backbone too.
 
     Raises:
         InputError: unknown name or unknown field; proposes the nearest.
     """
     family, variant = _variant(name)
     config_class = _config_class(family)
+    num_channels = overrides.pop("num_channels", None)
     _check_fields(config_class, overrides)
-    return config_class(**{**variant, **overrides})
+    config = config_class(**{**variant, **overrides})
+    if num_channels is not None:
+        set_image_channels(config, num_channels)
+    return config
 
 
 def _config_class(family: str) -> type[PreTrainedConfig]:
@@ -221,7 +226,7 @@ def model_info(
         config = create_config(config, **overrides)
     with torch.device("meta"):
         model = _task_class(config)(config)
-    channels = getattr(config, "num_channels", 3)
+    channels = image_channels(config)
     executed = count_forward(model, image_size, channels)
     published = count_forward(reference_implementation(model), image_size, channels)
     return ModelInfo(

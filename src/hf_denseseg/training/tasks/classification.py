@@ -116,7 +116,7 @@ class ImageClassification(Task):
     """One class per image."""
 
     name = "image-classification"
-    source_options = ("spec", "root", "columns", "revision")
+    source_options = ("spec", "root", "columns", "revision", "pixel_format")
 
     def load(self, arguments: DataArguments, part: str) -> ClassificationData:
         """Load images and their classes."""
@@ -130,6 +130,7 @@ class ImageClassification(Task):
             revision=arguments.dataset_revision,
             streaming=arguments.streaming and part == "train",
             limit=limit,
+            pixel_format=arguments.pixel_format,
         )
 
     def load_split(
@@ -150,6 +151,7 @@ class ImageClassification(Task):
             "classes": list(scan.spec.classes),
             "images_with_class": scan.images_with_class.tolist(),
             "sizes": sizes_as_json(scan.sizes),
+            **scan.survey.statistics(),
         }
         table = table_of(("class", "images"), rows, scan.sizes)
         return Inspection(scan.faults, scan.notes, scan.images, table, statistics)
@@ -192,6 +194,7 @@ class ImageClassification(Task):
                 random_erasing=data.random_erasing,
                 mean=processor.image_mean,
                 std=processor.image_std,
+                pixel_format=data.pixel_format,
             )
             train_dataset = TrainImages(train_data, transform, args.seed)
             train_dataset = StreamingTrainDataset(train_dataset, args.seed) if data.streaming else train_dataset

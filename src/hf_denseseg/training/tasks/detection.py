@@ -150,7 +150,7 @@ class ObjectDetection(Task):
     """A box and a class for every object."""
 
     name = "object-detection"
-    source_options = ("root",)
+    source_options = ("root", "pixel_format")
     masks = False
 
     def load(self, arguments: DataArguments, part: str) -> DetectionData:
@@ -163,6 +163,7 @@ class ObjectDetection(Task):
             masks=self.masks,
             filter_empty=arguments.filter_empty and part == "train",
             limit=limit,
+            pixel_format=arguments.pixel_format,
         )
 
     def load_split(self, name: str, split: str, limit: int | None, **source: Any) -> DetectionData:
@@ -182,6 +183,7 @@ class ObjectDetection(Task):
             **dict(zip(("objects", "images_with_class", "crowds"), columns, strict=True)),
             "images_without_objects": scan.images_without_objects,
             "sizes": sizes_as_json(scan.sizes),
+            **scan.survey.statistics(),
         }
         rows = list(zip(scan.spec.classes, *columns, strict=True))
         table = table_of(("class", "objects", "images", "crowds"), rows, scan.sizes)

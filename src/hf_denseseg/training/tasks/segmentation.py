@@ -21,6 +21,7 @@ from hf_denseseg.data.segmentation import load_segmentation
 from hf_denseseg.data.shards.streaming import StreamingTrainDataset
 from hf_denseseg.evaluation.score_names import chance_level, describe_protocol
 from hf_denseseg.files import atomic_path
+from hf_denseseg.inference.preprocessing import Preprocessing
 from hf_denseseg.inference.settings import InferenceSettings
 from hf_denseseg.reports.evaluation_page import Drawn, write_page, write_tables
 from hf_denseseg.training.arguments import TaskTrainingArguments
@@ -38,7 +39,7 @@ class SemanticSegmentation(Task):
 
     name = "semantic-segmentation"
     examples = "pairs"
-    source_options = ("spec", "root", "columns", "revision")
+    source_options = ("spec", "root", "columns", "revision", "pixel_format")
 
     def check_keys(self, data: DataArguments) -> None:
         """Refuse test keys that contradict each other."""
@@ -56,6 +57,7 @@ class SemanticSegmentation(Task):
             revision=arguments.dataset_revision,
             streaming=arguments.streaming and part == "train",
             limit=limit,
+            pixel_format=arguments.pixel_format,
         )
 
     def load_split(self, name: str, split: str, limit: int | None, **source: Any) -> SegmentationData:
@@ -106,6 +108,7 @@ class SemanticSegmentation(Task):
         if train_data is not None:
             augmentation = TrainAugmentation(
                 tuple(data.crop_size),
+                pad_color=[255 * mean for mean in Preprocessing.from_image_processor(processor).mean],
                 base_size=tuple(data.base_size) if data.base_size else None,
                 scale_range=tuple(data.scale_range),
                 cat_max_ratio=data.cat_max_ratio,
@@ -181,7 +184,8 @@ def _table(scan: SegmentationScan) -> str:
             f"{weights['enet'][index]:>10.3f}{weights['median_frequency'][index]:>10.3f}"
         )
     lines.append(f"{'(ignored, of all)':<20}{100 * scan.ignored_fraction:>10.3f}")
-    return "\n".join([*lines, sizes_of(scan.sizes)])
+    channels = [f"{name}: {values}" for name, values in scan.survey.statistics().items()]
+    return "\n".join([*lines, sizes_of(scan.sizes), *channels])
 
 
 def _statistics(scan: SegmentationScan) -> dict[str, Any]:
@@ -193,6 +197,7 @@ def _statistics(scan: SegmentationScan) -> dict[str, Any]:
         "ignored_fraction": scan.ignored_fraction,
         "sizes": sizes_as_json(scan.sizes),
         "class_weights": scan.class_weights(),
+        **scan.survey.statistics(),
     }
 
 

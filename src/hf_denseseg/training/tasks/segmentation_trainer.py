@@ -18,6 +18,7 @@ from hf_denseseg.inference.segmentation import segment
 from hf_denseseg.inference.settings import InferenceSettings
 from hf_denseseg.models.auto.registration import is_own
 from hf_denseseg.models.auto.tasks import SEMANTIC_SEGMENTATION
+from hf_denseseg.models.channels import image_channels
 from hf_denseseg.models.losses import segmentation_loss
 from hf_denseseg.training.arguments import TaskTrainingArguments
 from hf_denseseg.training.evaluation import processes_of
@@ -120,9 +121,8 @@ class SegmentationTrainer(TaskTrainer):
         """
         if self._computes_loss:
             return
-        sample, config = self.eval_dataset[0], self.model.config
-        channels = getattr(getattr(config, "backbone_config", None) or config, "num_channels", 3)
-        crop = torch.zeros(1, channels, *crop_size, device=self.args.device)
+        sample = self.eval_dataset[0]
+        crop = torch.zeros(1, image_channels(self.model.config), *crop_size, device=self.args.device)
         height, width = sample["image"].shape[-2:]
         what, fix = f"training crops of {crop_size[0]}x{crop_size[1]}", "Give its own size as --crop_size."
         self.model.eval()

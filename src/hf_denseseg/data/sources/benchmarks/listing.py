@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from hf_denseseg.data.labels import LabelSpec
 from hf_denseseg.data.reading.archives import Tree, open_tree
 from hf_denseseg.data.reading.images import read_image
@@ -187,10 +189,10 @@ def _members(files: Split, tree: Tree, where: str) -> set[str] | None:
 def _damage(reference: str) -> str:
     """What is wrong with an image that may be damaged: an error, or "one color"; empty if it is intact."""
     try:
-        image = read_image(reference)
+        values = np.asarray(read_image(reference))  # (H, W, 3)
     except InputError as error:
         return str(error)
-    return "one color" if image.getcolors(1) else ""
+    return "one color" if (values == values[:1, :1]).all() else ""
 
 
 def merge_listings(listings: Mapping[str, Listing]) -> Listing:
