@@ -22,6 +22,7 @@ from hf_denseseg.training.recipe import load_recipe
 from raster_files import write_bands
 from test_published_hlg import REDUCED
 from tiny_models import TINY_SETR
+from transformers_models import save as saved
 
 SIZE = (32, 48)
 CLASSES = ["a", "b", "c"]
@@ -161,6 +162,20 @@ def test_a_run_evaluates_predicts_and_exports(trained, tmp_path):
     for each in segments:
         assert np.array_equal(np.asarray(each["mask"]) == 255, ids == CLASSES.index(each["label"]))
     assert main(["features", model, "--dataset", data, "--output_dir", str(tmp_path / "features")]) == 0
+
+
+def test_a_model_of_transformers_gets_an_image_processor_that_keeps_the_format(trained, tmp_path):
+    keys = ("--num_channels", "4", "--pixel_range", "0", "4095", "--max_steps", "1")
+    run = tmp_path / "run"
+    assert (
+        main(["train", "--model", str(saved("segformer", tmp_path / "s")), *words(trained / "data", run, *keys)]) == 0
+    )
+    file, model = trained / "data" / "validation" / "images" / "0.tif", str(run / "model")
+    assert main(["predict", model, str(file), "--output_dir", str(tmp_path / "out"), "--write", "masks"]) == 0
+    with Image.open(tmp_path / "out" / "masks" / "0.png") as mask:
+        ids = np.asarray(mask)
+    for each in pipeline("image-segmentation", model=model, device="cpu")(str(file)):
+        assert np.array_equal(np.asarray(each["mask"]) == 255, ids == CLASSES.index(each["label"]))
 
 
 def test_the_first_convolution_is_adapted_by_the_rule(trained):

@@ -29,11 +29,13 @@ class _MixedSizes:
 
     target_size: Callable[[list[tuple[int, ...]]], Any] | None = None  # how the pipeline keeps the size of an image
     model: Any
-    tokenizer: Any
     image_processor: Any
+    tokenizer: Any
 
     def _is_ours(self) -> bool:
-        return type(self.model).__module__.startswith("hf_denseseg.")
+        """Whether model or image processor are of this package: other models may have a processor of ours."""
+        parts = (self.model, self.image_processor)
+        return any(type(each).__module__.startswith("hf_denseseg.") for each in parts)
 
     def preprocess(self, image: Any, *args: Any, **kwargs: Any) -> Any:
         """Prepare one image: read as training reads it, then as the pipeline does."""
