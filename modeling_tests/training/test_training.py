@@ -168,6 +168,17 @@ def test_resume_within_an_epoch_skips_samples_already_used(uninterrupted, tmp_pa
     assert_same_weights(uninterrupted, weights(tmp_path))
 
 
+def test_a_run_with_rare_classes_resumes_to_the_same_weights(uninterrupted, tmp_path):
+    words = (*TEN, "--class_balanced_sampling", "--copy_paste", "0.5")
+    run(tmp_path, *words)
+    whole = weights(tmp_path)
+    assert any(not torch.equal(whole[name], uninterrupted[name]) for name in whole)  # the switches reach the training
+    (tmp_path / "results.json").unlink()
+    (tmp_path / "checkpoint-10" / "complete.json").unlink()
+    run(tmp_path, *words)
+    assert_same_weights(whole, weights(tmp_path))
+
+
 def test_incomplete_checkpoint_is_never_resumed(tmp_path):
     for step in (10, 20, 30):
         folder = tmp_path / f"checkpoint-{step}"
@@ -423,6 +434,8 @@ def test_class_weights_come_from_the_statistics_file(tmp_path):
         (["--dataset", "nowhere/at/all"], "nowhere/at/all"),
         (["--ema_decay", "1.5"], "ema_decay is 1.5"),
         (["--encoder_weights", "nowhere.pth"], "nowhere.pth"),
+        (["--copy_paste", "1.5"], "copy_paste is 1.5: give a probability"),
+        (["--copy_paste", "0.5", "--streaming"], "which a stream cannot do"),
     ],
 )
 def test_wrong_input_ends_with_code_2_before_any_work(tmp_path, capsys, words, message):

@@ -113,6 +113,20 @@ class DataArguments:
             "help": "'mmsegmentation'; HFGD: 'car' (smaller ranges, hue always changed) or 'brightness' alone",
         },
     )
+    class_balanced_sampling: bool = field(
+        default=False,
+        metadata={
+            "tasks": SEGMENTATION,
+            "help": "draw training images by the rare classes that they show (DAFormer, Sec. 3.3)",
+        },
+    )
+    copy_paste: float = field(
+        default=0.0,
+        metadata={
+            "tasks": SEGMENTATION,
+            "help": "probability of pasting the pixels of a rare class from another training image",
+        },
+    )
 
     # Training images of classification: timm's augmentation.
     scale: list[float] = field(

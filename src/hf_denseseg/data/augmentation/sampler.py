@@ -49,7 +49,11 @@ class TrainRows(RowDataset, ABC):
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
         epoch, index = key if isinstance(key, tuple) else (0, key)
-        return self.sample(self.data.dataset[index], epoch, index)
+        return self.sample(self.data.dataset[self.row_of(epoch, index)], epoch, index)
+
+    def row_of(self, epoch: int, index: int) -> int:
+        """Number of the row of which a sample is made: its index."""
+        return index
 
     @abstractmethod
     def sample(self, row: dict[str, Any], epoch: int, index: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from hf_denseseg.data.augmentation.photometric import PHOTOMETRIC, distorted
+from hf_denseseg.data.augmentation.rare_classes import RareClasses
 from hf_denseseg.data.augmentation.sampler import RowDataset, TrainRows
 from hf_denseseg.data.image_sizes import fit_factor, scaled_size
 from hf_denseseg.data.labels import IGNORE_INDEX, SegmentationData
@@ -19,6 +20,8 @@ from hf_denseseg.data.reading.pixels import Pixels, as_tensor, height_width, res
 from hf_denseseg.errors import InputError
 
 _CROP_TRIES = 10
+# Streams of random numbers of a sample (seed, epoch, index) beside that of its augmentation.
+_DRAWN_ROW, _PASTED = 1, 2
 
 Targets = Callable[[np.ndarray], dict[str, np.ndarray]]
 """Further training targets, computed from the augmented label map `(h, w)` in the data workers."""
@@ -157,25 +160,63 @@ class TrainDataset(TrainRows):
         augmentation: applied to every pair.
         seed: determines the sample, together with epoch and index.
         targets: computes further targets from each augmented label map (a model's `training_targets`).
+        rare_classes: classes and images to draw, which the next two arguments need.
+        balanced: make each sample of an image drawn by `rare_classes`, not of the image of its index.
+        copy_paste: probability of pasting the pixels of a drawn class from an augmented crop of a drawn image
+            (Ghiasi et al., 2021, with classes in place of objects).
     """
 
     def __init__(
-        self, data: SegmentationData, augmentation: TrainAugmentation, seed: int = 0, targets: Targets | None = None
+        self,
+        data: SegmentationData,
+        augmentation: TrainAugmentation,
+        seed: int = 0,
+        targets: Targets | None = None,
+        rare_classes: RareClasses | None = None,
+        balanced: bool = False,
+        copy_paste: float = 0.0,
     ) -> None:
         super().__init__(data, seed)
         self.augmentation = augmentation
         self.targets = targets
+        self.rare_classes = rare_classes
+        self.balanced = balanced
+        self.copy_paste = copy_paste
+
+    def row_of(self, epoch: int, index: int) -> int:
+        """Number of a drawn image with `balanced`, else the index."""
+        if self.rare_classes is None or not self.balanced:
+            return index
+        return self.rare_classes.draw(np.random.default_rng((self.seed, epoch, index, _DRAWN_ROW)))[1]
 
     def sample(self, row: dict[str, Any], epoch: int, index: int) -> dict[str, torch.Tensor]:
         """Make the sample of one row."""
         rng = np.random.default_rng((self.seed, epoch, index))
         pixel_values, labels = self.augmentation(row["image"], row["label"], rng)
+        if self.rare_classes is not None and self.copy_paste:
+            self._paste(pixel_values, labels, np.random.default_rng((self.seed, epoch, index, _PASTED)))
         more = {} if self.targets is None else self.targets(labels.numpy())
         return {
             "pixel_values": pixel_values,
             "labels": labels,
             **{key: torch.from_numpy(each) for key, each in more.items()},
         }
+
+    def _paste(self, pixel_values: torch.Tensor, labels: torch.Tensor, rng: np.random.Generator) -> None:
+        """Write the pixels of a drawn class of another image over `(C, h, w)` and `(h, w)`, in place."""
+        assert self.rare_classes is not None
+        if rng.random() >= self.copy_paste:
+            return
+        drawn, number = self.rare_classes.draw(rng)
+        source = self.data.dataset[number]
+        for _ in range(_CROP_TRIES):  # until a crop shows the class
+            pixels, ids = self.augmentation(source["image"], source["label"], rng)
+            pasted = ids == drawn  # (h, w)
+            if pasted.any():
+                labels[pasted] = drawn
+                # numpy writes into the same memory; torch selects no pixels of 16 bits.
+                pixel_values.numpy()[:, pasted.numpy()] = pixels.numpy()[:, pasted.numpy()]
+                return
 
 
 class EvalDataset(RowDataset):

@@ -5,10 +5,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from transformers import BaseImageProcessor, PreTrainedModel
 
+from hf_denseseg.data.augmentation.rare_classes import RareClasses, count_pixels
 from hf_denseseg.data.augmentation.segmentation import (
     EvalDataset,
     TrainAugmentation,
@@ -19,8 +21,10 @@ from hf_denseseg.data.labels import SegmentationData
 from hf_denseseg.data.reading.images import Fault
 from hf_denseseg.data.segmentation import load_segmentation
 from hf_denseseg.data.shards.streaming import StreamingTrainDataset
+from hf_denseseg.errors import InputError
 from hf_denseseg.evaluation.score_names import chance_level, describe_protocol
 from hf_denseseg.files import atomic_path
+from hf_denseseg.inference.predict.processes import Processes
 from hf_denseseg.inference.preprocessing import Preprocessing
 from hf_denseseg.inference.settings import InferenceSettings
 from hf_denseseg.reports.evaluation_page import Drawn, write_page, write_tables
@@ -42,8 +46,15 @@ class SemanticSegmentation(Task):
     source_options = ("spec", "root", "columns", "revision", "pixel_format")
 
     def check_keys(self, data: DataArguments) -> None:
-        """Refuse test keys that contradict each other."""
+        """Refuse test keys that contradict each other, and rare classes of a stream."""
         inference_settings(data)
+        if not 0 <= data.copy_paste <= 1:
+            raise InputError(f"copy_paste is {data.copy_paste}: give a probability from 0 to 1.")
+        if data.streaming and (data.class_balanced_sampling or data.copy_paste):
+            raise InputError(
+                "class_balanced_sampling and copy_paste read images out of order, which a stream cannot do. Leave "
+                "them out, or streaming."
+            )
 
     def load(self, arguments: DataArguments, part: str) -> SegmentationData:
         """Load pairs of images and label maps."""
@@ -117,7 +128,16 @@ class SemanticSegmentation(Task):
                 scale_step=data.scale_step,
                 photometric_style=data.photometric_style,
             )
-            train_dataset = TrainDataset(train_data, augmentation, args.seed, getattr(model, "training_targets", None))
+            rare = data.class_balanced_sampling or data.copy_paste > 0
+            train_dataset = TrainDataset(
+                train_data,
+                augmentation,
+                args.seed,
+                getattr(model, "training_targets", None),
+                rare_classes=_rare_classes(train_data, args) if rare else None,
+                balanced=data.class_balanced_sampling,
+                copy_paste=data.copy_paste,
+            )
             train_dataset = StreamingTrainDataset(train_dataset, args.seed) if data.streaming else train_dataset
         trainer = SegmentationTrainer(
             model,
@@ -172,6 +192,16 @@ class SemanticSegmentation(Task):
         rows = [(sample["image"], sample["label"], trainer.predict_labels(sample)) for sample in samples]
         with atomic_path(path) as aside:
             prediction_grid(rows, trainer.spec).save(aside)
+
+
+def _rare_classes(data: SegmentationData, args: TaskTrainingArguments) -> RareClasses:
+    """Count the classes of all training images; every process reads its part of them."""
+    rank, count = args.process_index, args.world_size
+    own = count_pixels(data, rank, count, args.dataloader_num_workers, progress=rank == 0)
+    pixels = np.zeros((len(data.dataset), data.spec.num_labels), np.int64)
+    for first, part in enumerate(Processes(rank, count, args.local_process_index).gather(own)):
+        pixels[first::count] = part
+    return RareClasses(pixels)
 
 
 def _table(scan: SegmentationScan) -> str:
