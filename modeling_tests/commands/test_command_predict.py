@@ -153,6 +153,7 @@ def test_settings_saved_with_the_checkpoint_are_used_and_can_be_replaced(checkpo
 
 def test_damaged_files_are_named_and_left_out(checkpoint, photos, tmp_path, capsys):
     (photos / "empty.png").touch()
+    (photos / "notes.xml").touch()
     (photos / "text.png").write_text("not an image")
     data = (photos / "b.jpg").read_bytes()
     (photos / "cut.jpg").write_bytes(data[: len(data) // 2])
@@ -161,7 +162,8 @@ def test_damaged_files_are_named_and_left_out(checkpoint, photos, tmp_path, caps
     assert len(results["images"]) == 3
     assert {os.path.basename(row["source"]) for row in results["failed"]} == {"empty.png", "text.png", "cut.jpg"}
     captured = capsys.readouterr()
-    assert "3 images predicted, 3 left out" in captured.out
+    assert "3 images predicted, 3 left out, passed over 1 .xml files; see" in captured.out
+    assert results["passed_over"] == {".xml": 1}
     assert all(name in captured.err for name in ("empty.png", "text.png", "cut.jpg"))
 
 

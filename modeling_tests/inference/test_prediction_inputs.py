@@ -11,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from hf_denseseg.data.reading.suffixes import image_suffixes
+from hf_denseseg.data.sources.folders import list_pairs
 from hf_denseseg.errors import InputError
 from hf_denseseg.inference.predict.inputs import Found, Source, find_sources, items_of, read_input_image
 from hf_denseseg.inference.predict.prediction import run_prediction
@@ -181,3 +183,43 @@ def test_processes_that_find_different_images_or_share_a_stream_are_refused(tmp_
 
     assert len(digests_of([Source("a", "a.png")])[0]) == 64
     assert digests_of([Source("stdin", "-", "stream")]) == []
+
+
+FORMATS = (".jfif", ".jp2", ".gif", ".pgm", ".webp", ".avif", ".tga", ".bmp", ".TIF", ".qoi")
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_every_format_that_pillow_decodes_is_found_in_folders_and_read(tmp_path, suffix):
+    image = Image.new("L" if suffix == ".pgm" else "RGB", (16, 8), 90)
+    for folder in ("train/images", "train/labels"):
+        (tmp_path / folder).mkdir(parents=True)
+        image.save(tmp_path / folder / f"a{suffix}")
+    found = find_sources([str(tmp_path / "train" / "images")], tmp_path / "out")
+    assert names(found) == ["a"] and read_input_image(found.sources[0].origin).size == (16, 8)
+    assert list(list_pairs(tmp_path, "train").images) == list(list_pairs(tmp_path, "train").labels) == ["a"]
+
+
+def test_what_pillow_only_recognizes_is_no_image():
+    assert not image_suffixes() & {".pdf", ".eps", ".h5", ".mpg", ".grib"}
+
+
+def test_the_first_frame_of_an_animation_is_read(tmp_path):
+    frames = [Image.new("RGB", (8, 8), color) for color in ((250, 0, 0), (0, 0, 250))]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert read_input_image(str(tmp_path / "a.gif")).getpixel((0, 0))[0] > 200
+
+
+def test_files_of_a_folder_that_are_passed_over_are_counted(tmp_path):
+    for name in ("a.png", "b/c.png", "out/masks/d.png"):
+        save(tmp_path / name)
+    for name in ("1.txt", "b/2.txt", "b/3.TXT", "b/4.xml", "README", "out/5.txt"):
+        (tmp_path / name).write_text("x")
+    found = find_sources([str(tmp_path)], tmp_path / "out")
+    assert names(found) == ["a", "b/c"] and found.passed_over == {".txt": 3, ".xml": 1, "": 1}
+    assert found.describe_passed_over() == ", passed over 3 .txt, 1 suffixless, 1 .xml files"
+    named = find_sources([str(tmp_path / "1.txt")], tmp_path / "out")  # tried, and left out with the reason
+    assert names(named) == ["1"] and not named.describe_passed_over()
+    (tmp_path / "only").mkdir()
+    (tmp_path / "only" / "6.txt").write_text("x")
+    with pytest.raises(InputError, match="There is no image at .*, passed over 1 .txt files"):
+        find_sources([str(tmp_path / "only")], tmp_path / "out")

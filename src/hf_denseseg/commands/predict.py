@@ -37,7 +37,8 @@ the objects over the images to OUTPUT/drawn/NAME.jpg; of the options --threshold
 A run that was interrupted continues when the same command is given again, also with another number of processes.
 Processes of accelerate launch or torchrun share the images and the frames of each video, need the same OUTPUT, and
 write the same files as one process with the same number of threads. Files that cannot be read are left out and
-reported (exit code 1)."""
+reported (exit code 1); files of a folder that are neither images nor videos by their suffix are counted. Of a GIF,
+WebP or TIFF with several frames the first is read."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -110,8 +111,7 @@ def main(args: argparse.Namespace) -> int:
     if processes.rank > 0:
         return 0  # a launcher stops all processes as soon as one fails, and rank 0 still has to write
     kept = f", {outcome.kept} were finished before" if outcome.kept else ""
-    print(
-        f"{outcome.predicted} images predicted{kept}, {len(outcome.failed)} left out; see {output / 'results.json'} "
-        f"({outcome.seconds:.1f} s)"
-    )
+    left_out = f"{len(outcome.failed)} left out{found.describe_passed_over()}"
+    where = f"see {output / 'results.json'} ({outcome.seconds:.1f} s)"
+    print(f"{outcome.predicted} images predicted{kept}, {left_out}; {where}")
     return 1 if outcome.failed else 0

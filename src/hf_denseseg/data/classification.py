@@ -14,10 +14,10 @@ from PIL import Image
 from hf_denseseg.data.class_names import NAME_FILES, ClassNames, read_names
 from hf_denseseg.data.reading.images import read_image
 from hf_denseseg.data.reading.pixels import RGB_BYTES, PixelFormat
+from hf_denseseg.data.reading.suffixes import image_suffixes
 from hf_denseseg.data.shards.manifest import check_task, is_packed, read_manifest
 from hf_denseseg.data.shards.packed_rows import PackedRows
 from hf_denseseg.data.shards.tables import find_shards, find_table, import_datasets, open_table
-from hf_denseseg.data.sources.folders import IMAGE_SUFFIXES
 from hf_denseseg.data.sources.imagenet import find_imagenet, imagenet_names, imagenet_rows
 from hf_denseseg.data.sources.imagenet_v2 import find_imagenet_v2, imagenet_v2_names, imagenet_v2_rows
 from hf_denseseg.data.splits import resolve_split
@@ -140,7 +140,7 @@ def class_keys(splits: Mapping[str, Path]) -> list[str]:
 
 
 def _has_image(folder: Path) -> bool:
-    return any(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.iterdir())
+    return any(path.suffix.lower() in image_suffixes() for path in folder.iterdir())
 
 
 def _folder_rows(folder: Path, splits: Mapping[str, Path], split: str) -> tuple[dict[str, list[Any]], list[str]]:
@@ -152,7 +152,7 @@ def _folder_rows(folder: Path, splits: Mapping[str, Path], split: str) -> tuple[
         class_folder = splits[found] / key
         if not class_folder.is_dir():
             continue
-        for path in sorted(path for path in class_folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES):
+        for path in sorted(path for path in class_folder.iterdir() if path.suffix.lower() in image_suffixes()):
             rows["image"].append(str(path))
             rows["label"].append(label)
             rows["id"].append(f"{key}/{path.stem}")

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hf_denseseg.data.reading.archives import Tree, is_archive, open_tree
+from hf_denseseg.data.reading.suffixes import image_suffixes
 from hf_denseseg.data.sources.official import fetch_text, format_description, official_trees
 from hf_denseseg.data.splits import resolve_split
 from hf_denseseg.errors import InputError
@@ -101,4 +102,4 @@ def _in_tree(tree: Tree, split: str) -> CocoSource:
 
 
 def _has_images(folder: Path) -> bool:
-    return any(child.suffix.lower() in (".jpg", ".jpeg", ".png") for child in folder.iterdir())
+    return any(child.suffix.lower() in image_suffixes() for child in folder.iterdir())

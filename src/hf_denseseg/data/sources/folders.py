@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 from hf_denseseg.data.labels import LabelSpec
 from hf_denseseg.data.reading.references import describe_reference
+from hf_denseseg.data.reading.suffixes import image_suffixes
 from hf_denseseg.data.splits import resolve_split
 from hf_denseseg.errors import InputError
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm"}
 SPEC_FILES = ("classes.json", "labels.json", "labels.yaml", "labels.yml", "classes.yaml")
 LABEL_FOLDERS = ("labels", "masks", "annotations")
 
@@ -140,5 +140,5 @@ def _layouts(folder: Path) -> dict[str, tuple[Path, Path]]:
 
 def _images(folder: Path) -> dict[str, str]:
     """Path relative to `folder`, without suffix -> file, for every image."""
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in image_suffixes())
     return {path.relative_to(folder).with_suffix("").as_posix(): str(path) for path in paths}

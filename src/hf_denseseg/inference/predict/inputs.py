@@ -2,6 +2,7 @@
 
 import glob
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,10 +14,10 @@ from PIL import Image
 from hf_denseseg.data.reading.images import read_image
 from hf_denseseg.data.reading.pixels import RGB_BYTES, PixelFormat, Pixels
 from hf_denseseg.data.reading.rasters import raster_size
+from hf_denseseg.data.reading.suffixes import image_suffixes
 from hf_denseseg.errors import InputError
 from hf_denseseg.inference.predict.video import is_address, read_frames
 
-IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 VIDEOS = {".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".y4m"}
 MAX_PIXELS = 178_956_970  # above it Pillow, too, refuses an image as a decompression bomb
 
@@ -71,10 +72,22 @@ class Item:
 
 @dataclass
 class Found:
-    """Sources in the order they were given, and `{"source", "reason"}` of what could not be read."""
+    """What the inputs hold.
+
+    Args:
+        sources: in the order they were given.
+        failed: `{"source", "reason"}` of what could not be read.
+        passed_over: suffix -> number of files of folders that are neither images nor videos by their suffix.
+    """
 
     sources: list[Source]
     failed: list[dict[str, str]]
+    passed_over: Counter[str] = field(default_factory=Counter)
+
+    def describe_passed_over(self) -> str:
+        """`", passed over 3 .txt, 1 .xml files"`; empty if there are none."""
+        kinds = ", ".join(f"{count} {suffix or 'suffixless'}" for suffix, count in self.passed_over.most_common())
+        return f", passed over {kinds} files" if kinds else ""
 
 
 def find_sources(inputs: list[str], output: Path) -> Found:
@@ -96,11 +109,12 @@ def find_sources(inputs: list[str], output: Path) -> Found:
             name = "stdin" if given == "-" else Path(given.partition("://")[2].split("?")[0]).stem or "stream"
             candidates.setdefault(given, (name, given, "stream"))
             continue
-        files = list(_files_of(given, output, found.failed))
+        files = list(_files_of(given, output, found))
         if not files and not any(row["source"].startswith(given.removeprefix("@")) for row in found.failed):
             raise InputError(
-                f"There is no image at {given}. Give a file, a folder with {', '.join(sorted(IMAGES | VIDEOS))}, "
-                "a glob, @FILE with one path per line, an address such as rtsp://HOST/PATH, or - for standard input."
+                f"There is no image at {given}{found.describe_passed_over()}. Give a file, a folder with images or "
+                f"videos (.jpg, .png, .tif, {', '.join(sorted(VIDEOS))} ...), a glob, @FILE with one path per line, "
+                "an address such as rtsp://HOST/PATH, or - for standard input."
             )
         for file in files:
             candidates.setdefault(os.path.realpath(file[1]), file)  # each file once, also through links
@@ -127,13 +141,17 @@ def _named(candidates: list[tuple[str, str, str]]) -> list[Source]:
     return sources
 
 
-def _files_of(given: str, output: Path, failed: list[dict[str, str]]) -> Iterator[tuple[str, str, str]]:
+def _files_of(given: str, output: Path, found: Found) -> Iterator[tuple[str, str, str]]:
     """Name, path and kind of each file of an input."""
     inside = os.path.realpath(output)
-    for path, name in _paths_of(given, failed):
-        real = os.path.realpath(path)
-        if real != inside and not real.startswith(inside + os.sep):
-            kind = "video" if path.suffix.lower() in VIDEOS else "image"
+    for path, name in _paths_of(given, found.failed):
+        real, suffix = os.path.realpath(path), path.suffix.lower()
+        if real == inside or real.startswith(inside + os.sep):
+            continue
+        if os.path.isdir(given) and suffix not in image_suffixes() | VIDEOS:  # any other file was named by the user
+            found.passed_over[suffix] += 1
+        else:
+            kind = "video" if suffix in VIDEOS else "image"
             yield name.with_suffix("").as_posix(), str(path), kind
 
 
@@ -154,7 +172,7 @@ def _paths_of(given: str, failed: list[dict[str, str]]) -> Iterator[tuple[Path, 
             failed.append({"source": str(error.filename), "reason": reason})
 
         walked = [Path(at, file) for at, _, files in os.walk(folder, onerror=refuse) for file in files]
-        for path in sorted(path for path in walked if path.suffix.lower() in IMAGES | VIDEOS):
+        for path in sorted(walked):
             yield path, path.relative_to(folder)
     else:
         paths = [folder] if folder.exists() else sorted(map(Path, glob.glob(given, recursive=True)))

@@ -104,6 +104,7 @@ def run_prediction(
         journal.compact([entry for _, _, entry in all_rows])
         of_all = predictor.finish(records, output)
         results = {**predictor.description(), **of_all, "images": records, "failed": outcome.failed}
+        results["passed_over"] = dict(found.passed_over)
         write_atomic(output / "results.json", json.dumps(results, indent=1) + "\n")
     outcome.seconds = time.perf_counter() - started
     return outcome
