@@ -24,6 +24,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import output_capturing
 
 import hf_denseseg
+import partial_training
 import weight_use
 from closeness import assert_same_outputs
 from hf_denseseg.errors import InputError
@@ -509,6 +510,13 @@ class SegmentationModelTester:
     def test_adapters_on_every_layer_learn_and_merge(self, model, batch, tmp_path):
         batch["pixel_values"] = batch["pixel_values"].double()
         weight_use.check_lora(model.double(), batch, tmp_path)
+
+    def test_adapters_of_a_run_learn_merge_and_load(self, model, batch, tmp_path):
+        batch["pixel_values"] = batch["pixel_values"].double()
+        partial_training.check_adapters(model.double(), batch, tmp_path)
+
+    def test_a_frozen_encoder_stays_as_it_is(self, model, batch):
+        partial_training.check_frozen_encoder(model, batch)
 
     def test_computed_weights_count_as_stored_ones(self, model, batch):
         weight_use.check_parametrized_weights(model.double(), batch["pixel_values"].double())

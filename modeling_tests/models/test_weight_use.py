@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+import partial_training
 import weight_use
 from detection_model_tester import EMPTY, TWO, few_regions
 from hf_denseseg import create_config, create_model, list_models
@@ -82,6 +83,10 @@ def test_offloaded_weights_give_the_same_outputs(model, batch, tmp_path):
 def test_adapters_on_every_layer_learn_and_merge(model, batch, tmp_path):
     batch["pixel_values"] = batch["pixel_values"].double()
     weight_use.check_lora(model.double(), batch, tmp_path)
+
+
+def test_a_frozen_encoder_stays_as_it_is(model, batch):
+    partial_training.check_frozen_encoder(model, batch)
 
 
 def test_computed_weights_count_as_stored_ones(model, batch):

@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
+import partial_training
 import transformers_models
 from hf_denseseg.cli import main
 from hf_denseseg.data.segmentation import load_segmentation
@@ -122,6 +123,16 @@ def test_the_head_learns_faster_and_the_encoder_is_found(checkpoint):
     base = model.base_model_prefix or "backbone"
     assert set(rates.values()) == {1.0, 10.0}
     assert {name for name, rate in rates.items() if rate == 1.0} == {n for n in rates if n.startswith(f"{base}.")}
+
+
+def test_adapters_and_a_frozen_encoder(checkpoint, tmp_path):
+    model = transformers_models.build(checkpoint.name)
+    random = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, model.config.num_labels, (2, 64, 64), generator=random)
+    batch = {"pixel_values": torch.randn(2, 3, 64, 64, generator=random), "labels": labels}
+    partial_training.check_frozen_encoder(transformers_models.build(checkpoint.name), batch)
+    batch["pixel_values"] = batch["pixel_values"].double()
+    partial_training.check_adapters(model.double(), batch, tmp_path)
 
 
 def test_a_size_that_the_model_does_not_take_is_refused_before_training(tmp_path):

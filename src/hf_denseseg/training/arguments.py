@@ -93,6 +93,29 @@ class TaskTrainingArguments(TrainingArguments):
         default=None,
         metadata={"help": "layer-wise decay of the learning rate: factor per layer below the head; None: off"},
     )
+    freeze: str | None = field(
+        default=None,
+        metadata={"help": "'encoder': its weights and BatchNorm statistics stay, only the heads are trained"},
+    )
+    lora_rank: int | None = field(
+        default=None,
+        metadata={
+            "tasks": SEGMENTATION,
+            "help": "train adapters of this rank (LoRA) in the encoder, and the heads; needs the extra `peft`",
+        },
+    )
+    lora_alpha: int | None = field(
+        default=None,
+        metadata={"tasks": SEGMENTATION, "help": "scale of the adapters: alpha / rank (default: the rank)"},
+    )
+    lora_target_modules: list[str] | None = field(
+        default=None,
+        metadata={
+            "tasks": SEGMENTATION,
+            "help": "layers of the encoder with adapters, by the ends of their names (default: all linear layers, in "
+            "encoders without any the convolutions)",
+        },
+    )
     loss: str = field(default="ce", metadata={"tasks": SEGMENTATION, "help": f"one of {', '.join(LOSSES)}"})
     loss_normalization: str | None = field(
         default=None,

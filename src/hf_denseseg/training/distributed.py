@@ -89,6 +89,8 @@ def prepare_fsdp(accelerator: Any, args: TaskTrainingArguments, model: PreTraine
             f"Sharded checkpoints ({plugin.state_dict_type}) cannot be opened with `from_pretrained`: set "
             "`fsdp_state_dict_type: FULL_STATE_DICT` in the accelerate configuration."
         )
+    if args.lora_rank is not None:
+        raise InputError("lora_rank does not work with FSDP: take it out of the recipe, or train with DDP.")
     if args.ema_decay is not None:
         raise InputError("ema_decay does not work with FSDP: take it out of the recipe, or train with DDP.")
     if plugin.transformer_cls_names_to_wrap is None:

@@ -9,6 +9,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hf_denseseg.errors import InputError
 
+EMA_FILE = "ema.safetensors"  # in a checkpoint
+
 
 class ExponentialMovingAverage:
     """Exponential moving average of weights and BatchNorm statistics (`torch.optim.swa_utils`), saved with a run."""

@@ -18,6 +18,15 @@ from hf_denseseg.errors import InputError
 logger = logging.getLogger(__name__)
 
 
+def encoder_prefix(model: nn.Module) -> str:
+    """Name of the submodule with the pre-trained weights, which learns at the plain rate.
+
+    It is the base model; if that is more than the pre-trained encoder, the model defines `_encoder_rate_prefix`; a
+    model of transformers without a base model has a `backbone`.
+    """
+    return getattr(model, "_encoder_rate_prefix", "") or getattr(model, "base_model_prefix", "") or "backbone"
+
+
 def parameter_groups(
     model: nn.Module,
     *,
@@ -30,9 +39,8 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Group parameters by learning rate and weight decay.
 
-    Parameters outside the base model belong to the head and learn `head_multiplier` times faster, except for the
-    model's `_encoder_rate_modules`. If the base model is more than the pre-trained encoder, the model defines the
-    encoder's prefix as `_encoder_rate_prefix`; a model of transformers without a base model has a `backbone`.
+    Parameters outside the encoder, see `encoder_prefix`, belong to the head and learn `head_multiplier` times faster,
+    except for the model's `_encoder_rate_modules`.
 
     Args:
         model: with the attributes named here, as far as it needs them.
@@ -51,8 +59,7 @@ def parameter_groups(
     Raises:
         InputError: `layer_decay` is given and the model has no `parameter_depth`.
     """
-    prefix = getattr(model, "_encoder_rate_prefix", "") or getattr(model, "base_model_prefix", "") or "backbone"
-    prefix += "."
+    prefix = encoder_prefix(model) + "."
     no_decay: tuple[str, ...] = getattr(model, "_no_weight_decay", ())
     encoder_rate: tuple[str, ...] = getattr(model, "_encoder_rate_modules", ())
     depth_of: Callable[[str], tuple[int, int]] | None = getattr(model, "parameter_depth", None)

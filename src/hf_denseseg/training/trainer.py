@@ -11,8 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import BaseImageProcessor, EarlyStoppingCallback, PreTrainedModel, TrainerCallback
-from transformers.trainer_callback import TrainerControl, TrainerState
+from transformers import BaseImageProcessor, EarlyStoppingCallback, PreTrainedModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from hf_denseseg.data.augmentation.sampler import EpochSampler
@@ -24,24 +23,24 @@ from hf_denseseg.files import write_atomic
 from hf_denseseg.inference.preprocessing import Preprocessing
 from hf_denseseg.models.auto.registration import is_own
 from hf_denseseg.models.auto.remote_code import write_shim
+from hf_denseseg.training.adaptation import adapt, load_adapter, merged_state, save_adapter, still_modules
 from hf_denseseg.training.arguments import TaskTrainingArguments
 from hf_denseseg.training.checkpoints import explain_failed_save, mark_complete, what_is_kept
 from hf_denseseg.training.data_time import DataTimeCallback
 from hf_denseseg.training.distributed import prepare_fsdp, sync_batch_norms, unsharded_copy
-from hf_denseseg.training.ema import ExponentialMovingAverage
+from hf_denseseg.training.ema import EMA_FILE, ExponentialMovingAverage
 from hf_denseseg.training.evaluation import EvaluatingTrainer
+from hf_denseseg.training.hooks import TrainingHooks
 from hf_denseseg.training.optimization import (
     cosine_schedule,
     parameter_groups,
     polynomial_schedule,
-    refuse_single_values,
     step_schedule,
-    warn_of_stale_statistics,
 )
 
 logger = logging.getLogger(__name__)
 
-EMA_FILE, FSDP_FILE = "ema.safetensors", "pytorch_model_fsdp.bin"
+FSDP_FILE = "pytorch_model_fsdp.bin"
 # Maximum seconds between a broken connection and the signal that a loader worker died.
 WORKER_DEATH_DELAY = 3.0
 
@@ -83,8 +82,10 @@ class TaskTrainer(EvaluatingTrainer):
         self.evaluation_cpu_seconds = 0.0
         self._keeps_trained = False
         self._sampler: EpochSampler | None = None
+        adapt(model, args)
         if args.sync_batch_norm and args.world_size > 1:
             model = sync_batch_norms(model, args.device)
+        self._still = still_modules(model, args)
         self.memory_format = torch.channels_last if args.channels_last else torch.contiguous_format
         nn.Module.to(model, memory_format=self.memory_format)  # in place
         self.output = Path(args.output_dir or ".")
@@ -101,7 +102,7 @@ class TaskTrainer(EvaluatingTrainer):
         prepare_fsdp(self.accelerator, args, model)
         self.preprocessing = Preprocessing.from_image_processor(image_processor)
         self.ema = None if args.ema_decay is None else ExponentialMovingAverage(args.ema_decay)
-        self.add_callback(_TrainingHooks(self))
+        self.add_callback(TrainingHooks(self))
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
         self.data_time = DataTimeCallback(self)
@@ -231,6 +232,8 @@ class TaskTrainer(EvaluatingTrainer):
         batches i is the mean over all elements. A mean of means would weigh the pixels of a batch with many ignored
         pixels more than those of others. `num_items_in_batch` is `mean(n)`, see `get_batch_samples`.
         """
+        for module in self._still:  # the Trainer has set the whole model to training mode
+            module.eval()
         weight = None if num_items_in_batch is None else self.loss_weight(inputs).to(num_items_in_batch)
         loss, outputs = self.batch_loss(model, inputs)
         if weight is not None:
@@ -295,10 +298,14 @@ class TaskTrainer(EvaluatingTrainer):
             )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self.args.lora_rank is not None:
+            return load_adapter(self.model, Path(resume_from_checkpoint))
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         self._load_renamed_weights(resume_from_checkpoint, self.model if model is None else model)
 
     def _load_best_model(self) -> None:
+        if self.args.lora_rank is not None:
+            return load_adapter(self.model, Path(str(self.state.best_model_checkpoint)))
         super()._load_best_model()
         self._load_renamed_weights(str(self.state.best_model_checkpoint), self.model)
 
@@ -314,14 +321,24 @@ class TaskTrainer(EvaluatingTrainer):
         model.load_state_dict(saved.state_dict())
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As in transformers, plus the names of the classes and the shim for `trust_remote_code`."""
-        super().save_model(output_dir, _internal_call=_internal_call)
+        """As in transformers, plus the names of the classes and the shim for `trust_remote_code`.
+
+        With adapters a checkpoint (`_internal_call`) holds what is trained, other folders the merged model.
+        """
+        folder = Path(output_dir) if output_dir else self.output
+        if self.args.lora_rank is None or not _internal_call:
+            super().save_model(output_dir, _internal_call=_internal_call)
+        if self.args.should_save and self.args.lora_rank is not None:
+            save_adapter(self.model, folder if _internal_call else folder / "adapter")
         if self.args.should_save:
-            folder = Path(output_dir) if output_dir else self.output
             write_atomic(folder / "labels.json", json.dumps(self.spec.to_dict(), indent=1) + "\n")
             self.save_beside(folder)
-            if is_own(self.model.config):
+            if is_own(self.model.config) and (folder / "config.json").exists():
                 write_shim(folder)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        adapted = self.args.lora_rank is not None
+        super()._save(output_dir, merged_state(self.model) if adapted else state_dict)
 
     def save_beside(self, folder: Path) -> None:
         """Write further files that belong to a checkpoint of the task."""
@@ -347,32 +364,3 @@ class TaskTrainer(EvaluatingTrainer):
             yield
         finally:
             self._keeps_trained = False
-
-
-class _TrainingHooks(TrainerCallback):
-    """Set the epoch of the sampler, and update the averaged weights after every step."""
-
-    def __init__(self, trainer: TaskTrainer) -> None:
-        self.trainer = trainer
-
-    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        warn_of_stale_statistics(self.trainer.model.config, state.max_steps)
-        if hasattr(self.trainer.train_dataset, "__len__"):  # a stream has no last batch
-            refuse_single_values(
-                self.trainer.model, len(self.trainer.train_dataset), self.trainer.args, state.max_steps
-            )
-        ema = self.trainer.ema
-        if ema is not None:
-            ema.start(self.trainer.accelerator.unwrap_model(self.trainer.model))
-            checkpoint = self.trainer.output / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}" / EMA_FILE
-            if checkpoint.exists():
-                ema.load(checkpoint)
-
-    def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        # Not all versions of transformers set the epoch of a sampler inside a skipped or sharded batch sampler.
-        if self.trainer._sampler is not None:
-            self.trainer._sampler.set_epoch(int(state.epoch or 0))
-
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.trainer.ema is not None:
-            self.trainer.ema.update(self.trainer.accelerator.unwrap_model(self.trainer.model))

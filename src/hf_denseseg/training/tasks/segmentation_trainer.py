@@ -26,6 +26,12 @@ from hf_denseseg.training.optimization import load_class_weights
 from hf_denseseg.training.trainer import TaskTrainer
 
 
+def _keep_logits(kept: list[torch.Tensor], head: nn.Module, inputs: Any, logits: torch.Tensor) -> None:
+    """Forward hook of an auxiliary head; `kept` is emptied before each batch."""
+    if head.training:
+        kept.append(logits)
+
+
 class SegmentationTrainer(TaskTrainer):
     """Trains and evaluates any segmentation model of this package, and per-pixel ones of transformers.
 
@@ -78,7 +84,8 @@ class SegmentationTrainer(TaskTrainer):
         if self._computes_loss:
             model.loss_function = self._loss
         elif (head := getattr(model, "auxiliary_head", None)) is not None:
-            head.register_forward_hook(self._keep_auxiliary_logits)
+            # No method of the trainer, which a copy of the model (the averaged one) would copy too.
+            head.register_forward_hook(functools.partial(_keep_logits, self._auxiliary_logits))
         super().__init__(model, args, spec=spec, train_collator=collate_train, **options)
 
     @property
@@ -96,10 +103,6 @@ class SegmentationTrainer(TaskTrainer):
             return valid.sum().float()
         weights = self._class_weights.to(labels.device)[torch.where(valid, labels, 0).long()]
         return torch.where(valid, weights, 0.0).sum()
-
-    def _keep_auxiliary_logits(self, head: nn.Module, inputs: Any, logits: torch.Tensor) -> None:
-        if head.training:
-            self._auxiliary_logits.append(logits)
 
     def batch_loss(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[torch.Tensor, Any]:
         """The model's loss if it is of this package, else the loss of its logits and auxiliary logits."""
