@@ -1,5 +1,6 @@
 """A run from recipe to report: load data and model, train or evaluate, and write the results."""
 
+import functools
 import json
 import logging
 import platform
@@ -22,7 +23,7 @@ from hf_denseseg.data.reading.pixels import RGB_BYTES
 from hf_denseseg.data.splits import held_back
 from hf_denseseg.errors import InputError
 from hf_denseseg.evaluation.score_names import SCORE_NAMES
-from hf_denseseg.files import check_output_folder, write_atomic
+from hf_denseseg.files import atomic_path, check_output_folder, write_atomic
 from hf_denseseg.models.auto.peers import PEERS, create_peer_image_processor
 from hf_denseseg.models.auto.pretrained import load_image_processor, load_trained_model
 from hf_denseseg.models.auto.registration import create_image_processor, is_own
@@ -38,6 +39,7 @@ from hf_denseseg.training.recipe import Recipe
 from hf_denseseg.training.run_folder import check_folder, checkpoint_for_all, note_run
 from hf_denseseg.training.starting_model import build_model
 from hf_denseseg.training.tasks.task import Task
+from hf_denseseg.training.tracking import SampleImages
 from hf_denseseg.training.trainer import TaskTrainer
 from hf_denseseg.visualization.learning_curve import save_learning_curve
 
@@ -68,6 +70,7 @@ def train(recipe: Recipe) -> dict[str, Any]:
     note_run(
         recipe.given, recipe.to_yaml(), recipe.training, output
     )  # not before: a recipe that is refused must not occupy the folder
+    trainer.add_callback(SampleImages(trainer, functools.partial(recipe.task.draw_results, trainer)))
     checkpoint = checkpoint_for_all(output, recipe.training)
     started = time.perf_counter(), _cpu_seconds()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -286,7 +289,8 @@ def _write_outputs(task: Task, output: Path, results: dict[str, Any], trainer: T
     """Write curve, images, card and page; `results.json` comes last, since it marks the run as finished."""
     key, label = SCORE_NAMES[task.name].main_metric
     save_learning_curve(results["history"], output / "learning_curve.png", f"eval_{key}", label)
-    task.draw_results(trainer, output / "images.png")
+    with atomic_path(output / "images.png") as aside:
+        task.draw_results(trainer).save(aside)
     write_card(output / "model", results, trainer.spec)
     write_report(output, results, trainer.spec)
     write_atomic(output / "results.json", json.dumps(results, indent=1) + "\n")

@@ -1,7 +1,6 @@
 """Image classification: one class per image, top-1 and top-5 accuracy."""
 
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +22,6 @@ from hf_denseseg.data.reading.images import Fault
 from hf_denseseg.data.shards.streaming import StreamingTrainDataset
 from hf_denseseg.evaluation.classification_metrics import AccuracyMeter, true_class_rank
 from hf_denseseg.evaluation.score_names import SCORE_NAMES
-from hf_denseseg.files import atomic_path
 from hf_denseseg.models.auto.tasks import IMAGE_CLASSIFICATION
 from hf_denseseg.models.losses import classification_loss
 from hf_denseseg.training.arguments import TaskTrainingArguments
@@ -217,7 +215,7 @@ class ImageClassification(Task):
             eval_dataset=EvalImages(eval_data, processor),
         )
 
-    def draw_results(self, trainer: ClassificationTrainer, path: Path) -> None:
+    def draw_results(self, trainer: ClassificationTrainer) -> Image.Image:
         """Draw some images with prediction, confidence and ground truth; wrong predictions first."""
         model = trainer.accelerator.unwrap_model(trainer.model).eval()
         dataset, names = trainer.eval_dataset, trainer.spec.classes
@@ -230,8 +228,7 @@ class ImageClassification(Task):
             drawn.append((row["image"], names[int(predicted)], float(confidence), names[row["label"]]))
         wrong = [each for each in drawn if each[1] != each[3]]
         right = [each for each in drawn if each[1] == each[3]]
-        with atomic_path(path) as aside:
-            thumbnail_grid([_captioned(*each) for each in wrong[:6] + right[: 12 - len(wrong[:6])]]).save(aside)
+        return thumbnail_grid([_captioned(*each) for each in wrong[:6] + right[: 12 - len(wrong[:6])]])
 
 
 def _captioned(image: Image.Image, predicted: str, confidence: float, true: str) -> tuple[str, Image.Image]:

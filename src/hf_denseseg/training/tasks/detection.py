@@ -1,6 +1,5 @@
 """Object detection and instance segmentation: boxes, with or without masks, scored by COCO's average precision."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,6 @@ from hf_denseseg.data.sources.coco import encode_mask, object_mask
 from hf_denseseg.errors import InputError
 from hf_denseseg.evaluation.detection_metrics import detection_metrics
 from hf_denseseg.evaluation.score_names import SCORE_NAMES
-from hf_denseseg.files import atomic_path
 from hf_denseseg.reports.run_page import SHOWN_SCORE
 from hf_denseseg.training.arguments import TaskTrainingArguments
 from hf_denseseg.training.data_arguments import DataArguments
@@ -232,7 +230,7 @@ class ObjectDetection(Task):
             eval_dataset=EvalDetections(eval_data, processor),
         )
 
-    def draw_results(self, trainer: DetectionTrainer, path: Path) -> None:
+    def draw_results(self, trainer: DetectionTrainer) -> Image.Image:
         """Draw images with the true and with the predicted objects."""
         model = trainer.accelerator.unwrap_model(trainer.model).eval()
         lines = []
@@ -246,8 +244,7 @@ class ObjectDetection(Task):
                     ("prediction", self._drawn(row, found, trainer.spec)),
                 ]
             )
-        with atomic_path(path) as aside:
-            labeled_rows(lines).save(aside)
+        return labeled_rows(lines)
 
     def _drawn(self, row: dict[str, Any], objects: list[dict[str, Any]], spec: ClassNames) -> Image.Image:
         import json

@@ -23,7 +23,6 @@ from hf_denseseg.data.segmentation import load_segmentation
 from hf_denseseg.data.shards.streaming import StreamingTrainDataset
 from hf_denseseg.errors import InputError
 from hf_denseseg.evaluation.score_names import chance_level, describe_protocol
-from hf_denseseg.files import atomic_path
 from hf_denseseg.inference.predict.processes import Processes
 from hf_denseseg.inference.preprocessing import Preprocessing
 from hf_denseseg.inference.settings import InferenceSettings
@@ -186,12 +185,11 @@ class SemanticSegmentation(Task):
             best=[drawn(number) for number in best],
         )
 
-    def draw_results(self, trainer: SegmentationTrainer, path: Path) -> None:
+    def draw_results(self, trainer: SegmentationTrainer) -> Image.Image:
         """Draw images, their label maps and the predictions."""
         samples = [trainer.eval_dataset[number] for number in spread(len(trainer.eval_dataset))]
         rows = [(sample["image"], sample["label"], trainer.predict_labels(sample)) for sample in samples]
-        with atomic_path(path) as aside:
-            prediction_grid(rows, trainer.spec).save(aside)
+        return prediction_grid(rows, trainer.spec)
 
 
 def _rare_classes(data: SegmentationData, args: TaskTrainingArguments) -> RareClasses:

@@ -117,8 +117,8 @@ class Task(ABC):
         """Build the trainer from model, data and the keys of a recipe."""
 
     @abstractmethod
-    def draw_results(self, trainer: Any, path: Path) -> None:
-        """Draw some images with ground truth and prediction into a file."""
+    def draw_results(self, trainer: Any) -> Image.Image:
+        """Draw some images with ground truth and prediction."""
 
     def write_evaluation(  # noqa: B027 (most tasks leave results.json alone)
         self, trainer: Any, results: dict[str, Any], output: Path
