@@ -4,6 +4,7 @@ import copy
 import functools
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -354,6 +355,55 @@ class SegmentationModelTester:
             if state.ndim == 3:  # tokens, after those that belong to no patch
                 state = state[:, -each[0].numel() :].transpose(1, 2).unflatten(2, each.shape[1:])
             torch.testing.assert_close(each, state[0])
+
+    # --- one logit for background and foreground
+
+    @pytest.fixture
+    def one_logit_model(self) -> PreTrainedModel:
+        torch.manual_seed(0)
+        return self.model_class(self.config_class(**self.tiny, num_labels=1)).eval()
+
+    def test_one_logit_tells_background_and_foreground_apart(self, one_logit_model, batch):
+        model, labels = one_logit_model, batch["labels"] % 2
+        labels[batch["labels"] == 255] = 255
+        assert model(batch["pixel_values"]).logits.shape[:2] == (2, 1)
+        loss = model.train()(batch["pixel_values"], labels=labels).loss
+        assert loss > 0
+        loss.backward()
+        learned = gradients(model)
+        assert all(each.isfinite().all() for each in learned.values())
+        missing = [name for name, each in model.named_parameters() if each.requires_grad and each.grad is None]
+        assert not missing, f"no gradient reaches {missing[:5]}"
+        assert any(each.shape[0] == 1 and each.abs().sum() > 0 for each in learned.values())
+        with pytest.raises(InputError, match="legal are 0 to 1, and"):
+            model(batch["pixel_values"], labels=torch.full_like(labels, 2))
+
+    @torch.no_grad()
+    def test_checkpoint_of_one_logit_gives_two_masks_in_the_plain_pipeline(self, one_logit_model, tmp_path):
+        assert one_logit_model.config.id2label == {0: "background", 1: "foreground"}
+        one_logit_model.save_pretrained(tmp_path)
+        loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path)
+        assert loaded.config.num_labels == 1 and loaded.config.id2label == one_logit_model.config.id2label
+        align_corners = getattr(loaded.config, "align_corners", False)
+        kind = getattr(hf_denseseg, self.config_class.__name__.replace("Config", "ImageProcessor"))
+        processor, image = kind(align_corners=align_corners), random_image(seed=1)
+        size = (image.height, image.width)
+        logits = loaded(**processor(image, return_tensors="pt")).logits
+        logit = nn.functional.interpolate(logits, size, mode="bilinear", align_corners=align_corners)[0, 0]
+        # With the median as threshold one half of the pixels is foreground.
+        processor.threshold = float(logit.median().sigmoid())
+        processor.save_pretrained(tmp_path)
+        masks = pipeline("image-segmentation", model=str(tmp_path), device="cpu")(image)
+        assert [each["label"] for each in masks] == ["background", "foreground"]
+        background, foreground = (torch.from_numpy(np.array(each["mask"])) == 255 for each in masks)
+        assert (foreground != (logit > logit.median())).float().mean() < 0.01
+        assert torch.equal(background, ~foreground)
+
+    def test_another_number_of_labels_replaces_the_one_logit(self, one_logit_model, tmp_path):
+        one_logit_model.save_pretrained(tmp_path)
+        for count in (2, 3):
+            other = self.model_class.from_pretrained(tmp_path, num_labels=count, ignore_mismatched_sizes=True)
+            assert other.config.num_labels == len(other.config.id2label) == count
 
     # --- bad input
 

@@ -13,8 +13,8 @@ from torch import nn
 
 from hf_denseseg.errors import InputError
 from hf_denseseg.inference.preprocessing import Preprocessing, canvas_size, view_size
-from hf_denseseg.inference.segmentation import resize_confidence
-from hf_denseseg.inference.settings import InferenceSettings
+from hf_denseseg.inference.segmentation import choose_classes, resize_confidence
+from hf_denseseg.inference.settings import DEFAULT_THRESHOLD, InferenceSettings
 from hf_denseseg.inference.sliding_window import size_of
 from hf_denseseg.inference.strips import score_strips
 
@@ -56,9 +56,12 @@ def segment_in_strips(
                 "--base_size with a box to shrink the image into"
             )
     for top, scores in score_strips(model, image, settings, preprocessing, strip_rows=STRIP_ROWS):
-        if settings.views == 1:  # these are logits, of the right size already
-            ids, confidence = resize_confidence(scores, size_of(scores), chunk_classes=settings.chunk_classes)
+        if settings.views == 1 and settings.threshold == DEFAULT_THRESHOLD:  # logits, of the right size already
+            both = resize_confidence(scores, size_of(scores), chunk_classes=settings.chunk_classes)
+            ids, confidence = (each[0] for each in both)
         else:
-            confidence, ids = scores.max(1)
+            probabilities = scores.softmax(1) if settings.views == 1 else scores
+            ids, confidence = choose_classes(probabilities[0], settings.threshold)
+            del probabilities
         del scores  # before the next ones are made
-        yield Strip(top, ids[0], confidence[0])
+        yield Strip(top, ids, confidence)

@@ -8,9 +8,10 @@ from transformers import ImageSegmentationPipeline
 from transformers.utils import ModelOutput
 
 from hf_denseseg.inference.pipeline_images import declared_inputs, loaded_image
-from hf_denseseg.inference.segmentation import predict_logits, resize_confidence
-from hf_denseseg.inference.settings import InferenceSettings
-from hf_denseseg.inference.sliding_window import align_corners_of
+from hf_denseseg.inference.segmentation import choose_classes, predict_logits, resize_confidence
+from hf_denseseg.inference.settings import DEFAULT_THRESHOLD, InferenceSettings, check_threshold
+from hf_denseseg.inference.sliding_window import align_corners_of, upsample
+from hf_denseseg.models.configuration import class_names
 
 
 class SlidingWindowSegmentationPipeline(ImageSegmentationPipeline):
@@ -46,20 +47,31 @@ class SlidingWindowSegmentationPipeline(ImageSegmentationPipeline):
         return ModelOutput(logits=logits, target_size=model_inputs["target_size"])
 
     def postprocess(  # type: ignore[override]
-        self, model_outputs: ModelOutput, subtask: str | None = None, **unused: Any
+        self, model_outputs: ModelOutput, subtask: str | None = None, threshold: float | None = None, **unused: Any
     ) -> list[dict[str, Any]]:
-        """One `{"score", "label", "mask"}` per class present, as the plain pipeline gives them."""
+        """One `{"score", "label", "mask"}` per class present, as the plain pipeline gives them.
+
+        Of a model with one logit the foreground is what is more probable than `threshold`; None is the checkpoint's.
+        """
         if subtask not in {"semantic", None}:
             raise ValueError(f"Subtask {subtask} is not supported for {type(self.model).__name__}. Use 'semantic'.")
+        if threshold is None:
+            threshold = getattr(self.image_processor, "threshold", DEFAULT_THRESHOLD)
+        threshold = check_threshold(threshold, self.model.config.num_labels or 0)
         height, width = (int(length) for length in model_outputs["target_size"][0])
-        ids, confidence = resize_confidence(model_outputs["logits"], (height, width), align_corners_of(self.model))
-        names = self.model.config.id2label or {}
+        logits, align_corners = model_outputs["logits"], align_corners_of(self.model)
+        if threshold == DEFAULT_THRESHOLD:
+            ids, confidence = (each[0] for each in resize_confidence(logits, (height, width), align_corners))
+        else:
+            probabilities = upsample(logits, (height, width), align_corners).softmax(1)
+            ids, confidence = choose_classes(probabilities[0], threshold)
+        names = class_names(self.model.config)
         annotation = []
         for label in ids.unique().tolist():
-            mask = ids[0] == label
+            mask = ids == label
             annotation.append(
                 {
-                    "score": float(confidence[0][mask].mean()),
+                    "score": float(confidence[mask].mean()),
                     "label": names[label],
                     "mask": Image.fromarray(mask.cpu().numpy().astype(np.uint8) * 255),
                 }

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from hf_denseseg.inference.preprocessing import Preprocessing, views
-from hf_denseseg.inference.settings import InferenceSettings
+from hf_denseseg.inference.settings import DEFAULT_THRESHOLD, InferenceSettings
 from hf_denseseg.inference.sliding_window import (
     Size,
     align_corners_of,
@@ -53,8 +53,9 @@ def segment(
     Returns:
         `(height, width)` int64 class ids.
     """
-    if settings.views > 1:
-        return class_probabilities(model, image, settings, preprocessing, size).argmax(0)
+    if settings.views > 1 or settings.threshold != DEFAULT_THRESHOLD:
+        probabilities = class_probabilities(model, image, settings, preprocessing, size)
+        return choose_classes(probabilities, settings.threshold)[0]
     logits = _single_view(model, image, settings, preprocessing)
     (height, width), canvas = result_sizes(size_of(image), size, settings)
     # An image that was padded as a whole is resized with its padding, which is cut off last.
@@ -69,9 +70,8 @@ def segment_with_confidence(
     size: Size | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Class ids as `segment` gives them, and the probability of each pixel's class, float32 of the same size."""
-    if settings.views > 1:
-        confidence, ids = class_probabilities(model, image, settings, preprocessing, size).max(0)
-        return ids, confidence
+    if settings.views > 1 or settings.threshold != DEFAULT_THRESHOLD:
+        return choose_classes(class_probabilities(model, image, settings, preprocessing, size), settings.threshold)
     logits = _single_view(model, image, settings, preprocessing)
     (height, width), canvas = result_sizes(size_of(image), size, settings)
     ids, confidence = resize_confidence(logits, canvas, align_corners_of(model), settings.chunk_classes)
@@ -92,6 +92,25 @@ def class_probabilities(
     """
     _, scores = next(score_strips(model, image, settings, preprocessing, size))  # all rows are one strip
     return (scores.softmax(1) if settings.views == 1 else scores)[0]
+
+
+def choose_classes(
+    probabilities: torch.Tensor, threshold: float = DEFAULT_THRESHOLD
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Class of each pixel and its probability.
+
+    Args:
+        probabilities: `(C, ...)` of all classes.
+        threshold: of two classes the second is chosen above it; at the default the likeliest class is.
+
+    Returns:
+        Ids, int64, and probabilities, both of the shape that follows C.
+    """
+    if threshold == DEFAULT_THRESHOLD:
+        confidence, ids = probabilities.max(0)
+        return ids, confidence
+    ids = (probabilities[1] > threshold).long()
+    return ids, probabilities.gather(0, ids[None])[0]
 
 
 def _single_view(

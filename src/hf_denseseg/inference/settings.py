@@ -14,6 +14,7 @@ from hf_denseseg.errors import InputError, unknown_name
 from hf_denseseg.files import write_atomic
 
 SETTINGS_FILE = "inference_settings.json"
+DEFAULT_THRESHOLD = 0.5
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class InferenceSettings:
         window_batch_size: windows per model call.
         accumulation_device: where full-size scores are summed, e.g. `"cpu"`; None is the model's device.
         chunk_classes: classes held at full resolution at once when the argmax is taken.
+        threshold: a pixel is foreground if its probability is above it, in a model with one logit; others take the
+            class of the highest probability.
 
     Raises:
         InputError: a value is out of range, or values do not fit each other.
@@ -55,6 +58,7 @@ class InferenceSettings:
     window_batch_size: int = 4
     accumulation_device: str | None = None
     chunk_classes: int = 8
+    threshold: float = DEFAULT_THRESHOLD
 
     def __post_init__(self) -> None:
         _choice("mode", self.mode, ("whole", "slide"))
@@ -69,6 +73,7 @@ class InferenceSettings:
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"Inference setting {name} is {getattr(self, name)!r}. Give true or false.")
         object.__setattr__(self, "scales", _scales(self.scales))
+        object.__setattr__(self, "threshold", check_threshold(self.threshold))
         self._check_window()
         if self.accumulation_device is not None:
             try:
@@ -155,6 +160,22 @@ class InferenceSettings:
         if not isinstance(values, dict):
             raise InputError(f'{path} holds no settings. It must be one JSON object, e.g. {{"mode": "whole"}}.')
         return cls.from_dict(values)
+
+
+def check_threshold(threshold: Any, num_labels: int = 1) -> float:
+    """The threshold of a model with `num_labels` logits.
+
+    Raises:
+        InputError: it does not lie between 0 and 1, or has no effect since there are several logits.
+    """
+    if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0 < threshold < 1:
+        raise InputError(f"Inference setting threshold is {threshold!r}. Give a probability between 0 and 1.")
+    if threshold != DEFAULT_THRESHOLD and num_labels != 1:
+        raise InputError(
+            f"threshold {threshold} is for models with one logit (num_labels 1); this one has {num_labels}, of which "
+            "the highest wins. Leave it out."
+        )
+    return float(threshold)
 
 
 def _choice(name: str, value: object, choices: tuple[str, ...]) -> None:

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import nn
 
 from hf_denseseg.inference.settings import InferenceSettings
+from hf_denseseg.models.losses import two_logits
 
 Size = tuple[int, int]
 WindowAt = Callable[[int, int, Size], torch.Tensor]  # pixels `(B, 3, h, w)` of the window at (y, x) of size (h, w)
@@ -53,7 +54,7 @@ def slide_rows(
         parts = [window_at(y, x, crop) for y, x in group]
         windows = torch.cat(parts)
         with torch.no_grad():  # as a decorator it would hold on to what was yielded
-            logits = upsample(model(pixel_values=windows).logits, crop, align_corners_of(model))
+            logits = upsample(class_logits(model, windows), crop, align_corners_of(model))
         logits = logits.to(settings.accumulation_device or windows.device)
         if total is None:
             total = logits.new_zeros(len(parts[0]), logits.shape[1], 0, size[1])
@@ -100,7 +101,7 @@ def logit_rows(
                 del rows  # before the next ones are made
             return
     with torch.no_grad():
-        logits = model(pixel_values=window_at(0, 0, size)).logits
+        logits = class_logits(model, window_at(0, 0, size))
     yield logits, logits.shape[2]
 
 
@@ -150,6 +151,11 @@ def padded_size(size: Size, settings: InferenceSettings) -> Size:
         return size
     crop_size, _ = settings.window()
     return max(size[0], crop_size[0]), max(size[1], crop_size[1])
+
+
+def class_logits(model: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
+    """Logits of every class `(B, classes, h, w)`: two for a model with one logit, see `two_logits`."""
+    return two_logits(model(pixel_values=pixel_values).logits)
 
 
 def align_corners_of(model: nn.Module) -> bool:

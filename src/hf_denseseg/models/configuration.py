@@ -1,10 +1,11 @@
-"""Fields that a configuration does not have: an error in a call, a warning when a file is read."""
+"""What all configurations share: unknown fields are refused, and one logit stands for two classes."""
 
 import difflib
 from collections.abc import Collection
 from contextvars import ContextVar
 from typing import Any, Self
 
+from transformers import PreTrainedConfig
 from transformers.utils import logging
 
 _reading: ContextVar[bool] = ContextVar("reading a configuration", default=False)
@@ -19,7 +20,24 @@ class CheckedFields:
 
     transformers stores unknown arguments as plain attributes, so `hiden_size=64` would pass silently. A checkpoint of
     a later version, or with a field of its user, still loads.
+
+    Attributes:
+        one_logit: a segmentation model with one logit (`num_labels` 1) has two classes, and `id2label` names both.
     """
+
+    one_logit = False
+
+    @property
+    def num_labels(self) -> int | None:
+        """Number of logits: that of the names in `id2label`, or 1 with `one_logit`."""
+        names = self.id2label  # type: ignore[attr-defined]
+        return 1 if names and self.one_logit and len(names) == 2 else names and len(names)
+
+    @num_labels.setter
+    def num_labels(self, count: int) -> None:
+        if self.one_logit and count != 1:
+            self.one_logit = False
+        PreTrainedConfig.num_labels.fset(self, count)  # type: ignore[attr-defined]
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Self:
@@ -51,4 +69,26 @@ class CheckedFields:
             )
 
 
-__all__ = ["CheckedFields"]
+def name_two_classes(config: PreTrainedConfig) -> None:
+    """Name the two classes that the one logit of a segmentation model tells apart; for other models do nothing.
+
+    transformers counts the names for `num_labels`, and its pipelines look predicted ids up in `id2label`: so both
+    names are kept, with `one_logit`.
+    """
+    if config.num_labels == 1 and len(config.id2label or {}) < 2:
+        name = class_names(config)[0]
+        config.one_logit = True
+        config.id2label = {0: "background", 1: "foreground" if name == "LABEL_0" else name}
+        config.label2id = {name: index for index, name in config.id2label.items()}
+
+
+def class_names(config: PreTrainedConfig) -> list[str]:
+    """Names of the classes that a model predicts, by id.
+
+    The configurations of transformers have one name for one logit: that of the foreground.
+    """
+    names = [str(name) for _, name in sorted((config.id2label or {}).items())]
+    return ["background", *names] if len(names) == 1 and not isinstance(config, CheckedFields) else names
+
+
+__all__ = ["CheckedFields", "class_names", "name_two_classes"]

@@ -36,11 +36,13 @@ class SegmentationImageProcessorKwargs(ImagesKwargs, total=False):
         align_corners: how `post_process_semantic_segmentation` resizes logits; use the model's setting.
         pixel_range: stored values of black and white: `"uint8"`, `"uint16"` or `[low, high]`, see `PixelFormat`.
             `image_mean` has one number per channel.
+        threshold: probability above which a pixel is foreground, of a model with one logit.
     """
 
     do_reduce_labels: bool
     align_corners: bool
     pixel_range: str | list[int | float] | tuple[int | float, int | float]
+    threshold: float
 
 
 class _SegmentationMixin:
@@ -52,6 +54,7 @@ class _SegmentationMixin:
     do_convert_rgb = True
     align_corners = False
     pixel_range: str | list[float] = "uint8"
+    threshold = 0.5
 
     def preprocess(
         self,
@@ -101,13 +104,16 @@ class _SegmentationMixin:
         outputs: Any,
         target_sizes: Sequence[tuple[int, int]] | torch.Tensor | None = None,
         return_segmentation_scores: bool = False,
+        threshold: float | None = None,
     ) -> list:
-        """Turn logits into one map of class ids per image.
+        """Turn logits into one map of class ids per image: of several logits the highest wins.
 
         Args:
             outputs: model output with `logits` `(B, num_labels, h, w)`.
             target_sizes: `(height, width)` of each map; None keeps the resolution of the logits.
             return_segmentation_scores: also return the resized logits `(num_labels, height, width)`.
+            threshold: of a model with one logit: id 1 (foreground) is what has a higher probability, 0 the rest; None
+                is the processor's own.
 
         Returns:
             `(height, width)` LongTensors, or outputs with `segmentation` and `segmentation_scores`.
@@ -124,7 +130,11 @@ class _SegmentationMixin:
             if target_sizes is not None:
                 size = tuple(int(side) for side in target_sizes[index])
                 scores = F.interpolate(scores, size=size, mode="bilinear", align_corners=self.align_corners)
-            result = {"segmentation": scores[0].argmax(dim=0), "segmentation_scores": scores[0]}
+            if len(scores[0]) == 1:
+                ids = (scores[0, 0].float().sigmoid() > (self.threshold if threshold is None else threshold)).long()
+            else:
+                ids = scores[0].argmax(dim=0)
+            result = {"segmentation": ids, "segmentation_scores": scores[0]}
             results.append(SemanticSegmentationPostProcessorOutput(data=result))
         return results if return_segmentation_scores else [result["segmentation"] for result in results]
 

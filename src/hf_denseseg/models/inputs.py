@@ -57,7 +57,8 @@ def segmentation_labels(
     """
     if labels is None:
         return None
-    count, ignored = int(config.num_labels or 0), config.semantic_loss_ignore_index
+    # One logit tells two classes apart.
+    count, ignored = max(int(config.num_labels or 0), 2), config.semantic_loss_ignore_index
     if not torch.compiler.is_compiling() and 0 <= ignored < count:
         raise InputError(
             f"`semantic_loss_ignore_index` {ignored} is one of the {count} classes, whose pixels would be ignored. "

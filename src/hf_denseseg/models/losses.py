@@ -9,10 +9,12 @@ from transformers import PreTrainedConfig
 from transformers.loss.loss_utils import LOSS_MAPPING
 
 from hf_denseseg.models.inputs import classification_labels
-from hf_denseseg.models.region_losses import dice_loss, lovasz_loss
+from hf_denseseg.models.region_losses import binary_dice_loss, dice_loss, lovasz_hinge_loss, lovasz_loss
 
 LOSSES = ("ce", "focal", "dice", "lovasz", "ce+dice", "ce+lovasz")
 FOCAL_GAMMA = 2.0  # the value of Lin et al., 2017
+REGIONS = {"dice": dice_loss, "lovasz": lovasz_loss}
+BINARY_REGIONS = {"dice": binary_dice_loss, "lovasz": lovasz_hinge_loss}
 
 
 def classification_loss(
@@ -63,13 +65,14 @@ def segmentation_loss(
     """Upsample the logits to the labels and take the loss in float32, by default the cross-entropy.
 
     Args:
-        logits: `(B, num_labels, h, w)`, any resolution and floating dtype.
+        logits: `(B, num_labels, h, w)`, any resolution and floating dtype; with one label the logit of class 1
+            (foreground) against class 0, so that the cross-entropy is the binary one.
         labels: `(B, H, W)`, any integer dtype; `ignore_index` and -100 mark ignored pixels.
         ignore_index: train id that the loss leaves out.
         align_corners: how the logits are resized, see `torch.nn.functional.interpolate`.
         normalization: `"valid"` divides by the number (with class weights: the summed weight) of kept pixels,
             `"all"` by the number of all pixels, ignored ones included (mmsegmentation's `avg_non_ignore=False`).
-        class_weights: `(num_labels,)`, or None for equal weights.
+        class_weights: `(num_labels,)`, for one logit `(2,)`, or None for equal weights.
         ohem_threshold: online hard example mining keeps the pixels whose probability of the true class is below this
             number, and never fewer than `ohem_min_kept` per image; None keeps every valid pixel.
         ohem_min_kept: smallest number of pixels kept per image (mmsegmentation's `min_kept`).
@@ -77,7 +80,8 @@ def segmentation_loss(
             its own pixel. Equals the loss of gathered logits, without gathering `num_labels` numbers per pixel, and
             takes less memory than `F.cross_entropy` (see `_LossAt`).
         kind: one of `LOSSES`: cross-entropy, focal loss (Lin et al., 2017), soft Dice or Lovász-softmax (see
-            `region_losses`; `normalization` does not concern these two), or the sum of two.
+            `region_losses`; `normalization` does not concern these two), or the sum of two. With one logit Dice
+            and Lovász judge the foreground only, and Lovász is the hinge loss; class weights do not concern them.
 
     Returns:
         Scalar float32. A batch without any valid pixel gives 0 with zero (finite) gradients.
@@ -96,11 +100,14 @@ def segmentation_loss(
         logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=align_corners)
     weights = None if class_weights is None else class_weights.to(logits)
     valid = labels != ignore_index
+    binary = logits.shape[1] == 1
     of_regions: torch.Tensor | float = 0.0
-    if (region := {"dice": dice_loss, "lovasz": lovasz_loss}.get(kind.removeprefix("ce+"))) is not None:
+    if (region := (BINARY_REGIONS if binary else REGIONS).get(kind.removeprefix("ce+"))) is not None:
         of_regions = region(logits if sources is None else logits_at(logits, sources), labels, valid, weights)
         if not kind.startswith("ce+"):
             return of_regions
+    if binary:
+        logits = two_logits(logits)
     classes = torch.where(valid, labels, 0)  # any class will do: ignored pixels are masked below
     if sources is None:
         loss = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="none")
@@ -118,6 +125,14 @@ def segmentation_loss(
     # A weight below one must still divide: only the empty sum is replaced by 1, which gives 0 and not NaN.
     total = torch.where(valid, pixel_weight, 0.0).sum()
     return kept / torch.where(total > 0, total, 1.0) + of_regions
+
+
+def two_logits(logits: torch.Tensor) -> torch.Tensor:
+    """Logits of both classes: one logit `(B, 1, h, w)` gets a 0 for class 0 before it, several stay as they are.
+
+    The softmax of the two is (1 - sigmoid, sigmoid) of the one, and their cross-entropy is the binary one.
+    """
+    return torch.cat([torch.zeros_like(logits), logits], 1) if logits.shape[1] == 1 else logits
 
 
 def logits_at(logits: torch.Tensor, sources: torch.Tensor) -> torch.Tensor:

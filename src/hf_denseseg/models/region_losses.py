@@ -1,7 +1,7 @@
-"""Losses of whole regions: soft Dice and Lovász-softmax follow overlap scores where cross-entropy counts pixels.
+"""Losses of whole regions: soft Dice and Lovász follow overlap scores where cross-entropy counts pixels.
 
-Both average over the classes that occur in the batch's labels, so that absent classes cost nothing, and know no pixels
-but valid ones: the gradient at ignored pixels is exactly 0.
+Those of several logits average over the classes that occur in the batch's labels, so that absent classes cost nothing;
+those of one logit are of the foreground. They know no pixels but valid ones: the gradient at ignored pixels is 0.
 """
 
 import torch
@@ -57,13 +57,43 @@ def lovasz_loss(
         # An ignored pixel has error 0: it comes last, adds 0, and sends no gradient.
         errors = torch.where(valid.flatten(), (positive - probability).abs(), 0.0)
         errors, order = errors.sort(descending=True)
-        sorted_target = positive[order]
-        missed = sorted_target.sum() - sorted_target.cumsum(0)
-        union = sorted_target.sum() + (1 - sorted_target).cumsum(0)
-        jaccard = 1 - missed / union  # loss if the pixels up to here are wrong
-        steps = torch.cat([jaccard[:1], jaccard.diff()])
-        losses.append((errors * steps).sum())
+        losses.append((errors * _jaccard_steps(positive[order])).sum())
     return _mean_over_classes(torch.stack(losses), target.any(1), class_weights)
 
 
-__all__ = ["dice_loss", "lovasz_loss"]
+def binary_dice_loss(
+    logits: torch.Tensor, labels: torch.Tensor, valid: torch.Tensor, class_weights: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Soft Dice loss of the foreground: 1 - 2 |p g| / (|p| + |g|) with p = sigmoid of `(B, 1, H, W)` logits.
+
+    Arguments and result as of `dice_loss`, without effect of weights; 0 without a valid pixel of the foreground.
+    """
+    target = (valid & (labels == 1)).flatten().float()
+    probabilities = logits.sigmoid().flatten() * valid.flatten()
+    loss = 1 - 2 * (probabilities * target).sum() / (probabilities.sum() + target.sum()).clamp(min=1e-12)
+    return loss * target.any()
+
+
+def lovasz_hinge_loss(
+    logits: torch.Tensor, labels: torch.Tensor, valid: torch.Tensor, class_weights: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Lovász hinge loss of the foreground (Berman et al., 2018, Sec. 3.1) over the batch.
+
+    The margin of a pixel is 1 - z with the logit z, or 1 + z in the background. Arguments as of `binary_dice_loss`.
+    """
+    target = (valid & (labels == 1)).flatten().float()
+    margins = (1 - logits.flatten() * (2 * target - 1)).relu()
+    # An ignored pixel has margin 0: it comes last, adds 0, and sends no gradient.
+    margins, order = torch.where(valid.flatten(), margins, 0.0).sort(descending=True)
+    return (margins * _jaccard_steps(target[order])).sum() * target.any()
+
+
+def _jaccard_steps(target: torch.Tensor) -> torch.Tensor:
+    """Growth of the Jaccard loss with each pixel that is wrong, `(pixels,)`, the largest error first."""
+    missed = target.sum() - target.cumsum(0)
+    union = target.sum() + (1 - target).cumsum(0)
+    jaccard = 1 - missed / union  # loss if the pixels up to here are wrong
+    return torch.cat([jaccard[:1], jaccard.diff()])
+
+
+__all__ = ["binary_dice_loss", "dice_loss", "lovasz_hinge_loss", "lovasz_loss"]

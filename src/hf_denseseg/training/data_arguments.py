@@ -219,6 +219,13 @@ class DataArguments:
         default="probabilities",
         metadata={"tasks": SEGMENTATION, "help": "average 'probabilities' or 'logits' over scales and flips"},
     )
+    test_threshold: float = field(
+        default=0.5,
+        metadata={
+            "tasks": SEGMENTATION,
+            "help": "one logit (`config_overrides: {num_labels: 1}`): probability above which a pixel is foreground",
+        },
+    )
     test_flip: bool = field(
         default=False, metadata={"tasks": SEGMENTATION, "help": "average with the horizontally flipped image"}
     )

@@ -29,6 +29,7 @@ from hf_denseseg.models.auto.pretrained import load_image_processor, load_traine
 from hf_denseseg.models.auto.registration import create_image_processor, is_own
 from hf_denseseg.models.auto.tasks import SEMANTIC_SEGMENTATION
 from hf_denseseg.models.channels import check_statistics
+from hf_denseseg.models.configuration import class_names
 from hf_denseseg.models.setr.image_processing_setr import SetrImageProcessor as AnyImageProcessor
 from hf_denseseg.reports.model_card import write_card
 from hf_denseseg.reports.run_page import format_scores, write_report
@@ -146,9 +147,9 @@ def _with_pixel_format(recipe: Recipe, training: bool) -> Recipe:
 def _build_evaluator(recipe: Recipe, eval_data: Any) -> Any:
     """Trainer with a checkpoint; the test protocol is the recipe's, or the checkpoint's if the recipe has none."""
     model = load_trained_model(recipe.model.model, recipe.model.task)
-    if model.config.num_labels != eval_data.spec.num_labels:
+    if len(classes := class_names(model.config)) != eval_data.spec.num_labels:
         raise InputError(
-            f"{recipe.model.model} has {model.config.num_labels} classes, {eval_data.spec.name} has "
+            f"{recipe.model.model} has {len(classes)} classes, {eval_data.spec.name} has "
             f"{eval_data.spec.num_labels}. Give a dataset with the classes that the checkpoint was trained on."
         )
     order = class_order_of(model, eval_data.spec, recipe.model.model)
@@ -162,8 +163,7 @@ def _build_evaluator(recipe: Recipe, eval_data: Any) -> Any:
 
 def class_order_of(model: PreTrainedModel, spec: LabelSpec | ClassNames, checkpoint: str) -> list[int] | None:
     """Train id in the data of each class of a checkpoint, see `class_order`."""
-    names: Any = model.config.id2label
-    return class_order([names[index] for index in range(spec.num_labels)], spec.classes, checkpoint, spec.name)
+    return class_order(class_names(model.config), spec.classes, checkpoint, spec.name)
 
 
 def _evaluation_command(recipe: Recipe) -> str:

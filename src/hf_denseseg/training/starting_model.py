@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedModel
@@ -11,7 +12,7 @@ from hf_denseseg.data.class_order import class_order
 from hf_denseseg.data.labels import LabelSpec
 from hf_denseseg.errors import InputError, unknown_name
 from hf_denseseg.models.auto.peers import PEERS, create_peer
-from hf_denseseg.models.auto.pretrained import classes_of_checkpoint, load_trained_model
+from hf_denseseg.models.auto.pretrained import classes_of_checkpoint, has_one_logit, load_trained_model
 from hf_denseseg.models.auto.registration import (
     create_config,
     create_model,
@@ -20,6 +21,7 @@ from hf_denseseg.models.auto.registration import (
 )
 from hf_denseseg.models.auto.tasks import SEMANTIC_SEGMENTATION, task_of_class
 from hf_denseseg.models.channels import image_channels, with_image_channels
+from hf_denseseg.models.configuration import CheckedFields
 from hf_denseseg.training.arguments import ModelArguments
 
 logger = logging.getLogger(__name__)
@@ -34,8 +36,23 @@ def build_model(arguments: ModelArguments, spec: LabelSpec | ClassNames, num_cha
         InputError: neither a published name nor a loadable checkpoint (the nearest names are proposed), or a model
             for another task.
     """
-    labels = {"id2label": spec.id2label, "label2id": spec.label2id}
     overrides = dict(arguments.config_overrides or {})
+    one_logit = _has_one_logit(arguments, spec, overrides.pop("num_labels", None))
+    names = {0: spec.classes[1]} if one_logit else spec.id2label
+    labels = {"id2label": names, "label2id": {name: k for k, name in names.items()}, "num_labels": len(names)}
+    model = _load_or_create(arguments, spec, labels, overrides, num_channels)
+    if isinstance(model.config, CheckedFields) and model.config.one_logit:
+        model.config.id2label, model.config.label2id = spec.id2label, spec.label2id
+    return model
+
+
+def _load_or_create(
+    arguments: ModelArguments,
+    spec: LabelSpec | ClassNames,
+    labels: dict[str, Any],
+    overrides: dict[str, Any],
+    num_channels: int,
+) -> PreTrainedModel:
     if arguments.model in PEERS:
         _check_peer(arguments)
         return create_peer(arguments.model, num_channels=num_channels, **labels, **overrides)
@@ -66,6 +83,26 @@ def _adapted(model: PreTrainedModel, num_channels: int) -> PreTrainedModel:
     if found != num_channels:
         logger.info("The first convolution is adapted from %d channels to %d.", found, num_channels)
     return with_image_channels(model, num_channels)
+
+
+def _has_one_logit(arguments: ModelArguments, spec: LabelSpec | ClassNames, num_labels: int | None) -> bool:
+    """Whether one logit shall tell the two classes of the data apart: on request, or as in the checkpoint.
+
+    Raises:
+        InputError: `num_labels` is another number than the data has classes.
+    """
+    segments_two = arguments.task == SEMANTIC_SEGMENTATION and spec.num_labels == 2
+    if num_labels is None:
+        by_name = arguments.model in list_models() or arguments.model in PEERS
+        return segments_two and not by_name and has_one_logit(arguments.model)
+    if num_labels == spec.num_labels:
+        return False
+    if num_labels != 1 or not segments_two:
+        raise InputError(
+            f"config_overrides: num_labels is {num_labels}, but {spec.name} has {spec.num_labels} classes. Leave it "
+            "out; 1 is for the segmentation of two classes, background and foreground, by one logit."
+        )
+    return True
 
 
 def _check_class_names(checkpoint: str, spec: LabelSpec | ClassNames) -> None:

@@ -60,6 +60,11 @@ def find_class_tokens(model: PreTrainedModel) -> torch.Tensor:
     Raises:
         InputError: the model classifies pixels in another way.
     """
+    if model.config.num_labels == 1:
+        raise InputError(
+            f"{type(model).__name__} has one logit (num_labels 1), so one class token, and nothing to compare it "
+            "with. Give a checkpoint that was trained with a logit for each class."
+        )
     channels = image_channels(model.config)
     centered = Preprocessing((0.5,) * channels, (0.5,) * channels)
     blank = inspection_view(torch.zeros(channels, 64, 96, dtype=torch.uint8), model, 96, centered)

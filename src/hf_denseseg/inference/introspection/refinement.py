@@ -5,6 +5,7 @@ import inspect
 import torch
 from transformers import PreTrainedModel
 
+from hf_denseseg.models.losses import two_logits
 from hf_denseseg.visualization.refinement import Refinement
 
 
@@ -18,5 +19,6 @@ def can_refine(model: PreTrainedModel) -> bool:
 def inspect_refinement(model: PreTrainedModel, pixel_values: torch.Tensor) -> Refinement:
     """Run a model once on `(1, 3, H, W)`, normalized; the maps are on the CPU."""
     outputs = model(pixel_values=pixel_values, output_refined_logits=True)
-    coarse, refined = (each[0].argmax(0).cpu() for each in (outputs.coarse_logits, outputs.refined_logits))
+    maps = (two_logits(each)[0] for each in (outputs.coarse_logits, outputs.refined_logits))
+    coarse, refined = (each.argmax(0).cpu() for each in maps)
     return Refinement(coarse, refined, outputs.refinement_offsets[0].cpu())

@@ -1,6 +1,6 @@
 """Output of `denseseg predict`: label maps, class statistics, one table, videos."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import groupby
@@ -65,7 +65,7 @@ class PixelTally:
         self.pixels += np.bincount(flat, minlength=len(self.pixels))
         self.sums += np.bincount(flat, weights=confidence.ravel(), minlength=len(self.pixels))
 
-    def rows(self, names: Mapping[int, str]) -> list[dict[str, Any]]:
+    def rows(self, names: Sequence[str]) -> list[dict[str, Any]]:
         """`{"class", "fraction", "score"}` of each class present: fraction of the pixels, mean probability."""
         total = max(int(self.pixels.sum()), 1)
         return [

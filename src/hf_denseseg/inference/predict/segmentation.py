@@ -33,9 +33,11 @@ from hf_denseseg.inference.predict.outputs import (
 )
 from hf_denseseg.inference.predict.predictor import Prediction, checkpoint_state
 from hf_denseseg.inference.preprocessing import Preprocessing
-from hf_denseseg.inference.segmentation import InferenceSettings, class_probabilities, segment_with_confidence
+from hf_denseseg.inference.segmentation import choose_classes, class_probabilities, segment_with_confidence
+from hf_denseseg.inference.settings import InferenceSettings, check_threshold
 from hf_denseseg.models.auto.pretrained import load_image_processor, load_trained_model
 from hf_denseseg.models.channels import check_statistics
+from hf_denseseg.models.configuration import class_names
 from hf_denseseg.visualization.attention import attention_figure, feature_figure, position_figure
 from hf_denseseg.visualization.label_maps import overlay
 from hf_denseseg.visualization.refinement import refinement_figure
@@ -98,7 +100,9 @@ class SegmentationPredictor:
             raise InputError(f"Device {device!r} cannot be used ({str(error).splitlines()[0]}). Try cpu.") from error
         saved = {**InferenceSettings.load(checkpoint).to_dict(), **settings}
         saved["base_size"] = saved["base_size"] or preprocessing.base_size
-        count = model.config.num_labels
+        classes = class_names(model.config)
+        count = len(classes)
+        check_threshold(saved["threshold"], model.config.num_labels)
         saved_spec = Path(checkpoint) / "labels.json"
         spec_file = label_spec or (saved_spec if saved_spec.exists() else None)
         spec = LabelSpec.from_file(spec_file) if spec_file else None
@@ -108,13 +112,12 @@ class SegmentationPredictor:
                 f"{spec_file} names {len(palette)} classes, {checkpoint} predicts {count}. "
                 "Give the label specification of its dataset."
             )
-        if spec is not None and label_spec:
-            names = [model.config.id2label[index] for index in range(count)]
-            if class_order(names, spec.classes, checkpoint, str(label_spec)) is not None:
-                raise InputError(
-                    f"{label_spec} has the classes of {checkpoint} in another order. Put `classes` into the order of "
-                    f"the checkpoint: {', '.join(names)}."
-                )
+        given = spec if label_spec else None
+        if given and class_order(classes, given.classes, checkpoint, str(label_spec)) is not None:
+            raise InputError(
+                f"{label_spec} has the classes of {checkpoint} in another order. Put `classes` into the order of "
+                f"the checkpoint: {', '.join(classes)}."
+            )
         if outputs.raw_ids and spec is None:
             raise InputError(f"{checkpoint} has no labels.json, so raw ids are not known. Give --label_spec FILE.")
         if show:
@@ -173,7 +176,7 @@ class SegmentationPredictor:
     def _segment(self, image: Pixels, figures: dict[str, Image.Image]) -> Prediction:
         size, write = height_width(image), self.outputs.write
         shown = as_shown(image) if "overlays" in write else Image.new("RGB", (1, 1))
-        tally = PixelTally(self.model.config.num_labels)
+        tally = PixelTally(len(self.palette))
         raw = self.spec.inverse_table if self.spec and self.outputs.raw_ids else None
         wide = len(self.palette) > 256 if raw is None else raw.dtype != np.uint8
         written_ids = np.empty(size, np.uint16 if wide else np.uint8)  # (H, W)
@@ -196,8 +199,9 @@ class SegmentationPredictor:
             "probabilities": lambda path: np.savez_compressed(path, probabilities=scores[0]),
             **{kind: figure.save for kind, figure in figures.items()},
         }
-        names = self.model.config.id2label
-        return Prediction({"classes": tally.rows(names)}, {kind: writers[kind] for kind in self.kinds})
+        return Prediction(
+            {"classes": tally.rows(class_names(self.model.config))}, {kind: writers[kind] for kind in self.kinds}
+        )
 
     def _strips(self, image: Pixels) -> Iterator[tuple[int, np.ndarray, np.ndarray, list[np.ndarray]]]:
         """Each strip: first row, class ids and their probabilities `(rows, W)`; a list with the scores of all classes.
@@ -207,10 +211,10 @@ class SegmentationPredictor:
         height, width = height_width(image)
         pixels = height * width
         all_classes = "probabilities" in self.outputs.write
-        if all_classes and 4 * pixels * self.model.config.num_labels > LARGEST_SCORES:
+        if all_classes and (needed := 4 * pixels * len(self.palette)) > LARGEST_SCORES:
             raise InputError(
                 f"the probabilities of all classes of {height}x{width} pixels would take "
-                f"{4 * pixels * self.model.config.num_labels / 2**30:.0f} GiB. Take probabilities out of --write, or "
+                f"{needed / 2**30:.0f} GiB. Take probabilities out of --write, or "
                 "cut the image into tiles."
             )
         if pixels > self.outputs.tile_above_pixels and not all_classes:
@@ -223,7 +227,7 @@ class SegmentationPredictor:
                 yield strip.top, strip.ids.cpu().numpy(), strip.confidence.cpu().numpy(), []
         elif all_classes:
             scores = class_probabilities(self.model, as_tensor(image), self.settings, self.preprocessing)
-            confidence, ids = scores.max(0)
+            ids, confidence = choose_classes(scores, self.settings.threshold)
             yield 0, ids.cpu().numpy(), confidence.cpu().numpy(), [scores.half().cpu().numpy()]
         else:
             ids, confidence = segment_with_confidence(self.model, as_tensor(image), self.settings, self.preprocessing)

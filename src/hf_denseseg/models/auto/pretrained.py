@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTr
 from hf_denseseg.errors import InputError, RunError
 from hf_denseseg.models.auto.registration import families, family_classes
 from hf_denseseg.models.auto.tasks import SEMANTIC_SEGMENTATION, TASKS, task_of_class
+from hf_denseseg.models.configuration import class_names
 
 # What transformers and torch raise for malformed files; each comes from another layer below `from_pretrained`.
 MALFORMED = (
@@ -35,10 +36,17 @@ def task_of_checkpoint(checkpoint: str) -> str | None:
 def classes_of_checkpoint(checkpoint: str) -> list[str]:
     """Names of the classes of a checkpoint in the order of its outputs; none if its configuration cannot be read."""
     try:
-        names: dict[Any, str] = dict(_read_config(checkpoint).id2label or {})
+        return class_names(_read_config(checkpoint))
     except MALFORMED:
         return []
-    return [str(names[index]) for index in sorted(names)]
+
+
+def has_one_logit(checkpoint: str) -> bool:
+    """Whether a segmentation checkpoint gives one logit for its two classes, according to its configuration."""
+    try:
+        return _read_config(checkpoint).num_labels == 1
+    except MALFORMED:
+        return False
 
 
 def load_trained_model(checkpoint: str, task: str = SEMANTIC_SEGMENTATION, **overrides: Any) -> PreTrainedModel:

@@ -22,6 +22,7 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from hf_denseseg.models.configuration import name_two_classes
 from hf_denseseg.models.dsct.configuration_dsct import DsctConfig
 from hf_denseseg.models.inputs import check_images, segmentation_labels
 from hf_denseseg.models.losses import classification_loss, segmentation_loss
@@ -547,6 +548,7 @@ class DsctForSemanticSegmentation(DsctPreTrainedModel):
     """DSCT with one of its two decoders (Figure 1)."""
 
     def __init__(self, config: DsctConfig) -> None:
+        name_two_classes(config)
         super().__init__(config)
         self.dsct = DsctModel(config)
         self.decode_head = DsctSacHead(config) if config.decode_head == "sac" else DsctSappHead(config)

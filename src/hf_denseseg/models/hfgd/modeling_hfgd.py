@@ -23,6 +23,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
+from hf_denseseg.models.configuration import name_two_classes
 from hf_denseseg.models.hfgd.backbone_hfgd import build_backbone, check_levels, feature_maps
 from hf_denseseg.models.hfgd.configuration_hfgd import HfgdConfig
 from hf_denseseg.models.hfgd.layers_hfgd import HfgdConvNormAct, at_width
@@ -438,6 +439,7 @@ class HfgdForSemanticSegmentation(HfgdPreTrainedModel):
     """HFGD (Figure 2), its ablations, and other upsamplers under its guidance (Table 8)."""
 
     def __init__(self, config: HfgdConfig) -> None:
+        name_two_classes(config)
         super().__init__(config)
         self.hfgd = HfgdModel(config)
         width = cast(int, self.hfgd.context_encoder.channels)

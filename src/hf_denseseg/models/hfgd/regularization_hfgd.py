@@ -35,7 +35,7 @@ class HfgdClassAwareRegularization(nn.Module):
 
     def __init__(self, config: HfgdConfig, channels: int) -> None:
         super().__init__()
-        self.num_labels = int(config.num_labels or 0)
+        self.num_labels = max(int(config.num_labels or 0), 2)  # one logit tells two classes apart
         self.ignore_index = config.semantic_loss_ignore_index
         self.align_corners = config.align_corners
         self.batch_center = config.car_batch_center

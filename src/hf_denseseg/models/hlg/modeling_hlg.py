@@ -31,6 +31,7 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
+from hf_denseseg.models.configuration import name_two_classes
 from hf_denseseg.models.hlg.configuration_hlg import HlgConfig
 from hf_denseseg.models.hlg.positions_hlg import HlgGrouping, HlgPlaces, HlgPositionBias, gather_bias
 from hf_denseseg.models.inputs import check_images, segmentation_labels
@@ -824,6 +825,7 @@ class HlgForSemanticSegmentation(HlgPreTrainedModel):
     """HLG with the SETR-PUP decoder (Tables 5 and 6) or UperNet."""
 
     def __init__(self, config: HlgConfig) -> None:
+        name_two_classes(config)
         super().__init__(config)
         self.hlg = HlgModel(config)
         self.decode_head, self.auxiliary_head = build_heads(config)

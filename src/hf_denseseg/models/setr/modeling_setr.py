@@ -29,6 +29,7 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from hf_denseseg.models.configuration import name_two_classes
 from hf_denseseg.models.inputs import check_images, segmentation_labels
 from hf_denseseg.models.losses import segmentation_loss
 from hf_denseseg.models.setr.configuration_setr import SetrConfig
@@ -542,6 +543,7 @@ class SetrForSemanticSegmentation(SetrPreTrainedModel):
     """SETR with one of its three decoders (Figure 1)."""
 
     def __init__(self, config: SetrConfig) -> None:
+        name_two_classes(config)
         super().__init__(config)
         self.setr = SetrModel(config)
         self.aggregation = SetrAggregation(config) if config.decode_head == "mla" else None

@@ -26,6 +26,7 @@ from transformers.utils.generic import can_return_tuple, maybe_autocast, merge_w
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from hf_denseseg.errors import InputError
+from hf_denseseg.models.configuration import name_two_classes
 from hf_denseseg.models.inputs import check_images, label_maps, segmentation_labels
 from hf_denseseg.models.losses import segmentation_loss
 from hf_denseseg.models.unept.configuration_unept import LOSS_WEIGHTS, OUTPUT_STRIDE, UneptConfig
@@ -692,6 +693,7 @@ class UneptForSemanticSegmentation(UneptPreTrainedModel):
     """UN-EPT (Figure 2)."""
 
     def __init__(self, config: UneptConfig) -> None:
+        name_two_classes(config)
         super().__init__(config)
         self.unept = UneptModel(config)
         self.classifier = nn.Conv2d(config.hidden_size, int(config.num_labels or 0), kernel_size=1)

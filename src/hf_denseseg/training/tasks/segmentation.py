@@ -25,7 +25,7 @@ from hf_denseseg.errors import InputError
 from hf_denseseg.evaluation.score_names import chance_level, describe_protocol
 from hf_denseseg.inference.predict.processes import Processes
 from hf_denseseg.inference.preprocessing import Preprocessing
-from hf_denseseg.inference.settings import InferenceSettings
+from hf_denseseg.inference.settings import InferenceSettings, check_threshold
 from hf_denseseg.reports.evaluation_page import Drawn, write_page, write_tables
 from hf_denseseg.training.arguments import TaskTrainingArguments
 from hf_denseseg.training.data_arguments import DataArguments
@@ -159,6 +159,7 @@ class SemanticSegmentation(Task):
     def use_protocol_of(self, trainer: SegmentationTrainer, checkpoint: str) -> None:
         """Use the inference settings saved with the checkpoint."""
         trainer.settings = InferenceSettings.load(checkpoint)
+        check_threshold(trainer.settings.threshold, trainer.model.config.num_labels or 0)
 
     def write_evaluation(self, trainer: SegmentationTrainer, results: dict[str, Any], output: Path) -> None:
         """Tables, and a page with the worst and best images."""

@@ -15,7 +15,7 @@ from hf_denseseg.evaluation.score_names import SCORE_NAMES
 from hf_denseseg.evaluation.segmentation_scores import Evaluation, count_image
 from hf_denseseg.evaluation.size_recall import check_installed
 from hf_denseseg.inference.segmentation import segment
-from hf_denseseg.inference.settings import InferenceSettings
+from hf_denseseg.inference.settings import InferenceSettings, check_threshold
 from hf_denseseg.models.auto.registration import is_own
 from hf_denseseg.models.auto.tasks import SEMANTIC_SEGMENTATION
 from hf_denseseg.models.channels import image_channels
@@ -47,6 +47,7 @@ class SegmentationTrainer(TaskTrainer):
         args: see `TaskTrainingArguments`.
         spec: label specification, with the class names of the per-class table.
         settings: test protocol.
+        image_processor: saved with the model.
         options: see `TaskTrainer`; `train_dataset` is a `data.augmentation.segmentation.TrainDataset` or its
             streaming form, `eval_dataset` an `EvalDataset`.
     """
@@ -61,10 +62,19 @@ class SegmentationTrainer(TaskTrainer):
         *,
         spec: LabelSpec,
         settings: InferenceSettings,
+        image_processor: Any,
         **options: Any,
     ) -> None:
         check_installed()
         self.settings = settings
+        check_threshold(settings.threshold, model.config.num_labels or 0)
+        if model.config.num_labels == 1 and args.class_weights is not None and args.loss in ("dice", "lovasz"):
+            raise InputError(
+                f"class_weights: with one logit, {args.loss} judges the foreground only. Leave them out, or use "
+                f"'ce+{args.loss}', where they weigh the pixels of ce."
+            )
+        if hasattr(image_processor, "threshold"):
+            image_processor.threshold = settings.threshold  # saved beside the model, for pipelines
         self.evaluation = Evaluation(spec)
         self.names: dict[int, str] = {}  # of the images that were evaluated
         self.class_order: torch.Tensor | None = None  # train id of each class of the model, where they differ
@@ -86,7 +96,9 @@ class SegmentationTrainer(TaskTrainer):
         elif (head := getattr(model, "auxiliary_head", None)) is not None:
             # No method of the trainer, which a copy of the model (the averaged one) would copy too.
             head.register_forward_hook(functools.partial(_keep_logits, self._auxiliary_logits))
-        super().__init__(model, args, spec=spec, train_collator=collate_train, **options)
+        super().__init__(
+            model, args, spec=spec, image_processor=image_processor, train_collator=collate_train, **options
+        )
 
     @property
     def protocol(self) -> dict[str, Any]:
