@@ -98,6 +98,7 @@ def _load(args: argparse.Namespace) -> tuple[Any, Any, list[int] | None]:
     from hf_denseseg.data.segmentation import load_segmentation
     from hf_denseseg.inference.predict.segmentation import SegmentationPredictor
     from hf_denseseg.models.auto.pretrained import task_of_checkpoint
+    from hf_denseseg.models.configuration import class_names
     from hf_denseseg.visualization.class_features import check_projection
 
     for option, least in (("max_eval_samples", 1), ("points", 2)):
@@ -113,9 +114,9 @@ def _load(args: argparse.Namespace) -> tuple[Any, Any, list[int] | None]:
     if unknown := [name for name in args.classes or () if name not in data.spec.classes]:
         raise InputError(unknown_name(f"class of {data.spec.name}", unknown[0], data.spec.classes))
     chosen = sorted({data.spec.label2id[name] for name in args.classes}) if args.classes else None
-    if predictor.model.config.num_labels != data.spec.num_labels:
+    if len(classes := class_names(predictor.model.config)) != data.spec.num_labels:
         raise InputError(
-            f"{args.checkpoint} knows {predictor.model.config.num_labels} classes, {data.spec.name} has "
+            f"{args.checkpoint} knows {len(classes)} classes, {data.spec.name} has "
             f"{data.spec.num_labels}. Give the dataset the checkpoint was trained on."
         )
     scan = scan_segmentation(data, progress=True)

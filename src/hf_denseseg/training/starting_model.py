@@ -37,25 +37,21 @@ def build_model(arguments: ModelArguments, spec: LabelSpec | ClassNames, num_cha
             for another task.
     """
     overrides = dict(arguments.config_overrides or {})
-    one_logit = _has_one_logit(arguments, spec, overrides.pop("num_labels", None))
+    one_logit = _has_one_logit(arguments, spec, overrides.get("num_labels"))
     names = {0: spec.classes[1]} if one_logit else spec.id2label
-    labels = {"id2label": names, "label2id": {name: k for k, name in names.items()}, "num_labels": len(names)}
-    model = _load_or_create(arguments, spec, labels, overrides, num_channels)
+    overrides |= {"id2label": names, "label2id": {name: k for k, name in names.items()}}
+    model = _load_or_create(arguments, spec, overrides, num_channels)
     if isinstance(model.config, CheckedFields) and model.config.one_logit:
         model.config.id2label, model.config.label2id = spec.id2label, spec.label2id
     return model
 
 
 def _load_or_create(
-    arguments: ModelArguments,
-    spec: LabelSpec | ClassNames,
-    labels: dict[str, Any],
-    overrides: dict[str, Any],
-    num_channels: int,
+    arguments: ModelArguments, spec: LabelSpec | ClassNames, fields: dict[str, Any], num_channels: int
 ) -> PreTrainedModel:
     if arguments.model in PEERS:
         _check_peer(arguments)
-        return create_peer(arguments.model, num_channels=num_channels, **labels, **overrides)
+        return create_peer(arguments.model, num_channels=num_channels, **fields)
     if arguments.model not in list_models():
         if not Path(arguments.model).exists() and arguments.model.count("/") != 1:
             raise InputError(
@@ -63,19 +59,16 @@ def _load_or_create(
             )
         _check_class_names(arguments.model, spec)
         # A head for other classes starts from random weights; the rest is the checkpoint's.
-        model = load_trained_model(
-            arguments.model, arguments.task, ignore_mismatched_sizes=True, **labels, **overrides
-        )
+        model = load_trained_model(arguments.model, arguments.task, ignore_mismatched_sizes=True, **fields)
         return _adapted(model, num_channels)
     _check_task(arguments)
-    fields = labels | overrides
     try:
         if arguments.encoder_weights is None:
             return create_model(arguments.model, num_channels=num_channels, **fields)
         family = create_config(arguments.model).model_type
         return _adapted(load_official(family, arguments.encoder_weights, arguments.model, **fields), num_channels)
     except (StrictDataclassError, TypeError) as error:
-        raise InputError(f"config_overrides {overrides}: {error}") from error
+        raise InputError(f"config_overrides {arguments.config_overrides}: {error}") from error
 
 
 def _adapted(model: PreTrainedModel, num_channels: int) -> PreTrainedModel:
