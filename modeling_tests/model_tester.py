@@ -405,6 +405,28 @@ class SegmentationModelTester:
             other = self.model_class.from_pretrained(tmp_path, num_labels=count, ignore_mismatched_sizes=True)
             assert other.config.num_labels == len(other.config.id2label) == count
 
+    # --- more classes than bytes can number
+
+    def test_class_255_of_300_learns_and_65535_is_ignored(self, batch):
+        torch.manual_seed(0)
+        model = self.model_class(self.config_class(**self.tiny, num_labels=300)).eval()
+        pixel_values, labels = batch["pixel_values"], torch.full_like(batch["labels"], 255)
+        labels[0] = 299
+        loss = model(pixel_values, labels=labels).loss
+        loss.backward()
+        rows = [each for name, each in gradients(model).items() if each.shape[0] == 300 and each.ndim > 1]
+        assert rows and all((each[[255, 299]].flatten(1).abs().sum(1) > 0).all() for each in rows)
+        partly = [labels.clone(), labels.clone(), labels.to(torch.int32)]
+        partly[0][:, :20] = partly[2][:, :20] = 65535
+        partly[1][:, :20] = -100
+        losses = [model(pixel_values, labels=each).loss.item() for each in partly]
+        assert losses == pytest.approx([losses[0]] * 3) and losses[0] != pytest.approx(loss.item(), rel=1e-6)
+        nothing = [model(pixel_values, labels=torch.full_like(labels, ignored)).loss for ignored in (65535, -100)]
+        assert_same_outputs(*nothing)
+        assert nothing[0] < loss / 10
+        with pytest.raises(InputError, match="ids 300 that are no class: legal are 0 to 299, and 65535"):
+            model(pixel_values, labels=torch.full_like(labels, 300))
+
     # --- bad input
 
     @pytest.mark.parametrize("wrong", [-1, NUM_LABELS, 254])

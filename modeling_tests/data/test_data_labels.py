@@ -95,6 +95,7 @@ def test_the_generated_palette_is_that_of_voc():
     """The first colors after background in the color map of the PASCAL VOC devkit."""
     assert color_wheel(4) == ((128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128))
     assert len(set(color_wheel(254))) == 254
+    assert len(set(color_wheel(1000))) == 1000
 
 
 @pytest.mark.parametrize(
@@ -137,3 +138,38 @@ def test_categories_round_trip_through_json_and_must_be_classes():
     for wrong in ({"flat": ["rood"]}, {"flat": ["road"], "vehicle": ["road", "car"]}):
         with pytest.raises(InputError, match="`categories` names"):
             LabelSpec.from_dict({**values, "categories": wrong})
+
+
+@pytest.mark.parametrize(
+    ("count", "ignored", "dtype"), [(254, 255, np.uint8), (255, 65535, np.uint16), (847, 65535, np.uint16)]
+)
+def test_the_ignored_id_and_the_type_follow_from_the_number_of_classes(count, ignored, dtype):
+    spec = LabelSpec("s", tuple(f"class {k}" for k in range(count)))
+    assert (spec.ignore_index, spec.dtype, spec.raw_void) == (ignored, dtype, (ignored,))
+    raw = np.array([[0, 253, count - 1, ignored]], np.uint16)
+    assert spec.encode(raw).dtype == dtype and np.array_equal(spec.encode(raw), raw)
+    assert np.array_equal(spec.decode(spec.encode(raw)), raw)
+    assert np.array_equal(spec.encode(np.array([[253, 0]], np.uint8)), [[253, 0]])
+    with pytest.raises(InputError, match="not in the label specification"):
+        spec.encode(np.array([[count + 2]], np.uint16))
+    again = LabelSpec.from_dict(spec.to_dict())
+    assert again == spec and np.array_equal(again.table, spec.table)
+
+
+def test_more_than_254_classes_may_have_any_raw_ids_and_colors():
+    names = [f"class {k}" for k in range(300)]
+    spec = LabelSpec.from_dict({"classes": names, "raw_void": 255})  # explicitly
+    assert spec.encode(np.array([[254, 255, 256, 300, 65535]])).tolist() == [[254, 65535, 255, 299, 65535]]
+    shifted = LabelSpec.from_dict({"classes": names, "raw_void": 0})
+    assert shifted.encode(np.array([[0, 1, 255, 256, 300]])).tolist() == [[65535, 0, 254, 255, 299]]
+    colors = {name: list(color) for name, color in zip(names, color_wheel(300), strict=True)}
+    colored = LabelSpec.from_dict({"classes": names, "colors": colors | {"void": [0, 0, 0]}})
+    shown = np.array([[colors["class 255"], colors["class 299"], [0, 0, 0]]], np.uint8)
+    assert colored.encode_colors(shown).tolist() == [[255, 299, 65535]]
+
+
+def test_the_most_classes_of_a_16_bit_map():
+    spec = LabelSpec("s", tuple(map(str, range(65534))))
+    assert spec.encode(np.array([[65533, 65535]])).tolist() == [[65533, 65535]]
+    with pytest.raises(InputError, match="65535 classes; between 1 and 65534 are supported"):
+        LabelSpec("s", tuple(map(str, range(65535))))

@@ -104,8 +104,27 @@ def test_input_that_is_not_a_pair_of_label_maps_is_refused():
         confusion_matrix(ids.float(), ids, 3)
     with pytest.raises(InputError, match="num_labels is 0"):
         confusion_matrix(ids, ids, 0)
-    with pytest.raises(InputError, match="too far"):
-        confusion_matrix(ids, ids, 3, ignore_index=65535)
+    with pytest.raises(InputError, match="5000 classes have 25,000,000 pairs"):
+        confusion_matrix(ids, ids, 5000)
+
+
+@pytest.mark.parametrize(("num_labels", "ignore_index"), [(300, 65535), (300, None), (255, None), (3, 70_000)])
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32])
+def test_more_than_254_classes_have_another_ignored_id(num_labels, ignore_index, dtype):
+    ignored = 65535 if ignore_index is None else ignore_index
+    if ignored > np.iinfo(dtype).max:
+        return
+    prediction, label = random_maps(1, num_labels, ignore_index=ignored)
+    label[0, :5] = min(255, num_labels - 1)  # a class like others
+    given = (prediction.astype(dtype), label.astype(dtype), num_labels, ignore_index)
+    assert np.array_equal(confusion_matrix(*given).numpy(), loop_matrix(prediction, label, num_labels, ignored))
+    wrong = label.copy()
+    wrong[0, 0] = num_labels
+    with pytest.raises(InputError, match=rf"label holds ids \[{num_labels}\]"):
+        confusion_matrix(given[0], wrong.astype(dtype), num_labels, ignore_index)
+    prediction[label != ignored] = ignored
+    with pytest.raises(InputError, match="ignored\\) at labeled pixels"):
+        confusion_matrix(prediction.astype(dtype), *given[1:])
 
 
 def mmseg_areas(pairs, num_labels, ignore_index=255):

@@ -1,7 +1,7 @@
 """Segmentation data from any source: embedded scenes, folder of pairs, Parquet or WebDataset shards, hub dataset.
 
-Rows are always `image` (PIL in mode RGB, or an array `(H, W, C)` of another `PixelFormat`), `label` ((H, W) uint8,
-train ids and 255) and `id` (text).
+Rows are always `image` (PIL in mode RGB, or an array `(H, W, C)` of another `PixelFormat`), `label` ((H, W) train ids
+of the specification) and `id` (text).
 """
 
 import importlib.util
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from hf_denseseg.data.labels import IGNORE_INDEX, LabelSpec, SegmentationData
+from hf_denseseg.data.labels import LabelSpec, SegmentationData
 from hf_denseseg.data.reading.archives import is_archive
 from hf_denseseg.data.reading.images import check_same_size, read_image, read_label
 from hf_denseseg.data.reading.pixels import RGB_BYTES, PixelFormat, height_width
@@ -63,7 +63,7 @@ def load_segmentation(
 
     Returns:
         The dataset, whose rows are decoded on access, and its label specification. If the labels of a split are not
-        published (test splits of benchmarks), every pixel is ignored (255).
+        published (test splits of benchmarks), every pixel is ignored.
 
     Raises:
         InputError: an argument cannot be used; the message names it and the fix.
@@ -169,7 +169,7 @@ class DecodePairs:
             # Embedded images have no path, so messages call them by their id.
             image = read_image(image, _path(image) or f"{name} (image)", self.pixel_format)
             if label is None:  # not published: ignore every pixel
-                ids = np.full(height_width(image), IGNORE_INDEX, np.uint8)
+                ids = np.full(height_width(image), self.spec.ignore_index, self.spec.dtype)
             else:
                 ids = read_label(label, self.spec, _path(label) or f"{name} (label)")
                 check_same_size(image, ids, name)

@@ -12,7 +12,7 @@ import math
 
 import torch
 
-from hf_denseseg.data.labels import IGNORE_INDEX
+from hf_denseseg.data.labels import IGNORE_INDEX, ignore_index_of
 
 WIDTH_FRACTION = 0.02  # of the image's diagonal; the authors' setting for COCO, Cityscapes and others
 
@@ -61,21 +61,24 @@ def boundary_counts(prediction: torch.Tensor, label: torch.Tensor, num_labels: i
     Ignored pixels belong to no mask: the prediction is ignored where the label is, so that both masks end there.
 
     Args:
-        prediction: `(H, W)` class ids, integers below 256.
-        label: `(H, W)` class ids and 255 = ignored, on the same device.
+        prediction: `(H, W)` class ids.
+        label: `(H, W)` class ids and `ignore_index_of(num_labels)`, on the same device.
         num_labels: number of classes C.
 
     Returns:
         `(3, C)` int64: in both regions, in the prediction's, in the label's.
     """
     width = boundary_width((label.shape[0], label.shape[1]))
-    label = label.to(torch.uint8)
-    prediction = _ignored_where(label == IGNORE_INDEX, prediction.to(torch.uint8))
-    # Label maps (H, W) of the boundary regions alone: everything else is set to 255, which is not counted below.
-    predicted = _ignored_where(~boundary_region(prediction, width), prediction)
-    true = _ignored_where(~boundary_region(label, width), label)
-    both = _ignored_where(predicted != true, true)
-    return torch.stack([torch.bincount(ids.flatten(), minlength=256)[:num_labels] for ids in (both, predicted, true)])
+    ignored = ignore_index_of(num_labels)
+    kind = torch.uint8 if ignored == IGNORE_INDEX else torch.int32
+    label = label.to(kind)
+    prediction = _ignored_where(label == ignored, prediction.to(kind), ignored)
+    # Label maps (H, W) of the boundary regions alone: everything else is ignored, which is not counted below.
+    predicted = _ignored_where(~boundary_region(prediction, width), prediction, ignored)
+    true = _ignored_where(~boundary_region(label, width), label, ignored)
+    both = _ignored_where(predicted != true, true, ignored)
+    maps = (both, predicted, true)
+    return torch.stack([torch.bincount(ids.flatten(), minlength=ignored + 1)[:num_labels] for ids in maps])
 
 
 def boundary_iou(counts: torch.Tensor) -> list[float | None]:
@@ -85,9 +88,11 @@ def boundary_iou(counts: torch.Tensor) -> list[float | None]:
     return [b / union if union else None for b, union in zip(both, unions, strict=True)]
 
 
-def _ignored_where(mask: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """Bytes, 255 where the mask is set; by bit operations, since `torch.where` takes six times as long on bytes."""
-    return ids | mask.view(torch.uint8).neg()  # True is the byte 1, whose negative is 255
+def _ignored_where(mask: torch.Tensor, ids: torch.Tensor, ignored: int) -> torch.Tensor:
+    """Ids, ignored where the mask is; bytes by bit operations, since `torch.where` takes six times as long on them."""
+    if ids.dtype == torch.uint8:
+        return ids | mask.view(torch.uint8).neg()  # True is the byte 1, whose negative is 255
+    return torch.where(mask, ignored, ids)
 
 
 def _any_of(flags: torch.Tensor, length: int, dim: int) -> torch.Tensor:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from hf_denseseg.data.labels import ignore_index_of
 from hf_denseseg.errors import InputError
 
 LabelMap = torch.Tensor | np.ndarray
@@ -14,7 +15,9 @@ ABSENT_CONVENTIONS = ("zero", "skip")
 LARGEST_ID_RANGE = 4096
 
 
-def confusion_matrix(prediction: LabelMap, label: LabelMap, num_labels: int, ignore_index: int = 255) -> torch.Tensor:
+def confusion_matrix(
+    prediction: LabelMap, label: LabelMap, num_labels: int, ignore_index: int | None = None
+) -> torch.Tensor:
     """Count the pixels of each (true class, predicted class) pair exactly.
 
     One histogram of joint ids, without a mask: ignored and unknown ids have bins of their own, which are checked
@@ -25,7 +28,7 @@ def confusion_matrix(prediction: LabelMap, label: LabelMap, num_labels: int, ign
             `ignore_index` is allowed.
         label: true class ids of the same shape; `ignore_index` marks ignored pixels.
         num_labels: number of classes C.
-        ignore_index: id of ignored pixels, outside 0..C-1.
+        ignore_index: id of ignored pixels, outside 0..C-1; None is 255, or 65535 with more than 254 classes.
 
     Returns:
         `(C, C)` int64 on the device of `prediction`, rows = ground truth, columns = prediction.
@@ -34,6 +37,7 @@ def confusion_matrix(prediction: LabelMap, label: LabelMap, num_labels: int, ign
         InputError: shapes differ, an id is neither a class nor `ignore_index`, a labeled pixel is predicted as
             ignored, or `ignore_index` is a class.
     """
+    ignore_index = ignore_index_of(num_labels) if ignore_index is None else ignore_index
     low, high = _id_range(num_labels, ignore_index)
     prediction = _integer_map(prediction, "prediction")
     label = _integer_map(label, "label").to(prediction.device)
@@ -42,6 +46,12 @@ def confusion_matrix(prediction: LabelMap, label: LabelMap, num_labels: int, ign
             f"Prediction has shape {tuple(prediction.shape)}, label {tuple(label.shape)}. "
             "Resize the prediction to the label's own size first."
         )
+    if high - low >= LARGEST_ID_RANGE:  # a distant ignore_index: it gets the bin after the classes
+        prediction = _with_near_ignored(prediction, num_labels, ignore_index, "prediction")
+        label = _with_near_ignored(label, num_labels, ignore_index, "label")
+        if bool(((prediction == num_labels) & (label < num_labels)).any()):
+            raise InputError(_ignored_prediction(ignore_index))
+        low, high, ignore_index = 0, num_labels, num_labels
     for ids, role in ((prediction, "prediction"), (label, "label")):
         _check_range(ids, low, high, role)
     width = high - low + 1  # ids low..high, so that a pair of ids is one number below width * width
@@ -69,9 +79,27 @@ def _id_range(num_labels: int, ignore_index: int) -> tuple[int, int]:
             "Encode ignored pixels as 255 (or -100) and keep every class in the metric."
         )
     low, high = min(0, ignore_index), max(num_labels - 1, ignore_index)
-    if high - low >= LARGEST_ID_RANGE:
-        raise InputError(f"ignore_index {ignore_index} is too far from the {num_labels} classes. Use 255 or -100.")
+    if num_labels >= LARGEST_ID_RANGE:
+        raise InputError(
+            f"{num_labels} classes have {num_labels**2:,} pairs to count; fewer than {LARGEST_ID_RANGE} classes are "
+            "scored."
+        )
     return low, high
+
+
+def _with_near_ignored(ids: torch.Tensor, num_labels: int, ignore_index: int, role: str) -> torch.Tensor:
+    """Ids with `num_labels` for ignored pixels; other ids that are no class are refused."""
+    unknown = ids[((ids < 0) | (ids >= num_labels)) & (ids != ignore_index)]
+    if len(unknown):
+        raise InputError(_illegal(role, unknown.unique().tolist(), num_labels, ignore_index))
+    return torch.where(ids == ignore_index, num_labels, ids.long())
+
+
+def _illegal(role: str, ids: list[int], num_labels: int, ignore_index: int) -> str:
+    return (
+        f"The {role} holds ids {ids[:8]}, legal are 0 to {num_labels - 1} and {ignore_index} (ignored). "
+        "Check `num_labels` and the label specification."
+    )
 
 
 def _integer_map(ids: LabelMap, role: str) -> torch.Tensor:
@@ -101,10 +129,11 @@ def _unknown_ids(counts: torch.Tensor, low: int, num_labels: int, ignore_index: 
     for role, totals in (("label", counts.sum(1)), ("prediction", counts.sum(0))):
         unknown = [index + low for index in totals.nonzero().flatten().tolist() if index + low not in legal]
         if unknown:
-            return (
-                f"The {role} holds ids {unknown[:8]}, legal are 0 to {num_labels - 1} and {ignore_index} (ignored). "
-                "Check `num_labels` and the label specification."
-            )
+            return _illegal(role, unknown, num_labels, ignore_index)
+    return _ignored_prediction(ignore_index)
+
+
+def _ignored_prediction(ignore_index: int) -> str:
     return (
         f"The prediction is {ignore_index} (ignored) at labeled pixels. "
         "Predict a class for every pixel; only labels may be ignored."
@@ -114,10 +143,10 @@ def _unknown_ids(counts: torch.Tensor, low: int, num_labels: int, ignore_index: 
 class ConfusionMeter:
     """Sum of confusion matrices over a dataset; memory does not grow with the number or size of images."""
 
-    def __init__(self, num_labels: int, ignore_index: int = 255) -> None:
-        _id_range(num_labels, ignore_index)
+    def __init__(self, num_labels: int, ignore_index: int | None = None) -> None:
         self.num_labels = num_labels
-        self.ignore_index = ignore_index
+        self.ignore_index = ignore_index_of(num_labels) if ignore_index is None else ignore_index
+        _id_range(num_labels, self.ignore_index)
         self.matrix = torch.zeros(num_labels, num_labels, dtype=torch.int64)
 
     def update(self, prediction: LabelMap | Iterable[LabelMap], label: LabelMap | Iterable[LabelMap]) -> None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from hf_denseseg.data.labels import LabelSpec
+from hf_denseseg.data.labels import MOST_CLASSES_IN_BYTES, LabelSpec
 from hf_denseseg.evaluation.boundary_iou import WIDTH_FRACTION, boundary_counts, boundary_iou
 from hf_denseseg.evaluation.segmentation_metrics import category_metrics, confusion_matrix, segmentation_metrics
 from hf_denseseg.evaluation.size_recall import SIZE_LIMITS, SIZES, size_counts, size_recall
@@ -46,8 +46,8 @@ def count_image(prediction: torch.Tensor, label: torch.Tensor, num_labels: int) 
 
     Args:
         prediction: `(H, W)` class ids, all of them classes.
-        label: `(H, W)` class ids and 255 = ignored, at the label's own resolution.
-        num_labels: number of classes C, at most 254.
+        label: `(H, W)` class ids and `ignore_index_of(num_labels)`, at the label's own resolution.
+        num_labels: number of classes C.
 
     Returns:
         int64 vector on the CPU: the confusion matrix `(C, C)`, `boundary_counts` `(3, C)` and `size_counts`
@@ -58,8 +58,9 @@ def count_image(prediction: torch.Tensor, label: torch.Tensor, num_labels: int) 
     """
     label = label.to(prediction.device)
     matrix = confusion_matrix(prediction, label, num_labels)
-    # `confusion_matrix` has checked that only classes and 255 occur, so bytes hold them.
-    prediction, label = prediction.to(torch.uint8), label.to(torch.uint8)
+    # `confusion_matrix` has checked that only classes and the ignored id occur: bytes hold up to 254 classes.
+    kind = torch.uint8 if num_labels <= MOST_CLASSES_IN_BYTES else torch.int32
+    prediction, label = prediction.to(kind), label.to(kind)
     boundary = boundary_counts(prediction, label, num_labels)
     sizes = torch.from_numpy(size_counts(prediction.cpu().numpy(), label.cpu().numpy(), num_labels))
     return torch.cat([each.flatten().cpu() for each in (matrix, boundary, sizes)])

@@ -62,7 +62,7 @@ def size_counts(prediction: np.ndarray, label: np.ndarray, num_labels: int) -> n
 
     Args:
         prediction: `(H, W)` class ids.
-        label: `(H, W)` class ids and 255 = ignored; the size of a segment is its fraction of all the image's pixels
+        label: `(H, W)` class ids, others ignored; the size of a segment is its fraction of all the image's pixels
             (`SIZE_LIMITS`; a segment at a limit belongs to the larger size).
         num_labels: number of classes C.
 

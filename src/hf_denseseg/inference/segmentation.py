@@ -156,7 +156,8 @@ def _winners(
     """Best class, its logit and (if wanted) the log of the summed exponentials, each `(B, height, width)`."""
     best = torch.full((len(logits), *size), -torch.inf, device=logits.device)
     log_sum = best.clone() if with_sum else best
-    ids = torch.zeros(best.shape, dtype=torch.int16, device=logits.device)
+    kind = torch.int16 if logits.shape[1] < 2**15 else torch.int32
+    ids = torch.zeros(best.shape, dtype=kind, device=logits.device)
     for start, values in _resized_chunks(logits, size, align_corners, chunk_classes):
         if with_sum:
             torch.logaddexp(log_sum, values.logsumexp(1), out=log_sum)

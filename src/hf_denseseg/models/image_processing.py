@@ -19,6 +19,7 @@ from transformers.models.segformer.image_processing_pil_segformer import Segform
 from transformers.models.segformer.image_processing_segformer import SegformerImageProcessor
 from transformers.processing_utils import ImagesKwargs, Unpack
 
+from hf_denseseg.data.labels import IGNORE_INDEX
 from hf_denseseg.data.reading.images import read_image
 from hf_denseseg.data.reading.pixels import RGB_BYTES, PixelFormat, resize_pixels
 from hf_denseseg.errors import InputError
@@ -32,21 +33,24 @@ class SegmentationImageProcessorKwargs(ImagesKwargs, total=False):
     """Options in addition to those of every image processor.
 
     Args:
-        do_reduce_labels: whether raw label 0 is ignored: 0 -> 255, k -> k - 1, 255 stays.
+        do_reduce_labels: whether raw label 0 is ignored: 0 -> `ignore_index`, k -> k - 1, ignored ones stay.
         align_corners: how `post_process_semantic_segmentation` resizes logits; use the model's setting.
         pixel_range: stored values of black and white: `"uint8"`, `"uint16"` or `[low, high]`, see `PixelFormat`.
             `image_mean` has one number per channel.
-        threshold: probability above which a pixel is foreground, of a model with one logit.
     """
 
     do_reduce_labels: bool
     align_corners: bool
     pixel_range: str | list[int | float] | tuple[int | float, int | float]
-    threshold: float
 
 
 class _SegmentationMixin:
-    """Differences of both backends from Segformer's."""
+    """Differences of both backends from Segformer's.
+
+    Attributes:
+        threshold: probability above which a pixel is foreground, of a model with one logit; saved.
+        ignore_index: id of ignored pixels, 65535 for models of more than 254 classes; saved.
+    """
 
     valid_kwargs = SegmentationImageProcessorKwargs
     size = {"shortest_edge": 512, "longest_edge": 2048}
@@ -55,6 +59,7 @@ class _SegmentationMixin:
     align_corners = False
     pixel_range: str | list[float] = "uint8"
     threshold = 0.5
+    ignore_index = IGNORE_INDEX
 
     def preprocess(
         self,
@@ -143,9 +148,11 @@ class SegmentationImageProcessor(_SegmentationMixin, SegformerImageProcessor):  
     """Resize (shorter side 512, ratio kept), rescale and normalize with torchvision."""
 
     def reduce_label(self, labels: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Ignore raw label 0: 0 -> 255, k -> k - 1, 255 stays, in int64, whatever the type of the maps."""
-        maps = [each.long() for each in labels]
-        return [torch.where((each == 0) | (each == 255), 255, each - 1) for each in maps]
+        """Ignore raw label 0: 0 -> `ignore_index`, k -> k - 1, ignored ones stay; int64, whatever the type of maps."""
+        ignored, maps = self.ignore_index, [each.long() for each in labels]
+        for each in maps:
+            _check_reducible(int(each.max()), ignored)
+        return [torch.where((each == 0) | (each == ignored), ignored, each - 1) for each in maps]
 
 
 class SegmentationImageProcessorPil(_SegmentationMixin, SegformerImageProcessorPil):  # type: ignore[misc]
@@ -164,8 +171,18 @@ class SegmentationImageProcessorPil(_SegmentationMixin, SegformerImageProcessorP
 
     def reduce_label(self, image: np.ndarray) -> np.ndarray:
         """As in the other backend; Segformer's method would write into the caller's map."""
-        raw = image.astype(np.int64)
-        return np.where((raw == 0) | (raw == 255), 255, raw - 1)
+        raw, ignored = image.astype(np.int64), self.ignore_index
+        _check_reducible(int(raw.max()), ignored)
+        return np.where((raw == 0) | (raw == ignored), ignored, raw - 1)
+
+
+def _check_reducible(largest: int, ignored: int) -> None:
+    """Refuse raw ids that would become the ignored one, or larger."""
+    if largest > ignored:
+        raise InputError(
+            f"A label map holds the id {largest}, but {ignored} marks ignored pixels. For more than 254 classes give "
+            "the image processor ignore_index=65535."
+        )
 
 
 def _check_bytes(images: Any) -> None:

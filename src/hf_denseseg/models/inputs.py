@@ -7,10 +7,20 @@ then stops with the same sentence.
 import torch
 from transformers import PreTrainedConfig
 
+from hf_denseseg.data.labels import IGNORE_INDEX, ignore_index_of
 from hf_denseseg.errors import InputError
 
 IGNORED = -100
-"""Marks ignored pixels in every model, beside `semantic_loss_ignore_index`."""
+"""Marks ignored pixels in every model, beside `ignored_id`."""
+
+
+def ignored_id(config: PreTrainedConfig) -> int:
+    """Train id that the losses of a model leave out: `semantic_loss_ignore_index`.
+
+    255, its default, means 65535 with more than 254 classes, of which 255 may be one.
+    """
+    chosen = int(config.semantic_loss_ignore_index)
+    return ignore_index_of(int(config.num_labels or 0)) if chosen == IGNORE_INDEX else chosen
 
 
 def check_images(pixel_values: torch.Tensor, smallest_side: int, reason: str = "") -> None:
@@ -47,10 +57,10 @@ def segmentation_labels(
     Args:
         labels: `(B, H, W)` train ids of any integer dtype, or None; -100 is ignored too.
         pixel_values: `(B, C, H, W)`; label maps may have another height and width.
-        config: of the model, for `num_labels` and `semantic_loss_ignore_index`.
+        config: of the model, for `num_labels` and `ignored_id`.
 
     Returns:
-        `(B, H, W)` int64 with `semantic_loss_ignore_index` at every ignored pixel; None without labels.
+        `(B, H, W)` int64 with `ignored_id` at every ignored pixel; None without labels.
 
     Raises:
         InputError: another shape, no integers, an id that is no class, or an ignored id that is one.
@@ -58,7 +68,7 @@ def segmentation_labels(
     if labels is None:
         return None
     # One logit tells two classes apart.
-    count, ignored = max(int(config.num_labels or 0), 2), config.semantic_loss_ignore_index
+    count, ignored = max(int(config.num_labels or 0), 2), ignored_id(config)
     if not torch.compiler.is_compiling() and 0 <= ignored < count:
         raise InputError(
             f"`semantic_loss_ignore_index` {ignored} is one of the {count} classes, whose pixels would be ignored. "
@@ -132,4 +142,4 @@ def _check_ids(labels: torch.Tensor, legal: torch.Tensor, needed: str, name: str
         raise InputError(sentence.replace("that are no class", f"{listed} that are no class"))
 
 
-__all__ = ["check_images", "classification_labels", "label_maps", "segmentation_labels"]
+__all__ = ["check_images", "classification_labels", "ignored_id", "label_maps", "segmentation_labels"]

@@ -8,6 +8,7 @@ from torch.autograd.function import FunctionCtx
 from transformers import PreTrainedConfig
 from transformers.loss.loss_utils import LOSS_MAPPING
 
+from hf_denseseg.data.labels import ignore_index_of
 from hf_denseseg.models.inputs import classification_labels
 from hf_denseseg.models.region_losses import binary_dice_loss, dice_loss, lovasz_hinge_loss, lovasz_loss
 
@@ -53,7 +54,7 @@ def segmentation_loss(
     logits: torch.Tensor,
     labels: torch.Tensor,
     *,
-    ignore_index: int = 255,
+    ignore_index: int | None = None,
     align_corners: bool = False,
     normalization: str = "valid",
     class_weights: torch.Tensor | None = None,
@@ -68,7 +69,7 @@ def segmentation_loss(
         logits: `(B, num_labels, h, w)`, any resolution and floating dtype; with one label the logit of class 1
             (foreground) against class 0, so that the cross-entropy is the binary one.
         labels: `(B, H, W)`, any integer dtype; `ignore_index` and -100 mark ignored pixels.
-        ignore_index: train id that the loss leaves out.
+        ignore_index: train id that the loss leaves out; None is 255, or 65535 with more than 254 classes.
         align_corners: how the logits are resized, see `torch.nn.functional.interpolate`.
         normalization: `"valid"` divides by the number (with class weights: the summed weight) of kept pixels,
             `"all"` by the number of all pixels, ignored ones included (mmsegmentation's `avg_non_ignore=False`).
@@ -93,6 +94,8 @@ def segmentation_loss(
         raise ValueError(f"Loss {kind!r} is unknown. Use one of {', '.join(LOSSES)}.")
     if normalization not in ("valid", "all"):
         raise ValueError(f"Loss normalization {normalization!r} is unknown. Use 'valid' or 'all'.")
+    if ignore_index is None:
+        ignore_index = ignore_index_of(logits.shape[1])
     labels = labels.long()  # uint8 cannot hold -100
     labels = torch.where(labels == -100, ignore_index, labels)
     logits = logits.float()

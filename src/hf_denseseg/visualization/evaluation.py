@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hf_denseseg.data.labels import IGNORE_INDEX
+from hf_denseseg.data.labels import IGNORE_INDEX, ignore_index_of
 from hf_denseseg.data.reading.pixels import as_shown
 from hf_denseseg.visualization.class_features import class_matrix
 from hf_denseseg.visualization.label_maps import colorize
@@ -15,19 +15,22 @@ from hf_denseseg.visualization.layout import IGNORED_COLOR, PICKED, Palette, fit
 CELL_WIDTH = 300  # pixels of each image in a row
 
 
-def error_map(image: torch.Tensor, label: torch.Tensor, prediction: torch.Tensor) -> Image.Image:
+def error_map(
+    image: torch.Tensor, label: torch.Tensor, prediction: torch.Tensor, ignore_index: int = IGNORE_INDEX
+) -> Image.Image:
     """Wrong pixels in red over the darkened image in gray; ignored pixels are black.
 
     Args:
         image: `(C, H, W)` uint8 or uint16.
-        label: `(H, W)` class ids and 255.
+        label: `(H, W)` class ids and `ignore_index`.
         prediction: `(H, W)` class ids.
+        ignore_index: id of ignored pixels.
     """
     gray = (np.asarray(as_shown(image)).mean(2) / 2).astype(np.uint8)
     painted = np.stack([gray] * 3, axis=-1)
     true = label.cpu().numpy()
     painted[prediction.cpu().numpy() != true] = PICKED
-    painted[true == IGNORE_INDEX] = IGNORED_COLOR
+    painted[true == ignore_index] = IGNORED_COLOR
     return Image.fromarray(painted)
 
 
@@ -39,7 +42,7 @@ def prediction_row(
         "image": as_shown(image),
         "ground truth": colorize(label, palette),
         "prediction": colorize(prediction, palette),
-        "mistakes": error_map(image, label, prediction),
+        "mistakes": error_map(image, label, prediction, ignore_index_of(len(palette))),
     }
     row = []
     for title, part in parts.items():

@@ -15,7 +15,7 @@ from hf_denseseg.data.augmentation.photometric import PHOTOMETRIC, distorted
 from hf_denseseg.data.augmentation.rare_classes import RareClasses
 from hf_denseseg.data.augmentation.sampler import RowDataset, TrainRows
 from hf_denseseg.data.image_sizes import fit_factor, scaled_size
-from hf_denseseg.data.labels import IGNORE_INDEX, SegmentationData
+from hf_denseseg.data.labels import SegmentationData
 from hf_denseseg.data.reading.pixels import Pixels, as_tensor, height_width, resize_pixels
 from hf_denseseg.errors import InputError
 
@@ -85,7 +85,7 @@ class TrainAugmentation:
     def __call__(
         self, image: Pixels, label: np.ndarray, rng: np.random.Generator
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Augment one pair: image and `(H, W)` train ids -> `(C, h, w)` of the image's type and `(h, w)`."""
+        """Augment one pair: image and `(H, W)` train ids -> `(C, h, w)` of its type and `(h, w)` of `label_tensor`."""
         size = self.scaled_size(*height_width(image), rng)
         label_image = Image.fromarray(label)
         # The crop is drawn on the labels, which the class rule needs; then only that window of the image is resized.
@@ -94,14 +94,14 @@ class TrainAugmentation:
         flip = self.flip and rng.random() < 0.5  # flipped at the very end, when the planes are written
         planes = distorted(pixels, self.distort if self.photometric else None, rng)
         height, width = self.crop_size
-        labels = np.full((height, width), IGNORE_INDEX, dtype=np.uint8)
+        labels = np.full((height, width), np.iinfo(label.dtype).max, dtype=label.dtype)  # ignored
         labels[: cut.height, : cut.width] = np.asarray(cut)[:, ::-1] if flip else np.asarray(cut)
         # Padding lies below and to the right; a flipped sample is flipped within its own window, before padding.
         result = np.empty((len(planes), height, width), dtype=planes[0].dtype)
         for target, plane, color in zip(result, planes, self.pad_color, strict=True):
             target[cut.height :] = target[:, cut.width :] = round(color * (np.iinfo(plane.dtype).max / 255))
             target[: cut.height, : cut.width] = plane[:, ::-1] if flip else plane
-        return torch.from_numpy(result), torch.from_numpy(labels)
+        return torch.from_numpy(result), label_tensor(labels)
 
     def scaled_size(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int]:
         """Draw the ratio; return the (height, width) to which the image is resized."""
@@ -126,8 +126,18 @@ class TrainAugmentation:
         return top, left, cut
 
     def _is_varied(self, cut: Image.Image) -> bool:
-        counts = np.array(cut.histogram()[:IGNORE_INDEX])  # pixels per class, ignored ones left out
+        # Pixels per class, ignored ones (the largest id) left out. Pillow counts bytes faster than numpy.
+        counts = (
+            np.array(cut.histogram()[:-1])
+            if cut.mode == "L"
+            else np.bincount(np.asarray(cut).ravel(), minlength=65536)[:-1]
+        )
         return bool(np.count_nonzero(counts) > 1 and counts.max() / counts.sum() < self.cat_max_ratio)
+
+
+def label_tensor(label: np.ndarray) -> torch.Tensor:
+    """Label map `(H, W)` of uint8 as it is, of uint16 as int32: torch has few operations for uint16."""
+    return torch.from_numpy(label if label.dtype == np.uint8 else label.astype(np.int32))
 
 
 def _steps(low: float, high: float, step: float) -> tuple[float, ...]:
@@ -153,7 +163,7 @@ def _window(image: Any, size: tuple[int, int], window: tuple[int, int, int, int]
 
 
 class TrainDataset(TrainRows):
-    """Augmented pairs: `{"pixel_values": uint8 or uint16 (C, h, w), "labels": uint8 (h, w)}` and further targets.
+    """Augmented pairs: `{"pixel_values": uint8 or uint16 (C, h, w), "labels": (h, w)}` and further targets.
 
     Args:
         data: what `load_segmentation` returned.
@@ -220,7 +230,7 @@ class TrainDataset(TrainRows):
 
 
 class EvalDataset(RowDataset):
-    """Pairs at their original size: `{"index", "image": uint8 or uint16 (C, H, W), "label": uint8 (H, W), "id"}`.
+    """Pairs at their original size: `{"index", "image": uint8 or uint16 (C, H, W), "label": (H, W), "id"}`.
 
     Args:
         data: what `load_segmentation` returned.
@@ -228,10 +238,10 @@ class EvalDataset(RowDataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = self.data.dataset[index]
-        image = as_tensor(row["image"])
-        return {"index": index, "image": image, "label": torch.from_numpy(np.array(row["label"])), "id": row["id"]}
+        label = label_tensor(np.array(row["label"]))
+        return {"index": index, "image": as_tensor(row["image"]), "label": label, "id": row["id"]}
 
 
 def collate_train(samples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Stack augmented pairs: `pixel_values` `(B, C, h, w)`, `labels` and other targets uint8 `(B, h, w)`."""
+    """Stack augmented pairs: `pixel_values` `(B, C, h, w)`, `labels` and other targets `(B, h, w)`."""
     return {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}

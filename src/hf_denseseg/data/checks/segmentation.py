@@ -34,11 +34,11 @@ class SegmentationScan(Scan[LabelSpec]):
         self.pixels, self.image_pixels, self.images_with_class = np.zeros((3, self.spec.num_labels), dtype=np.int64)
 
     def add(self, name: str, label: np.ndarray) -> None:
-        """Count the pixels of one label map `(H, W)` of train ids and 255."""
-        counts = np.bincount(label.ravel(), minlength=256)
+        """Count the pixels of one label map `(H, W)` of train ids and `ignore_index`."""
+        counts = np.bincount(label.ravel(), minlength=self.spec.ignore_index + 1)
         pixels = counts[: self.spec.num_labels]
         self.images += 1
-        self.ignored += int(counts[IGNORE_INDEX])
+        self.ignored += int(counts[self.spec.ignore_index])
         self.pixels += pixels
         self.image_pixels += (pixels > 0) * pixels.sum()
         self.images_with_class += pixels > 0

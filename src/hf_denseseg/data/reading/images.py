@@ -54,7 +54,7 @@ def stored_image(source: Any, name: str = "") -> Image.Image | np.ndarray:
 
 
 def read_label(source: Any, spec: LabelSpec, name: str = "") -> np.ndarray:
-    """Read a label map as train ids and 255, `(H, W)` uint8; in a palette image, the palette index is the raw id.
+    """Read a label map as train ids, `(H, W)` of `spec.dtype`; in a palette image, the palette index is the raw id.
 
     Args:
         source: as for `read_image`; also a .mat file (Pascal Context, COCO-Stuff 10k).

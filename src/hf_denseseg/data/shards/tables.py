@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_denseseg.data.labels import CHECKED_ROWS, IGNORE_INDEX, LabelSpec
+from hf_denseseg.data.labels import CHECKED_ROWS, LabelSpec
 from hf_denseseg.data.reading.images import read_label
 from hf_denseseg.data.shards.manifest import check_shards, check_task, read_manifest
 from hf_denseseg.data.shards.packed_rows import PackedRows
@@ -127,13 +127,14 @@ def check_encoding(table: Any, spec: LabelSpec, name: str) -> None:
     Raises:
         InputError: there are ids that `spec` does not name, or every pixel is ignored.
     """
-    classes = np.zeros(256, dtype=np.int64)
+    ignored = spec.ignore_index
+    classes = np.zeros(ignored + 1, dtype=np.int64)
     for row in islice(table.rows_of_this_process() if isinstance(table, PackedRows) else table, CHECKED_ROWS):
         try:
-            classes += np.bincount(read_label(row["label"], spec, row["id"]).ravel(), minlength=256)
+            classes += np.bincount(read_label(row["label"], spec, row["id"]).ravel(), minlength=ignored + 1)
         except InputError as error:
             raise InputError(f"{name} does not fit its label specification. {error}") from error
-    if classes.any() and not classes[:IGNORE_INDEX].any():
+    if classes.any() and not classes[:ignored].any():
         raise InputError(
             f"All labels of the first {CHECKED_ROWS} rows of {name} are ignored by the specification {spec.name!r}. "
             "Fix its `raw_to_train` or `raw_void`."

@@ -24,7 +24,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from hf_denseseg.models.configuration import name_two_classes
 from hf_denseseg.models.dsct.configuration_dsct import DsctConfig
-from hf_denseseg.models.inputs import check_images, segmentation_labels
+from hf_denseseg.models.inputs import check_images, ignored_id, segmentation_labels
 from hf_denseseg.models.losses import classification_loss, segmentation_loss
 from hf_denseseg.models.plain_layers import are_plain
 
@@ -563,7 +563,7 @@ class DsctForSemanticSegmentation(DsctPreTrainedModel):
 
         Args:
             pixel_values: `(B, 3, H, W)`, normalized; any size from 13 pixels up.
-            labels: `(B, H, W)` train ids of any integer dtype; 255 and -100 are ignored.
+            labels: `(B, H, W)` train ids of any integer dtype; `ignored_id` (255) and -100 are ignored.
 
         Returns:
             `logits` `(B, num_labels, H/4, W/4)` with the SAC head, `(B, num_labels, H/2, W/2)` with SAPP; `loss` if
@@ -579,7 +579,7 @@ class DsctForSemanticSegmentation(DsctPreTrainedModel):
             loss = self.loss_function(
                 logits=logits,
                 labels=labels,
-                ignore_index=self.config.semantic_loss_ignore_index,
+                ignore_index=ignored_id(self.config),
                 align_corners=self.config.align_corners,
             )
         return SemanticSegmenterOutput(

@@ -31,7 +31,7 @@ from hf_denseseg.models.hfgd.pyramid_hfgd import HfgdSemanticFpn
 from hf_denseseg.models.hfgd.regularization_hfgd import HfgdClassAwareRegularization
 from hf_denseseg.models.hfgd.upsamplers_hfgd import ENCODERS, UPSAMPLERS, HfgdOffsets, HfgdShiftedConvolution
 from hf_denseseg.models.hfgd.wrapped_hfgd import WrappedParts, check_guidable, wrapped_parts
-from hf_denseseg.models.inputs import check_images, segmentation_labels
+from hf_denseseg.models.inputs import check_images, ignored_id, segmentation_labels
 from hf_denseseg.models.losses import segmentation_loss
 
 REGION_LOSS_WEIGHT = 0.4  # of OCR's regions (Yuan et al., 2020, Sec. 4.1)
@@ -487,7 +487,7 @@ class HfgdForSemanticSegmentation(HfgdPreTrainedModel):
 
         Args:
             pixel_values: `(B, 3, H, W)`, normalized; any size from 4 pixels up.
-            labels: `(B, H, W)` train ids of any integer dtype; 255 and -100 are ignored.
+            labels: `(B, H, W)` train ids of any integer dtype; `ignored_id` (255) and -100 are ignored.
             output_auxiliary_logits: whether to return the high-level logits too.
 
         Returns:
@@ -526,7 +526,7 @@ class HfgdForSemanticSegmentation(HfgdPreTrainedModel):
                 losses[name] = self.loss_function(
                     logits=each,
                     labels=labels,
-                    ignore_index=self.config.semantic_loss_ignore_index,
+                    ignore_index=ignored_id(self.config),
                     align_corners=self.config.align_corners,
                 )
         if self.regularization is not None:

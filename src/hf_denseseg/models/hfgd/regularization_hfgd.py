@@ -14,6 +14,7 @@ from torch.autograd.function import FunctionCtx
 from transformers.utils.generic import maybe_autocast
 
 from hf_denseseg.models.hfgd.configuration_hfgd import HfgdConfig
+from hf_denseseg.models.inputs import ignored_id
 
 INTRA_FLOOR = 1e-5  # lower bound of the intra loss
 CLIP = 1e-7  # similarities to other classes stay in [CLIP, 1 - CLIP], the epsilon of Keras
@@ -36,7 +37,7 @@ class HfgdClassAwareRegularization(nn.Module):
     def __init__(self, config: HfgdConfig, channels: int) -> None:
         super().__init__()
         self.num_labels = max(int(config.num_labels or 0), 2)  # one logit tells two classes apart
-        self.ignore_index = config.semantic_loss_ignore_index
+        self.ignore_index = ignored_id(config)
         self.align_corners = config.align_corners
         self.batch_center = config.car_batch_center
         self.center_decay = config.car_center_decay

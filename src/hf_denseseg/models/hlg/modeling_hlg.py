@@ -34,7 +34,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from hf_denseseg.models.configuration import name_two_classes
 from hf_denseseg.models.hlg.configuration_hlg import HlgConfig
 from hf_denseseg.models.hlg.positions_hlg import HlgGrouping, HlgPlaces, HlgPositionBias, gather_bias
-from hf_denseseg.models.inputs import check_images, segmentation_labels
+from hf_denseseg.models.inputs import check_images, ignored_id, segmentation_labels
 from hf_denseseg.models.losses import classification_loss, segmentation_loss
 from hf_denseseg.models.plain_layers import are_plain, fold_batch_norm
 
@@ -840,7 +840,7 @@ class HlgForSemanticSegmentation(HlgPreTrainedModel):
 
         Args:
             pixel_values: `(B, 3, H, W)`, normalized; any size from 4 pixels up.
-            labels: `(B, H, W)` train ids of any integer dtype; 255 and -100 are ignored.
+            labels: `(B, H, W)` train ids of any integer dtype; `ignored_id` (255) and -100 are ignored.
 
         Returns:
             `logits` `(B, num_labels, ceil(H/4), ceil(W/4))`; with labels also `loss` and `auxiliary_logits` (1/16).
@@ -866,7 +866,7 @@ class HlgForSemanticSegmentation(HlgPreTrainedModel):
         )
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return self.loss_function(logits=logits, labels=labels, ignore_index=self.config.semantic_loss_ignore_index)
+        return self.loss_function(logits=logits, labels=labels, ignore_index=ignored_id(self.config))
 
 
 __all__ = [

@@ -30,7 +30,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from hf_denseseg.models.configuration import name_two_classes
-from hf_denseseg.models.inputs import check_images, segmentation_labels
+from hf_denseseg.models.inputs import check_images, ignored_id, segmentation_labels
 from hf_denseseg.models.losses import segmentation_loss
 from hf_denseseg.models.setr.configuration_setr import SetrConfig
 
@@ -560,7 +560,7 @@ class SetrForSemanticSegmentation(SetrPreTrainedModel):
 
         Args:
             pixel_values: `(B, 3, H, W)`, normalized; any size from one patch up.
-            labels: `(B, H, W)` train ids of any integer dtype; 255 and -100 are ignored.
+            labels: `(B, H, W)` train ids of any integer dtype; `ignored_id` (255) and -100 are ignored.
 
         Returns:
             `logits` `(B, num_labels, h, w)` at 1/16 (Naive), 1/2 (PUP) or 1/4 (MLA) of the image resized to whole
@@ -592,7 +592,7 @@ class SetrForSemanticSegmentation(SetrPreTrainedModel):
         )
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return self.loss_function(logits=logits, labels=labels, ignore_index=self.config.semantic_loss_ignore_index)
+        return self.loss_function(logits=logits, labels=labels, ignore_index=ignored_id(self.config))
 
 
 __all__ = [

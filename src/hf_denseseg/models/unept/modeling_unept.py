@@ -27,7 +27,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from hf_denseseg.errors import InputError
 from hf_denseseg.models.configuration import name_two_classes
-from hf_denseseg.models.inputs import check_images, label_maps, segmentation_labels
+from hf_denseseg.models.inputs import check_images, ignored_id, label_maps, segmentation_labels
 from hf_denseseg.models.losses import segmentation_loss
 from hf_denseseg.models.unept.configuration_unept import LOSS_WEIGHTS, OUTPUT_STRIDE, UneptConfig
 from hf_denseseg.models.unept.refinement_unept import balanced_loss, boundary_offsets, refine, refinement_sources
@@ -714,7 +714,7 @@ class UneptForSemanticSegmentation(UneptPreTrainedModel):
             "min_class_pixels": self.config.min_class_pixels,
             "ignore_small_classes": self.config.ignore_small_classes,
             "official": self.config.official_targets,
-            "ignore_index": self.config.semantic_loss_ignore_index,
+            "ignore_index": ignored_id(self.config),
         }
 
     @can_return_tuple
@@ -731,7 +731,7 @@ class UneptForSemanticSegmentation(UneptPreTrainedModel):
 
         Args:
             pixel_values: `(B, 3, H, W)`, normalized; any size from 8 pixels (ResNet) or one patch (DeiT) up.
-            labels: `(B, H, W)` train ids of any integer dtype; 255 and -100 are ignored.
+            labels: `(B, H, W)` train ids of any integer dtype; `ignored_id` (255) and -100 are ignored.
             boundary_labels: of the size of `labels`, 0 and 1, 255 is ignored; made from `labels` if not given.
             direction_labels: of the size of `labels`, 0 to 7, 255 is ignored; made from `labels` if not given.
             output_refined_logits: whether to return the refined logits beside the coarse ones.
@@ -855,7 +855,7 @@ class UneptForSemanticSegmentation(UneptPreTrainedModel):
         }
 
     def _label_loss(self, logits: torch.Tensor, labels: torch.Tensor, **sources: torch.Tensor) -> torch.Tensor:
-        ignore_index = self.config.semantic_loss_ignore_index
+        ignore_index = ignored_id(self.config)
         return self.loss_function(logits=logits, labels=labels, ignore_index=ignore_index, **sources)
 
     def _total(self, losses: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_denseseg.data.augmentation.segmentation import collate_train
-from hf_denseseg.data.labels import IGNORE_INDEX, LabelSpec
+from hf_denseseg.data.labels import LabelSpec
 from hf_denseseg.errors import InputError
 from hf_denseseg.evaluation.score_names import SCORE_NAMES
 from hf_denseseg.evaluation.segmentation_scores import Evaluation, count_image
@@ -73,8 +73,8 @@ class SegmentationTrainer(TaskTrainer):
                 f"class_weights: with one logit, {args.loss} judges the foreground only. Leave them out, or use "
                 f"'ce+{args.loss}', where they weigh the pixels of ce."
             )
-        if hasattr(image_processor, "threshold"):
-            image_processor.threshold = settings.threshold  # saved beside the model, for pipelines
+        if is_own(model.config):  # saved beside the model
+            image_processor.threshold, image_processor.ignore_index = settings.threshold, spec.ignore_index
         self.evaluation = Evaluation(spec)
         self.names: dict[int, str] = {}  # of the images that were evaluated
         self.class_order: torch.Tensor | None = None  # train id of each class of the model, where they differ
@@ -110,7 +110,7 @@ class SegmentationTrainer(TaskTrainer):
         labels = inputs["labels"]
         if self._normalization == "all":
             return torch.tensor(float(labels.numel()))
-        valid = (labels != IGNORE_INDEX) & (labels != -100)  # (B, H, W)
+        valid = (labels != self.spec.ignore_index) & (labels != -100)  # (B, H, W)
         if self._class_weights is None:
             return valid.sum().float()
         weights = self._class_weights.to(labels.device)[torch.where(valid, labels, 0).long()]

@@ -7,6 +7,7 @@ import datasets
 import evaluate
 import numpy as np
 
+from hf_denseseg.data.labels import ignore_index_of
 from hf_denseseg.errors import InputError
 from hf_denseseg.evaluation.segmentation_metrics import ConfusionMeter
 
@@ -20,9 +21,10 @@ Args:
     predictions: sequence of integer maps (height, width), ids 0..num_labels-1.
     references: sequence of ground truth maps, ignore_index where pixels are ignored.
     num_labels: number of classes; at `evaluate.load(..., num_labels=...)`, or with the first call that adds maps.
-    ignore_index: id of ignored pixels (default 255). As in the hub's `mean_iou` it may be a class: its pixels are left
-        out, while predicting it elsewhere still counts against it.
-    reduce_labels: the ground truth counts classes from 1, and 0 is ignored: 0 -> 255, k -> k - 1, 255 stays.
+    ignore_index: id of ignored pixels (default 255, or 65535 with more than 254 classes). As in the hub's `mean_iou`
+        it may be a class: its pixels are left out, while predicting it elsewhere still counts against it.
+    reduce_labels: the ground truth counts classes from 1, and 0 is ignored: 0 -> 255, k -> k - 1, 255 stays (with
+        more than 254 classes 65535 instead of 255).
     nan_to_num: number in place of a score that is not defined (default: NaN).
     absent: "zero" (default; mmsegmentation's mean) or "skip" (classes without labeled pixels left out).
     classes: names (default "0", "1", ...).
@@ -35,7 +37,9 @@ LEFT_OUT = -100  # ground truth of an ignored class, to the confusion matrix
 class SegmentationScores(evaluate.Metric):
     """Counts in `add` and `add_batch` already, instead of writing maps to Arrow (104 MiB per large image)."""
 
-    def __init__(self, *args: Any, num_labels: int | None = None, ignore_index: int = 255, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, num_labels: int | None = None, ignore_index: int | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         if self.num_process != 1:
             raise InputError("This metric counts in one process. Add up the confusion matrices of several instead.")
@@ -68,7 +72,9 @@ class SegmentationScores(evaluate.Metric):
         classes = num_labels or self.num_labels or (self.meter.num_labels if self.meter else None)
         if classes is None:
             raise InputError("The number of classes is unknown. Give num_labels=... here or to evaluate.load.")
-        ignored = self.ignore_index if ignore_index is None else ignore_index
+        void = ignore_index_of(classes)
+        given = self.ignore_index if ignore_index is None else ignore_index
+        ignored = void if given is None else given
         is_class = 0 <= ignored < classes
         meter = self.meter or ConfusionMeter(classes, LEFT_OUT if is_class else ignored)
         if (meter.num_labels, meter.ignore_index) != (classes, LEFT_OUT if is_class else ignored):
@@ -76,7 +82,7 @@ class SegmentationScores(evaluate.Metric):
                 f"Maps of {meter.num_labels} classes were added before, now num_labels is {classes} or ignore_index "
                 "another one. Call compute in between."
             )
-        labels = [_reduced(np.asarray(ids)) if reduce_labels else np.asarray(ids) for ids in references]
+        labels = [_reduced(np.asarray(ids), void) if reduce_labels else np.asarray(ids) for ids in references]
         if is_class:
             labels = [np.where(ids == ignored, LEFT_OUT, ids.astype(np.int64)) for ids in labels]
         meter.update([np.asarray(ids) for ids in predictions], labels)
@@ -116,7 +122,7 @@ class SegmentationScores(evaluate.Metric):
         return self.compute(predictions=predictions, references=references, **kwargs)
 
 
-def _reduced(ids: np.ndarray) -> np.ndarray:
-    """0 -> 255, k -> k - 1, 255 stays."""
+def _reduced(ids: np.ndarray, void: int) -> np.ndarray:
+    """0 -> void (255, or 65535), k -> k - 1, void stays."""
     raw = ids.astype(np.int64)
-    return np.where((raw == 0) | (raw == 255), 255, raw - 1)
+    return np.where((raw == 0) | (raw == void), void, raw - 1)
