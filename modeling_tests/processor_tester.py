@@ -149,6 +149,30 @@ class ImageProcessorTester:
         with pytest.raises(ValueError, match="target sizes"):
             processor.post_process_semantic_segmentation(outputs, target_sizes=[(16, 21)])
 
+    def test_one_logit_is_compared_with_the_threshold(self, processor, tmp_path):
+        logits = torch.randn(2, 1, 8, 10)
+        outputs = SemanticSegmenterOutput(logits=logits)
+        half = processor.post_process_semantic_segmentation(outputs)
+        assert torch.equal(torch.stack(half), (logits[:, 0] > 0).long())
+        given = processor.post_process_semantic_segmentation(outputs, threshold=0.8)
+        assert torch.equal(torch.stack(given), (logits[:, 0].sigmoid() > 0.8).long())
+        processor.threshold = 0.2
+        processor.save_pretrained(tmp_path)
+        loaded = type(processor).from_pretrained(tmp_path)
+        masks = loaded.post_process_semantic_segmentation(outputs, target_sizes=[(8, 10)] * 2)
+        assert torch.equal(torch.stack(masks), (logits[:, 0].sigmoid() > 0.2).long())
+        with pytest.raises(TypeError, match="threshold"):
+            processor(random_image(), threshold=0.3)
+
+    def test_reduced_labels_know_the_ignored_id(self, processor):
+        image, raw = random_image(size=(4, 2)), np.array([[0, 1, 255, 256], [300, 65535, 2, 0]], np.uint16)
+        asked = {"do_reduce_labels": True, "do_resize": False, "return_tensors": "pt"}
+        with pytest.raises(InputError, match="holds the id 65535, but 255 marks .* ignore_index=65535"):
+            processor(image, raw, **asked)
+        wide = type(processor)(ignore_index=65535)
+        found = wide(image, raw, **asked)["labels"][0]
+        assert found.tolist() == [[65535, 0, 254, 255], [299, 65535, 1, 65535]]
+
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     def test_pipeline_masks_have_the_size_of_their_image_and_partition_it(self, dtype, tmp_path):
         self.model_class(self.config_class(**self.tiny, num_labels=5)).save_pretrained(tmp_path)

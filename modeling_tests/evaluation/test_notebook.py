@@ -144,3 +144,14 @@ def test_the_notebook_trains_evaluates_and_stops_early(tmp_path):
     assert trainer.state.global_step < 30  # it stopped
     logged = [row["eval_mean_iou"] for row in trainer.state.log_history if "eval_mean_iou" in row]
     assert max(logged) == pytest.approx(trainer.evaluate()["eval_mean_iou"], abs=1e-6)
+
+
+@pytest.mark.parametrize("reduce_labels", [False, True])
+def test_of_more_than_254_classes_65535_is_ignored_and_255_scored(reduce_labels):
+    metric = evaluate.load(METRIC_PATH, num_labels=300)
+    truth = np.array([[255, 255, 299, 65535]], np.uint16)
+    raw = np.where(truth == 65535, 0, truth + 1) if reduce_labels else truth
+    metric.add_batch(predictions=[[[255, 3, 299, 4]]], references=[raw], reduce_labels=reduce_labels)
+    scores = metric.compute()
+    found = scores["per_category_iou"]
+    assert found[[255, 299, 3]].tolist() == [0.5, 1, 0] and np.isnan(found[4])

@@ -127,11 +127,8 @@ class TrainAugmentation:
 
     def _is_varied(self, cut: Image.Image) -> bool:
         # Pixels per class, ignored ones (the largest id) left out. Pillow counts bytes faster than numpy.
-        counts = (
-            np.array(cut.histogram()[:-1])
-            if cut.mode == "L"
-            else np.bincount(np.asarray(cut).ravel(), minlength=65536)[:-1]
-        )
+        every = cut.histogram() if cut.mode == "L" else np.bincount(np.asarray(cut).ravel(), minlength=65536)
+        counts = np.array(every[:-1])
         return bool(np.count_nonzero(counts) > 1 and counts.max() / counts.sum() < self.cat_max_ratio)
 
 

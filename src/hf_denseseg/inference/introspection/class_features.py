@@ -115,7 +115,7 @@ def labeled_features(
         settings: test protocol.
     """
     for row in rows:
-        label = torch.from_numpy(np.array(row["label"]))
+        label = torch.from_numpy(np.array(row["label"]).astype(np.int32))
         image = as_tensor(row["image"]).to(tokens.device)
         image = resized(image, view_size(size_of(image), 1.0, settings))
         view = View(image, False, preprocessing, tokens)
