@@ -34,7 +34,7 @@ def test_check_of_valid_pairs_finds_nothing(tmp_path, capsys):
 
 
 def test_check_names_every_fault_with_its_file(tmp_path, capsys):
-    color, unknown = np.zeros((4, 4, 3), np.uint8), np.full((4, 4), 77, np.uint8)
+    color, unknown = np.full((4, 4, 3), (9, 0, 0), np.uint8), np.full((4, 4), 77, np.uint8)
     ignored = np.full((4, 4), 255, np.uint8)
     write_pairs(tmp_path, [good_mask(), color, unknown, ignored, good_mask(), good_mask(), good_mask(), good_mask()])
     labels, images = tmp_path / "train/labels", tmp_path / "train/images"

@@ -254,7 +254,10 @@ def damage(root, name, content):
         ),
         (lambda root: damage(root, "labels/city/p1.png", png(np.zeros((12, 15), np.uint8))), "12x16, label 12x15"),
         (lambda root: damage(root, "labels/city/p1.png", png(np.full((12, 16), 7, np.uint8))), "p1.png: Raw ids 7"),
-        (lambda root: damage(root, "labels/city/p1.png", png(np.zeros((12, 16, 3), np.uint8))), "p1.png: .*`colors`"),
+        (
+            lambda root: damage(root, "labels/city/p1.png", png(np.full((12, 16, 3), (9, 0, 0), np.uint8))),
+            "p1.png: .*`colors`",
+        ),
     ],
 )
 def test_a_damaged_pair_is_named_with_the_fix(tmp_path, change, message):

@@ -55,18 +55,15 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         add("--num_channels", type=int, metavar="N", help="channels of the images (default: 3)")
         add("--pixel_range", nargs="+", metavar="X", help="uint8 (default), uint16, or the values of black and white")
         default = 8 if name == "show" else None
-        add(
-            "--limit",
-            type=int,
-            metavar="N",
-            default=default,
-            help=f"only the first images (default: {default or 'all'})",
-        )
+        text = f"only the first images (default: {default or 'all'})"
+        add("--limit", type=int, metavar="N", default=default, help=text)
         if name == "pack":
             add("--output_dir", type=Path, required=True, help="folder to write")
             add("--format", choices=("parquet", "webdataset"), default="parquet", help="(default: %(default)s)")
             add("--rows_per_shard", type=int, default=500, help="images per shard (default: %(default)s)")
-        elif name != "check":
+        elif name == "check":
+            add("--write_spec", type=Path, metavar="FILE", help="write the label specification that fits label maps")
+        else:
             path = Path("data.png" if name == "show" else "stats.json")
             add("--output", type=Path, default=path, help=f"file to write (default: {path})")
 
@@ -81,6 +78,7 @@ def main(args: argparse.Namespace) -> int:
         print("\n\n".join([*known, imagenet_v2.describe_imagenet_v2(), listing.FETCH_NOTE]))
         return 0
     from hf_denseseg.commands.data_source import source_of
+    from hf_denseseg.data.checks.proposal import offer
     from hf_denseseg.training.tasks import get_task
 
     task = get_task(args.task)
@@ -105,7 +103,11 @@ def main(args: argparse.Namespace) -> int:
         what = task.examples
         faults = f"read, {len(found.faults)} faults." if found.faults else "no faults."
         print(f"{found.images} {what}{' ' if found.faults else ', '}{faults}")
-        return 2 if found.faults else 0
+        if found.proposal or args.write_spec:
+            print(offer(found.proposal, args.write_spec))
+        return 2 if found.faults and not args.write_spec else 0
+    if not found.images:
+        raise InputError(f"{args.dataset}: nothing to count.")
     statistics = {"dataset": args.dataset, "split": args.split, "images": found.images, **found.statistics}
     statistics["faults"] = [str(fault) for fault in found.faults]
     write_atomic(args.output, json.dumps(statistics, indent=1) + "\n")

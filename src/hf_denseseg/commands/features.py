@@ -98,7 +98,7 @@ def _load(args: argparse.Namespace) -> tuple[Any, Any, list[int] | None]:
     from hf_denseseg.data.segmentation import load_segmentation
     from hf_denseseg.inference.predict.segmentation import SegmentationPredictor
     from hf_denseseg.models.auto.pretrained import task_of_checkpoint
-    from hf_denseseg.models.configuration import class_names
+    from hf_denseseg.models.one_logit import class_names
     from hf_denseseg.visualization.class_features import check_projection
 
     for option, least in (("max_eval_samples", 1), ("points", 2)):

@@ -348,6 +348,11 @@ def _pack(rgb: np.ndarray) -> np.ndarray:
     return (rgb[..., 0] << 16) | (rgb[..., 1] << 8) | rgb[..., 2]
 
 
+def equal_channels(rgb: np.ndarray) -> bool:
+    """Whether the channels of a mask `(H, W, 3)` are equal: a map of ids that was saved as a color image."""
+    return bool((rgb == rgb[..., :1]).all())
+
+
 def id_ranges(ids: np.ndarray) -> str:
     """Format sorted ids as ranges: 0, 1, 2, 5 -> "0-2, 5"."""
     runs = np.split(ids, np.flatnonzero(np.diff(ids) > 1) + 1)

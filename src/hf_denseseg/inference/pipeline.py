@@ -11,7 +11,7 @@ from hf_denseseg.inference.pipeline_images import declared_inputs, loaded_image
 from hf_denseseg.inference.segmentation import choose_classes, predict_logits, resize_confidence
 from hf_denseseg.inference.settings import DEFAULT_THRESHOLD, InferenceSettings, check_threshold
 from hf_denseseg.inference.sliding_window import align_corners_of, upsample
-from hf_denseseg.models.configuration import class_names
+from hf_denseseg.models.one_logit import class_names
 
 
 class SlidingWindowSegmentationPipeline(ImageSegmentationPipeline):

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 
 from hf_denseseg.inference.settings import InferenceSettings
-from hf_denseseg.models.losses import two_logits
+from hf_denseseg.models.one_logit import two_logits
 
 Size = tuple[int, int]
 WindowAt = Callable[[int, int, Size], torch.Tensor]  # pixels `(B, 3, h, w)` of the window at (y, x) of size (h, w)

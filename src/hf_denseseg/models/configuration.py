@@ -69,26 +69,4 @@ class CheckedFields:
             )
 
 
-def name_two_classes(config: PreTrainedConfig) -> None:
-    """Name the two classes that the one logit of a segmentation model tells apart; for other models do nothing.
-
-    transformers counts the names for `num_labels`, and its pipelines look predicted ids up in `id2label`: so both
-    names are kept, with `one_logit`.
-    """
-    if config.num_labels == 1 and len(config.id2label or {}) < 2:
-        name = class_names(config)[0]
-        config.one_logit = True
-        config.id2label = {0: "background", 1: "foreground" if name == "LABEL_0" else name}
-        config.label2id = {name: index for index, name in config.id2label.items()}
-
-
-def class_names(config: PreTrainedConfig) -> list[str]:
-    """Names of the classes that a model predicts, by id.
-
-    The configurations of transformers have one name for one logit: that of the foreground.
-    """
-    names = [str(name) for _, name in sorted((config.id2label or {}).items())]
-    return ["background", *names] if len(names) == 1 and not isinstance(config, CheckedFields) else names
-
-
-__all__ = ["CheckedFields", "class_names", "name_two_classes"]
+__all__ = ["CheckedFields"]

@@ -10,6 +10,7 @@ from transformers.loss.loss_utils import LOSS_MAPPING
 
 from hf_denseseg.data.labels import ignore_index_of
 from hf_denseseg.models.inputs import classification_labels
+from hf_denseseg.models.one_logit import two_logits
 from hf_denseseg.models.region_losses import binary_dice_loss, dice_loss, lovasz_hinge_loss, lovasz_loss
 
 LOSSES = ("ce", "focal", "dice", "lovasz", "ce+dice", "ce+lovasz")
@@ -128,14 +129,6 @@ def segmentation_loss(
     # A weight below one must still divide: only the empty sum is replaced by 1, which gives 0 and not NaN.
     total = torch.where(valid, pixel_weight, 0.0).sum()
     return kept / torch.where(total > 0, total, 1.0) + of_regions
-
-
-def two_logits(logits: torch.Tensor) -> torch.Tensor:
-    """Logits of both classes: one logit `(B, 1, h, w)` gets a 0 for class 0 before it, several stay as they are.
-
-    The softmax of the two is (1 - sigmoid, sigmoid) of the one, and their cross-entropy is the binary one.
-    """
-    return torch.cat([torch.zeros_like(logits), logits], 1) if logits.shape[1] == 1 else logits
 
 
 def logits_at(logits: torch.Tensor, sources: torch.Tensor) -> torch.Tensor:

@@ -29,7 +29,7 @@ from hf_denseseg.models.auto.pretrained import load_image_processor, load_traine
 from hf_denseseg.models.auto.registration import create_image_processor, is_own
 from hf_denseseg.models.auto.tasks import SEMANTIC_SEGMENTATION
 from hf_denseseg.models.channels import check_statistics
-from hf_denseseg.models.configuration import class_names
+from hf_denseseg.models.one_logit import class_names
 from hf_denseseg.models.setr.image_processing_setr import SetrImageProcessor as AnyImageProcessor
 from hf_denseseg.reports.model_card import write_card
 from hf_denseseg.reports.run_page import format_scores, write_report

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from hf_denseseg.data.checks.scan import Scan
 from hf_denseseg.data.labels import IGNORE_INDEX, LabelSpec, SegmentationData
-from hf_denseseg.data.reading.images import Fault, check_same_size, is_palette, read_label, stored_image
+from hf_denseseg.data.reading.images import Fault, check_same_size, palette_of, read_label, stored_image
 from hf_denseseg.data.reading.pixels import RGB_BYTES
 from hf_denseseg.data.reading.references import describe_reference
 from hf_denseseg.data.segmentation import list_source, load_segmentation
@@ -58,7 +58,8 @@ class SegmentationScan(Scan[LabelSpec]):
                 Fault(
                     self.spec.name,
                     f"it has one class, {only!r}, so every prediction is right. Name the rest of the pixels too: "
-                    f"classes: [background, {only}], for masks of 0 and 255 with raw_to_train: {{0: 0, 255: 1}}.",
+                    f"classes: [background, {only}], for masks of 0 and 255 with raw_to_train: {{0: 0, 255: 1}}. A "
+                    "model may still have one logit for both: config_overrides: {num_labels: 1}.",
                 )
             )
         elif only_zero and self.ignored and self.spec.table[255] == IGNORE_INDEX:
@@ -167,7 +168,7 @@ def scan_segmentation_source(
             scan.faults.append(Fault(describe_reference(file), str(error)))
             continue
         scan.add(describe_reference(file), label)
-        palettes += is_palette(file)
+        palettes += palette_of(file) is not None
     if (note := scan.survey.note(pixel_format)) is not None:
         scan.notes.append(note)
     if palettes:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from hf_denseseg.data.labels import LabelSpec
+from hf_denseseg.data.labels import LabelSpec, equal_channels
 from hf_denseseg.data.reading.matlab import MATLAB_MARK, read_matlab_ids
 from hf_denseseg.data.reading.pixels import RGB_BYTES, PixelFormat, Pixels, height_width
 from hf_denseseg.data.reading.rasters import HEADER_BYTES, read_raster
@@ -56,6 +56,8 @@ def stored_image(source: Any, name: str = "") -> Image.Image | np.ndarray:
 def read_label(source: Any, spec: LabelSpec, name: str = "") -> np.ndarray:
     """Read a label map as train ids, `(H, W)` of `spec.dtype`; in a palette image, the palette index is the raw id.
 
+    Three equal channels count as one, unless the specification has colors.
+
     Args:
         source: as for `read_image`; also a .mat file (Pascal Context, COCO-Stuff 10k).
         spec: what the raw ids (or colors) mean.
@@ -66,6 +68,8 @@ def read_label(source: Any, spec: LabelSpec, name: str = "") -> np.ndarray:
             without ids.
     """
     raw = read_raw_label(source, name)
+    if raw.ndim == 3 and spec.color_to_raw is None and equal_channels(raw):
+        raw = raw[..., 0]
     try:
         return spec.encode(raw) if raw.ndim == 2 else spec.encode_colors(raw)
     except InputError as error:
@@ -92,12 +96,15 @@ def read_raw_label(source: Any, name: str = "") -> np.ndarray:
     )
 
 
-def is_palette(reference: str) -> bool:
-    """Whether a label map is a palette image; decodes only the image header."""
+def palette_of(reference: str) -> np.ndarray | None:
+    """Colors `(256, 3)` of a label map that is a palette image, else None; decodes only the image header."""
     if file_name(reference).endswith(".mat"):
-        return False
+        return None
     with Image.open(io.BytesIO(read_reference(reference)) if is_reference(reference) else reference) as image:
-        return image.mode == "P"
+        if image.mode != "P":
+            return None
+        colors = np.array(image.getpalette("RGB") or [], dtype=np.uint8).reshape(-1, 3)
+    return np.pad(colors, ((0, 256 - len(colors)), (0, 0)))
 
 
 def check_same_size(image: Pixels, label: np.ndarray, name: str) -> None:

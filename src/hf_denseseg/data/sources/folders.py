@@ -14,6 +14,10 @@ SPEC_FILES = ("classes.json", "labels.json", "labels.yaml", "labels.yml", "class
 LABEL_FOLDERS = ("labels", "masks", "annotations")
 
 
+class NoLabelSpecError(InputError):
+    """A folder of pairs has no label specification."""
+
+
 def spec_beside(folder: Path) -> LabelSpec | None:
     """Read the label specification in the dataset folder; None if there is none."""
     files = (folder / name for name in SPEC_FILES)
@@ -24,13 +28,14 @@ def find_spec(folder: Path) -> LabelSpec:
     """Read the label specification in the dataset folder.
 
     Raises:
-        InputError: there is none, or it is invalid.
+        NoLabelSpecError: there is none.
+        InputError: it is invalid.
     """
     if (spec := spec_beside(folder)) is not None:
         return spec
-    raise InputError(
+    raise NoLabelSpecError(
         f"No label specification in {folder} (searched for {', '.join(SPEC_FILES)}). Write one, at least "
-        '{"classes": ["road", ...]} in the order of the ids, or give `spec`.'
+        '{"classes": ["road", ...]} in the order of the ids, or give `spec`; `denseseg data check` proposes one.'
     )
 
 

@@ -5,7 +5,7 @@ import inspect
 import torch
 from transformers import PreTrainedModel
 
-from hf_denseseg.models.losses import two_logits
+from hf_denseseg.models.one_logit import two_logits
 from hf_denseseg.visualization.refinement import Refinement
 
 

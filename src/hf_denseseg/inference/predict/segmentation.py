@@ -37,7 +37,7 @@ from hf_denseseg.inference.segmentation import choose_classes, class_probabiliti
 from hf_denseseg.inference.settings import InferenceSettings, check_threshold
 from hf_denseseg.models.auto.pretrained import load_image_processor, load_trained_model
 from hf_denseseg.models.channels import check_statistics
-from hf_denseseg.models.configuration import class_names
+from hf_denseseg.models.one_logit import class_names
 from hf_denseseg.visualization.attention import attention_figure, feature_figure, position_figure
 from hf_denseseg.visualization.label_maps import overlay
 from hf_denseseg.visualization.refinement import refinement_figure

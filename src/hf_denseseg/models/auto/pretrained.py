@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTr
 from hf_denseseg.errors import InputError, RunError
 from hf_denseseg.models.auto.registration import families, family_classes
 from hf_denseseg.models.auto.tasks import SEMANTIC_SEGMENTATION, TASKS, task_of_class
-from hf_denseseg.models.configuration import class_names
+from hf_denseseg.models.one_logit import class_names
 
 # What transformers and torch raise for malformed files; each comes from another layer below `from_pretrained`.
 MALFORMED = (

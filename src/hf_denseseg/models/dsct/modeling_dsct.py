@@ -22,10 +22,10 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from hf_denseseg.models.configuration import name_two_classes
 from hf_denseseg.models.dsct.configuration_dsct import DsctConfig
 from hf_denseseg.models.inputs import check_images, ignored_id, segmentation_labels
 from hf_denseseg.models.losses import classification_loss, segmentation_loss
+from hf_denseseg.models.one_logit import name_two_classes
 from hf_denseseg.models.plain_layers import are_plain
 
 BLOCK_EPS = 1e-6  # of every norm inside a block; stem, final norm and heads keep the framework's 1e-5 (Conformer code)

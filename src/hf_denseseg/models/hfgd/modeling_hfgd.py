@@ -23,7 +23,6 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
-from hf_denseseg.models.configuration import name_two_classes
 from hf_denseseg.models.hfgd.backbone_hfgd import build_backbone, check_levels, feature_maps
 from hf_denseseg.models.hfgd.configuration_hfgd import HfgdConfig
 from hf_denseseg.models.hfgd.layers_hfgd import HfgdConvNormAct, at_width
@@ -33,6 +32,7 @@ from hf_denseseg.models.hfgd.upsamplers_hfgd import ENCODERS, UPSAMPLERS, HfgdOf
 from hf_denseseg.models.hfgd.wrapped_hfgd import WrappedParts, check_guidable, wrapped_parts
 from hf_denseseg.models.inputs import check_images, ignored_id, segmentation_labels
 from hf_denseseg.models.losses import segmentation_loss
+from hf_denseseg.models.one_logit import name_two_classes
 
 REGION_LOSS_WEIGHT = 0.4  # of OCR's regions (Yuan et al., 2020, Sec. 4.1)
 SMALLEST_SIDE = 4  # pixels per side of one pixel of the finest map

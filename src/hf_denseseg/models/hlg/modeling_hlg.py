@@ -31,11 +31,11 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from hf_denseseg.models.configuration import name_two_classes
 from hf_denseseg.models.hlg.configuration_hlg import HlgConfig
 from hf_denseseg.models.hlg.positions_hlg import HlgGrouping, HlgPlaces, HlgPositionBias, gather_bias
 from hf_denseseg.models.inputs import check_images, ignored_id, segmentation_labels
 from hf_denseseg.models.losses import classification_loss, segmentation_loss
+from hf_denseseg.models.one_logit import name_two_classes
 from hf_denseseg.models.plain_layers import are_plain, fold_batch_norm
 
 STRIDE = 32

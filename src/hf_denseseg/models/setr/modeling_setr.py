@@ -29,9 +29,9 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from hf_denseseg.models.configuration import name_two_classes
 from hf_denseseg.models.inputs import check_images, ignored_id, segmentation_labels
 from hf_denseseg.models.losses import segmentation_loss
+from hf_denseseg.models.one_logit import name_two_classes
 from hf_denseseg.models.setr.configuration_setr import SetrConfig
 
 

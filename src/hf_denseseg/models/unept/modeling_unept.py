@@ -26,9 +26,9 @@ from transformers.utils.generic import can_return_tuple, maybe_autocast, merge_w
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from hf_denseseg.errors import InputError
-from hf_denseseg.models.configuration import name_two_classes
 from hf_denseseg.models.inputs import check_images, ignored_id, label_maps, segmentation_labels
 from hf_denseseg.models.losses import segmentation_loss
+from hf_denseseg.models.one_logit import name_two_classes
 from hf_denseseg.models.unept.configuration_unept import LOSS_WEIGHTS, OUTPUT_STRIDE, UneptConfig
 from hf_denseseg.models.unept.refinement_unept import balanced_loss, boundary_offsets, refine, refinement_sources
 from hf_denseseg.models.unept.targets_unept import IGNORE_INDEX, NUM_DIRECTIONS, batched_targets, boundary_targets

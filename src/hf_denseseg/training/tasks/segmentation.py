@@ -16,11 +16,13 @@ from hf_denseseg.data.augmentation.segmentation import (
     TrainAugmentation,
     TrainDataset,
 )
+from hf_denseseg.data.checks.proposal import propose_spec
 from hf_denseseg.data.checks.segmentation import SegmentationScan, scan_segmentation, scan_segmentation_source
 from hf_denseseg.data.labels import SegmentationData
 from hf_denseseg.data.reading.images import Fault
 from hf_denseseg.data.segmentation import load_segmentation
 from hf_denseseg.data.shards.streaming import StreamingTrainDataset
+from hf_denseseg.data.sources.folders import NoLabelSpecError
 from hf_denseseg.errors import InputError
 from hf_denseseg.evaluation.score_names import chance_level, describe_protocol
 from hf_denseseg.inference.predict.processes import Processes
@@ -88,9 +90,13 @@ class SemanticSegmentation(Task):
         return scan.faults
 
     def inspect(self, name: str, split: str, limit: int | None, **source: Any) -> Inspection:
-        """Read pairs and count their pixels."""
-        scan = scan_segmentation_source(name, split, limit=limit, progress=True, **source)
-        return Inspection(scan.faults, scan.notes, scan.images, _table(scan), _statistics(scan))
+        """Read pairs and count their pixels; where a specification is missing or does not fit, propose one."""
+        try:
+            scan = scan_segmentation_source(name, split, limit=limit, progress=True, **source)
+        except NoLabelSpecError as error:
+            return Inspection([Fault(name, str(error))], [], 0, "", {}, propose_spec(name, split, None, limit))
+        proposal = propose_spec(name, split, scan.spec, limit) if scan.faults else None
+        return Inspection(scan.faults, scan.notes, scan.images, _table(scan), _statistics(scan), proposal)
 
     def show(self, name: str, split: str, limit: int, **source: Any) -> Image.Image:
         """Images beside their label maps in color."""

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 from transformers import BaseImageProcessor, PreTrainedModel
 
+from hf_denseseg.data.checks.proposal import Proposal
 from hf_denseseg.data.reading.images import Fault
 from hf_denseseg.errors import InputError
 from hf_denseseg.training.arguments import TaskTrainingArguments
@@ -27,6 +28,7 @@ class Inspection(NamedTuple):
         images: number of readable images.
         table: counts as lines of text.
         statistics: the same as JSON values.
+        proposal: a label specification that fits the files better, if there is one.
     """
 
     faults: list[Fault]
@@ -34,6 +36,7 @@ class Inspection(NamedTuple):
     images: int
     table: str
     statistics: dict[str, Any]
+    proposal: Proposal | None = None
 
 
 def table_of(heads: Sequence[str], rows: Iterable[Sequence[Any]], sizes: Counter) -> str:
