@@ -8,12 +8,19 @@ from transformers import (
     BeitForSemanticSegmentation,
     BeitImageProcessor,
     ConvNextConfig,
+    Data2VecVisionConfig,
+    Data2VecVisionForSemanticSegmentation,
     DPTConfig,
     DPTForSemanticSegmentation,
     DPTImageProcessor,
     MobileNetV2Config,
     MobileNetV2ForSemanticSegmentation,
     MobileNetV2ImageProcessor,
+    MobileViTConfig,
+    MobileViTForSemanticSegmentation,
+    MobileViTImageProcessor,
+    MobileViTV2Config,
+    MobileViTV2ForSemanticSegmentation,
     PreTrainedModel,
     SegformerConfig,
     SegformerForSemanticSegmentation,
@@ -54,8 +61,34 @@ MODELS = {
     "beit": lambda labels: BeitForSemanticSegmentation(
         BeitConfig(out_indices=[1, 2, 3, 4], auxiliary_channels=8, use_relative_position_bias=True, **VIT, **labels)
     ),
+    "data2vec": lambda labels: Data2VecVisionForSemanticSegmentation(
+        Data2VecVisionConfig(
+            out_indices=[1, 2, 3, 4], auxiliary_channels=8, use_relative_position_bias=True, **VIT, **labels
+        )
+    ),
+    "mobilevit": lambda labels: MobileViTForSemanticSegmentation(
+        MobileViTConfig(
+            hidden_sizes=[16, 24, 32], neck_hidden_sizes=[8, 8, 16, 16, 16, 16, 32], aspp_out_channels=16, **labels
+        )
+    ),
+    "mobilevitv2": lambda labels: MobileViTV2ForSemanticSegmentation(
+        MobileViTV2Config(
+            width_multiplier=0.25,
+            base_attn_unit_dims=[32, 48, 64],
+            n_attn_blocks=[1, 1, 1],
+            aspp_out_channels=16,
+            **labels,
+        )
+    ),
 }
-PROCESSORS = {"mobilenet_v2": MobileNetV2ImageProcessor, "dpt": DPTImageProcessor, "beit": BeitImageProcessor}
+PROCESSORS = {
+    "mobilenet_v2": MobileNetV2ImageProcessor,
+    "dpt": DPTImageProcessor,
+    "beit": BeitImageProcessor,
+    "data2vec": BeitImageProcessor,
+    "mobilevit": MobileViTImageProcessor,
+    "mobilevitv2": MobileViTImageProcessor,
+}
 
 
 def build(name: str, num_labels: int = 3) -> PreTrainedModel:
@@ -67,6 +100,6 @@ def save(name: str, folder: Path) -> Path:
     """A checkpoint with a processor that squeezes images into a square and reduces labels, as those of ADE20K do."""
     build(name).save_pretrained(folder)
     processor = PROCESSORS.get(name, SegformerImageProcessor)(size={"height": 64, "width": 64})
-    processor.do_reduce_labels = name in ("segformer", "beit")
+    processor.do_reduce_labels = name in ("segformer", "beit", "data2vec")
     processor.save_pretrained(folder)
     return folder

@@ -15,7 +15,6 @@ from torchvision.transforms.v2.functional import resize
 from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor, pipeline
 
 from closeness import assert_highest, assert_same_outputs
-from hf_denseseg.data.reading.pixels import PixelFormat
 from hf_denseseg.errors import InputError
 from hf_denseseg.inference.pipeline import SlidingWindowSegmentationPipeline
 from hf_denseseg.inference.preprocessing import Preprocessing, view_size
@@ -359,7 +358,7 @@ def test_wrong_settings_are_refused_with_the_fix(values, message):
 def test_preprocessing_reads_what_the_image_processor_does():
     processor = SegformerImageProcessor(size={"height": 24, "width": 32}, image_mean=MEAN, image_std=STD)
     preprocessing = Preprocessing.from_image_processor(processor)
-    assert preprocessing == (MEAN, STD, (24, 96), PixelFormat(3, "uint8"))
+    assert preprocessing == Preprocessing(MEAN, STD, (24, 96))
     image = random_image(24, 32)
     expected = processor(image, return_tensors="pt", do_resize=False)["pixel_values"][0]
     torch.testing.assert_close(preprocessing.normalize(image), expected)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from torchvision.transforms.v2.functional import pil_to_tensor
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 import partial_training
@@ -15,6 +16,7 @@ import transformers_models
 from hf_denseseg.cli import main
 from hf_denseseg.data.segmentation import load_segmentation
 from hf_denseseg.errors import InputError
+from hf_denseseg.inference.preprocessing import Preprocessing
 from hf_denseseg.models.auto.peers import create_peer
 from hf_denseseg.training import run as training_run
 from hf_denseseg.training.optimization import parameter_groups
@@ -68,6 +70,20 @@ def test_the_trained_model_predicts_and_loads_without_this_package(trained, tmp_
     assert model.config.num_labels == len(load_segmentation("synthetic@64x96", "train").spec.classes)
     processor = AutoImageProcessor.from_pretrained(trained / "model")
     assert not processor.do_resize and not getattr(processor, "do_reduce_labels", False)
+
+
+def test_the_saved_processor_gives_the_pixels_of_training_and_prediction(checkpoint, trained):
+    """Of whole images: not cropped, not squeezed, and in the order of channels that the model was made for."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (70, 90, 3), dtype=np.uint8))
+    for folder in (trained / "model", checkpoint):
+        processor = AutoImageProcessor.from_pretrained(folder)
+        if folder == checkpoint:  # whose processor also resizes and crops
+            processor.do_resize = processor.do_center_crop = False
+        expected = processor(image, return_tensors="pt").pixel_values[0]
+        preprocessing = Preprocessing.from_image_processor(processor)
+        torch.testing.assert_close(preprocessing.normalize(pil_to_tensor(image)), expected, atol=1e-5, rtol=0)
+    blue = torch.from_numpy(np.array(image))[..., 2] / 255
+    assert torch.allclose(expected[0], blue) == checkpoint.name.startswith("mobilevit")
 
 
 def test_an_interrupted_run_continues_to_the_same_weights(checkpoint, trained, tmp_path):

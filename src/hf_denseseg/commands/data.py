@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_denseseg.data.shards.manifest import damaged_shards
+from hf_denseseg.errors import InputError
 from hf_denseseg.files import atomic_path, write_atomic
 from hf_denseseg.models.auto.tasks import SEMANTIC_SEGMENTATION, TASKS
 

@@ -115,10 +115,8 @@ def _load(args: argparse.Namespace) -> tuple[Any, Any, list[int] | None]:
         raise InputError(unknown_name(f"class of {data.spec.name}", unknown[0], data.spec.classes))
     chosen = sorted({data.spec.label2id[name] for name in args.classes}) if args.classes else None
     if len(classes := class_names(predictor.model.config)) != data.spec.num_labels:
-        raise InputError(
-            f"{args.checkpoint} knows {len(classes)} classes, {data.spec.name} has "
-            f"{data.spec.num_labels}. Give the dataset the checkpoint was trained on."
-        )
+        known = f"{args.checkpoint} knows {len(classes)} classes, {data.spec.name} has {data.spec.num_labels}"
+        raise InputError(f"{known}. Give the dataset the checkpoint was trained on.")
     scan = scan_segmentation(data, progress=True)
     if scan.faults:
         more = f" (and {len(scan.faults) - 1} more; `denseseg data check` lists all)" if len(scan.faults) > 1 else ""

@@ -23,12 +23,14 @@ class Preprocessing(NamedTuple):
         std: channel deviations of the same.
         base_size: (short, long) limit of a resize that keeps the ratio; None is no resize.
         pixel_format: channels and range of the images.
+        is_bgr: whether the model takes the channels in the order blue, green, red (MobileViT), as `mean` and `std` do.
     """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
     base_size: Size | None = None
     pixel_format: PixelFormat = RGB_BYTES
+    is_bgr: bool = False
 
     @classmethod
     def from_image_processor(cls, image_processor: Any) -> "Preprocessing":
@@ -45,10 +47,17 @@ class Preprocessing(NamedTuple):
             short = size.get("shortest_edge") or min(size["height"], size["width"])
             base_size = (short, size.get("longest_edge") or 4 * short)
         mean, std = (tuple(value / gain for value in values) for values in (mean, std))
-        return cls(mean, std, base_size, pixel_format)
+        is_bgr = bool(getattr(image_processor, "do_flip_channel_order", False))
+        return cls(mean, std, base_size, pixel_format, is_bgr)
+
+    @property
+    def mean_color(self) -> tuple[float, ...]:
+        """`mean` in the order of the channels of an image as read."""
+        return self.mean[::-1] if self.is_bgr else self.mean
 
     def normalize(self, pixels: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """uint8 or uint16 `(..., C, H, W)` -> what the model is given, computed in float32 on their device."""
+        pixels = pixels.flip(-3) if self.is_bgr else pixels
         mean, std = (torch.tensor(each, device=pixels.device).view(-1, 1, 1) for each in (self.mean, self.std))
         return ((pixels.float() / torch.iinfo(pixels.dtype).max - mean) / std).to(dtype)
 
@@ -129,7 +138,7 @@ def views(
     image = image.to(weight.device) if isinstance(image, torch.Tensor) else image
     canvas = canvas_size(size_of(image), settings)
     if canvas != size_of(image):
-        image = pad_with_mean(as_tensor(image), canvas, preprocessing.mean)
+        image = pad_with_mean(as_tensor(image), canvas, preprocessing.mean_color)
     for scale in settings.scales:
         view = View(resized(image, view_size(canvas, scale, settings)), False, preprocessing, weight)
         yield view

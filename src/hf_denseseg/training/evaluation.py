@@ -76,7 +76,8 @@ def open_journal(trainer: "EvaluatingTrainer", name: str) -> tuple[Journal, dict
     made_with = {
         "checkpoint": weights_digest(trainer.model),
         "labels": trainer.spec.to_dict(),
-        "protocol": trainer.protocol | {"mean": trainer.preprocessing.mean, "std": trainer.preprocessing.std},
+        "protocol": trainer.protocol,
+        "preprocessing": trainer.preprocessing._asdict(),
         "computation": {
             "device": trainer.args.device.type,
             "dtype": str(trainer.model.dtype),

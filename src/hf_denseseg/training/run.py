@@ -203,8 +203,8 @@ def _processor_of_transformers(recipe: Recipe, training: bool, pixels: dict[str,
     """The processor saved beside a model of transformers; after training it treats images as training did.
 
     Training shows crops of images at their own size, or of `test_base_size`, and labels that are train ids: the saved
-    processor neither squeezes images into a square nor reduces labels again. Other images than 8-bit RGB need a
-    processor of this package.
+    processor neither squeezes images into a square, nor crops or pads them, nor reduces labels again. Other images
+    than 8-bit RGB need a processor of this package.
     """
     options = dict(pixels)
     if training:
@@ -213,7 +213,11 @@ def _processor_of_transformers(recipe: Recipe, training: bool, pixels: dict[str,
             return AnyImageProcessor(**options)
     if recipe.model.model in PEERS:
         return create_peer_image_processor(**options)
-    return load_image_processor(recipe.model.model, **options)
+    processor = load_image_processor(recipe.model.model, **options)
+    for step in ("do_center_crop", "do_pad") if training else ():
+        if getattr(processor, step, False):
+            setattr(processor, step, False)
+    return processor
 
 
 def load_data(recipe: Recipe, part: str) -> Any:

@@ -124,7 +124,7 @@ class SemanticSegmentation(Task):
         if train_data is not None:
             augmentation = TrainAugmentation(
                 tuple(data.crop_size),
-                pad_color=[255 * mean for mean in Preprocessing.from_image_processor(processor).mean],
+                pad_color=[255 * mean for mean in Preprocessing.from_image_processor(processor).mean_color],
                 base_size=tuple(data.base_size) if data.base_size else None,
                 scale_range=tuple(data.scale_range),
                 cat_max_ratio=data.cat_max_ratio,
