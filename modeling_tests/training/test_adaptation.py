@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import shutil
+import sys
 
 import pytest
 import torch
@@ -127,15 +128,23 @@ def test_a_frozen_encoder_is_saved_as_it_was(checkpoint, tmp_path):
         (["--task", "object-detection", "--lora_rank", "4"], "lora_rank .* has no meaning in the task"),
     ],
 )
-def test_keys_that_cannot_have_their_effect_are_refused(words, message):
+def test_keys_that_cannot_have_their_effect_are_refused(words, message, tmp_path):
     with pytest.raises(InputError, match=message):
-        load_recipe(None, words)
+        training_run.train(load_recipe(None, [*words, "--output_dir", str(tmp_path / "run")]))
+    assert not (tmp_path / "run").exists()
 
 
 def test_without_peft_adapters_are_refused_before_anything_is_loaded(monkeypatch):
+    recipe = load_recipe(None, ["--model", "x/y", "--lora_rank", "2"])
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"lora_rank needs peft: `pip install 'hf-denseseg\[peft\]'`"):
-        load_recipe(None, ["--model", "x/y", "--lora_rank", "2"])
+        training_run.train(recipe)
+
+
+def test_the_merged_model_is_evaluated_by_its_recipe_without_peft(monkeypatch, trained, tmp_path):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    words = ["evaluate", str(trained[0] / "model"), "--recipe", str(trained[0] / "recipe.yaml")]
+    assert main([*words, "--output_dir", str(tmp_path)]) == 0
 
 
 def test_layers_with_adapters_can_be_chosen_in_the_encoder_alone(checkpoint, tmp_path):

@@ -3,17 +3,20 @@
 import dataclasses
 import importlib.util
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
 from test_training import WORDS
 from transformers import TrainingArguments
 
+import hf_denseseg
 from hf_denseseg.cli import main
 from hf_denseseg.errors import InputError
 from hf_denseseg.evaluation.score_names import SCORE_NAMES
 from hf_denseseg.training.key_checks import UNUSED_KEYS
-from hf_denseseg.training.recipe import load_recipe
+from hf_denseseg.training.recipe import load_recipe, recipe_fields
 from hf_denseseg.training.run import load_data
 
 # Keys that transformers' own Trainer, accelerate or torch follow in our trainers too, by what they concern.
@@ -138,3 +141,13 @@ def test_a_part_of_the_training_split_can_be_held_back(task):
     assert set(limited.with_format(None)["id"]) < ids["eval"] and len(limited) == 5
     with pytest.raises(InputError, match="between 0 and 1"):
         load_data(load_recipe(None, [*words[:-1], "1.5"]), "eval")
+
+
+def test_every_key_of_ours_is_read_somewhere():
+    """Keys of the test protocol are read together, see `inference_settings`."""
+    root = Path(hf_denseseg.__file__).parent
+    declared = ("arguments.py", "data_arguments.py")
+    text = "\n".join(path.read_text() for path in root.rglob("*.py") if path.name not in declared)
+    own = [name for name, (owner, _) in recipe_fields().items() if name in owner.__annotations__]
+    unread = [name for name in own if not re.search(rf"\.{name}\b", text) and not name.startswith("test_")]
+    assert len(own) > 60 and not set(unread) - set(TrainingArguments.__dataclass_fields__), unread

@@ -11,7 +11,6 @@ import yaml
 
 from hf_denseseg.errors import InputError, unknown_name
 from hf_denseseg.models.auto.tasks import SEMANTIC_SEGMENTATION, TASKS
-from hf_denseseg.training.adaptation import check_adaptation
 from hf_denseseg.training.arguments import RENAMED_KEYS, ModelArguments, TaskTrainingArguments
 from hf_denseseg.training.data_arguments import DataArguments
 from hf_denseseg.training.key_checks import check_training_values, refuse_unused_keys
@@ -76,7 +75,6 @@ def load_recipe(path: str | Path | None, overrides: list[str] | None = None) -> 
     task = get_task(model.task)
     task.check_keys(data)
     check_training_values(given, training, task.name)
-    check_adaptation(model, training)
     return Recipe(task, model, data, training, given)
 
 

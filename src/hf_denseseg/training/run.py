@@ -33,6 +33,7 @@ from hf_denseseg.models.one_logit import class_names
 from hf_denseseg.models.setr.image_processing_setr import SetrImageProcessor as AnyImageProcessor
 from hf_denseseg.reports.model_card import write_card
 from hf_denseseg.reports.run_page import format_scores, write_report
+from hf_denseseg.training.adaptation import check_adaptation
 from hf_denseseg.training.checkpoints import explain_failed_save, step_of
 from hf_denseseg.training.data_arguments import DataArguments
 from hf_denseseg.training.pixel_keys import processor_values, with_pixel_format
@@ -58,6 +59,7 @@ def train(recipe: Recipe) -> dict[str, Any]:
     Raises:
         InputError: recipe, data or folder cannot be used; nothing was trained.
     """
+    check_adaptation(recipe.model, recipe.training)
     output = check_output_folder(recipe.training.output_dir or ".")
     finished = check_folder(recipe.given, recipe.training, output)
     if finished is not None:

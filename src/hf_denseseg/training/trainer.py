@@ -82,10 +82,11 @@ class TaskTrainer(EvaluatingTrainer):
         self.evaluation_cpu_seconds = 0.0
         self._keeps_trained = False
         self._sampler: EpochSampler | None = None
-        adapt(model, args)
+        if train_dataset is not None:
+            adapt(model, args)
         if args.sync_batch_norm and args.world_size > 1:
             model = sync_batch_norms(model, args.device)
-        self._still = still_modules(model, args)
+        self._still = still_modules(model, args)  # of the model with synced BatchNorms
         self.memory_format = torch.channels_last if args.channels_last else torch.contiguous_format
         nn.Module.to(model, memory_format=self.memory_format)  # in place
         self.output = Path(args.output_dir or ".")
