@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import torch
@@ -10,9 +11,13 @@ from torch import nn
 from torchvision.transforms.v2.functional import pil_to_tensor, resize
 
 from hf_denseseg.data.image_sizes import fit_factor, scaled_size
+from hf_denseseg.data.reading.georeferenced import Raster
 from hf_denseseg.data.reading.pixels import RGB_BYTES, PixelFormat, as_tensor
 from hf_denseseg.inference.settings import InferenceSettings
 from hf_denseseg.inference.sliding_window import Size, pad_right_and_bottom, padded_size, size_of
+
+Source = torch.Tensor | Image.Image | Raster
+"""An image `(C, H, W)` in memory, or one of which only windows become tensors."""
 
 
 class Preprocessing(NamedTuple):
@@ -49,6 +54,10 @@ class Preprocessing(NamedTuple):
         mean, std = (tuple(value / gain for value in values) for values in (mean, std))
         is_bgr = bool(getattr(image_processor, "do_flip_channel_order", False))
         return cls(mean, std, base_size, pixel_format, is_bgr)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain JSON values."""
+        return {**self._asdict(), "pixel_format": asdict(self.pixel_format)}
 
     @property
     def mean_color(self) -> tuple[float, ...]:
@@ -91,14 +100,14 @@ class View(NamedTuple):
     """An image at one scale, perhaps flipped, of which a model is given windows.
 
     Args:
-        image: uint8 or uint16 `(C, h, w)`, or a PIL image; either may stay on the CPU, for windows are moved
+        image: uint8 or uint16 `(C, h, w)`, a PIL image or a raster; it may stay where it is, for windows are moved
             one by one.
         flipped: whether the model sees it flipped from left to right.
         preprocessing: of the checkpoint.
         weight: any weight of the model; decides device and dtype of the windows.
     """
 
-    image: torch.Tensor | Image.Image
+    image: Source
     flipped: bool
     preprocessing: Preprocessing
     weight: torch.Tensor
@@ -116,6 +125,8 @@ class View(NamedTuple):
             left, right = width - right, width - left
         if isinstance(self.image, Image.Image):
             pixels = pil_to_tensor(self.image.crop((left, y, right, bottom)))
+        elif isinstance(self.image, Raster):
+            pixels = as_tensor(self.image.window(y, left, bottom, right))
         else:
             pixels = self.image[:, y:bottom, left:right]
         values = self.preprocessing.normalize(pixels.to(self.weight.device), self.weight.dtype)[None]
@@ -123,14 +134,14 @@ class View(NamedTuple):
 
 
 def views(
-    model: nn.Module, image: torch.Tensor | Image.Image, settings: InferenceSettings, preprocessing: Preprocessing
+    model: nn.Module, image: Source, settings: InferenceSettings, preprocessing: Preprocessing
 ) -> Iterator[View]:
     """Each scale of an image, and each flipped too with `flip`.
 
     Args:
         model: decides device and dtype of what it is given.
-        image: uint8 or uint16 `(C, H, W)`, moved to the model's device at once; or a large PIL image, which
-            stays where it is.
+        image: uint8 or uint16 `(C, H, W)`, moved to the model's device at once; or a large PIL image or
+            a raster, which stay where they are.
         settings: test protocol.
         preprocessing: of the checkpoint.
     """
@@ -138,7 +149,7 @@ def views(
     image = image.to(weight.device) if isinstance(image, torch.Tensor) else image
     canvas = canvas_size(size_of(image), settings)
     if canvas != size_of(image):
-        image = pad_with_mean(as_tensor(image), canvas, preprocessing.mean_color)
+        image = pad_with_mean(_loaded(image), canvas, preprocessing.mean_color)
     for scale in settings.scales:
         view = View(resized(image, view_size(canvas, scale, settings)), False, preprocessing, weight)
         yield view
@@ -151,11 +162,16 @@ def canvas_size(size: Size, settings: InferenceSettings) -> Size:
     return padded_size(size, settings) if settings.mode == "whole" else size
 
 
-def resized(image: torch.Tensor | Image.Image, size: Size) -> torch.Tensor | Image.Image:
+def _loaded(image: Source) -> torch.Tensor:
+    """All pixels `(C, H, W)`; a raster is read at once."""
+    return as_tensor(image.load() if isinstance(image, Raster) else image)
+
+
+def resized(image: Source, size: Size) -> Source:
     """An image at another size; antialiased and in integers, so that it is what the image processors make of it."""
     if size == size_of(image):
         return image
-    pixels = as_tensor(image)
+    pixels = _loaded(image)
     if pixels.dtype == torch.uint8:
         return resize(pixels, list(size), antialias=True)
     return resize(pixels.float(), list(size), antialias=True).round_().clamp_(0, 65535).to(pixels.dtype)

@@ -3,10 +3,10 @@
 import math
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import nn
 
 from hf_denseseg.inference.settings import InferenceSettings
@@ -171,6 +171,6 @@ def upsample(logits: torch.Tensor, size: Size, align_corners: bool) -> torch.Ten
     return F.interpolate(logits, size=size, mode="bilinear", align_corners=align_corners)
 
 
-def size_of(image: torch.Tensor | Image.Image) -> Size:
-    """`(height, width)` of an image or a map."""
-    return (image.height, image.width) if isinstance(image, Image.Image) else (image.shape[-2], image.shape[-1])
+def size_of(image: Any) -> Size:
+    """`(height, width)` of an image, a raster or a map."""
+    return (image.shape[-2], image.shape[-1]) if isinstance(image, torch.Tensor) else (image.height, image.width)

@@ -8,17 +8,16 @@ not with the height of the image.
 from collections.abc import Iterable, Iterator
 
 import torch
-from PIL import Image
 from torch import nn
 
-from hf_denseseg.inference.preprocessing import Preprocessing, View, canvas_size, views
+from hf_denseseg.inference.preprocessing import Preprocessing, Source, View, canvas_size, views
 from hf_denseseg.inference.settings import InferenceSettings
 from hf_denseseg.inference.sliding_window import Size, align_corners_of, join_rows, logit_rows, size_of, upsample
 
 
 def score_strips(
     model: nn.Module,
-    image: torch.Tensor | Image.Image,
+    image: Source,
     settings: InferenceSettings,
     preprocessing: Preprocessing,
     size: Size | None = None,
@@ -28,7 +27,7 @@ def score_strips(
 
     Args:
         model: segmentation model in eval mode.
-        image: bytes `(3, H, W)`, or a PIL image, see `views`.
+        image: `(C, H, W)`, a PIL image or a raster, see `views`.
         settings: test protocol; windows (`mode="slide"`) are what bounds the memory.
         preprocessing: of the checkpoint.
         size: `(height, width)` of the result; None is the image's own size.

@@ -77,7 +77,7 @@ def open_journal(trainer: "EvaluatingTrainer", name: str) -> tuple[Journal, dict
         "checkpoint": weights_digest(trainer.model),
         "labels": trainer.spec.to_dict(),
         "protocol": trainer.protocol,
-        "preprocessing": trainer.preprocessing._asdict(),
+        "preprocessing": trainer.preprocessing.to_dict(),
         "computation": {
             "device": trainer.args.device.type,
             "dtype": str(trainer.model.dtype),

@@ -163,9 +163,9 @@ def read_options(image: Pixels) -> dict[str, Any]:
     return {"pixel_range": image.dtype.name, "input_data_format": "channels_last"}
 
 
-def height_width(image: Pixels) -> tuple[int, int]:
-    """`(height, width)` of an image as read."""
-    return (image.height, image.width) if isinstance(image, Image.Image) else (image.shape[0], image.shape[1])
+def height_width(image: Any) -> tuple[int, int]:
+    """`(height, width)` of an image as read, or of one that is read window by window."""
+    return (image.shape[0], image.shape[1]) if isinstance(image, np.ndarray) else (image.height, image.width)
 
 
 def resize_pixels(

@@ -65,7 +65,7 @@ def raster_size(path: Path) -> tuple[int, int] | None:
         if header.startswith(TIFF_MARKS):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # no georeference: most images have none
-                with _rasterio(str(path)).open(path) as raster:
+                with import_rasterio(str(path)).open(path) as raster:
                     return raster.height, raster.width
     except (OSError, ValueError, InputError):
         pass  # reading the file raises the error that explains it
@@ -90,7 +90,7 @@ def _mode_of_tiff(source: bytes | Path) -> str | None:
 
 
 def _read_tiff(source: bytes | Path, name: str) -> np.ndarray:
-    rasterio = _rasterio(name)
+    rasterio = import_rasterio(name)
     from rasterio.errors import RasterioError
     from rasterio.io import MemoryFile
 
@@ -114,7 +114,12 @@ def _bands(raster: Any, name: str) -> np.ndarray:
     return np.ascontiguousarray(bands)
 
 
-def _rasterio(name: str) -> Any:
+def import_rasterio(name: str) -> Any:
+    """The library that reads every TIFF.
+
+    Raises:
+        InputError: it is not installed; `name` is the image that needs it.
+    """
     try:
         import rasterio
     except ImportError as error:

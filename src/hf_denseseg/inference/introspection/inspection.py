@@ -156,7 +156,7 @@ def inspection_view(
     unit, weight = _view_unit(model), next(model.parameters())
     factor = min(size / max(image.shape[-2:]), 1)
     view = [max(int(side * factor) // unit, 1) * unit for side in image.shape[-2:]]
-    pixels = as_tensor(resized(image.to(weight.device), (view[0], view[1])))
+    pixels = as_tensor(resized(image.to(weight.device), (view[0], view[1])))  # type: ignore[arg-type]
     return preprocessing.normalize(pixels, weight.dtype)[None]
 
 

@@ -1,6 +1,8 @@
 """Find the images, videos and streams to predict, and read them image by image."""
 
 import glob
+import importlib.util
+import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -11,6 +13,7 @@ from typing import Any
 
 from PIL import Image
 
+from hf_denseseg.data.reading.georeferenced import Raster, is_georeferenced
 from hf_denseseg.data.reading.images import read_image
 from hf_denseseg.data.reading.pixels import RGB_BYTES, PixelFormat, Pixels
 from hf_denseseg.data.reading.rasters import raster_size
@@ -19,6 +22,8 @@ from hf_denseseg.errors import InputError
 from hf_denseseg.inference.predict.video import is_address, read_frames
 
 VIDEOS = {".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".y4m"}
+logger = logging.getLogger(__name__)
+
 MAX_PIXELS = 178_956_970  # above it Pillow, too, refuses an image as a decompression bomb
 
 
@@ -66,7 +71,7 @@ class Item:
 
     name: str
     number: int
-    read: Callable[[], Pixels]
+    read: Callable[[], Pixels | Raster]
     facts: dict[str, Any] = field(default_factory=dict)
 
 
@@ -221,8 +226,10 @@ def items_of(
             yield Item(f"{source.name}/{frame.number:06d}", frame.number, frame.read, facts)
 
 
-def read_input_image(path: str, max_pixels: int = MAX_PIXELS, pixel_format: PixelFormat = RGB_BYTES) -> Pixels:
-    """Read an image with `read_image`, unless its header declares too large a size.
+def read_input_image(
+    path: str, max_pixels: int = MAX_PIXELS, pixel_format: PixelFormat = RGB_BYTES
+) -> Pixels | Raster:
+    """Read an image with `read_image`, unless its header declares too large a size; open a georeferenced one.
 
     Raises:
         InputError: missing, empty, damaged, not an image, more than `max_pixels`, or not of `pixel_format`.
@@ -238,6 +245,10 @@ def read_input_image(path: str, max_pixels: int = MAX_PIXELS, pixel_format: Pixe
                 f"Image {path} declares {height}x{width} pixels, more than {max_pixels} (it may be a decompression "
                 f"bomb). If you trust it, give --max_pixels {width * height}."
             )
+        if is_georeferenced(path):
+            if importlib.util.find_spec("rasterio") is not None:
+                return Raster.open(path, pixel_format)
+            logger.warning("The georeference of %s is not kept: pip install 'hf-denseseg[geo]' for that.", path)
         return read_image(path, pixel_format=pixel_format)
 
 

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from hf_denseseg.data.labels import color_wheel
+from hf_denseseg.data.reading.georeferenced import Raster
 from hf_denseseg.data.reading.pixels import PixelFormat, Pixels, height_width, read_options
 from hf_denseseg.data.sources.coco import encode_mask
 from hf_denseseg.errors import InputError
@@ -111,8 +112,9 @@ class ObjectPredictor:
         """Channels and range of the images."""
         return PixelFormat.of_processor(self.processor)
 
-    def predict(self, image: Pixels, name: str) -> Prediction:
-        """Run on one image; `name` is not needed."""
+    def predict(self, image: Pixels | Raster, name: str) -> Prediction:
+        """Run on one image, of which a raster is read at once; `name` is not needed."""
+        image = image.load() if isinstance(image, Raster) else image
         predictions, drawn = self.find(image)
         return Prediction(
             {"predictions": predictions}, {} if drawn is None else {"drawn": partial(drawn.save, quality=90)}

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from hf_denseseg.data.reading.georeferenced import Georeference, save_geotiff
 from hf_denseseg.errors import InputError
 from hf_denseseg.files import atomic_path
 from hf_denseseg.inference.predict.video import require_av, write_video
@@ -93,6 +94,26 @@ def id_map(ids: np.ndarray, palette: tuple[tuple[int, int, int], ...], raw: np.n
         last = len(palette) if raw is None else 256
         image.putpalette(colors[:last].ravel().tolist())
     return image
+
+
+def save_ids(
+    path: Path,
+    ids: np.ndarray,
+    palette: tuple[tuple[int, int, int], ...],
+    raw: np.ndarray | None,
+    place: Georeference | None,
+) -> None:
+    """Write a label map: as PNG, or as GeoTIFF where its image has a place on the earth; arguments of `id_map`."""
+    if place is None:
+        id_map(ids, palette, raw).save(path)
+        return
+    numbers = range(len(palette)) if raw is None else raw[: len(palette)].tolist()
+    save_geotiff(path, ids, place, dict(zip(numbers, palette, strict=True)))
+
+
+def nearest_pixels(shown: int, stored: int) -> np.ndarray:
+    """Number of the stored pixel in the middle of each of the `shown` pixels of an edge, ascending."""
+    return ((np.arange(shown) + 0.5) * stored / shown).astype(np.int64)
 
 
 def write_table(records: list[dict[str, Any]], output: Path) -> str:

@@ -183,7 +183,8 @@ class _Predictions:
             raise InputError(
                 f"{source.origin} ({size[0]}x{size[1]}) cannot be predicted by this model: {reason}"
             ) from error
-        places = {kind: place_of(kind, item.name) for kind in prediction.files}
+        endings = prediction.endings
+        places = {kind: place_of(kind, item.name, endings.get(kind)) for kind in prediction.files}
         for kind, save in prediction.files.items():
             with atomic_path(self.output / places[kind]) as aside:
                 save(aside)
@@ -234,7 +235,7 @@ def _check_shareable(sources: list[Source], processes: Processes) -> None:
         raise InputError("The processes found different images. Give all machines the same files at the same paths.")
 
 
-def place_of(kind: str, name: str) -> str:
+def place_of(kind: str, name: str, ending: str | None = None) -> str:
     """Path of a file of a kind below the output folder."""
-    folder, ending = PLACES.get(kind, ("shown", f"_{kind}.png"))
-    return f"{folder}/{name}{ending}"
+    folder, usual = PLACES.get(kind, ("shown", f"_{kind}.png"))
+    return f"{folder}/{name}{ending or usual}"

@@ -1,9 +1,11 @@
 """The interface between `run_prediction` and a predictor."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
+from hf_denseseg.data.reading.georeferenced import Raster
 from hf_denseseg.data.reading.pixels import PixelFormat, Pixels
 
 
@@ -13,10 +15,12 @@ class Prediction(NamedTuple):
     Args:
         facts: values for its record.
         files: kind of file -> function that writes it to a given path.
+        endings: kind of file -> ending of its name, where it is not the usual one.
     """
 
     facts: dict[str, Any]
     files: dict[str, Callable[[Path], object]]
+    endings: Mapping[str, str] = MappingProxyType({})
 
 
 class Predictor(Protocol):
@@ -30,8 +34,8 @@ class Predictor(Protocol):
     def pixel_format(self) -> PixelFormat:
         """Channels and range of the images that it takes."""
 
-    def predict(self, image: Pixels, name: str) -> Prediction:
-        """Run on an image as read, called `name` in messages; the image may be drawn on."""
+    def predict(self, image: Pixels | Raster, name: str) -> Prediction:
+        """Run on an image as read, or on a raster, called `name` in messages; the image may be drawn on."""
 
     def description(self) -> dict[str, Any]:
         """Entries of `results.json` on the model and its settings."""

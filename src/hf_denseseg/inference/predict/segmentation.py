@@ -14,6 +14,7 @@ from PIL import Image
 from hf_denseseg.data.class_order import class_order
 from hf_denseseg.data.image_sizes import scaled_size
 from hf_denseseg.data.labels import LabelSpec, color_wheel
+from hf_denseseg.data.reading.georeferenced import Georeference, Raster
 from hf_denseseg.data.reading.pixels import PixelFormat, Pixels, as_shown, as_tensor, height_width
 from hf_denseseg.errors import InputError, RunError
 from hf_denseseg.files import atomic_path
@@ -22,12 +23,13 @@ from hf_denseseg.inference.introspection.features import feature_image
 from hf_denseseg.inference.introspection.inspection import ShowSettings, check_showable, inspect_model, inspection_view
 from hf_denseseg.inference.introspection.positions import position_similarity, position_table
 from hf_denseseg.inference.introspection.refinement import inspect_refinement
-from hf_denseseg.inference.large_images import segment_in_strips
+from hf_denseseg.inference.large_images import segment_in_columns, segment_in_strips
 from hf_denseseg.inference.predict.outputs import (
     KINDS,
     OutputSettings,
     PixelTally,
-    id_map,
+    nearest_pixels,
+    save_ids,
     write_overlay_videos,
     write_table,
 )
@@ -46,6 +48,7 @@ logger = logging.getLogger(__name__)
 
 FEATURE_SIDE = 200  # longest edge of a drawn feature map in pixels
 LONGEST_JPEG = 65_500
+REDUCED_SIDE = 4096  # longest edge in pixels of the overlay of a raster that is read window by window
 LARGEST_SCORES = 2**32  # bytes of the float32 scores of all classes at full size, for --write probabilities
 
 
@@ -150,22 +153,27 @@ class SegmentationPredictor:
         """Channels and range of the images."""
         return self.preprocessing.pixel_format
 
-    def predict(self, image: Pixels, name: str) -> Prediction:
+    def predict(self, image: Pixels | Raster, name: str) -> Prediction:
         """Segment an image, and draw the overlay onto what a figure shows of it.
+
+        A raster above `tile_above_pixels` is read window by window, and its overlay is a reduced one.
 
         Raises:
             InputError: too large for the outputs, or a picked point lies outside the image.
             RunError: the device runs out of memory.
         """
         height, width = height_width(image)
-        if "overlays" in self.outputs.write and max(height, width) > LONGEST_JPEG:
+        place = image.georeference if isinstance(image, Raster) else None
+        if isinstance(image, Raster) and height * width <= self.outputs.tile_above_pixels:
+            image = image.load()
+        if "overlays" in self.outputs.write and max(height, width) > LONGEST_JPEG and not isinstance(image, Raster):
             raise InputError(
                 f"an overlay of {height}x{width} pixels cannot be a JPEG (at most {LONGEST_JPEG} pixels "
                 "per side). Take overlays out of --write, or cut the image into tiles."
             )
         try:
             figures = self.inspect(image, name)
-            return self._segment(image, figures)
+            return self._segment(image, figures, place)
         except torch.OutOfMemoryError as error:
             raise RunError(
                 f"{name} ({height}x{width}) does not fit into the memory of the device. "
@@ -173,9 +181,14 @@ class SegmentationPredictor:
                 "smaller --show_size), and run again."
             ) from error
 
-    def _segment(self, image: Pixels, figures: dict[str, Image.Image]) -> Prediction:
+    def _segment(
+        self, image: Pixels | Raster, figures: dict[str, Image.Image], place: Georeference | None
+    ) -> Prediction:
         size, write = height_width(image), self.outputs.write
-        shown = as_shown(image) if "overlays" in write else Image.new("RGB", (1, 1))
+        shown = Image.new("RGB", (1, 1))
+        if "overlays" in write:
+            shown = as_shown(image.reduced(REDUCED_SIDE) if isinstance(image, Raster) else image)
+        rows, columns = (nearest_pixels(*sides) for sides in ((shown.height, size[0]), (shown.width, size[1])))
         tally = PixelTally(len(self.palette))
         raw = self.spec.inverse_table if self.spec and self.outputs.raw_ids else None
         wide = len(self.palette) > 256 if raw is None else raw.dtype != np.uint8
@@ -183,28 +196,34 @@ class SegmentationPredictor:
         confidence_map = np.empty(size if "confidence" in write else (0, 0), np.uint8)
         scores: list[np.ndarray] = []
         # Strips of rows fill these one after the other; a small image is a single strip.
-        for top, ids, confidence, scores in self._strips(image):  # noqa: B007
+        for (top, left), ids, confidence, scores in self._strips(image):  # noqa: B007
             tally.add(ids, confidence)
-            rows = slice(top, top + len(ids))
-            written_ids[rows] = ids if raw is None else raw[ids]
+            bottom, right = top + len(ids), left + ids.shape[1]
+            written_ids[top:bottom, left:right] = ids if raw is None else raw[ids]
             if confidence_map.size:
-                confidence_map[rows] = np.rint(confidence * 255)
-            if "overlays" in write:  # in place: the model has no more use for these rows
-                box = (0, top, size[1], rows.stop)
-                shown.paste(overlay(shown.crop(box), ids, self.palette), box)
+                confidence_map[top:bottom, left:right] = np.rint(confidence * 255)
+            if "overlays" in write:  # in place: the model has no more use for these pixels
+                y, x = np.searchsorted(rows, (top, bottom)).tolist(), np.searchsorted(columns, (left, right)).tolist()
+                drawn = ids[rows[slice(*y)] - top][:, columns[slice(*x)] - left]
+                box = (x[0], y[0], x[1], y[1])
+                if drawn.size:
+                    shown.paste(overlay(shown.crop(box), drawn, self.palette), box)
         writers: dict[str, Callable[[Path], object]] = {
-            "mask": lambda path: id_map(written_ids, self.palette, raw).save(path),
+            "mask": lambda path: save_ids(path, written_ids, self.palette, raw, place),
             "overlay": partial(shown.save, quality=90),
             "confidence": lambda path: Image.fromarray(confidence_map).save(path),
             "probabilities": lambda path: np.savez_compressed(path, probabilities=scores[0]),
             **{kind: figure.save for kind, figure in figures.items()},
         }
-        return Prediction(
-            {"classes": tally.rows(class_names(self.model.config))}, {kind: writers[kind] for kind in self.kinds}
-        )
+        facts: dict[str, Any] = {"classes": tally.rows(class_names(self.model.config))}
+        facts |= {} if place is None else {"georeference": place.to_dict()}
+        files = {kind: writers[kind] for kind in self.kinds}
+        return Prediction(facts, files, {} if place is None else {"mask": ".tif"})
 
-    def _strips(self, image: Pixels) -> Iterator[tuple[int, np.ndarray, np.ndarray, list[np.ndarray]]]:
-        """Each strip: first row, class ids and their probabilities `(rows, W)`; a list with the scores of all classes.
+    def _strips(
+        self, image: Pixels | Raster
+    ) -> Iterator[tuple[tuple[int, int], np.ndarray, np.ndarray, list[np.ndarray]]]:
+        """Each strip: first row and column, class ids and their probabilities `(rows, w)`; the scores of all classes.
 
         The list holds one `(C, H, W)` array if probabilities are written, else nothing.
         """
@@ -221,17 +240,20 @@ class SegmentationPredictor:
             if not self.tiling_announced:
                 logger.info("Images above %d pixels are segmented in strips of rows.", self.outputs.tile_above_pixels)
                 self.tiling_announced = True
-            # A PIL image is cut into windows before it becomes a tensor.
-            source = image if isinstance(image, Image.Image) else as_tensor(image)
-            for strip in segment_in_strips(self.model, source, self.settings, self.preprocessing):
-                yield strip.top, strip.ids.cpu().numpy(), strip.confidence.cpu().numpy(), []
-        elif all_classes:
+            # A PIL image or a raster is cut into windows before it becomes a tensor.
+            source = as_tensor(image) if isinstance(image, np.ndarray) else image
+            segment: Any = segment_in_columns if isinstance(source, Raster) else segment_in_strips
+            for strip in segment(self.model, source, self.settings, self.preprocessing):
+                yield (strip.top, strip.left), strip.ids.cpu().numpy(), strip.confidence.cpu().numpy(), []
+            return
+        image = image.load() if isinstance(image, Raster) else image
+        if all_classes:
             scores = class_probabilities(self.model, as_tensor(image), self.settings, self.preprocessing)
             ids, confidence = choose_classes(scores, self.settings.threshold)
-            yield 0, ids.cpu().numpy(), confidence.cpu().numpy(), [scores.half().cpu().numpy()]
+            yield (0, 0), ids.cpu().numpy(), confidence.cpu().numpy(), [scores.half().cpu().numpy()]
         else:
             ids, confidence = segment_with_confidence(self.model, as_tensor(image), self.settings, self.preprocessing)
-            yield 0, ids.cpu().numpy(), confidence.cpu().numpy(), []
+            yield (0, 0), ids.cpu().numpy(), confidence.cpu().numpy(), []
 
     def finish(self, records: list[dict[str, Any]], output: Path) -> dict[str, Any]:
         """Write the figure of the position embeddings, the table and the videos, if they were asked for."""
@@ -247,7 +269,7 @@ class SegmentationPredictor:
             results["videos"] = write_overlay_videos(records, output, self.outputs.frame_stride)
         return results
 
-    def inspect(self, image: Pixels, name: str) -> dict[str, Image.Image]:
+    def inspect(self, image: Pixels | Raster, name: str) -> dict[str, Image.Image]:
         """Figures of the model's internals for one image, by kind; none without `show`.
 
         Raises:
@@ -257,6 +279,7 @@ class SegmentationPredictor:
         if self.show is None or not kinds:
             return {}
         height, width = height_width(image)
+        image = image.load() if isinstance(image, Raster) else image
         points = relative_points(self.show.points, (height, width), name)
         view = inspection_view(as_tensor(image), self.model, self.show.size, self.preprocessing)
         found = inspect_model(self.model, view, points, kinds)
