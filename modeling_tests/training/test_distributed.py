@@ -77,6 +77,17 @@ def test_two_processes_train_the_weights_of_one_with_twice_the_batch(large_batch
     assert furthest(weights, large_batch[0]) < 1e-4
 
 
+def test_two_processes_draw_the_rare_classes_of_one(tmp_path):
+    """Each process counts the classes of half of the images."""
+    rare = ["--class_balanced_sampling", "--copy_paste", "0.5", "--save_strategy", "no", "--max_steps", "2"]
+    whole, shared = tmp_path / "whole", tmp_path / "shared"
+    assert main([*WORDS, *rare, "--per_device_train_batch_size", "8", "--output_dir", str(whole)]) == 0
+    words = [*rare, "--per_device_train_batch_size", "4", "--output_dir", str(shared)]
+    processes.run_two([*WORDS, *words], free_port(), tmp_path)
+    assert trained(shared)[1] == pytest.approx(trained(whole)[1], rel=1e-5)
+    assert furthest(trained(shared)[0], trained(whole)[0]) < 1e-4
+
+
 def frozen_norms_trainer(folder, *words):
     """BatchNorm with its initial statistics, since it alone depends on the whole batch."""
     recipe = load_recipe(None, [*WORDS[1:], "--output_dir", str(folder), *words])

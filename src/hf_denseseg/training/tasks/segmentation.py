@@ -25,6 +25,7 @@ from hf_denseseg.data.shards.streaming import StreamingTrainDataset
 from hf_denseseg.data.sources.folders import NoLabelSpecError
 from hf_denseseg.errors import InputError
 from hf_denseseg.evaluation.score_names import chance_level, describe_protocol
+from hf_denseseg.files import atomic_path
 from hf_denseseg.inference.predict.processes import Processes
 from hf_denseseg.inference.preprocessing import Preprocessing
 from hf_denseseg.inference.settings import InferenceSettings, check_threshold
@@ -32,10 +33,12 @@ from hf_denseseg.reports.evaluation_page import Drawn, write_page, write_tables
 from hf_denseseg.training.arguments import TaskTrainingArguments
 from hf_denseseg.training.data_arguments import DataArguments
 from hf_denseseg.training.tasks.segmentation_trainer import SegmentationTrainer
+from hf_denseseg.training.tasks.submission import image_names
 from hf_denseseg.training.tasks.task import Inspection, Task, sizes_as_json, sizes_of, spread
 from hf_denseseg.visualization.evaluation import prediction_row
 from hf_denseseg.visualization.label_maps import prediction_grid
 
+CLASS_PIXELS = "class_pixels.npz"
 WORST_IMAGES, BEST_IMAGES = 6, 2  # shown on the page of an evaluation
 
 
@@ -200,13 +203,28 @@ class SemanticSegmentation(Task):
 
 
 def _rare_classes(data: SegmentationData, args: TaskTrainingArguments) -> RareClasses:
-    """Count the classes of all training images; every process reads its part of them."""
-    rank, count = args.process_index, args.world_size
-    own = count_pixels(data, rank, count, args.dataloader_num_workers, progress=rank == 0)
-    pixels = np.zeros((len(data.dataset), data.spec.num_labels), np.int64)
-    for first, part in enumerate(Processes(rank, count, args.local_process_index).gather(own)):
-        pixels[first::count] = part
+    """Count the classes of all training images, every process in its part of them; the run folder keeps the counts."""
+    rank, count, file = args.process_index, args.world_size, Path(args.output_dir or ".") / CLASS_PIXELS
+    processes = Processes(rank, count, args.local_process_index)
+    names = np.array(image_names(data.dataset), dtype=str)
+    pixels = processes.gather(_kept_counts(file, names) if rank == 0 else None)[0]
+    if pixels is None:
+        own = count_pixels(data, rank, count, args.dataloader_num_workers, progress=rank == 0)
+        pixels = np.zeros((len(names), data.spec.num_labels), np.int64)
+        for first, part in enumerate(processes.gather(own)):
+            pixels[first::count] = part
+        if rank == 0:
+            with atomic_path(file) as aside:
+                np.savez_compressed(aside, pixels=pixels, names=names)
     return RareClasses(pixels)
+
+
+def _kept_counts(file: Path, names: np.ndarray) -> np.ndarray | None:
+    """Counts of an earlier start of the run; None without any, or if they are of other images."""
+    if not file.exists():
+        return None
+    with np.load(file) as kept:
+        return kept["pixels"] if np.array_equal(kept["names"], names) else None
 
 
 def _table(scan: SegmentationScan) -> str:
