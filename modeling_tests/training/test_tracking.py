@@ -2,6 +2,10 @@
 
 import importlib
 import importlib.util
+import json
+import os
+import sqlite3
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -12,7 +16,6 @@ from test_task_runs import RUNS
 from test_training import WORDS
 from transformers.integrations import TensorBoardCallback
 
-import processes
 from detection_model_tester import few_regions
 from hf_denseseg.evaluation.score_names import SCORE_NAMES
 from hf_denseseg.training import run as training_run
@@ -98,12 +101,17 @@ def test_wandb_gets_images_offline(tmp_path, monkeypatch):
         assert first.size == last.size and np.asarray(first).std() > 0
 
 
-def test_trackio_gets_images_in_its_folder(tmp_path):
+def test_trackio_gets_images_and_one_run_with_all_scores(tmp_path):
     if importlib.util.find_spec("trackio") is None:
         pytest.skip("needs trackio")
-    words = [*SEGMENT, "--report_to", "trackio", "--output_dir", str(tmp_path / "run")]
-    # In a process of its own, since trackio reads its folder from the environment when it is imported.
-    process = processes.start(["train", *words], {"TRACKIO_DIR": str(tmp_path / "trackio")})
-    process.join()
-    assert process.exitcode == 0
-    assert len(list(tmp_path.glob("trackio/media/*/*/*/*.png"))) == 2
+    for name, words in {"evaluated": SEGMENT, "scored": [*SEGMENT, "--eval_strategy", "no"]}.items():
+        words = ["train", *words, "--report_to", "trackio", "--output_dir", str(tmp_path / name)]
+        # A process of its own: trackio reads its folder when it is imported, and sends the last scores at the exit.
+        environment = os.environ | {"TRACKIO_DIR": str(tmp_path / "trackio")}
+        subprocess.run([sys.executable, "-m", "hf_denseseg.cli", *words], env=environment, check=True)
+    scored = []
+    with sqlite3.connect(next(tmp_path.glob("trackio/*.db"))) as table:
+        for name, metrics in table.execute("select run_name, metrics from metrics"):
+            scored += [name for key in json.loads(metrics) if key == "eval/mean_iou"]
+    assert sorted(scored) == ["evaluated", "evaluated", "scored"]  # also of the evaluation after the last step
+    assert len(list(tmp_path.glob("trackio/media/*/evaluated/*/*.png"))) == 2

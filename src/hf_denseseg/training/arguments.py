@@ -3,6 +3,7 @@
 import logging
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from transformers import TrainingArguments
@@ -171,6 +172,9 @@ class TaskTrainingArguments(TrainingArguments):
             self.warmup_steps = self.max_steps - 1
         if self.lr_scheduler_kwargs is None and self.lr_scheduler_type == "polynomial":
             self.lr_scheduler_kwargs = {"power": 0.9, "lr_end": 0.0}
+        if self.run_name is None and self.output_dir is not None:
+            # Trackers go on with the run of this name when it continues, and in the evaluation after the last step.
+            self.run_name = Path(self.output_dir).resolve().name
         self.eval_steps = self.eval_steps or max(1, self.max_steps // 10)
         self.save_steps = self.save_steps or self.eval_steps
         self.logging_steps = self.logging_steps or max(1, self.max_steps // 100)
