@@ -122,3 +122,25 @@ def test_masks_of_0_and_255_can_be_named():
     spec = LabelSpec("tumor", ("background", "lesion"), raw_to_train={0: 0, 255: 1})
     assert spec.encode(np.array([[0, 255]], dtype=np.uint8)).tolist() == [[0, 1]]
     assert spec.raw_void == () and spec.inverse_table[:2].tolist() == [0, 255]
+
+
+def test_features_are_those_of_the_classes_with_the_same_names(checkpoint, reordered, tmp_path):
+    def numbers(folder, output):
+        words = ["--dataset", "synthetic@64x96", "--max_eval_samples", "3", "--points", "20"]
+        assert main(["features", str(folder), *words, "--output_dir", str(output), "--classes", "road", "sky"]) == 0
+        return json.loads((output / "features.json").read_text())
+
+    expected, found = numbers(checkpoint, tmp_path / "a"), numbers(reordered, tmp_path / "b")
+    assert found["points"] == expected["points"]
+    for name, value in expected["token_confidence"].items():
+        assert found["token_confidence"][name] == pytest.approx(value, abs=1e-5)
+    assert found["separability_all_classes"]["scatter_ratio"] == pytest.approx(
+        expected["separability_all_classes"]["scatter_ratio"], rel=0.5
+    )
+    names = ["a", "b"] + list(expected["token_confidence"])[2:]
+    model = AutoModelForSemanticSegmentation.from_pretrained(checkpoint)
+    model.config.id2label = dict(enumerate(names))
+    model.save_pretrained(tmp_path / "other")
+    create_image_processor(model.config, do_resize=False).save_pretrained(tmp_path / "other")
+    words = ["features", str(tmp_path / "other"), "--dataset", "synthetic@64x96", "--output_dir", str(tmp_path / "c")]
+    assert main(words) == 2

@@ -17,6 +17,7 @@ from hf_denseseg.cli import main
 from hf_denseseg.data.segmentation import load_segmentation
 from hf_denseseg.errors import InputError
 from hf_denseseg.inference.preprocessing import Preprocessing
+from hf_denseseg.inference.settings import InferenceSettings
 from hf_denseseg.models.auto.peers import create_peer
 from hf_denseseg.training import run as training_run
 from hf_denseseg.training.optimization import parameter_groups
@@ -169,6 +170,16 @@ def test_export_works_or_says_why_not(name, code, tmp_path, capsys):
     assert main(["export", str(checkpoint), "--output", str(tmp_path / "model.pt2")]) == code
     assert (tmp_path / "model.pt2").exists() == (code == 0)
     assert code == 0 or "cannot be exported for images of any size" in capsys.readouterr().err
+
+
+def test_features_of_a_model_of_one_size_are_shown_in_windows(tmp_path, capsys):
+    checkpoint = transformers_models.save("dpt", tmp_path / "dpt")
+    transformers_models.build("dpt", 11).save_pretrained(checkpoint)
+    words = ["features", str(checkpoint), "--dataset", "synthetic@64x96", "--max_eval_samples", "2", "--points", "20"]
+    assert main([*words, "--output_dir", str(tmp_path / "f")]) == 2
+    assert "does not take images of 64x96 pixels" in capsys.readouterr().err
+    InferenceSettings(mode="slide", crop_size=(64, 64)).save(checkpoint)
+    assert main([*words, "--output_dir", str(tmp_path / "f")]) == 0
 
 
 # Parameters in M with 150 classes: SegFormer, Table 1; Swin, Table 3; ConvNeXt, Table 5 (auxiliary head included).

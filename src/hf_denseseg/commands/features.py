@@ -56,7 +56,8 @@ def main(args: argparse.Namespace) -> int:
 
     output, (predictor, data, chosen) = check_output_folder(args.output_dir), _load(args)
     model, spec = predictor.model, data.spec
-    tokens = class_features.find_class_tokens(model)
+    settings = predictor.settings
+    tokens = class_features.find_class_tokens(model, *([settings.crop_size] if settings.mode == "slide" else []))
     rows = tqdm(data.dataset, desc="features", unit="image", disable=None)
     parts = class_features.labeled_features(model, tokens, rows, predictor.preprocessing, predictor.settings)
     found = class_separability.sample_features(parts, len(tokens), args.points, args.seed)
@@ -95,6 +96,7 @@ def main(args: argparse.Namespace) -> int:
 def _load(args: argparse.Namespace) -> tuple[Any, Any, list[int] | None]:
     """Checkpoint, data and train ids of `--classes`; checks all it can before the model runs."""
     from hf_denseseg.data.checks.segmentation import scan_segmentation
+    from hf_denseseg.data.class_order import in_order_of
     from hf_denseseg.data.segmentation import load_segmentation
     from hf_denseseg.inference.predict.segmentation import SegmentationPredictor
     from hf_denseseg.models.auto.pretrained import task_of_checkpoint
@@ -111,12 +113,10 @@ def _load(args: argparse.Namespace) -> tuple[Any, Any, list[int] | None]:
     predictor = SegmentationPredictor.load(args.checkpoint, {}, args.device)
     source = {"spec": args.label_spec, "root": args.data_root, "limit": args.max_eval_samples}
     data = load_segmentation(args.dataset, args.eval_split, pixel_format=predictor.pixel_format, **source)
+    data = in_order_of(class_names(predictor.model.config), data, args.checkpoint)
     if unknown := [name for name in args.classes or () if name not in data.spec.classes]:
         raise InputError(unknown_name(f"class of {data.spec.name}", unknown[0], data.spec.classes))
     chosen = sorted({data.spec.label2id[name] for name in args.classes}) if args.classes else None
-    if len(classes := class_names(predictor.model.config)) != data.spec.num_labels:
-        known = f"{args.checkpoint} knows {len(classes)} classes, {data.spec.name} has {data.spec.num_labels}"
-        raise InputError(f"{known}. Give the dataset the checkpoint was trained on.")
     scan = scan_segmentation(data, progress=True)
     if scan.faults:
         more = f" (and {len(scan.faults) - 1} more; `denseseg data check` lists all)" if len(scan.faults) > 1 else ""

@@ -2,7 +2,12 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
+import numpy as np
+
+from hf_denseseg.data.labels import SegmentationData
 from hf_denseseg.errors import InputError
 
 _UNNAMED = re.compile(r"LABEL_\d+")  # what transformers calls classes that nobody named
@@ -41,8 +46,53 @@ def class_order(model_classes: Sequence[str], data_classes: Sequence[str], model
     )
 
 
+class _ReorderedRows:
+    """Rows of a dataset whose label maps hold other train ids: `table[old]`."""
+
+    def __init__(self, rows: Any, table: np.ndarray) -> None:
+        self.rows, self.table = rows, table
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = self.rows[index]
+        return {**row, "label": self.table[np.asarray(row["label"])]}
+
+
+def in_order_of(model_classes: Sequence[str], data: SegmentationData, model: str) -> SegmentationData:
+    """The data with the train ids of a model.
+
+    Args:
+        model_classes: names in the order of the model's outputs.
+        data: what `load_segmentation` returned.
+        model: what the checkpoint is called in the message.
+
+    Raises:
+        InputError: another number of classes, or other names.
+    """
+    spec = data.spec
+    if len(model_classes) != spec.num_labels:
+        raise InputError(
+            f"{model} knows {len(model_classes)} classes, {spec.name} has {spec.num_labels}. Give the dataset the "
+            "checkpoint was trained on."
+        )
+    order = class_order(model_classes, spec.classes, model, spec.name)
+    if order is None:
+        return data
+    table = np.arange(spec.ignore_index + 1, dtype=spec.dtype)
+    table[order] = np.arange(len(order))
+    reordered = replace(
+        spec,
+        classes=tuple(spec.classes[old] for old in order),
+        palette=tuple(spec.palette[old] for old in order),
+        raw_to_train={raw: int(table[old]) for raw, old in spec.raw_to_train.items()},
+    )
+    return SegmentationData(_ReorderedRows(data.dataset, table), reordered)
+
+
 def _plain(name: str) -> str:
     return re.sub(r"[\s_-]+", "", name).casefold()
 
 
-__all__ = ["class_order"]
+__all__ = ["class_order", "in_order_of"]

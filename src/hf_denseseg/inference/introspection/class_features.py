@@ -45,7 +45,7 @@ class _Classifications(TorchFunctionMode):
         return result
 
 
-def find_class_tokens(model: PreTrainedModel) -> torch.Tensor:
+def find_class_tokens(model: PreTrainedModel, size: Size = (64, 96)) -> torch.Tensor:
     """Find the weight of the convolution that classifies pixels.
 
     It is the last one called, on a small blank image, that has an output channel per class and that the logits
@@ -53,6 +53,7 @@ def find_class_tokens(model: PreTrainedModel) -> torch.Tensor:
 
     Args:
         model: segmentation model in eval mode.
+        size: `(height, width)` of the blank image, which some models have only one of.
 
     Returns:
         `(num_labels, C, k, k)`, not a copy; k is 1 but for SETR-MLA.
@@ -67,9 +68,9 @@ def find_class_tokens(model: PreTrainedModel) -> torch.Tensor:
         )
     channels = image_channels(model.config)
     centered = Preprocessing((0.5,) * channels, (0.5,) * channels)
-    blank = inspection_view(torch.zeros(channels, 64, 96, dtype=torch.uint8), model, 96, centered)
+    blank = inspection_view(torch.zeros(channels, *size, dtype=torch.uint8), model, max(size), centered)
     with torch.enable_grad(), _Classifications(int(model.config.num_labels or 0)) as watched:
-        logits = model(pixel_values=blank.requires_grad_()).logits
+        logits = _logits(model, blank.requires_grad_())
     # A head whose output the logits do not depend on has no gradient.
     outputs = [output for _, _, output in watched.calls if output.requires_grad]
     gradients = torch.autograd.grad(logits.sum(), outputs, allow_unused=True) if outputs else ()
@@ -81,6 +82,22 @@ def find_class_tokens(model: PreTrainedModel) -> torch.Tensor:
         f"{type(model).__name__} has no convolution that gives its logits one channel per class, so it has no class "
         "tokens to show. Give a checkpoint that classifies pixels by a last convolution, as those of this package do."
     )
+
+
+def _logits(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
+    """Logits of a model, or an error that names the size it does not take."""
+    try:
+        return model(pixel_values=pixel_values).logits
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError) as error:
+        height, width = size_of(pixel_values)
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"{type(model).__name__} does not take images of {height}x{width} pixels ({reason}). A model of a fixed "
+            "size is shown in windows: give it an inference_settings.json with mode slide and its size as crop_size, "
+            "as training with --test_mode slide --test_crop_size H W does."
+        ) from error
 
 
 class LabeledFeatures(NamedTuple):
@@ -121,7 +138,7 @@ def labeled_features(
         view = View(image, False, preprocessing, tokens)
         for window, place in _windows(view, settings):
             with _Classifications(len(tokens), tokens) as watched:
-                logits = model(pixel_values=window).logits
+                logits = _logits(model, window)
             _, features, scores = watched.calls[-1]
             # HLG pads an image and cuts its logits; others resize theirs.
             height, width = (min(a, b) for a, b in zip(logits.shape[-2:], scores.shape[-2:], strict=True))
