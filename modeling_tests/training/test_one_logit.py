@@ -159,6 +159,13 @@ def test_models_of_transformers_may_have_one_logit_too(name, data, tmp_path):
     assert [row["class"] for row in scores["per_class"]] == ["background", "lesion"]
     masks, truth = predict(model, data, tmp_path / "p") == 1, ground_truth(data)
     assert scores["per_class"][1]["iou"] == pytest.approx((masks & truth).sum() / (masks | truth).sum(), abs=1e-9)
+    card = (model / "README.md").read_text()
+    assert "pipeline_class=OneLogit" in card and "threshold 0.4" in card
+    images = [str(data / "val" / "images" / f"{number}.png") for number in range(3)]
+    kind = SlidingWindowSegmentationPipeline
+    segment = pipeline("image-segmentation", model=str(model), device="cpu", pipeline_class=kind)
+    parts = segment(images, threshold=0.4, crop_size=(64, 64))
+    assert {part["label"] for each in parts for part in each} <= {"background", "lesion"}
     assert train(data, tmp_path / "more", "--model", str(model), "--max_steps", "1", *protocol) == 0
     config = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "more" / "model").config
     assert config.num_labels == 1

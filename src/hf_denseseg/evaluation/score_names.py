@@ -110,6 +110,8 @@ def describe_protocol(task: str, protocol: dict[str, Any]) -> str:
         window = "x".join(str(side) for side in protocol["crop_size"] or ())
         parts = ["whole image" if protocol["mode"] == "whole" else f"window {window}"]
         parts.append("single scale" if len(scales) == 1 else f"{len(scales)} scales")
+        if (threshold := protocol.get("threshold", 0.5)) != 0.5:
+            parts.append(f"threshold {threshold:g}")
         return ", ".join(parts + (["flip"] if protocol.get("flip") else []))
     if task == "image-classification":
         crop = "x".join(map(str, protocol["crop_size"])) if protocol["crop_size"] else None
