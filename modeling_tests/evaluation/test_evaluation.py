@@ -378,3 +378,26 @@ def test_a_faulty_image_is_named_and_finished_counts_are_kept(tmp_path):
     with pytest.raises(InputError, match=r"c.png is cut short"), trainer.resumable_evaluation():
         pytest.fail("there are no results to write")
     assert counted(tmp_path) == 2
+
+
+def test_classes_beyond_bytes_are_counted_as_those_below():
+    """The same maps under other ids: every count moves with its class."""
+    random = np.random.default_rng(0)
+    few = torch.from_numpy(random.integers(0, 3, (2, 12, 15)).repeat(4, 1).repeat(4, 2))
+    few[1][few[1] == 2] = IGNORE_INDEX
+    few[1, :6, :6] = 2
+    names = {0: 255, 1: 299, 2: 3, IGNORE_INDEX: 65535}
+    many = few.clone().apply_(names.get).to(torch.int32)
+    spec = [LabelSpec("s", tuple(map(str, range(count)))) for count in (3, 300)]
+    small, large = (Evaluation(each) for each in spec)
+    small.add(0, count_image(*few, 3))
+    large.add(0, count_image(*many, 300))
+    expected, found = small.scores(), large.scores()
+    for old, new in list(names.items())[:3]:
+        row, other = expected["per_class"][old], found["per_class"][new]
+        assert {key: value for key, value in row.items() if key != "class"} == {
+            key: value for key, value in other.items() if key != "class"
+        }
+    assert (found["mean_iou"], found["boundary_iou"]) == (expected["mean_iou"], expected["boundary_iou"])
+    assert found["size_recall"] == expected["size_recall"]
+    assert sum(row["pixels"] for row in found["per_class"]) == int((few[1] != IGNORE_INDEX).sum())
