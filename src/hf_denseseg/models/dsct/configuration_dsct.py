@@ -32,7 +32,7 @@ class DsctConfig(CheckedFields, BackboneConfigMixin, PreTrainedConfig):
         sapp_hidden_size: width of the three 3x3 convolutions of SAPP.
         classifier_dropout_prob: dropout before the last convolution of the head.
         align_corners: how the head and the loss resize; true for sizes 2n-1 such as 769.
-        semantic_loss_ignore_index: train id that the loss leaves out.
+        semantic_loss_ignore_index: train id that the loss leaves out; 255 means 65535 beyond 254 classes.
     """
 
     model_type = "dsct"

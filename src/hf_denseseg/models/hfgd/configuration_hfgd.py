@@ -53,7 +53,7 @@ class HfgdConfig(CheckedFields, BackboneConfigMixin, PreTrainedConfig):
         car_center_decay: keep moving centers with this decay (off in all published settings).
         loss_normalization: `"all"` divides the cross-entropy by all pixels, ignored ones included (authors' code),
             `"valid"` by the valid ones.
-        semantic_loss_ignore_index: train id that the losses leave out.
+        semantic_loss_ignore_index: train id that the losses leave out; 255 means 65535 beyond 254 classes.
     """
 
     model_type = "hfgd"

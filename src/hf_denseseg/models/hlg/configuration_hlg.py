@@ -48,7 +48,7 @@ class HlgConfig(CheckedFields, BackboneConfigMixin, PreTrainedConfig):
         region_hidden_sizes: channels of Mask R-CNN's box layers and of its mask layers.
         loss_normalization: `"all"` divides the loss by all pixels, ignored ones included (released code), `"valid"` by
             the valid ones.
-        semantic_loss_ignore_index: train id that the loss ignores.
+        semantic_loss_ignore_index: train id that the loss ignores; 255 means 65535 beyond 254 classes.
     """
 
     model_type = "hlg"

@@ -38,7 +38,7 @@ class SetrConfig(CheckedFields, BackboneConfigMixin, PreTrainedConfig):
         auxiliary_loss_weight: weight of each auxiliary loss.
         loss_normalization: `"all"` divides the loss by all pixels, ignored ones included (official code), `"valid"` by
             the valid ones.
-        semantic_loss_ignore_index: train id that the loss ignores.
+        semantic_loss_ignore_index: train id that the loss ignores; 255 means 65535 beyond 254 classes.
     """
 
     model_type = "setr"

@@ -59,7 +59,7 @@ class UneptConfig(CheckedFields, BackboneConfigMixin, PreTrainedConfig):
         min_class_pixels: classes with fewer pixels in a crop get no boundary and no direction.
         ignore_small_classes: leave their pixels out of both losses; else they count as boundary (released code).
         official_targets: count ignored pixels as boundary too, as the released code does.
-        semantic_loss_ignore_index: train id that the losses leave out.
+        semantic_loss_ignore_index: train id that the losses leave out; 255 means 65535 beyond 254 classes.
     """
 
     model_type = "unept"
