@@ -172,6 +172,19 @@ def test_export_works_or_says_why_not(name, code, tmp_path, capsys):
     assert code == 0 or "cannot be exported for images of any size" in capsys.readouterr().err
 
 
+@torch.no_grad()
+def test_export_of_one_size(tmp_path, capsys):
+    """This DPT takes 64x64 pixels only."""
+    words = ["export", str(transformers_models.save("dpt", tmp_path / "dpt")), "--output", str(tmp_path / "model.pt2")]
+    assert main([*words, "--size", "64", "96"]) == 1
+    assert "cannot be exported for images of 64x96 pixels" in capsys.readouterr().err
+    assert main([*words, "--size", "0", "64"]) == 2 and not (tmp_path / "model.pt2").exists()
+    assert main([*words, "--size", "64", "64"]) == 0
+    pixel_values = torch.randn(3, 3, 64, 64)
+    found = torch.export.load(tmp_path / "model.pt2").module()(pixel_values)
+    torch.testing.assert_close(found, transformers_models.build("dpt")(pixel_values).logits, atol=1e-5, rtol=0)
+
+
 def test_features_of_a_model_of_one_size_are_shown_in_windows(tmp_path, capsys):
     checkpoint = transformers_models.save("dpt", tmp_path / "dpt")
     transformers_models.build("dpt", 11).save_pretrained(checkpoint)
