@@ -23,6 +23,17 @@ def test_command_line_wins_over_the_file(recipe_file):
     assert recipe.data.flip is False
 
 
+def test_keys_about_the_recipe_s_model_do_not_reach_another_one(recipe_file):
+    text = "model: dsct-tiny-sac\nconfig_overrides: {drop_path_rate: 0.2}\npublished: {mean_iou: 0.4}\nmax_steps: 5\n"
+    other = load_recipe(recipe_file(text), ["--model", "segformer-b0"])
+    assert other.model.config_overrides is None and other.model.published is None and other.training.max_steps == 5
+    own = load_recipe(recipe_file(text), ["--model", "segformer-b0", "--config_overrides", "{depths: [1, 1, 1, 1]}"])
+    assert own.model.config_overrides == {"depths": [1, 1, 1, 1]}
+    for same in ("dsct-tiny-sac", "runs/x/model"):  # weights of the recipe's model keep them
+        kept = load_recipe(recipe_file(text), ["--model", same]).model
+        assert kept.config_overrides == {"drop_path_rate": 0.2} and kept.published == {"mean_iou": 0.4}
+
+
 def test_output_folder_is_named_after_the_recipe(recipe_file):
     assert load_recipe(recipe_file("max_steps: 5\n")).training.output_dir == "runs/recipe"
 

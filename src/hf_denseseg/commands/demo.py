@@ -42,6 +42,7 @@ for row in data.dataset:
 EPILOG = """examples:
   denseseg demo --output_dir runs/demo
   denseseg demo --task image-classification --output_dir runs/demo-classification
+  denseseg demo --model segformer-b0                        a model of transformers
   denseseg demo --max_steps 50                              any key of a recipe, see `denseseg train --keys`"""
 
 

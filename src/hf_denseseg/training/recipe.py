@@ -1,5 +1,6 @@
 """Recipes: one flat YAML file per published result, checked key by key, overridable on the command line."""
 
+import logging
 import math
 import types
 import typing
@@ -10,6 +11,8 @@ from typing import Any
 import yaml
 
 from hf_denseseg.errors import InputError, unknown_name
+from hf_denseseg.models.auto.peers import PEERS
+from hf_denseseg.models.auto.registration import list_models
 from hf_denseseg.models.auto.tasks import SEMANTIC_SEGMENTATION, TASKS
 from hf_denseseg.training.arguments import RENAMED_KEYS, ModelArguments, TaskTrainingArguments
 from hf_denseseg.training.data_arguments import DataArguments
@@ -17,7 +20,10 @@ from hf_denseseg.training.key_checks import check_training_values, refuse_unused
 from hf_denseseg.training.tasks import get_task
 from hf_denseseg.training.tasks.task import Task
 
+logger = logging.getLogger(__name__)
+
 LARGEST_FILE, MOST_BRACKETS = 1 << 20, 1000  # bytes, opening ones
+OF_ONE_MODEL = ("config_overrides", "encoder_weights", "published")  # keys of a recipe about its own model
 ARGUMENT_CLASSES: tuple[Any, ...] = (ModelArguments, DataArguments, TaskTrainingArguments)
 
 
@@ -59,7 +65,7 @@ def load_recipe(path: str | Path | None, overrides: list[str] | None = None) -> 
     """
     given = {} if path is None else _read_yaml(Path(path))
     _check(given, f"Recipe {path}")
-    given |= parse_overrides(overrides or [])
+    given = _without_other_model(given, parse_overrides(overrides or []))
     _check_task(given, f"Recipe {path or 'from the command line'}")
     refuse_unused_keys(given)
     given.setdefault("output_dir", f"runs/{Path(path).stem}" if path else "runs/default")
@@ -76,6 +82,17 @@ def load_recipe(path: str | Path | None, overrides: list[str] | None = None) -> 
     task.check_keys(data)
     check_training_values(given, training, task.name)
     return Recipe(task, model, data, training, given)
+
+
+def _without_other_model(given: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """The keys of a file and those that override them; of another model by name, the file says nothing."""
+    named = overrides.get("model")
+    if named != given.get("model") and (named in PEERS or named in list_models()):
+        others = [key for key in OF_ONE_MODEL if key in given and key not in overrides]
+        if others:
+            logger.info("Of the recipe, %s are left out: they belong to %s.", ", ".join(others), given.get("model"))
+        given = {key: value for key, value in given.items() if key not in others}
+    return given | overrides
 
 
 def parse_overrides(words: list[str]) -> dict[str, Any]:
