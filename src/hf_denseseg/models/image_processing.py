@@ -166,14 +166,20 @@ class SegmentationImageProcessorPil(_SegmentationMixin, SegformerImageProcessorP
             return super().resize(image, size, resample, reducing_gap, **options)
         blank = np.zeros((1, *image.shape[1:]), np.uint8)  # resized for its new size alone
         height, width = super().resize(blank, size, Image.Resampling.NEAREST).shape[1:]
-        filtering = Image.Resampling.BILINEAR if resample is None else Image.Resampling(resample)
-        return resize_pixels(image.transpose(1, 2, 0), (height, width), filtering).transpose(2, 0, 1)
+        return resize_pixels(image.transpose(1, 2, 0), (height, width), _pillow_filter(resample)).transpose(2, 0, 1)
 
     def reduce_label(self, image: np.ndarray) -> np.ndarray:
         """As in the other backend; Segformer's method would write into the caller's map."""
         raw, ignored = image.astype(np.int64), self.ignore_index
         _check_reducible(int(raw.max()), ignored)
         return np.where((raw == 0) | (raw == ignored), ignored, raw - 1)
+
+
+def _pillow_filter(resample: Any) -> Image.Resampling:
+    """A filter of Pillow, by its number or as torchvision calls it (`nearest-exact`); bilinear by default."""
+    if resample is None or isinstance(resample, int):
+        return Image.Resampling.BILINEAR if resample is None else Image.Resampling(resample)
+    return Image.Resampling[resample.value.partition("-")[0].upper()]
 
 
 def _check_reducible(largest: int, ignored: int) -> None:
