@@ -1,8 +1,12 @@
 """Backbones of others under HFGD: every weight arrives, numerically."""
 
+import importlib.util
+from pathlib import Path
+
 import pytest
 import timm
 import torch
+from safetensors.torch import load_file
 from transformers import ConvNextConfig, ConvNextModel, ResNetConfig, ResNetModel, SwinConfig, SwinModel
 
 import hf_denseseg
@@ -19,6 +23,17 @@ SIZES = {
     ),  # of Swin's maps none is as small as a window: there the model alone shrinks it
 }
 CONFIGS = {"resnet": ResNetConfig, "convnext": ConvNextConfig, "swin": SwinConfig}
+
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "convert_efficientnet_lite0.py"
+
+
+@pytest.fixture(scope="module")
+def convert():
+    spec = importlib.util.spec_from_file_location(SCRIPT.stem, SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def randomize(model):
@@ -47,6 +62,34 @@ def test_folder_of_transformers_gives_its_coarsest_map(name, tmp_path):
     found = ours.hfgd(pixel_values, output_feature_maps=True).feature_maps[-1]
     scale = float(expected.std())
     torch.testing.assert_close(found, expected, atol=1e-4 * scale, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "mobilenetv3_small_050"])
+def test_a_classifier_s_layers_behind_the_last_stage_are_dropped(name, caplog):
+    theirs = randomize(timm.create_model(name, pretrained=False))
+    reference = timm.create_model(name, pretrained=False, features_only=True, out_indices=[1, 2, 3, 4]).eval()
+    kept = {key: value for key, value in theirs.state_dict().items() if key in reference.state_dict()}
+    reference.load_state_dict(kept, strict=True)
+    config = {"model_type": "timm_backbone", "backbone": name, "out_indices": [1, 2, 3, 4]}
+    ours = hf_denseseg.load_official("hfgd", theirs.state_dict(), "hfgd-resnet50", backbone_config=config, **DECODER)
+    assert "conv_head" in caplog.text and "classifier" in caplog.text
+    pixel_values = torch.randn(1, 3, 64, 96)
+    expected = reference(pixel_values)[-1]
+    found = ours.hfgd(pixel_values, output_feature_maps=True).feature_maps[-1]
+    torch.testing.assert_close(found, expected, atol=1e-4 * float(expected.std()), rtol=1e-4)
+
+
+def test_weights_renamed_by_position_are_those_of_timm(convert, tmp_path, capsys):
+    network = timm.create_model(convert.NETWORK, pretrained=False)
+    foreign = {f"_{number}": value for number, value in enumerate(network.state_dict().values())}
+    torch.save(foreign, tmp_path / "lite0.pth")
+    assert convert.main([str(tmp_path / "lite0.pth"), str(tmp_path / "lite0.safetensors")]) == 0
+    state = load_file(tmp_path / "lite0.safetensors")
+    assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
+    torch.save(dict(reversed(foreign.items())), tmp_path / "wrong.pth")
+    assert convert.main([str(tmp_path / "wrong.pth"), str(tmp_path / "no.safetensors")]) == 2
+    assert "shape" in capsys.readouterr().err and not (tmp_path / "no.safetensors").exists()
 
 
 @torch.no_grad()

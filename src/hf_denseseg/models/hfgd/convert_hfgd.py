@@ -5,12 +5,13 @@ No checkpoint of HFGD was published, so there is no table for a complete model.
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig, TimmBackboneConfig
 
 from hf_denseseg.errors import InputError
 from hf_denseseg.models.conversion import (
@@ -113,7 +114,8 @@ def load_official(
         raise InputError("A wrapped model brings its own weights: use `HfgdForSemanticSegmentation.guide(model)`.")
     official = fetch_weights(weights)
     model = HfgdForSemanticSegmentation(config)
-    renamed = rename_backbone(official, set(model.hfgd.backbone.state_dict()))
+    backbone: Any = model.hfgd.backbone
+    renamed = rename_backbone(official, set(backbone.state_dict()), complete_names(backbone.config))
     table = KeyTable((), {}, dropped=r"^(?!hfgd\.backbone\.)")
     dropped = load_converted(model, renamed, table, may_miss=r"^(?!hfgd\.backbone\.)")
     logger.warning(
@@ -125,12 +127,25 @@ def load_official(
     return model.eval()
 
 
-def rename_backbone(official: Mapping[str, torch.Tensor], wanted: set[str]) -> dict[str, torch.Tensor]:
+def complete_names(config: PreTrainedConfig) -> set[str]:
+    """Names of the weights of a network of timm with its classifier; none for a network of transformers."""
+    if not isinstance(config, TimmBackboneConfig):
+        return set()
+    import timm
+
+    with torch.device("meta"):
+        return set(timm.create_model(str(config.backbone), pretrained=False).state_dict())
+
+
+def rename_backbone(
+    official: Mapping[str, torch.Tensor], wanted: set[str], complete_network: Collection[str] = ()
+) -> dict[str, torch.Tensor]:
     """Rename the weights of a backbone to the names in our model.
 
     Args:
         official: state dict of transformers, timm, torchvision or of an HFGD model.
         wanted: names in our backbone.
+        complete_network: names in the classifier that the backbone is a part of, see `complete_names`.
 
     Returns:
         The same tensors: those of the backbone under `hfgd.backbone.`, others (heads) under the names they had.
@@ -147,7 +162,9 @@ def rename_backbone(official: Mapping[str, torch.Tensor], wanted: set[str]) -> d
         # transformers nests some models below a name of their own; timm flattens the first level of its networks.
         candidates = (name, f"swin.{name}", f"_backbone.{name}", f"_backbone.model.{name}")
         flattened = f"_backbone.{name.replace('.', '_', 1)}"
-        renamed[BACKBONE + next((each for each in (*candidates, flattened) if each in wanted), name)] = tensor
+        found = next((each for each in (*candidates, flattened) if each in wanted), None)
+        behind_last_stage = found is None and key in complete_network
+        renamed[key if behind_last_stage else BACKBONE + (found or name)] = tensor
     return renamed
 
 
