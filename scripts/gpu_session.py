@@ -1,11 +1,13 @@
 """All GPU work in one command, most valuable first, so that a short loan of a GPU is enough.
 
     python scripts/gpu_session.py --minutes 12 --output runs/gpu --camvid path/to/camvid
+    python scripts/gpu_session.py --dry_run --output runs/dry      every stage in miniature, on a CPU
 
-Stages, each in processes of its own with a time limit: `tests` (the tests marked `gpu`), `attention` (deformable
-attention: Triton against its peers), `steps` (forward and training step of one variant per family, bfloat16), and
-`camvid` (training from random weights; the number of steps is chosen to fill the time that is left).
-`session.json` is written after every command, so a session that is cut keeps what was done.
+`gpu_session.md` says how to prepare a machine. Stages, each in processes of its own with a time limit: `tests` (those
+marked `gpu`), `attention` (deformable attention: Triton against its peers), `steps` (forward and training step of one
+variant per family, bfloat16), and `camvid` (training from random weights; the number of steps is chosen to fill the
+time that is left; with test images beside train and val, the model is evaluated on them too). `session.json` is
+written after every command, so a session that is cut keeps what was done.
 """
 
 import argparse
@@ -20,6 +22,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 BENCHMARK = [sys.executable, "scripts/benchmark.py"]
 TRAIN = [sys.executable, "scripts/train.py"]
+EVALUATE = [sys.executable, "-m", "hf_denseseg.cli", "evaluate"]
 STAGES = ("tests", "attention", "steps", "camvid")
 # Variant, image size of the paper's protocol, images per step.
 STEPS = (
@@ -30,6 +33,15 @@ STEPS = (
     ("setr-pup-vit-large", 512, 8),
 )
 RECIPE = "scripts/recipes/dsct/dsct_small_sac_camvid.yaml"
+# In miniature: shapes of the attention, variants, training.
+DRY_ATTENTION = ["--cases", "unept-encoder-deit", "--batch_size", "1", "--repeats", "1", "--device", "cpu"]
+DRY_STEPS = (("dsct-tiny-sac", 64, 1), ("hfgd-resnet50", 65, 1))
+DRY_STEP = ["--repeats", "1", "--device", "cpu", "--num_labels", "5"]
+DRY_TRAIN = [
+    *("--crop_size", "64", "64", "--per_device_train_batch_size", "2", "--class_weights", "null", "--use_cpu"),
+    *("--max_train_samples", "4", "--max_eval_samples", "2", "--config_overrides", "{num_hidden_layers: 6}"),
+]
+DRY_DATA, DRY_STEPS_TRAINED = "synthetic:4@64x96", 2
 TRIALS = (20, 80)  # steps of two short runs, whose difference is the time of a step without the start
 EVALUATION = 40  # seconds kept for start, evaluation and reports
 
@@ -68,8 +80,10 @@ class Session:
 
 
 def train(session: Session, args: argparse.Namespace) -> None:
-    """CamVid from random weights: two short runs for the time of a step, then one that fills what is left."""
-    words = [*TRAIN, RECIPE, "--dataset", str(args.camvid), "--bf16", *shlex.split(args.train_options)]
+    """CamVid from random weights: two short runs for the time of a step, then one for each part of the data."""
+    data = DRY_DATA if args.dry_run else str(args.camvid)
+    words = [*TRAIN, RECIPE, "--dataset", data, "--bf16", *shlex.split(args.train_options)]
+    words += DRY_TRAIN if args.dry_run else []
     seconds = []
     for steps in TRIALS if args.camvid_steps is None else ():
         folder = session.output / f"trial_{steps}"
@@ -78,16 +92,22 @@ def train(session: Session, args: argparse.Namespace) -> None:
             return
         history = json.loads((folder / "results.json").read_text())["history"]
         seconds.append(next(row["train_runtime"] for row in history if "train_runtime" in row))
-    if args.camvid_steps is None:
-        per_step = (seconds[1] - seconds[0]) / (TRIALS[1] - TRIALS[0])
-        steps = int((session.left() - EVALUATION) / per_step)
-        print(f"{1e3 * per_step:.0f} ms per step: {steps} steps")
-    else:
-        steps = args.camvid_steps
     if args.only_trial:
         return
-    options = ["--max_steps", str(steps), "--eval_steps", str(steps), "--warmup_steps", str(max(steps // 20, 1))]
-    session.run("camvid", [*words, *options, "--output_dir", str(session.output / "camvid")], session.left())
+    for number, split in enumerate(args.camvid_splits):
+        share = session.left() / (len(args.camvid_splits) - number)
+        steps = args.camvid_steps
+        if steps is None:
+            per_step = (seconds[1] - seconds[0]) / (TRIALS[1] - TRIALS[0])
+            steps = max(int((share - EVALUATION) / per_step), 1)
+            print(f"{1e3 * per_step:.0f} ms per step: {steps} steps on {split}")
+        name = f"camvid_{split.replace('+', '_')}"
+        options = ["--max_steps", str(steps), "--eval_steps", str(steps), "--warmup_steps", str(max(steps // 20, 1))]
+        options += ["--train_split", split, "--output_dir", str(session.output / name)]
+        if session.run(name, [*words, *options], share) and (args.dry_run or (args.camvid / "test").exists()):
+            test = [str(session.output / name / "model"), "--dataset", data, "--eval_split", "test"]
+            test += ["--max_eval_samples", "2", "--use_cpu"] if args.dry_run else []
+            session.run(f"{name}_test", [*EVALUATE, *test, "--output_dir", str(session.output / f"{name}_test")], 60)
 
 
 def main() -> None:
@@ -95,25 +115,32 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=12, help="minutes for everything (default 12)")
     parser.add_argument("--output", type=Path, default=Path("runs/gpu"), help="folder of results and logs")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
-    parser.add_argument("--camvid", type=Path, help="CamVid at 360x480 (train, val); without it the stage is left out")
+    parser.add_argument("--dry_run", action="store_true", help="every stage in miniature, on a CPU")
+    parser.add_argument("--camvid", type=Path, help="CamVid at 360x480; without it there is no training")
     parser.add_argument("--camvid_steps", type=int, help="steps of the training instead of what fits into the time")
+    parser.add_argument("--camvid_splits", nargs="+", default=["train"], help="train (default), train+val")
     parser.add_argument("--train_options", default="", help="options of the training, such as '--channels_last'")
     parser.add_argument("--only_trial", action="store_true", help="measure the time of a training step, do not train")
     parser.add_argument("--peer", type=Path, help="folder of a build of kernels-community/deformable-detr")
     parser.add_argument("--compile", choices=["none", "forward", "both"], default="none", help="in the stage `steps`")
     args = parser.parse_args()
+    if args.dry_run and args.camvid_steps is None:
+        args.camvid_steps = DRY_STEPS_TRAINED
     session = Session(args.minutes, args.output.resolve())
     if "tests" in args.stages:
         session.run("tests", [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "modeling_tests"], 120)
     if "attention" in args.stages:
         peer = ["--peer", str(args.peer.resolve())] if args.peer else []
         output = ["--output", str(session.output / "msda_cuda.json")]
-        session.run("attention", [*BENCHMARK, *output, "msda_cuda", *peer], 180)
-    for variant, side, images in STEPS if "steps" in args.stages else ():
+        small = DRY_ATTENTION if args.dry_run else []
+        session.run("attention", [*BENCHMARK, *output, "msda_cuda", *peer, *small], 180)
+    variants = DRY_STEPS if args.dry_run else STEPS
+    for variant, side, images in variants if "steps" in args.stages else ():
         output = ["--output", str(session.output / f"cuda_{variant}.json")]
         sizes = ["--image_size", str(side), str(side), "--batch_size", str(images), "--compile", args.compile]
+        sizes += DRY_STEP if args.dry_run else []
         session.run(f"step_{variant}", [*BENCHMARK, *output, "cuda_step", variant, *sizes], 150)
-    if "camvid" in args.stages and args.camvid:
+    if "camvid" in args.stages and (args.camvid or args.dry_run):
         train(session, args)
 
 

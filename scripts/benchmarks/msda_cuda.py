@@ -7,6 +7,7 @@ The backward pass is that of an output computed before. In bfloat16 the value is
 """
 
 import argparse
+import math
 import os
 import statistics
 from collections.abc import Callable
@@ -34,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=20, help="rounds per figure; the median counts (default 20)")
     parser.add_argument("--peer", type=Path, help="folder of a build of kernels-community/deformable-detr")
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu tries the script without a GPU")
 
 
 def forced(path: str) -> Run:
@@ -59,6 +61,7 @@ def transformers_form(
 
 
 def measure(runs: dict[str, Run], tensors: list[Tensor], shapes: Any, repeats: int) -> dict[str, dict[str, Any]]:
+    device = tensors[0].device.type
     rows: dict[str, dict[str, Any]] = {}
     for name in ("forward", "backward"):
         steps: dict[str, Callable[[], object]] = {}
@@ -70,8 +73,8 @@ def measure(runs: dict[str, Run], tensors: list[Tensor], shapes: Any, repeats: i
             out = run(*leaves, tensors[3], shapes)
             steps[side] = partial(torch.autograd.grad, out, leaves, torch.ones_like(out), retain_graph=True)
         with torch.inference_mode(name == "forward"):
-            memory = {side: cuda_peak(step) for side, step in steps.items()}
-            taken = in_turn(steps, repeats, "cuda")
+            memory = {side: cuda_peak(step) if device == "cuda" else math.nan for side, step in steps.items()}
+            taken = in_turn(steps, repeats, device)
         row: dict[str, Any] = {}
         for side, values in taken.items():
             row |= {f"{side}_ms": 1e3 * statistics.median(values), f"{side}_mib": memory[side]}
@@ -84,11 +87,12 @@ def measure(runs: dict[str, Run], tensors: list[Tensor], shapes: Any, repeats: i
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    if not torch.cuda.is_available():
+    on_gpu = args.device == "cuda"
+    if on_gpu and not torch.cuda.is_available():
         raise SystemExit("msda_cuda needs a CUDA device; `msda` measures the CPU kernel.")
-    if kernel_loading.find_kernel("cuda").kernel is None:
+    if on_gpu and kernel_loading.find_kernel("cuda").kernel is None:
         raise SystemExit(f"there is nothing to measure: {kernel_loading.find_kernel('cuda').reasons()}")
-    runs: dict[str, Run] = {"ours": forced("triton"), "transformers": transformers_form}
+    runs: dict[str, Run] = {"ours": forced("triton") if on_gpu else ms_deform_attn, "transformers": transformers_form}
     if args.peer:
         os.environ["LOCAL_KERNELS"] = f"{kernel_loading.HUB_KERNEL}={args.peer.resolve()}"
         if kernel_loading.find_hub_kernel().kernel is None:
@@ -99,7 +103,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         shapes = CASES[name].shapes
         figures[name] = {}
         for pattern in ("initial", "uniform"):
-            plain = inputs(name, pattern, args.batch_size, "cuda")
+            plain = inputs(name, pattern, args.batch_size, args.device)
             with torch.inference_mode():
                 exact = ms_deform_attn_reference(*(tensor[:1].double() for tensor in plain), shapes)
             for dtype_name, dtype in DTYPES.items():
