@@ -15,6 +15,7 @@ from hf_denseseg.data.reading.rasters import HEADER_BYTES, TIFF_MARKS, import_ra
 from hf_denseseg.errors import InputError
 
 _GEO_TAGS = (33550, 33922, 34264, 34735)  # pixel scale, tie points, transformation, keys of the coordinate system
+CACHE_MIB = 64  # of decoded tiles; by default 5 % of the machine's memory
 _LOOKED_AT = 512  # longest side of the reduced band in which opacity is looked for
 
 
@@ -148,11 +149,11 @@ def save_geotiff(
 @contextmanager
 def _explained(path: str) -> Iterator[None]:
     """Errors of rasterio in one sentence, and no warning of a missing georeference."""
-    import_rasterio(path)
+    rasterio = import_rasterio(path)
     from rasterio.errors import RasterioError
 
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), rasterio.Env(GDAL_CACHEMAX=CACHE_MIB):
             warnings.simplefilter("ignore")
             yield
     except RasterioError as error:
