@@ -424,10 +424,18 @@ def test_pascal_context_in_detail_api_format(tmp_path, background):
 
 
 @pytest.mark.parametrize(
-    "text", ["[5, 5, [[1, 7]]]", "[9000000, 9000000, []]", "[5, 5]", "x", '[5, 5, [[1, "zzzz"]]]']
+    "text",
+    [
+        '{"size": [5, 5], "areas": [[1, {"counts": 7}, "x"]]}',
+        '{"size": [5, 5], "areas": [[1, {"counts": "zzzz"}, "x"]]}',
+        '{"size": [5, 5], "areas": [[1, {"counts": [3, 4]}, "x"]]}',
+        '{"size": [9000000, 9000000], "areas": []}',
+        "[5, 5]",
+        "x",
+    ],
 )
 def test_invalid_run_lengths_are_rejected(text):
-    with pytest.raises(InputError, match="Label map p1 has an invalid run-length encoding"):
+    with pytest.raises(InputError, match="Label map p1 has an invalid encoding in"):
         read_reference(f"rle://p1?{text}")
 
 

@@ -5,7 +5,7 @@ A reference is one of
 * a path;
 * `zip://MEMBER?OFFSET,STORED,SIZE,METHOD,CHECKSUM::ARCHIVE`, or the same with `tar://`: the byte range of a member, so
   that a data loader process reads it directly, without listing the archive again;
-* `rle://NAME?JSON`: a label map whose run-length encoding is part of the reference itself.
+* `rle://NAME?JSON`: a label map whose areas are part of the reference itself, see `areas`.
 """
 
 import functools
@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from hf_denseseg.data.reading.run_lengths import SCHEME, decode_run_lengths
+from hf_denseseg.data.reading.areas import SCHEME, areas_name, decode_areas
 from hf_denseseg.errors import InputError
 
 MEMBER_LIMIT = 512 * 2**20  # bytes; the largest annotation file of COCO has 448 MiB
@@ -70,7 +70,7 @@ def read_reference(reference: str, limit: int = MEMBER_LIMIT) -> bytes:
         InputError: it cannot be read, is damaged, or is larger than `limit`.
     """
     if reference.startswith(SCHEME):
-        return decode_run_lengths(reference)
+        return decode_areas(reference)
     kind, archive, member, address = _parse(reference)
     try:
         if not kind:
@@ -94,7 +94,7 @@ def read_reference(reference: str, limit: int = MEMBER_LIMIT) -> bytes:
 def describe_reference(reference: str) -> str:
     """Readable form of a reference for messages: the path, or the member and its archive."""
     if reference.startswith(SCHEME):
-        return f"{file_name(reference)} (run-length encoded)"
+        return f"{file_name(reference)} (drawn)"
     kind, archive, member, _ = _parse(reference)
     return f"{member} in {archive}" if kind else reference
 
@@ -102,13 +102,13 @@ def describe_reference(reference: str) -> str:
 def file_name(reference: str) -> str:
     """Path of a file; for a member of an archive, its name in the archive."""
     if reference.startswith(SCHEME):
-        return reference.removeprefix(SCHEME).partition("?")[0]
+        return areas_name(reference)
     kind, path, member, _ = _parse(reference)
     return member if kind else str(path)
 
 
 def is_reference(text: str) -> bool:
-    """Whether this is a reference into an archive or to a run-length encoding, rather than a path."""
+    """Whether this is a reference into an archive or to a map that is drawn, rather than a path."""
     return text.startswith(("zip://", "tar://", SCHEME))
 
 
