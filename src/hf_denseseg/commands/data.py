@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from hf_denseseg.commands.data_source import add_source_options, source_of
 from hf_denseseg.data.shards.manifest import damaged_shards
 from hf_denseseg.errors import InputError
 from hf_denseseg.files import atomic_path, write_atomic
@@ -27,7 +28,10 @@ _HELP = {
     "show": "draw the first images with their labels into one PNG",
     "pack": "write shards that hold images and labels, with checksums; run again, it continues where it stopped",
 }
-_REPACK = ("task", "split", "data_root", "label_spec", "revision", "limit", "output_dir", "format", "rows_per_shard")
+_REPACK = (
+    *("task", "split", "data_root", "label_spec", "revision", "limit", "output_dir", "format", "rows_per_shard"),
+    *("overlap", "empty_images", "mask_suffix"),
+)
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -49,12 +53,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         add("dataset", help="'synthetic', a benchmark, a folder or archive, an annotation file, or a hub id")
         add("--task", choices=tuple(TASKS), default=SEMANTIC_SEGMENTATION, help="(default: %(default)s)")
         add("--split", default="train", help="train, val, test or the name of a folder (default: %(default)s)")
-        add("--data_root", help="folder of the benchmark that DATASET names (default: $DENSESEG_DATA_ROOT)")
-        add("--label_spec", metavar="FILE", help="label specification, a benchmark's name, or a list of class names")
-        add("--columns", type=json.loads, metavar="JSON", help='names of columns in the data: \'{"label": "mask"}\'')
-        add("--revision", help="revision of a hub dataset")
-        add("--num_channels", type=int, metavar="N", help="channels of the images (default: 3)")
-        add("--pixel_range", nargs="+", metavar="X", help="uint8 (default), uint16, or the values of black and white")
+        add_source_options(action)
         default = 8 if name == "show" else None
         text = f"only the first images (default: {default or 'all'})"
         add("--limit", type=int, metavar="N", default=default, help=text)
@@ -74,11 +73,11 @@ def main(args: argparse.Namespace) -> int:
     if args.action == "list":
         from hf_denseseg.data.sources import coco_files, imagenet, imagenet_v2
         from hf_denseseg.data.sources.benchmarks import listing
+        from hf_denseseg.data.sources.exports.formats import describe_exports
 
         known = [listing.describe_benchmarks(), coco_files.describe_coco(), imagenet.describe_imagenet()]
-        print("\n\n".join([*known, imagenet_v2.describe_imagenet_v2(), listing.FETCH_NOTE]))
+        print("\n\n".join([*known, imagenet_v2.describe_imagenet_v2(), listing.FETCH_NOTE, describe_exports()]))
         return 0
-    from hf_denseseg.commands.data_source import source_of
     from hf_denseseg.data.checks.proposal import offer
     from hf_denseseg.training.tasks import get_task
 

@@ -1,26 +1,51 @@
 """The options of `denseseg data` that say what a dataset is, as keywords of the task's loader."""
 
 import argparse
-from typing import Any
+import json
+from typing import TYPE_CHECKING, Any
 
 from hf_denseseg.data.reading.pixels import PixelFormat
+from hf_denseseg.data.sources.folders import FolderOptions
 from hf_denseseg.errors import InputError
-from hf_denseseg.training.tasks.task import Task
+
+if TYPE_CHECKING:
+    from hf_denseseg.training.tasks.task import Task
+
+_FOLDER_OPTIONS = ("overlap", "empty_images", "mask_suffix")
 
 
-def source_of(args: argparse.Namespace, task: Task) -> dict[str, Any]:
+def add_source_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options to a command."""
+    add = parser.add_argument
+    add("--data_root", help="folder of the benchmark that DATASET names (default: $DENSESEG_DATA_ROOT)")
+    add("--label_spec", metavar="FILE", help="label specification, a benchmark's name, or a list of class names")
+    add("--columns", type=json.loads, metavar="JSON", help='names of columns in the data: \'{"label": "mask"}\'')
+    add("--revision", help="revision of a hub dataset")
+    add("--num_channels", type=int, metavar="N", help="channels of the images (default: 3)")
+    add("--pixel_range", nargs="+", metavar="X", help="uint8 (default), uint16, or the values of black and white")
+    add("--overlap", metavar="WHICH", help="objects of an export: the last (default) or the smaller is on top")
+    add("--empty_images", metavar="AS", help="images of an export without objects: background (default) or ignored")
+    add("--mask_suffix", metavar="END", help="what the name of a mask has after its image's: _mask (default: found)")
+
+
+def source_of(args: argparse.Namespace, task: "Task") -> dict[str, Any]:
     """Keywords of the loader, see `Task.source_options`.
 
     Raises:
         InputError: an option that has no meaning for the task, or a value that is none.
     """
-    given = {"spec": args.label_spec, "root": args.data_root, "columns": args.columns, "revision": args.revision}
-    source = {key: value for key, value in given.items() if value is not None}
-    if args.num_channels is not None or args.pixel_range is not None:
+    # Option -> keyword.
+    keywords = {"label_spec": "spec", "data_root": "root", "columns": "columns", "revision": "revision"}
+    keywords |= {"num_channels": "pixel_format", "pixel_range": "pixel_format"}
+    keywords |= dict.fromkeys(_FOLDER_OPTIONS, "options")
+    given = {key: value for key in keywords if (value := getattr(args, key)) is not None}
+    if unread := [key for key in given if keywords[key] not in task.source_options]:
+        raise InputError(f"--{unread[0]} has no meaning for {args.task} data. Leave it out.")
+    source = {keywords[key]: value for key, value in given.items()}
+    if "pixel_format" in source:
         source["pixel_format"] = PixelFormat(args.num_channels or 3, _range_of(args.pixel_range))
-    if unread := [key for key in source if key not in task.source_options]:
-        names = {"spec": "label_spec", "root": "data_root"}
-        raise InputError(f"--{names.get(unread[0], unread[0])} has no meaning for {args.task} data. Leave it out.")
+    if "options" in source:
+        source["options"] = FolderOptions(**{key: getattr(args, key) for key in _FOLDER_OPTIONS})
     return source
 
 

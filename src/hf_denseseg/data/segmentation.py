@@ -21,13 +21,25 @@ from hf_denseseg.data.reading.pixels import RGB_BYTES, PixelFormat, height_width
 from hf_denseseg.data.shards.tables import check_encoding, find_table, import_datasets, open_table
 from hf_denseseg.data.sources.benchmarks.encodings import check_revision, compare_encoding
 from hf_denseseg.data.sources.benchmarks.layouts import NAMES, find_builtin_spec
-from hf_denseseg.data.sources.benchmarks.listing import Listing, list_split, merge_listings, open_benchmark, recognize
-from hf_denseseg.data.sources.folders import find_spec, has_pairs, list_pairs, merge_pairs, spec_beside
+from hf_denseseg.data.sources.benchmarks.listing import list_split, open_benchmark, recognize
+from hf_denseseg.data.sources.exports.formats import recognize_export
+from hf_denseseg.data.sources.folders import (
+    NO_OPTIONS,
+    FolderOptions,
+    Listing,
+    find_spec,
+    has_pairs,
+    list_pairs,
+    merge_listings,
+    merge_pairs,
+    spec_beside,
+)
 from hf_denseseg.data.splits import resolve_split, split_names
 from hf_denseseg.data.synthetic.scenes import SYNTHETIC_SPEC, parse_name, render_scene
 from hf_denseseg.errors import InputError
 
 logger = logging.getLogger(__name__)
+_SHOWN_NOTES = 10
 
 
 def load_segmentation(
@@ -41,14 +53,16 @@ def load_segmentation(
     streaming: bool = False,
     limit: int | None = None,
     pixel_format: PixelFormat = RGB_BYTES,
+    options: FolderOptions = NO_OPTIONS,
 ) -> SegmentationData:
     """Load the pairs of one split.
 
     Args:
         name_or_path: name of a benchmark (`"cityscapes"`; `denseseg data list` lists all); `"synthetic"` (also
             `"synthetic:500"` for 500 training images, `"synthetic@512x1024"` for a fixed size); a folder of pairs
-            (`<split>/images` + `<split>/labels`, or `images/<split>` + `labels/<split>`), a benchmark in its
-            distributed form (folder or archive), a folder of Parquet or tar shards; or the id of a hub dataset.
+            (`<split>/images` + `<split>/labels`, or `images/<split>` + `labels/<split>`), the export of an annotation
+            tool, a benchmark in its distributed form (folder or archive), a folder of Parquet or tar shards; or the
+            id of a hub dataset.
         split: `"train"`, `"val"` (`"validation"` is the same), `"test"`, the name of a folder, or several of them
             joined: `"train+val"`.
         spec: label specification, its file, or the name of a benchmark; None searches next to the data
@@ -60,6 +74,7 @@ def load_segmentation(
         streaming: read sequentially without storing a copy, as an iterable dataset.
         limit: use only the first `limit` pairs; None uses all.
         pixel_format: channels and range of the images; in all but 8-bit RGB they are `(H, W, C)` arrays.
+        options: how the files of a folder become label maps.
 
     Returns:
         The dataset, whose rows are decoded on access, and its label specification. If the labels of a split are not
@@ -73,14 +88,21 @@ def load_segmentation(
     given = _given_spec(spec)
     _check_root(name, root)
     if name.split(":")[0].split("@")[0] == "synthetic":
+        options.refuse_others((), name)
         rows, decode = _synthetic_rows(name, split), RenderScenes(name, pixel_format)
         return SegmentationData(_table(rows, decode, streaming, limit), given or SYNTHETIC_SPEC)
     # Files on disk first; what is left is a folder of shards or a hub id.
-    if (found := list_source(name, split, spec=spec, root=root)) is not None:
-        for note in found.notes:
+    if (found := list_source(name, split, spec=spec, root=root, options=options)) is not None:
+        for note in found.notes[:_SHOWN_NOTES]:
             logger.warning(note)
+        if len(found.notes) > _SHOWN_NOTES:
+            logger.warning("%d more notes: `denseseg data check` lists all.", len(found.notes) - _SHOWN_NOTES)
+        if found.faults:
+            more = f" {len(found.faults) - 1} more faults: `denseseg data check` lists all."
+            raise InputError(f"{found.faults[0]}{more if len(found.faults) > 1 else ''}")
         rows = found.pairs.rows()
         return SegmentationData(_table(rows, DecodePairs(found.spec, pixel_format), streaming, limit), found.spec)
+    options.refuse_others((), name)
     source = find_table(name, "<split>/images + <split>/labels, nor images/<split> + labels/<split>")
     known = given or _spec_of_table(name, Path(name).expanduser())
     benchmark = find_builtin_spec(spec) if isinstance(spec, str) else None
@@ -101,9 +123,14 @@ def load_segmentation(
 
 
 def list_source(
-    name: str, split: str, *, spec: LabelSpec | str | Path | None = None, root: str | Path | None = None
+    name: str,
+    split: str,
+    *,
+    spec: LabelSpec | str | Path | None = None,
+    root: str | Path | None = None,
+    options: FolderOptions = NO_OPTIONS,
 ) -> Listing | None:
-    """Files of a benchmark or a folder of pairs; None for other sources. Arguments as for `load_segmentation`.
+    """Files of a benchmark, an export or a folder of pairs; None for other sources. See `load_segmentation`.
 
     Raises:
         InputError: the files are missing, or there is no specification of their ids.
@@ -114,17 +141,23 @@ def list_source(
     if name in NAMES and (root or not path.exists()):
         opened = open_benchmark(name, root)
     elif path.is_dir() or (path.is_file() and is_archive(path)):
-        known = given or (spec_beside(path) if path.is_dir() else None)
+        export = recognize_export(path) if path.is_dir() else None
+        known = given or (spec_beside(path) if path.is_dir() and export is None else None)
         # A specification that is given, or lies beside the pairs, takes precedence over a benchmark's.
-        custom = has_pairs(path) and known is not None and builtin is None
+        custom = export is None and has_pairs(path) and known is not None and builtin is None
         opened = None if custom else recognize(path, builtin[0].name if builtin else path.name)
         if opened is None:
+            if export is not None:
+                listing = export.list_splits(parts, options)
+                return listing if given is None else listing._replace(spec=given)
             if not has_pairs(path):
                 return None
+            options.refuse_others((), f"{path} (pairs of images and label maps)")
             pairs = merge_pairs({part: list_pairs(path, part) for part in parts})
             return Listing(pairs, known or find_spec(path), [], True)
     else:
         return None
+    options.refuse_others((), f"the benchmark {opened[0].name}")
     found = merge_listings({part: list_split(*opened, part) for part in parts})
     if given is None or (builtin is not None and ":" not in str(spec)):
         return found  # a name without a variant (`cityscapes:train_ids`): the files decide the encoding

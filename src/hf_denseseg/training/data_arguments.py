@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from hf_denseseg.data.reading.pixels import PixelFormat
+from hf_denseseg.data.sources.folders import FolderOptions
 from hf_denseseg.models.auto.tasks import DETECTION_TASKS, IMAGE_CLASSIFICATION, SEMANTIC_SEGMENTATION
 
 # Values of `metadata["tasks"]`: the tasks that a key applies to; without it, all of them.
@@ -40,6 +41,27 @@ class DataArguments:
     )
     dataset_revision: str | None = field(
         default=None, metadata={"tasks": SEGMENTATION + CLASSIFICATION, "help": "revision of a hub dataset"}
+    )
+    overlap: str | None = field(
+        default=None,
+        metadata={
+            "tasks": SEGMENTATION,
+            "help": "exports with polygons: the 'last' of overlapping objects is on top (default), or the 'smaller'",
+        },
+    )
+    empty_images: str | None = field(
+        default=None,
+        metadata={
+            "tasks": SEGMENTATION,
+            "help": "exports with polygons: an image without objects is 'background' (default) or 'ignored'",
+        },
+    )
+    mask_suffix: str | None = field(
+        default=None,
+        metadata={
+            "tasks": SEGMENTATION,
+            "help": "what the file of a mask has after the name of its image: _mask (default: found by itself)",
+        },
     )
     streaming: bool = field(
         default=False,
@@ -234,6 +256,11 @@ class DataArguments:
     def pixel_format(self) -> PixelFormat:
         """Channels and range of the images."""
         return PixelFormat(self.num_channels or 3, self.pixel_range or "uint8")  # type: ignore[arg-type]
+
+    @property
+    def folder_options(self) -> FolderOptions:
+        """How the files of a folder become label maps."""
+        return FolderOptions(self.overlap, self.empty_images, self.mask_suffix)
 
     def split_of(self, part: str) -> tuple[str, int | None]:
         """Name of the split of `part` (`"train"` or `"eval"`), and how many of its images are used; None is all."""

@@ -6,14 +6,17 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from tqdm.auto import tqdm
 
 from hf_denseseg.data.checks.scan import Scan
 from hf_denseseg.data.labels import IGNORE_INDEX, LabelSpec, SegmentationData
+from hf_denseseg.data.reading.areas import SCHEME, areas_name, draw_areas
 from hf_denseseg.data.reading.images import Fault, check_same_size, palette_of, read_label, stored_image
 from hf_denseseg.data.reading.pixels import RGB_BYTES
 from hf_denseseg.data.reading.references import describe_reference
 from hf_denseseg.data.segmentation import list_source, load_segmentation
+from hf_denseseg.data.sources.folders import NO_OPTIONS
 from hf_denseseg.errors import InputError
 
 
@@ -137,15 +140,15 @@ def scan_segmentation_source(
         options: further arguments of `load_segmentation`.
     """
     root, pixel_format = options.pop("root", None), options.get("pixel_format", RGB_BYTES)
-    found = list_source(name, split, spec=spec, root=root)
+    found = list_source(name, split, spec=spec, root=root, options=options.get("options", NO_OPTIONS))
     if found is None:
         return scan_segmentation(load_segmentation(name, split, spec=spec, **options), limit, progress)
-    scan, pairs = SegmentationScan(found.spec, notes=list(found.notes)), found.pairs
+    scan, pairs = SegmentationScan(found.spec, list(found.faults), list(found.notes)), found.pairs
     if not found.has_labels:
         scan.notes.append("The labels of this split are not published; only the images are read.")
     scan.faults += [Fault(file, message) for file, message in pairs.unpaired_files()]
     chosen = [key for key in sorted(pairs.images) if key in pairs.labels or not found.has_labels]
-    palettes = 0
+    palettes, objects = 0, ObjectCount()
     for key in tqdm(chosen[:limit], desc="pairs", disable=None if progress else True):
         image_name = describe_reference(pairs.images[key])
         try:
@@ -161,7 +164,7 @@ def scan_segmentation_source(
             continue
         file = pairs.labels[key]
         try:
-            label = read_label(file, scan.spec)
+            label = read_label(objects.draw(file), scan.spec, describe_reference(file))
             if image is not None:
                 check_same_size(image, label, image_name)
         except InputError as error:
@@ -171,9 +174,38 @@ def scan_segmentation_source(
         palettes += palette_of(file) is not None
     if (note := scan.survey.note(pixel_format)) is not None:
         scan.notes.append(note)
+    scan.notes += objects.notes()
     if palettes:
         scan.notes.append(f"{palettes} label maps are palette images: the palette index of a pixel is used as its id.")
     return scan.finish(complete=limit is None and found.has_labels)
+
+
+class ObjectCount:
+    """Objects of an export that were drawn, and those of which nothing is seen."""
+
+    def __init__(self) -> None:
+        self.objects = self.pixels = 0
+        self.unseen: list[str] = []
+
+    def draw(self, reference: str) -> Any:
+        """Count the objects of a label map that is drawn; it, or another reference as it is."""
+        if not reference.startswith(SCHEME):
+            return reference
+        drawing = draw_areas(reference)
+        self.objects += len(drawing.names)
+        self.pixels += sum(drawing.visible)
+        for name, drawn, visible in zip(drawing.names, drawing.drawn, drawing.visible, strict=True):
+            if not visible:
+                why = "later objects cover it" if drawn else "no pixel of the image is inside"
+                self.unseen.append(f"Label map {areas_name(reference)}: nothing of {name} is seen: {why}.")
+        return Image.fromarray(drawing.ids)
+
+    def notes(self) -> list[str]:
+        """Lines for objects of which nothing is seen, and how many objects became how many pixels."""
+        if not self.objects:
+            return []
+        seen = self.objects - len(self.unseen)
+        return [*self.unseen, f"{self.objects} objects in, {seen} of them seen, {self.pixels} pixels out."]
 
 
 def _until_fault(rows: Iterable[Any], scan: SegmentationScan) -> Iterator[Any]:

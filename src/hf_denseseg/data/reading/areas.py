@@ -1,7 +1,7 @@
-"""Label maps that are drawn when they are read: areas in painting order, as annotation tools and benchmarks store them.
+"""Label maps that are drawn when they are read: areas in painting order, as annotation tools store them.
 
-A map is a reference `rle://NAME?JSON`. The JSON holds `size` (height, width), `areas` (`[raw id, shape, name]`, a later
-one covers an earlier one), and where needed `fill` (raw id outside of all areas, 0 by default) and `smaller_on_top`.
+A map is a reference `rle://NAME?JSON`. The JSON holds `size` (height, width), `areas` (`[raw id, shape, name]`, a
+later one covers an earlier one), and where needed `fill` (raw id outside of all areas) and `smaller_on_top`.
 A shape is one of
 
 * `{"counts": ...}`: COCO's run lengths, compressed (text) or not (list);
@@ -94,8 +94,9 @@ def draw_areas(reference: str) -> Drawing:
         areas, drawn = content["areas"], []
         owners = np.zeros((height, width), np.uint32)  # number of the visible area from 1, 0 outside
         # Masks are not kept: hundreds of objects in a large image would fill the memory.
-        for number, (_, shape, what) in enumerate(areas):
-            mask = _draw(shape, height, width)
+        for number, area in enumerate(areas):
+            what = area[2]
+            mask = _draw(area[1], height, width)
             owners[mask] = number + 1
             drawn.append(int(mask.sum()))
         if content.get("smaller_on_top"):
@@ -209,7 +210,7 @@ def decode_brush(values: Sequence[int], height: int, width: int) -> np.ndarray:
 
     total, word = take(32), take(5) + 1
     if total != 4 * height * width:
-        raise ValueError(f"its brush strokes have {total} values, an image of {height}x{width} has {4 * height * width}")
+        raise ValueError(f"its brush strokes have {total} values, not 4 for each of the {height}x{width} pixels")
     lengths = [take(4) + 1 for _ in range(4)]
     found, done = np.zeros(total, bool), 0
     while done < total:

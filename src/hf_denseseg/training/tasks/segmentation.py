@@ -47,7 +47,7 @@ class SemanticSegmentation(Task):
 
     name = "semantic-segmentation"
     examples = "pairs"
-    source_options = ("spec", "root", "columns", "revision", "pixel_format")
+    source_options = ("spec", "root", "columns", "revision", "pixel_format", "options")
 
     def check_keys(self, data: DataArguments) -> None:
         """Refuse test keys that contradict each other, and rare classes of a stream."""
@@ -73,6 +73,7 @@ class SemanticSegmentation(Task):
             streaming=arguments.streaming and part == "train",
             limit=limit,
             pixel_format=arguments.pixel_format,
+            options=arguments.folder_options,
         )
 
     def load_split(self, name: str, split: str, limit: int | None, **source: Any) -> SegmentationData:

@@ -1,18 +1,15 @@
 """Find the files of a benchmark in a folder; errors say which are missing and where to get them."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from hf_denseseg.data.labels import LabelSpec
 from hf_denseseg.data.reading.archives import Tree, open_tree
 from hf_denseseg.data.reading.images import read_image
 from hf_denseseg.data.reading.references import describe_reference, is_reference, read_reference
 from hf_denseseg.data.reading.run_lengths import read_merged
 from hf_denseseg.data.sources.benchmarks.layouts import NAMES, Benchmark, Split, get_benchmark
-from hf_denseseg.data.sources.folders import Pairs, has_pairs, merge_pairs
+from hf_denseseg.data.sources.folders import Listing, Pairs, has_pairs
 from hf_denseseg.data.sources.official import (
     ROOT_VARIABLE,
     fetch_text,
@@ -26,22 +23,6 @@ from hf_denseseg.errors import InputError
 FETCH_NOTE = f"""Nothing is downloaded: download the archives yourself; they may stay packed. Set data_root (or the
 environment variable {ROOT_VARIABLE}) to their folder or its parent."""
 _MERGED_LIMIT = 2**31  # bytes of trainval_merged.json, which also contains parts, boundaries and occlusions
-
-
-class Listing(NamedTuple):
-    """Files of one split of a benchmark.
-
-    Args:
-        pairs: images and label maps; only images if the labels of the split were not published.
-        spec: what the ids in these label maps mean.
-        notes: unusual properties that may be intended, such as missing images.
-        has_labels: whether the split has published labels.
-    """
-
-    pairs: Pairs
-    spec: LabelSpec
-    notes: list[str]
-    has_labels: bool
 
 
 def open_benchmark(name: str, root: str | Path | None = None) -> tuple[Benchmark, Tree]:
@@ -193,22 +174,6 @@ def _damage(reference: str) -> str:
     except InputError as error:
         return str(error)
     return "one color" if (values == values[:1, :1]).all() else ""
-
-
-def merge_listings(listings: Mapping[str, Listing]) -> Listing:
-    """Merge several splits, as for `train+val`.
-
-    Raises:
-        InputError: their label maps have different encodings, or only some of them have label maps.
-    """
-    first, *others = listings.values()
-    if any((each.spec, each.has_labels) != (first.spec, first.has_labels) for each in others):
-        raise InputError(
-            f"The label maps of {' and '.join(listings)} differ in encoding, or not all splits have labels. "
-            "Combine only splits whose labels have the same encoding."
-        )
-    pairs = merge_pairs({split: each.pairs for split, each in listings.items()})
-    return Listing(pairs, first.spec, [note for each in listings.values() for note in each.notes], first.has_labels)
 
 
 def describe_benchmarks() -> str:
