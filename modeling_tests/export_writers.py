@@ -1,7 +1,12 @@
 """One scene as annotation tools export it, written from the public definition of each format."""
 
+import base64
+import io
+import itertools
 import json
+import zlib
 from typing import NamedTuple
+from urllib.parse import quote
 
 import numpy as np
 from PIL import Image
@@ -116,9 +121,197 @@ def roboflow_coco(folder, scenes):
         write_image(folder / "train" / f"{name}.png", name)
 
 
+def labelme(folder, scenes, shapes_of=None):
+    """One JSON file beside each image; polygons, of which each part is a shape."""
+    for name, things in scenes.items():
+        write_image(folder / f"{name}.png", name)
+        polygons = [
+            {"label": thing.label, "points": part, "shape_type": "polygon", "group_id": number, "flags": {}}
+            for number, thing in enumerate(things)
+            for part in thing.parts
+        ]
+        content = {"version": "5.5.0", "flags": {}, "shapes": shapes_of(things) if shapes_of else polygons}
+        content |= {"imagePath": f"{name}.png", "imageData": "iVBORw0=", "imageHeight": SIZE[0], "imageWidth": SIZE[1]}
+        dump(folder / f"{name}.json", content)
+
+
+def cropped(mask):
+    """Bounding box (top, left, bottom, right), exclusive, and the mask inside it."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    top, left, bottom, right = rows[0], columns[0], rows[-1] + 1, columns[-1] + 1
+    return (int(top), int(left), int(bottom), int(right)), mask[top:bottom, left:right]
+
+
+def png(array):
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def labelme_masks(folder, scenes):
+    """Shapes of the type mask: a PNG of the bounding box, whose last row and column are those of the second point."""
+
+    def shapes(things):
+        found = []
+        for thing in things:
+            (top, left, bottom, right), mask = cropped(mask_of(thing))
+            points, text = [[left, top], [right - 1, bottom - 1]], base64.b64encode(png(mask)).decode()
+            found.append({"label": thing.label, "shape_type": "mask", "points": points, "mask": text})
+        return found
+
+    labelme(folder, scenes, shapes)
+
+
+def yolo(folder, scenes):
+    """data.yaml, images/ and labels/ with fractions of the image size; the empty image has no text file."""
+    names = "".join(f"  {number}: {name}\n" for number, name in enumerate(CLASSES))
+    (folder / "labels/train").mkdir(parents=True)
+    (folder / "data.yaml").write_text(f"path: /elsewhere/data\ntrain: images/train\nnames:\n{names}", encoding="utf-8")
+    for name, things in scenes.items():
+        write_image(folder / "images/train" / f"{name}.png", name)
+        parts = [(CLASSES.index(thing.label), part) for thing in things for part in thing.parts]
+        lines = [f"{k} " + " ".join(f"{x / SIZE[1]:.8f} {y / SIZE[0]:.8f}" for x, y in part) for k, part in parts]
+        if lines:
+            (folder / "labels/train" / f"{name}.txt").write_text("\n".join(lines) + "\n")
+
+
+def supervisely_project(folder, scenes, things_as):
+    """meta.json, ds/img and ds/ann/<image>.json; `things_as` makes the geometries of an object."""
+    dump(folder / "meta.json", {"classes": [{"title": name, "shape": "any", "color": "#0F8A12"} for name in CLASSES]})
+    for name, things in scenes.items():
+        write_image(folder / "ds/img" / f"{name}.png", name)
+        objects = [{"classTitle": thing.label, **each} for thing in things for each in things_as(thing)]
+        size = {"height": SIZE[0], "width": SIZE[1]}
+        dump(folder / "ds/ann" / f"{name}.png.json", {"size": size, "tags": [], "objects": objects})
+
+
+def supervisely_polygons(folder, scenes):
+    def geometries(thing):
+        for part in thing.parts:
+            yield {"geometryType": "polygon", "points": {"exterior": part, "interior": thing.holes}}
+
+    supervisely_project(folder, scenes, geometries)
+
+
+def supervisely_bitmaps(folder, scenes):
+    def geometries(thing):
+        (top, left, _, _), mask = cropped(mask_of(thing))
+        data = base64.b64encode(zlib.compress(png(mask))).decode()
+        yield {"geometryType": "bitmap", "bitmap": {"origin": [left, top], "data": data}}
+
+    supervisely_project(folder, scenes, geometries)
+
+
+def brush(mask):
+    """Mask -> Label Studio's run lengths: bits of rle-pack over the four channels of every pixel."""
+    values = np.repeat(mask.ravel() * 255, 4).tolist()
+    bits = f"{len(values):032b}{8 - 1:05b}" + "".join(f"{size - 1:04b}" for size in (3, 4, 8, 16))
+    for value, group in itertools.groupby(values):
+        left = len(list(group))
+        while left > 3:
+            length = min(left, 2**16)
+            bits += f"1{3:02b}{length - 1:016b}{value:08b}"
+            left -= length
+        if left:  # a run that is not repeated
+            bits += f"0{0:02b}{left - 1:03b}" + f"{value:08b}" * left
+    bits += "0" * (-len(bits) % 8)
+    return [int(bits[place : place + 8], 2) for place in range(0, len(bits), 8)]
+
+
+def label_studio_json(folder, scenes, regions_of):
+    """export.json and uploaded images, whose names begin with eight digits."""
+    tasks = []
+    for number, (name, things) in enumerate(scenes.items()):
+        write_image(folder / "images" / f"0123abc{number}-{name}.png", name)
+        result = [
+            {"id": f"r{k}", "type": kind, "original_width": SIZE[1], "original_height": SIZE[0], "image_rotation": 0}
+            | {"from_name": "label", "to_name": "image", "value": {**value, kind: [thing.label]}}
+            for k, thing in enumerate(things)
+            for kind, value in regions_of(thing)
+        ]
+        data = {"image": f"/data/upload/1/0123abc{number}-{quote(name)}.png"}
+        annotations = [{"id": 7 + number, "was_cancelled": False, "result": result}]
+        tasks.append({"id": number, "annotations": annotations, "data": data, "project": 1})
+    dump(folder / "project-1.json", tasks)
+
+
+def label_studio_polygons(folder, scenes):
+    def regions(thing):
+        for part in thing.parts:
+            points = [[100 * x / SIZE[1], 100 * y / SIZE[0]] for x, y in part]
+            yield "polygonlabels", {"points": points, "closed": True}
+
+    label_studio_json(folder, scenes, regions)
+
+
+def label_studio_brushes(folder, scenes):
+    def regions(thing):
+        yield "brushlabels", {"format": "rle", "rle": brush(mask_of(thing))}
+
+    label_studio_json(folder, scenes, regions)
+
+
+def label_studio_pngs(folder, scenes):
+    """One PNG per annotation and class, and the JSON export, which names the images."""
+    label_studio_json(folder, scenes, lambda thing: ())
+    for task, things in enumerate(scenes.values()):
+        for label in CLASSES:
+            masks = [mask_of(thing) for thing in things if thing.label == label]
+            if masks:
+                file = f"task-{task}-annotation-{7 + task}-by-1-tag-{label}-0.png"
+                (folder / file).write_bytes(png(np.any(masks, 0).astype(np.uint8) * 255))
+
+
+COLORS = {"background": (0, 0, 0), "car": (128, 0, 0), "tree": (0, 128, 0), "зебра": (250, 50, 83)}
+
+
+def cvat(folder, scenes):
+    """Segmentation mask 1.1: color masks in Pascal VOC's folders, and labelmap.txt."""
+    lines = [f"{name}:{','.join(map(str, color))}::" for name, color in COLORS.items()]
+    (folder / "ImageSets/Segmentation").mkdir(parents=True)
+    (folder / "SegmentationClass").mkdir()
+    (folder / "labelmap.txt").write_text("\n".join(["# label:color_rgb:parts:actions", *lines, ""]), encoding="utf-8")
+    (folder / "ImageSets/Segmentation/default.txt").write_text(
+        "".join(f"{name}\n" for name in scenes), encoding="utf-8"
+    )
+    for name, things in scenes.items():
+        write_image(folder / "JPEGImages" / f"{name}.png", name)
+        colors = np.array(list(COLORS.values()), np.uint8)
+        Image.fromarray(colors[id_map(things)]).save(folder / "SegmentationClass" / f"{name}.png")
+
+
+def cvat_palette(folder, scenes):
+    """The same with palette images, whose indices are not the order of labelmap.txt."""
+    cvat(folder, scenes)
+    for name, things in scenes.items():
+        image = Image.fromarray(3 - id_map(things))
+        image.putpalette([channel for color in reversed(COLORS.values()) for channel in color])
+        image.save(folder / "SegmentationClass" / f"{name}.png")
+
+
+def roboflow_masks(folder, scenes):
+    """png-mask-semantic: _classes.csv, x.png and x_mask.png in the folder of the split."""
+    rows = "".join(f"{number}, {name}\n" for number, name in enumerate(("background", *CLASSES)))
+    for name, things in scenes.items():
+        write_image(folder / "train" / f"{name}.png", name)
+        Image.fromarray(id_map(things)).save(folder / "train" / f"{name}_mask.png")
+    (folder / "train/_classes.csv").write_text(f"Pixel Value, Class\n{rows}", encoding="utf-8")
+
+
 # Name -> function that writes the scene, and whether the format can say holes.
 WRITERS = {
     "coco run lengths": (coco_official, True),
     "coco polygons": (coco_flat, False),
     "roboflow coco": (roboflow_coco, False),
+    "labelme polygons": (labelme, False),
+    "labelme masks": (labelme_masks, True),
+    "yolo": (yolo, False),
+    "supervisely polygons": (supervisely_polygons, True),
+    "supervisely bitmaps": (supervisely_bitmaps, True),
+    "label studio polygons": (label_studio_polygons, False),
+    "label studio brushes": (label_studio_brushes, True),
+    "label studio pngs": (label_studio_pngs, True),
+    "cvat": (cvat, True),
+    "cvat palette": (cvat_palette, True),
+    "roboflow masks": (roboflow_masks, True),
 }

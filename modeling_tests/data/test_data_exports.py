@@ -14,7 +14,7 @@ def test_every_format_gives_the_same_label_maps(tmp_path, name):
     write(tmp_path, SCENES)
     data = load_segmentation(tmp_path, "train")
     assert data.spec.classes == ("background", *CLASSES)
-    rows = {row["id"]: row for row in data.dataset}
+    rows = {row["id"].partition("-")[2] or row["id"]: row for row in data.dataset}  # Label Studio renames uploads
     assert set(rows) == set(SCENES)
     for key, things in SCENES.items():
         assert np.array_equal(rows[key]["label"], id_map(things, holes)), key

@@ -5,7 +5,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from hf_denseseg.data.reading.pixels import PixelFormat
-from hf_denseseg.data.sources.folders import FolderOptions
+from hf_denseseg.data.sources.folder_options import FolderOptions
 from hf_denseseg.errors import InputError
 
 if TYPE_CHECKING:

@@ -23,9 +23,8 @@ from hf_denseseg.data.sources.benchmarks.encodings import check_revision, compar
 from hf_denseseg.data.sources.benchmarks.layouts import NAMES, find_builtin_spec
 from hf_denseseg.data.sources.benchmarks.listing import list_split, open_benchmark, recognize
 from hf_denseseg.data.sources.exports.formats import recognize_export
+from hf_denseseg.data.sources.folder_options import NO_OPTIONS, FolderOptions
 from hf_denseseg.data.sources.folders import (
-    NO_OPTIONS,
-    FolderOptions,
     Listing,
     find_spec,
     has_pairs,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from hf_denseseg.data.reading.pixels import PixelFormat
-from hf_denseseg.data.sources.folders import FolderOptions
+from hf_denseseg.data.sources.folder_options import FolderOptions
 from hf_denseseg.models.auto.tasks import DETECTION_TASKS, IMAGE_CLASSIFICATION, SEMANTIC_SEGMENTATION
 
 # Values of `metadata["tasks"]`: the tasks that a key applies to; without it, all of them.

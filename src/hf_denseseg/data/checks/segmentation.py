@@ -16,7 +16,7 @@ from hf_denseseg.data.reading.images import Fault, check_same_size, palette_of, 
 from hf_denseseg.data.reading.pixels import RGB_BYTES
 from hf_denseseg.data.reading.references import describe_reference
 from hf_denseseg.data.segmentation import list_source, load_segmentation
-from hf_denseseg.data.sources.folders import NO_OPTIONS
+from hf_denseseg.data.sources.folder_options import NO_OPTIONS
 from hf_denseseg.errors import InputError
 
 

@@ -10,11 +10,12 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from hf_denseseg.data.labels import LabelSpec, equal_channels
 from hf_denseseg.data.reading.matlab import MATLAB_MARK, read_matlab_ids
 from hf_denseseg.data.reading.pixels import RGB_BYTES, PixelFormat, Pixels, height_width
-from hf_denseseg.data.reading.rasters import HEADER_BYTES, read_raster
+from hf_denseseg.data.reading.rasters import HEADER_BYTES, raster_size, read_raster
 from hf_denseseg.data.reading.references import describe_reference, file_name, is_reference, read_reference
 from hf_denseseg.errors import InputError
 
 # Pillow modes whose pixel values can be read as class ids. For any other mode we would have to guess.
+_ORIENTATION, _SIDEWAYS = 0x0112, (5, 6, 7, 8)  # EXIF tag, and its values that swap height and width
 _ID_MODES = {"1", "L", "P", "I", "I;16", "I;16B", "I;16L"}
 
 
@@ -119,6 +120,23 @@ def check_same_size(image: Pixels, label: np.ndarray, name: str) -> None:
             f"Sizes differ for {name}: image {height}x{width}, label {label.shape[0]}x{label.shape[1]} "
             "(height x width). Export the label map at the size of the image."
         )
+
+
+def upright_size(path: Path) -> tuple[int, int]:
+    """`(height, width)` of an image file as `read_image` gives it; reads the header only.
+
+    Raises:
+        InputError: the file is missing, empty or not an image.
+    """
+    if (size := raster_size(path)) is not None:
+        return size
+    source, shown_name = _located(path, "")
+    try:
+        with Image.open(source if isinstance(source, Path) else io.BytesIO(source)) as image:
+            turned = image.getexif().get(_ORIENTATION) in _SIDEWAYS
+            return image.size if turned else image.size[::-1]
+    except (OSError, SyntaxError, ValueError) as error:
+        raise InputError(f"File {shown_name} is not a readable image. Convert it to PNG or JPEG.") from error
 
 
 def _located(source: Any, name: str) -> tuple[bytes | Path, str]:

@@ -14,7 +14,8 @@ from hf_denseseg.data.sources.exports.scenes import (
     polygons,
     read_json,
 )
-from hf_denseseg.data.sources.folders import FolderOptions, Listing
+from hf_denseseg.data.sources.folder_options import FolderOptions
+from hf_denseseg.data.sources.folders import Listing
 from hf_denseseg.errors import InputError
 
 _HEAD = re.compile(r'\{\s*"(info|licenses|images|annotations|categories)"\s*:')

@@ -4,13 +4,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hf_denseseg.data.sources.exports import coco_maps
+from hf_denseseg.data.sources.exports import coco_maps, label_studio, labelme, png_masks, supervisely, yolo
 from hf_denseseg.data.sources.exports.scenes import ExportFormat
-from hf_denseseg.data.sources.folders import FolderOptions, Listing, merge_listings
+from hf_denseseg.data.sources.folder_options import FolderOptions
+from hf_denseseg.data.sources.folders import Listing, merge_listings
 from hf_denseseg.data.sources.official import format_description
 from hf_denseseg.data.splits import resolve_split
 
-FORMATS = (coco_maps.FORMAT,)
+FORMATS = (
+    *(png_masks.CVAT, png_masks.ROBOFLOW, coco_maps.FORMAT, yolo.FORMAT, supervisely.FORMAT, label_studio.FORMAT),
+    labelme.FORMAT,
+)
 
 
 class Export(NamedTuple):

@@ -12,7 +12,8 @@ from hf_denseseg.data.labels import LabelSpec, ignore_index_of
 from hf_denseseg.data.reading.areas import areas_reference
 from hf_denseseg.data.reading.images import Fault
 from hf_denseseg.data.reading.references import MEMBER_LIMIT
-from hf_denseseg.data.sources.folders import FolderOptions, Listing, Pairs
+from hf_denseseg.data.sources.folder_options import FolderOptions
+from hf_denseseg.data.sources.folders import Listing, Pairs
 from hf_denseseg.errors import InputError
 
 BACKGROUND = "background"
@@ -140,9 +141,15 @@ class Annotations:
             raise InputError(f"{self.place} has no images. Export them with the annotations.")
         spec = LabelSpec(_spec_name(self.place), tuple(names))
         ids, ignored = {name: raw for raw, name in enumerate(names)}, ignore_index_of(len(names))
+        by_image: dict[Path, set[str]] = {}
+        for scene in self.scenes:
+            by_image.setdefault(scene.image, set()).add(scene.key)
         for key, count in Counter(scene.key for scene in self.scenes).items():
             if count > 1:
                 self.fault(str(self.place), f"{count} images have the name {key}. Rename all but one of them.")
+        for image, keys in by_image.items():
+            if len(keys) > 1:
+                self.fault(str(self.place), f"{' and '.join(sorted(keys))} are of one image, {image.name}. Keep one.")
         images, labels = {}, {}
         for scene in self.scenes:
             if not scene.image.is_file():
