@@ -5,10 +5,13 @@ import io
 import itertools
 import json
 import zlib
+from functools import partial
 from typing import NamedTuple
 from urllib.parse import quote
 
+import datasets
 import numpy as np
+from datasets import Dataset, Features
 from PIL import Image
 from pycocotools import mask as coco
 
@@ -315,3 +318,35 @@ WRITERS = {
     "cvat palette": (cvat_palette, True),
     "roboflow masks": (roboflow_masks, True),
 }
+
+
+def pairs(folder, scenes, images="images", labels="masks", label="{}.png", write=None):
+    """Images and label maps of ids in two folders, or in one, and classes.json, since ids have no names."""
+    dump(folder / "classes.json", ["background", *CLASSES])
+    for name, things in scenes.items():
+        write_image(folder / images / f"{name}.png", name)
+        path = folder / labels / label.format(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        (write or (lambda path, ids: Image.fromarray(ids).save(path)))(path, id_map(things))
+
+
+def saved_by_datasets(folder, scenes):
+    """`Dataset.save_to_disk`."""
+    ids = np.stack([id_map(things) for things in scenes.values()])
+    images = [{"bytes": png(np.zeros((*SIZE, 3), np.uint8)), "path": None} for _ in scenes]
+    labels = [{"bytes": png(each), "path": None} for each in ids]
+    features = Features({"image": datasets.Image(), "label": datasets.Image(), "id": datasets.Value("string")})
+    Dataset.from_dict({"image": images, "label": labels, "id": list(scenes)}, features=features).save_to_disk(folder)
+    dump(folder / "classes.json", ["background", *CLASSES])
+
+
+# Layouts whose label maps hold ids, likewise.
+LAYOUTS = {
+    "img_dir and ann_dir": partial(pairs, images="img_dir/train", labels="ann_dir/train"),
+    "images and masks": pairs,
+    "suffix beside": partial(pairs, images="", labels="", label="{}_mask.png"),
+    "suffix in folders": partial(pairs, images="train/images", labels="train/masks", label="{}-mask.png"),
+    "arrays": partial(pairs, label="{}.npy", write=np.save),
+    "save_to_disk": saved_by_datasets,
+}
+WRITERS |= {name: (write, True) for name, write in LAYOUTS.items()}

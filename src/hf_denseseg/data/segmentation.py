@@ -16,7 +16,7 @@ from PIL import Image
 
 from hf_denseseg.data.labels import LabelSpec, SegmentationData
 from hf_denseseg.data.reading.archives import is_archive
-from hf_denseseg.data.reading.images import check_same_size, read_image, read_label
+from hf_denseseg.data.reading.images import read_image, read_label, upright_label
 from hf_denseseg.data.reading.pixels import RGB_BYTES, PixelFormat, height_width
 from hf_denseseg.data.shards.tables import check_encoding, find_table, import_datasets, open_table
 from hf_denseseg.data.sources.benchmarks.encodings import check_revision, compare_encoding
@@ -143,16 +143,17 @@ def list_source(
         export = recognize_export(path) if path.is_dir() else None
         known = given or (spec_beside(path) if path.is_dir() and export is None else None)
         # A specification that is given, or lies beside the pairs, takes precedence over a benchmark's.
-        custom = export is None and has_pairs(path) and known is not None and builtin is None
+        pairs_here = export is None and has_pairs(path, options.mask_suffix)
+        custom = pairs_here and known is not None and builtin is None
         opened = None if custom else recognize(path, builtin[0].name if builtin else path.name)
         if opened is None:
             if export is not None:
                 listing = export.list_splits(parts, options)
                 return listing if given is None else listing._replace(spec=given)
-            if not has_pairs(path):
+            if not pairs_here:
                 return None
-            options.refuse_others((), f"{path} (pairs of images and label maps)")
-            pairs = merge_pairs({part: list_pairs(path, part) for part in parts})
+            options.refuse_others(("mask_suffix",), f"{path} (pairs of images and label maps)")
+            pairs = merge_pairs({part: list_pairs(path, part, options.mask_suffix) for part in parts})
             return Listing(pairs, known or find_spec(path), [], True)
     else:
         return None
@@ -199,12 +200,12 @@ class DecodePairs:
         rows: dict[str, list[Any]] = {"image": [], "label": [], "id": []}
         for image, label, name in zip(batch["image"], batch["label"], batch["id"], strict=True):
             # Embedded images have no path, so messages call them by their id.
-            image = read_image(image, _path(image) or f"{name} (image)", self.pixel_format)
+            source, image = image, read_image(image, _path(image) or f"{name} (image)", self.pixel_format)
             if label is None:  # not published: ignore every pixel
                 ids = np.full(height_width(image), self.spec.ignore_index, self.spec.dtype)
             else:
                 ids = read_label(label, self.spec, _path(label) or f"{name} (label)")
-                check_same_size(image, ids, name)
+                ids = upright_label(ids, image, source, name)
             rows["image"].append(image)
             rows["label"].append(ids)
             rows["id"].append(name)

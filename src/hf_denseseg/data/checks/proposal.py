@@ -1,7 +1,7 @@
 """Propose a label specification from the label maps of a folder: what their ids and colors can only mean."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,8 @@ from hf_denseseg.data.labels import (
     id_ranges,
 )
 from hf_denseseg.data.reading.images import palette_of, read_raw_label
+from hf_denseseg.data.shards.tables import open_table, saved_splits
+from hf_denseseg.data.sources.exports.formats import recognize_export
 from hf_denseseg.data.sources.folders import has_pairs, list_pairs, merge_pairs
 from hf_denseseg.data.splits import split_names
 from hf_denseseg.errors import InputError
@@ -65,16 +67,16 @@ class Survey:
         self.forms: Counter[str] = Counter()
         self.palettes: list[np.ndarray] = []
 
-    def add(self, file: str) -> None:
+    def add(self, source: Any) -> None:
         """Count the pixels of a label map; one that cannot be read is left to the check."""
         try:
-            raw = read_raw_label(file)
+            raw = read_raw_label(source)
         except InputError:
             return
         form = "ids"
         if raw.ndim == 3:
             form = "gray" if equal_channels(raw) else "color"
-        elif (palette := palette_of(file)) is not None:
+        elif (palette := palette_of(source)) is not None:
             form = "palette"
             self.palettes.append(palette)
         self.forms[form] += 1
@@ -87,28 +89,38 @@ class Survey:
             self.colors.update(dict(zip(found, counts.tolist(), strict=True)))
 
 
-def propose_spec(name: str, split: str, current: LabelSpec | None = None, limit: int | None = None) -> Proposal | None:
-    """Propose a specification for a folder of pairs.
+def propose_spec(
+    name: str, split: str, current: LabelSpec | None = None, limit: int | None = None, mask_suffix: str | None = None
+) -> Proposal | None:
+    """Propose a specification for a folder of pairs, or of `save_to_disk`.
 
     Args:
         name: folder; of other sources nothing is proposed.
         split: whose label maps are read.
         current: the specification that is there; its names are kept where their number fits.
         limit: read only this many label maps.
+        mask_suffix: as for `list_pairs`.
 
     Returns:
         None if the current specification fits what the maps hold, or `name` is no folder of pairs with label maps.
     """
-    folder = Path(name).expanduser()
-    if not has_pairs(folder):
-        return None
-    pairs = merge_pairs({part: list_pairs(folder, part) for part in split_names(split)})
+    sources = _label_maps(Path(name).expanduser(), split, mask_suffix)
     survey = Survey()
-    for key in tqdm(sorted(pairs.labels)[:limit], desc="label maps", disable=None):
-        survey.add(pairs.labels[key])
+    for source in tqdm(sources[:limit], desc="label maps", disable=None):
+        survey.add(source)
     if not survey.forms or (current is not None and _fits(survey, current)):
         return None
     return describe(survey, current)
+
+
+def _label_maps(folder: Path, split: str, mask_suffix: str | None) -> Sequence[Any]:
+    """Label maps of a folder of pairs or of `save_to_disk`; exports name their classes."""
+    if folder.is_dir() and saved_splits(folder):
+        return open_table(str(folder), split)["label"]
+    if not has_pairs(folder, mask_suffix) or recognize_export(folder) is not None:
+        return []
+    pairs = merge_pairs({part: list_pairs(folder, part, mask_suffix) for part in split_names(split)})
+    return [pairs.labels[key] for key in sorted(pairs.labels)]
 
 
 def describe(survey: Survey, current: LabelSpec | None = None) -> Proposal:

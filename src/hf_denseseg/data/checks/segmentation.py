@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from hf_denseseg.data.checks.scan import Scan
 from hf_denseseg.data.labels import IGNORE_INDEX, LabelSpec, SegmentationData
 from hf_denseseg.data.reading.areas import SCHEME, areas_name, draw_areas
-from hf_denseseg.data.reading.images import Fault, check_same_size, palette_of, read_label, stored_image
+from hf_denseseg.data.reading.images import Fault, orientation_of, palette_of, read_label, stored_image, upright_label
 from hf_denseseg.data.reading.pixels import RGB_BYTES
 from hf_denseseg.data.reading.references import describe_reference
 from hf_denseseg.data.segmentation import list_source, load_segmentation
@@ -148,7 +148,7 @@ def scan_segmentation_source(
         scan.notes.append("The labels of this split are not published; only the images are read.")
     scan.faults += [Fault(file, message) for file, message in pairs.unpaired_files()]
     chosen = [key for key in sorted(pairs.images) if key in pairs.labels or not found.has_labels]
-    palettes, objects = 0, ObjectCount()
+    palettes, objects, orientations = 0, ObjectCount(), Orientations()
     for key in tqdm(chosen[:limit], desc="pairs", disable=None if progress else True):
         image_name = describe_reference(pairs.images[key])
         try:
@@ -166,7 +166,7 @@ def scan_segmentation_source(
         try:
             label = read_label(objects.draw(file), scan.spec, describe_reference(file))
             if image is not None:
-                check_same_size(image, label, image_name)
+                label = orientations.upright(label, image, pairs.images[key], image_name)
         except InputError as error:
             scan.faults.append(Fault(describe_reference(file), str(error)))
             continue
@@ -174,10 +174,42 @@ def scan_segmentation_source(
         palettes += palette_of(file) is not None
     if (note := scan.survey.note(pixel_format)) is not None:
         scan.notes.append(note)
-    scan.notes += objects.notes()
+    scan.notes += [*objects.notes(), *orientations.notes()]
     if palettes:
         scan.notes.append(f"{palettes} label maps are palette images: the palette index of a pixel is used as its id.")
     return scan.finish(complete=limit is None and found.has_labels)
+
+
+class Orientations:
+    """Images that their EXIF tag turns, and what was done with their label maps."""
+
+    def __init__(self) -> None:
+        self.turned: list[str] = []
+        self.unclear: list[str] = []
+
+    def upright(self, label: np.ndarray, image: Any, source: str, name: str) -> np.ndarray:
+        """The label map as `upright_label` gives it."""
+        found = upright_label(label, image, source, name)
+        if found is not label:
+            self.turned.append(name)
+        elif orientation_of(source) != 1 and (label.shape[0] == label.shape[1] or orientation_of(source) < 5):
+            self.unclear.append(name)
+        return found
+
+    def notes(self) -> list[str]:
+        """What was done, in words."""
+        notes = []
+        if self.turned:
+            notes.append(
+                f"{len(self.turned)} label maps have the size of images before their EXIF rotation, and are turned "
+                f"with them, such as that of {self.turned[0]}."
+            )
+        if self.unclear:
+            notes.append(
+                f"{len(self.unclear)} images have an EXIF rotation that their label maps may have or not; they are "
+                f"taken as upright, such as that of {self.unclear[0]}: `denseseg data show` draws it."
+            )
+        return notes
 
 
 class ObjectCount:

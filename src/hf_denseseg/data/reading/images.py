@@ -1,6 +1,7 @@
 """Read one image or label map from a file or from bytes; errors name the file and what is wrong with it."""
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,12 +11,19 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from hf_denseseg.data.labels import LabelSpec, equal_channels
 from hf_denseseg.data.reading.matlab import MATLAB_MARK, read_matlab_ids
 from hf_denseseg.data.reading.pixels import RGB_BYTES, PixelFormat, Pixels, height_width
-from hf_denseseg.data.reading.rasters import HEADER_BYTES, raster_size, read_raster
+from hf_denseseg.data.reading.rasters import HEADER_BYTES, NPY_MARK, raster_size, read_array_ids, read_raster
 from hf_denseseg.data.reading.references import describe_reference, file_name, is_reference, read_reference
 from hf_denseseg.errors import InputError
 
 # Pillow modes whose pixel values can be read as class ids. For any other mode we would have to guess.
-_ORIENTATION, _SIDEWAYS = 0x0112, (5, 6, 7, 8)  # EXIF tag, and its values that swap height and width
+_ORIENTATION = 0x0112  # EXIF tag
+# Its values that swap height and width -> what brings an array upright.
+_TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    5: lambda label: label.T,
+    6: lambda label: np.rot90(label, -1),
+    7: lambda label: np.rot90(label, 2).T,
+    8: np.rot90,
+}
 _ID_MODES = {"1", "L", "P", "I", "I;16", "I;16B", "I;16L"}
 
 
@@ -60,7 +68,7 @@ def read_label(source: Any, spec: LabelSpec, name: str = "") -> np.ndarray:
     Three equal channels count as one, unless the specification has colors.
 
     Args:
-        source: as for `read_image`; also a .mat file (Pascal Context, COCO-Stuff 10k).
+        source: as for `read_image`; also a .mat file (Pascal Context, COCO-Stuff 10k) or a .npy array.
         spec: what the raw ids (or colors) mean.
         name: name of the label map in messages; its path when empty.
 
@@ -85,6 +93,8 @@ def read_raw_label(source: Any, name: str = "") -> np.ndarray:
     """
     if (content := _matlab_bytes(source)) is not None:
         return read_matlab_ids(content, _display_name(source, name))
+    if (array := _array_source(source)) is not None:
+        return read_array_ids(array, _display_name(source, name))
     image = _open(source, name)
     if image.mode in _ID_MODES:
         raw = np.asarray(image)
@@ -97,29 +107,51 @@ def read_raw_label(source: Any, name: str = "") -> np.ndarray:
     )
 
 
-def palette_of(reference: str) -> np.ndarray | None:
+def palette_of(source: Any) -> np.ndarray | None:
     """Colors `(256, 3)` of a label map that is a palette image, else None; decodes only the image header."""
-    if file_name(reference).endswith(".mat"):
+    if _matlab_bytes(source) is not None or _array_source(source) is not None:
         return None
-    with Image.open(io.BytesIO(read_reference(reference)) if is_reference(reference) else reference) as image:
+    source, _ = _located(source, "")
+    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
         if image.mode != "P":
             return None
         colors = np.array(image.getpalette("RGB") or [], dtype=np.uint8).reshape(-1, 3)
     return np.pad(colors, ((0, 256 - len(colors)), (0, 0)))
 
 
-def check_same_size(image: Pixels, label: np.ndarray, name: str) -> None:
-    """Check that an image and its label map have the same size.
+def upright_label(label: np.ndarray, image: Pixels, source: Any, name: str) -> np.ndarray:
+    """Turn a label map that has the size of the stored image, not of the upright one, as the image's EXIF tag says.
+
+    Args:
+        label: `(H, W)`.
+        image: as `read_image` gave it.
+        source: of the image.
+        name: of the pair, in messages.
 
     Raises:
-        InputError: the sizes differ.
+        InputError: the label map has neither size.
     """
     height, width = height_width(image)
-    if (height, width) != label.shape:
-        raise InputError(
-            f"Sizes differ for {name}: image {height}x{width}, label {label.shape[0]}x{label.shape[1]} "
-            "(height x width). Export the label map at the size of the image."
-        )
+    if (height, width) == label.shape:
+        return label
+    if (width, height) == label.shape and (turn := _TURNS.get(orientation_of(source))) is not None:
+        return np.ascontiguousarray(turn(label))
+    raise InputError(
+        f"Sizes differ for {name}: image {height}x{width}, label {label.shape[0]}x{label.shape[1]} "
+        "(height x width). Export the label map at the size of the image."
+    )
+
+
+def orientation_of(source: Any) -> int:
+    """EXIF orientation of an image file, 1 for an upright one or one without the tag; reads the header only."""
+    if not isinstance(source, Image.Image):
+        source, _ = _located(source, "")
+        try:
+            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+                return image.getexif().get(_ORIENTATION, 1)
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+            return 1  # not of Pillow: a raster, which has no such tag
+    return source.getexif().get(_ORIENTATION, 1)
 
 
 def upright_size(path: Path) -> tuple[int, int]:
@@ -133,7 +165,7 @@ def upright_size(path: Path) -> tuple[int, int]:
     source, shown_name = _located(path, "")
     try:
         with Image.open(source if isinstance(source, Path) else io.BytesIO(source)) as image:
-            turned = image.getexif().get(_ORIENTATION) in _SIDEWAYS
+            turned = image.getexif().get(_ORIENTATION) in _TURNS
             return image.size if turned else image.size[::-1]
     except (OSError, SyntaxError, ValueError) as error:
         raise InputError(f"File {shown_name} is not a readable image. Convert it to PNG or JPEG.") from error
@@ -178,6 +210,15 @@ def _matlab_bytes(source: Any) -> bytes | None:
     if isinstance(source, (str, Path)) and file_name(str(source)).endswith(".mat"):
         return read_reference(str(source))
     return source if isinstance(source, bytes) and source.startswith(MATLAB_MARK) else None
+
+
+def _array_source(source: Any) -> bytes | Path | None:
+    """Content or path of a .npy file; None if the source is not one."""
+    if isinstance(source, dict):
+        source = source["path"] if source.get("bytes") is None else source["bytes"]
+    if isinstance(source, (str, Path)) and file_name(str(source)).lower().endswith(".npy"):
+        return _located(source, "")[0]
+    return source if isinstance(source, bytes) and source.startswith(NPY_MARK) else None
 
 
 def _is_empty(path: Path, shown_name: str) -> bool:

@@ -143,6 +143,21 @@ def _read_array(source: bytes | Path, name: str) -> np.ndarray:
     return values if values.ndim == 3 else values[..., None]
 
 
+def read_array_ids(source: bytes | Path, name: str) -> np.ndarray:
+    """Raw ids `(H, W)` of a label map in a `.npy` file.
+
+    Raises:
+        InputError: it is no array of integers `(H, W)`.
+    """
+    values = _read_array(source, name)
+    if values.shape[2] != 1 or values.dtype.kind not in "uib":
+        raise InputError(
+            f"Label map {name} is an array of shape {values.shape} and type {values.dtype}; integers of shape (H, W) "
+            "are needed."
+        )
+    return values[..., 0].astype(np.uint8) if values.dtype.kind == "b" else values[..., 0]
+
+
 def _check_pixels(height: int, width: int, name: str) -> None:
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and height * width > 2 * limit:  # where Pillow draws the line

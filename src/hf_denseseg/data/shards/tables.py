@@ -1,5 +1,6 @@
 """Tables of embedded images: Parquet or WebDataset shards in a folder, and datasets on the hub."""
 
+import json
 import re
 from collections.abc import Mapping
 from itertools import islice
@@ -57,6 +58,23 @@ def find_shards(folder: Path) -> dict[str, list[Path]]:
     return shards
 
 
+def saved_splits(folder: Path) -> dict[str, Path]:
+    """Split -> folder of what `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote; empty if it is none.
+
+    Raises:
+        InputError: its list of splits cannot be read.
+    """
+    table, single = folder / "dataset_dict.json", folder / "state.json"
+    if single.is_file() and (folder / "dataset_info.json").is_file():
+        return {"train": folder}
+    if not table.is_file():
+        return {}
+    try:
+        return {str(name): folder / str(name) for name in json.loads(table.read_text(encoding="utf-8"))["splits"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{table} cannot be read ({error!r}). Save the dataset again.") from error
+
+
 def open_table(
     name: str,
     split: str,
@@ -69,7 +87,7 @@ def open_table(
     """Open shards or a hub dataset as a table with the columns `image`, `label` (images still encoded) and `id`.
 
     Args:
-        name: folder of shards, or hub id.
+        name: folder of shards or of `save_to_disk`, or hub id.
         split: name of the split; `val` and `validation` are the same.
         columns: `{"image": ..., "label": ..., "id": ...}`; usual names are found without it.
         revision: of a hub dataset.
@@ -82,7 +100,11 @@ def open_table(
     """
     datasets = import_datasets()
     try:
-        if Path(name).is_dir():
+        if saved := saved_splits(Path(name)):
+            found = resolve_split(split, sorted(saved), name)
+            table = datasets.load_from_disk(str(saved[found]))
+            table = table.to_iterable_dataset() if streaming else table
+        elif Path(name).is_dir():
             # Not `load_dataset(folder)`: it takes a word such as "test" anywhere in the path as the split.
             shards = find_shards(Path(name))
             found = resolve_split(split, sorted(shards), name)
@@ -179,7 +201,7 @@ def find_table(name: str, layout: str) -> str:
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
-        if not find_shards(folder):
+        if not find_shards(folder) and not saved_splits(folder):
             raise InputError(f"{folder} holds no dataset: neither {layout}, nor Parquet or tar shards.")
         return str(folder)
     if folder.exists():

@@ -1,6 +1,6 @@
 """A folder of images and label maps: its splits, its image-label pairs and its label specification."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +12,9 @@ from hf_denseseg.data.splits import resolve_split
 from hf_denseseg.errors import InputError
 
 SPEC_FILES = ("classes.json", "labels.json", "labels.yaml", "labels.yml", "classes.yaml")
-LABEL_FOLDERS = ("labels", "masks", "annotations")
+LABEL_FOLDERS = ("labels", "masks", "annotations", "ann_dir")
+IMAGE_FOLDERS = ("images", "img_dir")
+MASK_SUFFIXES = ("_mask", "-mask", "_gt", "-gt", "_labelIds", "_label", "_seg")
 
 
 class NoLabelSpecError(InputError):
@@ -127,24 +129,48 @@ def merge_listings(listings: Mapping[str, Listing]) -> Listing:
     return Listing(pairs, first.spec, notes, first.has_labels, faults)
 
 
-def has_pairs(folder: Path) -> bool:
-    """Whether the folder has a layout of pairs: `<split>/images` and `<split>/labels`, or the other way round."""
-    return folder.is_dir() and bool(_layouts(folder))
+def has_pairs(folder: Path, mask_suffix: str | None = None) -> bool:
+    """Whether the folder has a layout of pairs, see `list_pairs`."""
+    return folder.is_dir() and bool(_layouts(folder, mask_suffix))
 
 
-def list_pairs(folder: Path, split: str) -> Pairs:
+def list_pairs(folder: Path, split: str, mask_suffix: str | None = None) -> Pairs:
     """List the images and label maps of a split.
 
+    The layouts are `<split>/images` and `<split>/labels`, `images/<split>` and `labels/<split>` (also `img_dir` and
+    `ann_dir`), `images` and `labels` without splits, and label maps beside their images, told by the end of their
+    names. A folder without splits is `train`.
+
+    Args:
+        folder: of the dataset.
+        split: name of a split.
+        mask_suffix: what the name of a label map has more than that of its image; None finds the usual ones.
+
     Raises:
-        InputError: the split does not exist or has no images.
+        InputError: the split does not exist or has no images, or two files of it have one name.
     """
-    layouts = _layouts(folder)
+    layouts = _layouts(folder, mask_suffix)
     name = resolve_split(split, sorted(layouts), str(folder))
     images_folder, labels_folder = layouts[name]
-    images = _images(images_folder)
+    images = _images(images_folder, deep=images_folder != labels_folder)
     if not images:
         raise InputError(f"Split {name!r} is empty: no images in {images_folder}.")
-    return Pairs(images, _images(labels_folder), str(images_folder), str(labels_folder))
+    if images_folder == labels_folder:
+        suffix = mask_suffix or _found_suffix(images, images)
+        labels = {key: file for key, file in images.items() if key.endswith(suffix)}
+        images = {key: file for key, file in images.items() if key not in labels}
+    else:
+        labels = _images(labels_folder)
+        suffix = mask_suffix or ("" if set(labels) & set(images) else _found_suffix(images, labels))
+    if suffix:
+        labels = {key.removesuffix(suffix) if key.endswith(suffix) else key: file for key, file in labels.items()}
+    place = f"{labels_folder} (names end in {suffix})" if suffix else str(labels_folder)
+    return Pairs(images, labels, str(images_folder), place)
+
+
+def list_splits(folder: Path, mask_suffix: str | None = None) -> list[str]:
+    """Names of the splits of a folder of pairs."""
+    return sorted(_layouts(folder, mask_suffix))
 
 
 def merge_pairs(parts: Mapping[str, Pairs]) -> Pairs:
@@ -167,20 +193,51 @@ def merge_pairs(parts: Mapping[str, Pairs]) -> Pairs:
     return Pairs(images, labels, *(" and ".join(map(str, place)) for place in places))
 
 
-def _layouts(folder: Path) -> dict[str, tuple[Path, Path]]:
-    """Split -> (folder of images, folder of label maps), for both layouts."""
-    layouts = {}
-    for child in sorted(path for path in folder.iterdir() if path.is_dir()):
+def _layouts(folder: Path, mask_suffix: str | None) -> dict[str, tuple[Path, Path]]:
+    """Split -> (folder of images, folder of label maps), for all layouts."""
+    layouts, children = {}, sorted(path for path in folder.iterdir() if path.is_dir())
+    for child in children:
         for name in LABEL_FOLDERS:
             if (child / "images").is_dir() and (child / name).is_dir():
                 layouts[child.name] = (child / "images", child / name)
-            if child.name == "images" and (folder / name).is_dir():
+            if child.name in IMAGE_FOLDERS and (folder / name).is_dir():
                 for part in sorted(path for path in child.iterdir() if path.is_dir()):
                     layouts[part.name] = (part, folder / name / part.name)
-    return layouts
+    if layouts:
+        return layouts
+    for name in LABEL_FOLDERS:
+        if (folder / "images").is_dir() and (folder / name).is_dir():
+            return {"train": (folder / "images", folder / name)}
+    if _has_masks_beside(folder, mask_suffix):
+        return {"train": (folder, folder)}
+    return {child.name: (child, child) for child in children if _has_masks_beside(child, mask_suffix)}
 
 
-def _images(folder: Path) -> dict[str, str]:
+def _has_masks_beside(folder: Path, mask_suffix: str | None) -> bool:
+    keys = {path.stem for path in folder.iterdir() if path.suffix.lower() in image_suffixes()}
+    if mask_suffix:
+        return any(key.endswith(mask_suffix) for key in keys)
+    return bool(_found_suffix(keys, keys))
+
+
+def _found_suffix(images: Collection[str], labels: Collection[str]) -> str:
+    """The first of the usual ends of mask names that leads from a label map to an image; empty if none does."""
+    for suffix in MASK_SUFFIXES:
+        if any(key.endswith(suffix) and key.removesuffix(suffix) in images for key in labels):
+            return suffix
+    return ""
+
+
+def _images(folder: Path, deep: bool = True) -> dict[str, str]:
     """Path relative to `folder`, without suffix -> file, for every image."""
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in image_suffixes())
-    return {path.relative_to(folder).with_suffix("").as_posix(): str(path) for path in paths}
+    found: dict[str, str] = {}
+    for path in sorted(folder.rglob("*") if deep else folder.glob("*")):
+        if path.suffix.lower() in image_suffixes():
+            key = path.relative_to(folder).with_suffix("").as_posix()
+            if key in found:
+                raise InputError(
+                    f"{found[key]} and {path} have one name, by which images and label maps are paired. Rename or "
+                    "remove one of them."
+                )
+            found[key] = str(path)
+    return found

@@ -22,6 +22,7 @@ from hf_denseseg.data.labels import SegmentationData
 from hf_denseseg.data.reading.images import Fault
 from hf_denseseg.data.segmentation import load_segmentation
 from hf_denseseg.data.shards.streaming import StreamingTrainDataset
+from hf_denseseg.data.sources.folder_options import NO_OPTIONS
 from hf_denseseg.data.sources.folders import NoLabelSpecError
 from hf_denseseg.errors import InputError
 from hf_denseseg.evaluation.score_names import chance_level, describe_protocol
@@ -95,11 +96,12 @@ class SemanticSegmentation(Task):
 
     def inspect(self, name: str, split: str, limit: int | None, **source: Any) -> Inspection:
         """Read pairs and count their pixels; where a specification is missing or does not fit, propose one."""
+        suffix = source.get("options", NO_OPTIONS).mask_suffix
         try:
             scan = scan_segmentation_source(name, split, limit=limit, progress=True, **source)
         except NoLabelSpecError as error:
-            return Inspection([Fault(name, str(error))], [], 0, "", {}, propose_spec(name, split, None, limit))
-        proposal = propose_spec(name, split, scan.spec, limit) if scan.faults else None
+            return Inspection([Fault(name, str(error))], [], 0, "", {}, propose_spec(name, split, None, limit, suffix))
+        proposal = propose_spec(name, split, scan.spec, limit, suffix) if scan.faults else None
         return Inspection(scan.faults, scan.notes, scan.images, _table(scan), _statistics(scan), proposal)
 
     def show(self, name: str, split: str, limit: int, **source: Any) -> Image.Image:
