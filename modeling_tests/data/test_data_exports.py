@@ -1,11 +1,33 @@
 """Exports of annotation tools: one scene gives the same label maps in every format, and nothing is lost unsaid."""
 
+import os
+import re
+
 import numpy as np
 import pytest
+from PIL import Image, ImageOps
 
-from export_writers import CLASSES, SCENES, WRITERS, id_map
+from export_writers import (
+    CLASSES,
+    SCENES,
+    SIZE,
+    WRITERS,
+    Thing,
+    box,
+    coco_flat,
+    coco_json,
+    coco_official,
+    dump,
+    flat,
+    id_map,
+    pairs,
+    rle,
+    write_image,
+)
 from hf_denseseg.cli import main
 from hf_denseseg.data.segmentation import load_segmentation
+from hf_denseseg.data.sources.folder_options import FolderOptions
+from hf_denseseg.errors import InputError
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -26,3 +48,164 @@ def test_every_format_is_checked_by_its_folder_alone(tmp_path, capsys, name):
     assert main(["data", "check", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert "2 pairs, no faults." in printed
+
+
+def polygon_of(folder, **changes):
+    """A COCO export of one image whose only annotation has other values."""
+    content = coco_json({"p": [SCENES["straße 1"][0]]}, lambda thing: [flat(thing.parts[0])])
+    content["annotations"][0] |= changes
+    write_image(folder / "images/p.png", "p")
+    return content
+
+
+BAD_COCO = {
+    "two points": ({"segmentation": [[1, 1, 5, 5]]}, "annotation 0 (car): a polygon of 2 points; at least three"),
+    "not a number": (
+        {"segmentation": [[1, 1, 5, float("nan"), 5, 5]]},
+        "annotation 0 (car): a coordinate that is NaN",
+    ),
+    "text": ({"segmentation": [[1, 1, 5, "5", 5, 5]]}, "annotation 0 (car): a coordinate that is NaN, infinite or no"),
+    "far away": ({"segmentation": [[1, 1, 1e12, 5, 5, 5]]}, "its coordinates are not pixels of an image"),
+    "other size": ({"segmentation": {"size": [3, 3], "counts": [9]}}, "its run lengths are of size [3, 3]"),
+    "run lengths": ({"segmentation": {"size": list(SIZE), "counts": [9]}}, "its run lengths add up to 9"),
+    "unknown encoding": ({"segmentation": {"data": "x"}}, "is neither polygons nor run lengths"),
+    "unknown image": ({"image_id": 7}, "annotation 0 belongs to no entry of `images`"),
+    "unknown class": ({"category_id": 7}, "annotation 0 (category 7): its class is not one of car, tree"),
+}
+
+
+@pytest.mark.parametrize("fault", BAD_COCO)
+def test_bad_objects_are_named_and_refused(tmp_path, capsys, fault):
+    changes, message = BAD_COCO[fault]
+    dump(tmp_path / "annotations.json", polygon_of(tmp_path, **changes))
+    assert main(["data", "check", str(tmp_path)]) == 2
+    printed = capsys.readouterr().out
+    assert message in printed and "annotations.json" in printed
+    with pytest.raises(InputError, match=re.escape(message)):
+        load_segmentation(tmp_path, "train").dataset[0]
+
+
+BAD_FILES = {
+    "empty": (lambda path: path.write_text(""), "is empty (0 bytes). Export it again."),
+    "truncated": (lambda path: path.write_text(path.read_text()[:-40]), "is not valid JSON"),
+    "deep": (lambda path: path.write_text('{"images": ' + "[" * 200_000), "nested too deeply"),
+    "circular": (lambda path: (path.unlink(), path.symlink_to(path)), "cannot be read"),
+    "too large": (lambda path: os.truncate(path, 2**30), "at most 536,870,912 are read"),
+    "no lists": (lambda path: path.write_text('{"images": 3}'), "is not an annotation file in COCO's format"),
+    "no images": (
+        lambda path: path.write_text('{"images": [], "annotations": [], "categories": []}'),
+        "has no images",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", BAD_FILES)
+def test_bad_annotation_files_are_refused(tmp_path, capsys, fault):
+    damage, message = BAD_FILES[fault]
+    path = tmp_path / "annotations/instances_train.json"
+    coco_official(tmp_path, SCENES)
+    damage(path)
+    assert main(["data", "check", str(tmp_path)]) == 2
+    printed = capsys.readouterr().err
+    assert message in printed and "instances_train.json" in printed
+
+
+def test_names_that_are_used_twice_are_refused(tmp_path, capsys):
+    content = polygon_of(tmp_path)
+    content["categories"][1]["name"] = "car"
+    dump(tmp_path / "annotations.json", content)
+    assert main(["data", "check", str(tmp_path)]) == 2
+    assert "the class 'car' is named twice" in capsys.readouterr().err
+    content = polygon_of(tmp_path)
+    content["images"].append(content["images"][0] | {"id": 5})
+    dump(tmp_path / "annotations.json", content)
+    assert main(["data", "check", str(tmp_path)]) == 2
+    assert "2 images have the name p. Rename all but one" in capsys.readouterr().out
+    pairs(tmp_path / "pairs", SCENES)
+    write_image(tmp_path / "pairs/images/empty.jpg", "empty")
+    assert main(["data", "check", str(tmp_path / "pairs")]) == 2
+    assert "have one name, by which images and label maps are paired" in capsys.readouterr().err
+
+
+def test_objects_without_a_visible_pixel_are_listed_and_objects_counted(tmp_path, capsys):
+    things = [
+        Thing("car", [box(2, 2, 9, 9)]),
+        Thing("tree", [box(0, 0, 20, 20)]),
+        Thing("car", [box(-90, -90, -70, -70)]),
+    ]
+    coco_flat(tmp_path, {"p": things})
+    assert main(["data", "check", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "nothing of annotation 0 (car) is seen: later objects cover it." in printed
+    assert "nothing of annotation 2 (car) is seen: no pixel of the image is inside." in printed
+    assert "3 objects in, 1 of them seen, 400 pixels out." in printed
+
+
+def test_the_smaller_object_is_on_top_by_a_key(tmp_path):
+    coco_flat(tmp_path, {"p": [Thing("car", [box(2, 2, 9, 9)]), Thing("tree", [box(0, 0, 20, 20)])]})
+    assert not (load_segmentation(tmp_path, "train").dataset[0]["label"] == 1).any()
+    smaller = load_segmentation(tmp_path, "train", options=FolderOptions(overlap="smaller")).dataset[0]["label"]
+    assert (smaller == 1).sum() == 49 and (smaller == 2).sum() == 400 - 49
+
+
+def test_images_without_objects_are_ignored_by_a_key(tmp_path):
+    coco_flat(tmp_path, SCENES)
+    rows = load_segmentation(tmp_path, "train", options=FolderOptions(empty_images="ignored")).dataset
+    labels = {row["id"]: row["label"] for row in rows}
+    assert (labels["empty"] == 255).all() and not (labels["straße 1"] == 255).any()
+
+
+def test_crowds_are_ignored_below_objects(tmp_path):
+    content = polygon_of(tmp_path)
+    crowd = content["annotations"][0] | {"id": 9, "iscrowd": 1, "segmentation": rle(np.ones(SIZE))}
+    dump(tmp_path / "annotations.json", content | {"annotations": [*content["annotations"], crowd]})
+    label = load_segmentation(tmp_path, "train").dataset[0]["label"]
+    assert (label[4:24, 4:24] == 1).all() and (label == 255).sum() == label.size - 400
+
+
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+def test_label_maps_are_turned_as_their_image_is(tmp_path, capsys, orientation):
+    """A label map of the stored size is turned with the image; one of the upright size stays."""
+    ids = id_map(SCENES["straße 1"])
+    stored = Image.fromarray(ids * 60)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pairs(tmp_path, SCENES)
+    stored.save(tmp_path / "images/straße 1.png", exif=exif)
+    with Image.open(tmp_path / "images/straße 1.png") as image:
+        upright = np.asarray(ImageOps.exif_transpose(image)) // 60
+    row = load_segmentation(tmp_path, "train").dataset[1]
+    assert np.array_equal(np.asarray(row["image"])[..., 0] // 60, upright) and np.array_equal(row["label"], upright)
+    assert main(["data", "check", str(tmp_path)]) == 0
+    assert "1 label maps have the size of images before their EXIF rotation" in capsys.readouterr().out
+    Image.fromarray(np.ascontiguousarray(upright)).save(tmp_path / "masks/straße 1.png")
+    assert np.array_equal(load_segmentation(tmp_path, "train").dataset[1]["label"], upright)
+
+
+def test_a_mask_suffix_can_be_given(tmp_path, capsys):
+    pairs(tmp_path, SCENES, images="", labels="", label="{}.lesion.png")
+    assert main(["data", "check", str(tmp_path)]) == 2
+    assert "Masks beside their images need an end that is common to all" in capsys.readouterr().err
+    assert main(["data", "check", str(tmp_path), "--mask_suffix", ".lesion"]) == 0
+    coco_flat(tmp_path / "coco", SCENES)
+    assert main(["data", "check", str(tmp_path / "coco"), "--mask_suffix", "_x"]) == 2
+    assert "mask_suffix has no meaning for" in capsys.readouterr().err
+
+
+NEAREST = {
+    "other names": ({"Image/a.png": "", "GroundTruth/a.png": ""}, "rename Image to images and GroundTruth to masks"),
+    "yolo without yaml": ({"images/a.png": "", "labels/a.txt": ""}, "nearest to YOLO: add data.yaml"),
+    "cvat without images": ({"labelmap.txt": "", "x/a.png": ""}, "nearest to CVAT's"),
+    "xml": ({"a.png": "", "a.xml": ""}, "no label maps of the same names"),
+    "empty": ({}, "It is empty."),
+}
+
+
+@pytest.mark.parametrize("name", NEAREST)
+def test_a_folder_that_is_none_is_told_the_nearest(tmp_path, name):
+    files, message = NEAREST[name]
+    for file, content in files.items():
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text(content)
+    with pytest.raises(InputError, match=message):
+        load_segmentation(tmp_path, "train")

@@ -23,6 +23,7 @@ from hf_denseseg.data.sources.benchmarks.encodings import check_revision, compar
 from hf_denseseg.data.sources.benchmarks.layouts import NAMES, find_builtin_spec
 from hf_denseseg.data.sources.benchmarks.listing import list_split, open_benchmark, recognize
 from hf_denseseg.data.sources.exports.formats import recognize_export
+from hf_denseseg.data.sources.exports.nearest import nearest_layout
 from hf_denseseg.data.sources.folder_options import NO_OPTIONS, FolderOptions
 from hf_denseseg.data.sources.folders import (
     Listing,
@@ -102,7 +103,8 @@ def load_segmentation(
         rows = found.pairs.rows()
         return SegmentationData(_table(rows, DecodePairs(found.spec, pixel_format), streaming, limit), found.spec)
     options.refuse_others((), name)
-    source = find_table(name, "<split>/images + <split>/labels, nor images/<split> + labels/<split>")
+    layout = "pairs of images and label maps, nor an export (`denseseg data list`)"
+    source = find_table(name, layout, nearest_layout)
     known = given or _spec_of_table(name, Path(name).expanduser())
     benchmark = find_builtin_spec(spec) if isinstance(spec, str) else None
     if benchmark and not Path(source).is_dir():
@@ -140,7 +142,7 @@ def list_source(
     if name in NAMES and (root or not path.exists()):
         opened = open_benchmark(name, root)
     elif path.is_dir() or (path.is_file() and is_archive(path)):
-        export = recognize_export(path) if path.is_dir() else None
+        export = recognize_export(path)
         known = given or (spec_beside(path) if path.is_dir() and export is None else None)
         # A specification that is given, or lies beside the pairs, takes precedence over a benchmark's.
         pairs_here = export is None and has_pairs(path, options.mask_suffix)
@@ -154,6 +156,8 @@ def list_source(
                 return None
             options.refuse_others(("mask_suffix",), f"{path} (pairs of images and label maps)")
             pairs = merge_pairs({part: list_pairs(path, part, options.mask_suffix) for part in parts})
+            if not pairs.labels:
+                raise InputError(f"{path}: there are no label maps in {pairs.labels_place}. {nearest_layout(path)}")
             return Listing(pairs, known or find_spec(path), [], True)
     else:
         return None

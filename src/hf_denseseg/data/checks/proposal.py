@@ -19,7 +19,6 @@ from hf_denseseg.data.labels import (
 )
 from hf_denseseg.data.reading.images import palette_of, read_raw_label
 from hf_denseseg.data.shards.tables import open_table, saved_splits
-from hf_denseseg.data.sources.exports.formats import recognize_export
 from hf_denseseg.data.sources.folders import has_pairs, list_pairs, merge_pairs
 from hf_denseseg.data.splits import split_names
 from hf_denseseg.errors import InputError
@@ -114,10 +113,10 @@ def propose_spec(
 
 
 def _label_maps(folder: Path, split: str, mask_suffix: str | None) -> Sequence[Any]:
-    """Label maps of a folder of pairs or of `save_to_disk`; exports name their classes."""
+    """Label maps of a folder of pairs or of `save_to_disk`."""
     if folder.is_dir() and saved_splits(folder):
         return open_table(str(folder), split)["label"]
-    if not has_pairs(folder, mask_suffix) or recognize_export(folder) is not None:
+    if not has_pairs(folder, mask_suffix):
         return []
     pairs = merge_pairs({part: list_pairs(folder, part, mask_suffix) for part in split_names(split)})
     return [pairs.labels[key] for key in sorted(pairs.labels)]

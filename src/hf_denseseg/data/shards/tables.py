@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -189,12 +189,13 @@ def _with_known_columns(table: Any, name: str, columns: dict[str, str], images: 
     return table
 
 
-def find_table(name: str, layout: str) -> str:
+def find_table(name: str, layout: str, hint: Callable[[Path], str] | None = None) -> str:
     """Resolve a dataset name to a folder of shards or a hub id.
 
     Args:
         name: what was given as the dataset.
         layout: the folder layout that was expected first, for the message.
+        hint: says what a folder that is none is nearest to.
 
     Raises:
         InputError: it is neither.
@@ -202,7 +203,8 @@ def find_table(name: str, layout: str) -> str:
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not find_shards(folder) and not saved_splits(folder):
-            raise InputError(f"{folder} holds no dataset: neither {layout}, nor Parquet or tar shards.")
+            nearest = f" {hint(folder)}" if hint else ""
+            raise InputError(f"{folder} holds no dataset: neither {layout}, nor Parquet or tar shards.{nearest}")
         return str(folder)
     if folder.exists():
         raise InputError(f"{folder} is a file. Give the folder that holds the dataset, or an archive of a benchmark.")

@@ -22,6 +22,7 @@ from hf_denseseg.data.labels import SegmentationData
 from hf_denseseg.data.reading.images import Fault
 from hf_denseseg.data.segmentation import load_segmentation
 from hf_denseseg.data.shards.streaming import StreamingTrainDataset
+from hf_denseseg.data.sources.exports.formats import recognize_export
 from hf_denseseg.data.sources.folder_options import NO_OPTIONS
 from hf_denseseg.data.sources.folders import NoLabelSpecError
 from hf_denseseg.errors import InputError
@@ -101,7 +102,8 @@ class SemanticSegmentation(Task):
             scan = scan_segmentation_source(name, split, limit=limit, progress=True, **source)
         except NoLabelSpecError as error:
             return Inspection([Fault(name, str(error))], [], 0, "", {}, propose_spec(name, split, None, limit, suffix))
-        proposal = propose_spec(name, split, scan.spec, limit, suffix) if scan.faults else None
+        own_names = recognize_export(Path(name).expanduser()) is not None
+        proposal = propose_spec(name, split, scan.spec, limit, suffix) if scan.faults and not own_names else None
         return Inspection(scan.faults, scan.notes, scan.images, _table(scan), _statistics(scan), proposal)
 
     def show(self, name: str, split: str, limit: int, **source: Any) -> Image.Image:

@@ -53,7 +53,7 @@ def recognize_export(folder: Path) -> Export | None:
 
     An only split has the name `train`, whatever the tool calls it, unless it is one to evaluate.
     """
-    for each in FORMATS:
+    for each in FORMATS if folder.is_dir() else ():
         if splits := each.find(folder):
             (name, files), *others = splits.items()
             if not others and not name.lower().startswith(("train", "val", "test")):
