@@ -24,7 +24,9 @@ from export_writers import (
     rle,
     write_image,
 )
+from hf_denseseg import files
 from hf_denseseg.cli import main
+from hf_denseseg.data import conversion
 from hf_denseseg.data.segmentation import load_segmentation
 from hf_denseseg.data.sources.folder_options import FolderOptions
 from hf_denseseg.errors import InputError
@@ -209,3 +211,49 @@ def test_a_folder_that_is_none_is_told_the_nearest(tmp_path, name):
         (tmp_path / file).write_text(content)
     with pytest.raises(InputError, match=message):
         load_segmentation(tmp_path, "train")
+
+
+@pytest.mark.parametrize("name", ["coco polygons", "cvat", "label studio brushes", "save_to_disk"])
+def test_conversion_writes_the_plain_layout(tmp_path, name, capsys):
+    WRITERS[name][0](tmp_path / "export", SCENES)
+    assert main(["data", "convert", str(tmp_path / "export"), "--output", str(tmp_path / "plain")]) == 0
+    assert "train: 2 pairs" in capsys.readouterr().out
+    before, after = (load_segmentation(tmp_path / each, "train") for each in ("export", "plain"))
+    assert after.spec.classes == before.spec.classes
+    by_id = {row["id"]: row for row in before.dataset}
+    assert len(after.dataset) == len(by_id)
+    for ours in after.dataset:
+        theirs = by_id[ours["id"]]
+        assert np.array_equal(ours["label"], theirs["label"])
+        assert np.array_equal(np.asarray(ours["image"]), np.asarray(theirs["image"]))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["export", "plain"]
+    assert main(["data", "convert", str(tmp_path / "export"), "--output", str(tmp_path / "plain")]) == 2
+    assert "exists and is not an empty folder" in capsys.readouterr().err
+
+
+def test_a_conversion_that_was_killed_goes_on_and_a_faulty_one_leaves_nothing(tmp_path, monkeypatch):
+    coco_flat(tmp_path / "export", SCENES)
+    written = []
+
+    def write(path, content):
+        if path.parent.name == "images":
+            written.append(path)
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        files.write_atomic(path, content)
+
+    monkeypatch.setattr(conversion, "write_atomic", write)
+    with pytest.raises(KeyboardInterrupt):
+        conversion.convert(str(tmp_path / "export"), tmp_path / "plain", ["train"])
+    monkeypatch.undo()
+    kept = tmp_path / ".plain.unfinished"
+    done = written[0]
+    time = done.stat().st_mtime_ns
+    assert kept.is_dir() and not (tmp_path / "plain").exists()
+    assert conversion.convert(str(tmp_path / "export"), tmp_path / "plain", ["train"]) == {"train": 2}
+    assert (tmp_path / "plain" / done.relative_to(kept)).stat().st_mtime_ns == time
+    assert not kept.exists() and not list((tmp_path / "plain").glob("source.json"))
+    (tmp_path / "export/images/straße 1.png").write_bytes(b"x")
+    with pytest.raises(InputError, match="is not a readable image"):
+        conversion.convert(str(tmp_path / "export"), tmp_path / "other", ["train"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["export", "plain"]

@@ -1,9 +1,8 @@
-"""`denseseg data list|check|stats|show|pack`: known benchmarks, what a dataset holds, and packing it into shards."""
+"""`denseseg data list|check|stats|show|convert|pack`: known datasets, what one holds, and writing it otherwise."""
 
 import argparse
 import json
 from pathlib import Path
-from typing import Any
 
 from hf_denseseg.commands.data_source import add_source_options, source_of
 from hf_denseseg.data.shards.manifest import damaged_shards
@@ -15,6 +14,7 @@ _EXAMPLES = {
     "check": "denseseg data check path/to/camvid --split train",
     "stats": "denseseg data stats path/to/camvid --split train --output stats.json",
     "show": "denseseg data show synthetic --limit 8 --output scenes.png",
+    "convert": "denseseg data convert path/to/export --output data",
     "pack": "denseseg data pack path/to/camvid --split train --output_dir camvid-shards --rows_per_shard 100",
 }
 _EPILOG = """examples:
@@ -26,12 +26,9 @@ _HELP = {
     "check": "read every image with its labels; name each fault, its file and how to fix it; exit code 2 if any",
     "stats": "count classes and image sizes (for label maps also pixels, and class weights from them), as JSON",
     "show": "draw the first images with their labels into one PNG",
+    "convert": "write the export of an annotation tool, or any other dataset, as images and label maps in folders",
     "pack": "write shards that hold images and labels, with checksums; run again, it continues where it stopped",
 }
-_REPACK = (
-    *("task", "split", "data_root", "label_spec", "revision", "limit", "output_dir", "format", "rows_per_shard"),
-    *("overlap", "empty_images", "mask_suffix"),
-)
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -52,7 +49,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         add = action.add_argument
         add("dataset", help="'synthetic', a benchmark, a folder or archive, an annotation file, or a hub id")
         add("--task", choices=tuple(TASKS), default=SEMANTIC_SEGMENTATION, help="(default: %(default)s)")
-        add("--split", default="train", help="train, val, test or the name of a folder (default: %(default)s)")
+        split = None if name == "convert" else "train"
+        text = f"train, val, test or the name of a folder (default: {split or 'all'})"
+        add("--split", default=split, help=text)
         add_source_options(action)
         default = 8 if name == "show" else None
         text = f"only the first images (default: {default or 'all'})"
@@ -61,6 +60,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
             add("--output_dir", type=Path, required=True, help="folder to write")
             add("--format", choices=("parquet", "webdataset"), default="parquet", help="(default: %(default)s)")
             add("--rows_per_shard", type=int, default=500, help="images per shard (default: %(default)s)")
+        elif name == "convert":
+            add("--output", type=Path, required=True, help="folder to write, which holds nothing yet")
         elif name == "check":
             add("--write_spec", type=Path, metavar="FILE", help="write the label specification that fits label maps")
         else:
@@ -78,13 +79,16 @@ def main(args: argparse.Namespace) -> int:
         known = [listing.describe_benchmarks(), coco_files.describe_coco(), imagenet.describe_imagenet()]
         print("\n\n".join([*known, imagenet_v2.describe_imagenet_v2(), listing.FETCH_NOTE, describe_exports()]))
         return 0
+    from hf_denseseg.commands.data_writing import convert_splits, pack_split
     from hf_denseseg.data.checks.proposal import offer
     from hf_denseseg.training.tasks import get_task
 
     task = get_task(args.task)
     source = source_of(args, task)
     if args.action == "pack":
-        return _pack(task.load_split(args.dataset, args.split, args.limit, **source), args)
+        return pack_split(task.load_split(args.dataset, args.split, args.limit, **source), args)
+    if args.action == "convert":
+        return convert_splits(args, source)
     if args.action == "show":
         with atomic_path(args.output) as aside:
             task.show(args.dataset, args.split, args.limit, **source).save(aside)
@@ -113,16 +117,4 @@ def main(args: argparse.Namespace) -> int:
     write_atomic(args.output, json.dumps(statistics, indent=1) + "\n")
     use = " (recipe key: class_weights: {}:median_frequency)" if "class_weights" in statistics else ""
     print(f"Written: {args.output}{use.format(args.output)}")
-    return 0
-
-
-def _pack(data: Any, args: argparse.Namespace) -> int:
-    """Write shards; the manifest keeps the command line, so that a message can say how to repair them."""
-    from hf_denseseg.data.shards.packing import pack
-
-    options = {"form": args.format, "rows_per_shard": args.rows_per_shard, "task": args.task}
-    words = [word for key in _REPACK if (given := getattr(args, key)) is not None for word in (f"--{key}", str(given))]
-    command = ["denseseg", "data", "pack", args.dataset, *words]
-    shards = pack(data, args.output_dir, args.split, **options, command=command, progress=True)
-    print(f"{len(data.dataset)} {args.task} rows in {len(shards)} shards. Written: {args.output_dir}")
     return 0

@@ -18,7 +18,14 @@ from hf_denseseg.data.labels import LabelSpec, SegmentationData
 from hf_denseseg.data.reading.archives import is_archive
 from hf_denseseg.data.reading.images import read_image, read_label, upright_label
 from hf_denseseg.data.reading.pixels import RGB_BYTES, PixelFormat, height_width
-from hf_denseseg.data.shards.tables import check_encoding, find_table, import_datasets, open_table
+from hf_denseseg.data.shards.tables import (
+    check_encoding,
+    find_shards,
+    find_table,
+    import_datasets,
+    open_table,
+    saved_splits,
+)
 from hf_denseseg.data.sources.benchmarks.encodings import check_revision, compare_encoding
 from hf_denseseg.data.sources.benchmarks.layouts import NAMES, find_builtin_spec
 from hf_denseseg.data.sources.benchmarks.listing import list_split, open_benchmark, recognize
@@ -30,6 +37,7 @@ from hf_denseseg.data.sources.folders import (
     find_spec,
     has_pairs,
     list_pairs,
+    list_splits,
     merge_listings,
     merge_pairs,
     spec_beside,
@@ -166,6 +174,30 @@ def list_source(
     if given is None or (builtin is not None and ":" not in str(spec)):
         return found  # a name without a variant (`cityscapes:train_ids`): the files decide the encoding
     return found._replace(spec=given)
+
+
+def splits_of(name: str, root: str | Path | None = None, options: FolderOptions = NO_OPTIONS) -> list[str]:
+    """Names of the splits of a dataset on this machine; arguments as for `load_segmentation`.
+
+    Raises:
+        InputError: the splits cannot be listed.
+    """
+    path = Path(name).expanduser()
+    if name.split(":")[0].split("@")[0] == "synthetic":
+        return sorted(parse_name(name).counts)
+    if name in NAMES and (root or not path.exists()):
+        return sorted(open_benchmark(name, root)[0].splits)
+    if (export := recognize_export(path)) is not None:
+        return sorted(export.splits)
+    if has_pairs(path, options.mask_suffix) and spec_beside(path) is not None:
+        return list_splits(path, options.mask_suffix)
+    if path.exists() and (path.is_dir() or is_archive(path)) and (found := recognize(path, path.name)) is not None:
+        return sorted(found[0].splits)
+    if has_pairs(path, options.mask_suffix):
+        return list_splits(path, options.mask_suffix)
+    if Path(find_table(name, "pairs of images and label maps, nor an export", nearest_layout)).is_dir():
+        return sorted(saved_splits(path) or find_shards(path))
+    raise InputError(f"The splits of the hub dataset {name} are not listed. Name one.")
 
 
 def _check_root(name: str, root: str | Path | None) -> None:
