@@ -1,9 +1,10 @@
-"""`denseseg data list|check|stats|show|convert|pack`: known datasets, what one holds, and writing it otherwise."""
+"""`denseseg data list|check|stats|show|convert|pack|doubt`: known datasets, what one holds, its wrong labels."""
 
 import argparse
 import json
 from pathlib import Path
 
+from hf_denseseg.commands import data_doubt
 from hf_denseseg.commands.data_source import add_source_options, source_of
 from hf_denseseg.data.shards.manifest import damaged_shards
 from hf_denseseg.errors import InputError
@@ -40,8 +41,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    actions = parser.add_subparsers(dest="action", metavar="|".join(("list", *_HELP)), required=True)
+    actions = parser.add_subparsers(dest="action", metavar="|".join(("list", *_HELP, "doubt")), required=True)
     actions.add_parser("list", help="known benchmarks: classes, splits, license, source and files")
+    data_doubt.add_action(actions)
     for name, text in _HELP.items():
         action = actions.add_parser(
             name, help=text, description=text[0].upper() + text[1:] + ".", epilog="example: " + _EXAMPLES[name]
@@ -78,6 +80,11 @@ def main(args: argparse.Namespace) -> int:
 
         known = [listing.describe_benchmarks(), coco_files.describe_coco(), imagenet.describe_imagenet()]
         print("\n\n".join([*known, imagenet_v2.describe_imagenet_v2(), listing.FETCH_NOTE, describe_exports()]))
+        return 0
+    if args.action == "doubt":
+        from hf_denseseg.training.run import doubt
+
+        doubt(data_doubt.recipe_of(args), args.min_pixels)
         return 0
     from hf_denseseg.commands.data_writing import convert_splits, pack_split
     from hf_denseseg.data.checks.proposal import offer

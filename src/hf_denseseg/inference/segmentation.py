@@ -23,6 +23,8 @@ from hf_denseseg.inference.sliding_window import (
 )
 from hf_denseseg.inference.strips import result_sizes, score_strips, view_logits
 
+LARGEST_MAP = 2**26  # scores of all classes (256 MiB) that are compared with a label map at once
+COMPARED_ROWS = 64  # of a larger map
 SMALL_MAP = 2**22  # elements of full-size logits (16 MiB) that are not worth cutting
 
 
@@ -92,6 +94,39 @@ def class_probabilities(
     """
     _, scores = next(score_strips(model, image, settings, preprocessing, size))  # all rows are one strip
     return (scores.softmax(1) if settings.views == 1 else scores)[0]
+
+
+def log_probability_strips(
+    model: nn.Module,
+    image: torch.Tensor,
+    settings: InferenceSettings,
+    preprocessing: Preprocessing,
+    size: Size,
+    num_labels: int,
+) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+    """Class ids and log-probabilities of one image, from the top down.
+
+    Args:
+        model: segmentation model in eval mode.
+        image: `(C, H, W)` uint8 or uint16, any device.
+        settings: test protocol.
+        preprocessing: of the checkpoint.
+        size: `(height, width)` of the result.
+        num_labels: number of classes; a map of at most `LARGEST_MAP` scores is one strip.
+
+    Yields:
+        First row, class ids `(n, width)` int64 as `segment` gives them, and log-probabilities `(num_labels, n, width)`
+        float32 of each strip.
+    """
+    strip_rows = None if num_labels * size[0] * size[1] <= LARGEST_MAP else COMPARED_ROWS
+    for top, scores in score_strips(model, image, settings, preprocessing, size, strip_rows):
+        scores = scores[0]  # (num_labels, n, width); logits of a single view, else probabilities
+        if settings.threshold == DEFAULT_THRESHOLD:
+            ids = scores.argmax(0)
+        else:
+            ids, _ = choose_classes(scores.softmax(0) if settings.views == 1 else scores, settings.threshold)
+        yield top, ids, scores.log_softmax(0) if settings.views == 1 else scores.log()
+        del scores, ids  # before the next ones are made
 
 
 def choose_classes(

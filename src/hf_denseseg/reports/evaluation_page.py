@@ -1,7 +1,5 @@
 """The outputs of a segmentation evaluation: CSV tables for programs and one self-contained page for people."""
 
-import csv
-import io
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,7 +13,7 @@ from hf_denseseg.evaluation.segmentation_scores import ImageScore, confusions
 from hf_denseseg.evaluation.size_recall import SIZES
 from hf_denseseg.files import write_atomic
 from hf_denseseg.reports.class_table import class_table, percent
-from hf_denseseg.reports.rendering import image_uri, render
+from hf_denseseg.reports.rendering import csv_text, image_uri, render
 from hf_denseseg.visualization.evaluation import confusion_figure
 
 SHOWN_CONFUSIONS = 15
@@ -58,7 +56,7 @@ def write_tables(output: Path, scores: dict[str, Any], images: Iterable[tuple[st
     keys = ["iou", "accuracy", "boundary_iou", *(f"recall_{size}" for size in SIZES), "pixels"]
     write_atomic(
         output / "classes.csv",
-        _csv(
+        csv_text(
             ["class", "category", *keys],
             [[row["class"], category.get(row["class"]), *(row[key] for key in keys)] for row in rows],
         ),
@@ -66,7 +64,7 @@ def write_tables(output: Path, scores: dict[str, Any], images: Iterable[tuple[st
     names = [row["class"] for row in rows]
     write_atomic(
         output / "images.csv",
-        _csv(
+        csv_text(
             ["id", "mean_iou", "pixel_accuracy", "pixels", "confused", "with", "fraction_of_pixels"],
             [
                 [name, *score[:3], *((names[score.confusion[0]], names[score.confusion[1]], score.confusion[2])
@@ -77,7 +75,7 @@ def write_tables(output: Path, scores: dict[str, Any], images: Iterable[tuple[st
     )  # fmt: skip
     write_atomic(
         output / "confusion.csv",
-        _csv(["ground_truth", "predicted", "pixels", "fraction_of_ground_truth"], confusions(scores)),
+        csv_text(["ground_truth", "predicted", "pixels", "fraction_of_ground_truth"], confusions(scores)),
     )
 
 
@@ -139,11 +137,3 @@ def _figures(drawn: Sequence[Drawn], classes: Sequence[str]) -> list[dict[str, s
             caption += f"; mostly {mistake}"
         figures.append({"name": name, "caption": caption, "image": image_uri(figure, "jpeg")})
     return figures
-
-
-def _csv(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(heads)
-    writer.writerows(rows)
-    return text.getvalue()

@@ -1,7 +1,9 @@
-"""Templates of pages and cards: one environment that escapes HTML, and images embedded as data URIs."""
+"""Templates of pages and cards: one environment that escapes HTML, and images embedded as data URIs; CSV tables."""
 
 import base64
+import csv
 import io
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import jinja2
@@ -27,6 +29,15 @@ def render(template: str, **values: object) -> str:
         jinja2.UndefinedError: the template uses a value that is not given.
     """
     return _ENVIRONMENT.get_template(f"{template}.jinja").render(**values)
+
+
+def csv_text(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """The content of a CSV file; None is an empty field."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(heads)
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def image_uri(image: bytes | Image.Image, kind: str) -> str:

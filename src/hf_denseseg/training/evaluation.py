@@ -65,10 +65,17 @@ def work_of(batches: DataLoader, with_states: bool) -> Iterator[Work]:
         yield Work([sample["index"] for sample in samples], states, samples)
 
 
-def open_journal(trainer: "EvaluatingTrainer", name: str) -> tuple[Journal, dict[Key, Entry], bool]:
+def open_journal(
+    trainer: "EvaluatingTrainer", name: str, options: dict[str, Any] | None = None
+) -> tuple[Journal, dict[Key, Entry], bool]:
     """Open the journal of this process in the output folder.
 
     Machines may have output folders of their own: the entries on all of them are used.
+
+    Args:
+        trainer: model, protocol and data.
+        name: of the journal's folder.
+        options: what else the records depend on, as JSON values.
 
     Returns:
         The journal, the entries of earlier runs by key, and whether this machine's journal was kept.
@@ -84,6 +91,7 @@ def open_journal(trainer: "EvaluatingTrainer", name: str) -> tuple[Journal, dict
             "torch": torch.__version__,
             **{name: getattr(trainer.args, name) for name in COMPUTATION},
         },
+        **(options or {}),
     }
     journal = Journal(trainer.output / name, made_with, trainer.args.process_index)
     first = trainer.accelerator.is_local_main_process

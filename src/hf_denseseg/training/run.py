@@ -141,6 +141,17 @@ def submit(recipe: Recipe, path: Path) -> None:
     predict_split(_build_evaluator(recipe, eval_data), server, path)
 
 
+def doubt(recipe: Recipe, min_pixels: int) -> None:
+    """Rank the labels of the evaluation split that a checkpoint contradicts, see `training.tasks.doubt`.
+
+    Raises:
+        InputError: the task has no label maps, or the data, the checkpoint or the folder cannot be used.
+    """
+    check_output_folder(recipe.training.output_dir or ".")
+    recipe = _with_pixel_format(recipe, training=False)
+    recipe.task.rank_doubts(_build_evaluator(recipe, load_data(recipe, "eval")), min_pixels)
+
+
 def _with_pixel_format(recipe: Recipe, training: bool) -> Recipe:
     model, data = with_pixel_format(recipe.model, recipe.data, training)
     return replace(recipe, model=model, data=data)

@@ -10,7 +10,7 @@ from hf_denseseg.data.labels import IGNORE_INDEX, ignore_index_of
 from hf_denseseg.data.reading.pixels import as_shown
 from hf_denseseg.visualization.class_features import class_matrix
 from hf_denseseg.visualization.label_maps import colorize
-from hf_denseseg.visualization.layout import IGNORED_COLOR, PICKED, Palette, fit_width, heat_scale, labeled_rows
+from hf_denseseg.visualization.layout import IGNORED_COLOR, PAPER, PICKED, Palette, fit_width, heat_scale, labeled_rows
 
 CELL_WIDTH = 300  # pixels of each image in a row
 
@@ -50,6 +50,47 @@ def prediction_row(
         kind = Image.Resampling.NEAREST if title in ("ground truth", "prediction") else Image.Resampling.BOX
         row.append((title, fit_width(part, CELL_WIDTH, kind)))
     return labeled_rows([row])
+
+
+def outlined_row(
+    image: torch.Tensor, label: torch.Tensor, prediction: np.ndarray, mask: np.ndarray, palette: Palette
+) -> Image.Image:
+    """The surroundings of a region, which is outlined: image, ground truth and prediction side by side.
+
+    Args:
+        image: `(C, H, W)` uint8 or uint16.
+        label: `(H, W)` class ids, others ignored.
+        prediction: `(H, W)` class ids.
+        mask: `(H, W)` bool, the region.
+        palette: one color per class.
+    """
+    window = tuple(_around(np.flatnonzero(mask.any(axis)), mask.shape[1 - axis]) for axis in (1, 0))
+    box = (window[1].start, window[0].start, window[1].stop, window[0].stop)
+    inside = Image.fromarray(mask[window])
+    scale = CELL_WIDTH / inside.width
+    size = (CELL_WIDTH, max(round(scale * inside.height), 1))
+    region = np.pad(np.asarray(inside.resize(size, Image.Resampling.NEAREST)), 2)
+    near = [np.roll(region, (y, x), (0, 1)) for y in range(-2, 3) for x in range(-2, 3)]
+    grown, shrunk = np.any(near, 0), np.all([np.roll(region, step, axis) for step in (1, -1) for axis in (0, 1)], 0)
+    halo, line = ((outer & ~inner)[2:-2, 2:-2] for outer, inner in ((grown, region), (region, shrunk)))
+    parts = {
+        "image": (as_shown(image), Image.Resampling.BILINEAR),
+        "ground truth": (colorize(label, palette), Image.Resampling.NEAREST),
+        "prediction": (colorize(prediction, palette), Image.Resampling.NEAREST),
+    }
+    row = []
+    for title, (part, kind) in parts.items():
+        pixels = np.array(part.crop(box).resize(size, kind))
+        pixels[halo], pixels[line] = PAPER, PICKED
+        row.append((title, Image.fromarray(pixels)))
+    return labeled_rows([row])
+
+
+def _around(places: np.ndarray, length: int) -> slice:
+    """The span of places with at least a quarter of the side, and as much as the span, on either side."""
+    first, last = int(places[0]), int(places[-1]) + 1
+    margin = max(last - first, length // 4)
+    return slice(max(first - margin, 0), min(last + margin, length))
 
 
 def confusion_figure(matrix: torch.Tensor, classes: Sequence[str]) -> Image.Image:

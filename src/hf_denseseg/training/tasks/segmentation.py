@@ -34,6 +34,7 @@ from hf_denseseg.inference.settings import InferenceSettings, check_threshold
 from hf_denseseg.reports.evaluation_page import Drawn, write_page, write_tables
 from hf_denseseg.training.arguments import TaskTrainingArguments
 from hf_denseseg.training.data_arguments import DataArguments
+from hf_denseseg.training.tasks.doubt import doubt
 from hf_denseseg.training.tasks.segmentation_trainer import SegmentationTrainer
 from hf_denseseg.training.tasks.submission import image_names
 from hf_denseseg.training.tasks.task import Inspection, Task, sizes_as_json, sizes_of, spread
@@ -199,6 +200,10 @@ class SemanticSegmentation(Task):
             worst=[drawn(number) for number in worst],
             best=[drawn(number) for number in best],
         )
+
+    def rank_doubts(self, trainer: SegmentationTrainer, min_pixels: int) -> None:
+        """Table and page of the doubtful regions."""
+        doubt(trainer, min_pixels)
 
     def draw_results(self, trainer: SegmentationTrainer) -> Image.Image:
         """Draw images, their label maps and the predictions."""

@@ -1,6 +1,7 @@
 """Train a segmentation model, and evaluate it image by image with its test protocol."""
 
 import functools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from hf_denseseg.errors import InputError
 from hf_denseseg.evaluation.score_names import SCORE_NAMES
 from hf_denseseg.evaluation.segmentation_scores import Evaluation, count_image
 from hf_denseseg.evaluation.size_recall import check_installed
-from hf_denseseg.inference.segmentation import segment
+from hf_denseseg.inference.segmentation import log_probability_strips, segment
 from hf_denseseg.inference.settings import InferenceSettings, check_threshold
 from hf_denseseg.models.auto.registration import is_own
 from hf_denseseg.models.auto.tasks import SEMANTIC_SEGMENTATION
@@ -185,6 +186,23 @@ class SegmentationTrainer(TaskTrainer):
         with torch.no_grad(), self.compute_loss_context_manager():
             ids = segment(model, image, self.settings, self.preprocessing, size=sample["label"].shape[-2:])
         return ids if self.class_order is None else self.class_order.to(ids.device)[ids]
+
+    def label_scores(
+        self, model: nn.Module, sample: dict[str, Any]
+    ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+        """First row, ids and log-probabilities of each strip of an image, see `log_probability_strips`.
+
+        Ids and classes are in the order of the data, at the size of the label map, on the device.
+        """
+        image, size = sample["image"].to(self.args.device), sample["label"].shape[-2:]
+        order = self.class_order
+        with torch.no_grad(), self.compute_loss_context_manager():
+            for top, ids, scores in log_probability_strips(
+                model, image, self.settings, self.preprocessing, size, self.spec.num_labels
+            ):
+                if order is not None:
+                    ids, scores = order.to(ids.device)[ids], scores[order.argsort().to(scores.device)]
+                yield top, ids, scores
 
     def predict_labels(self, sample: dict[str, Any]) -> torch.Tensor:
         """Predicted ids `(H, W)` of a sample of the evaluation data, at the size of its label map, on the CPU."""

@@ -128,6 +128,16 @@ class Task(ABC):
     ) -> None:
         """Write the files of an evaluation besides `results.json`."""
 
+    def rank_doubts(self, trainer: Any, min_pixels: int) -> None:
+        """Rank the labels that a model contradicts.
+
+        Raises:
+            InputError: the task has no label maps.
+        """
+        raise InputError(
+            f"Doubtful labels are found in label maps (semantic-segmentation); this checkpoint is for {self.name}."
+        )
+
     def use_class_order(self, trainer: Any, order: list[int]) -> None:
         """Let a trainer score a model whose classes have another order: train id of each of its outputs.
 
