@@ -10,6 +10,8 @@ EPILOG = """examples:
   denseseg evaluate runs/demo/model --dataset synthetic
   denseseg evaluate runs/camvid/model --dataset path/to/camvid --eval_split val --output_dir runs/camvid_ms \\
       --test_scales 0.75 1.0 1.25 --test_flip
+  denseseg evaluate runs/camvid/model --dataset path/to/camvid --eval_split val --fit_temperature
+  denseseg evaluate runs/camvid/model --dataset path/to/camvid --eval_split test --calibration
   denseseg evaluate runs/coco/model --dataset path/to/coco --eval_split val2017
   denseseg evaluate runs/city/model --dataset cityscapes --data_root FOLDER --eval_split test --submission city.zip
   torchrun --nproc_per_node 2 -m hf_denseseg.cli evaluate CHECKPOINT --dataset FOLDER --use_cpu
@@ -38,6 +40,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         metavar="ZIP",
         help="instead of scoring, write and check a ZIP for the evaluation server of Cityscapes or ADE20K",
     )
+    parser.add_argument(
+        "--fit_temperature",
+        action="store_true",
+        help="fit the temperature of the probabilities to this split, and save it with the checkpoint's protocol",
+    )
     parser.set_defaults(takes_overrides=True)
 
 
@@ -54,10 +61,12 @@ def main(args: argparse.Namespace) -> int:
         words += ["--task", task_of_checkpoint(args.checkpoint) or SEMANTIC_SEGMENTATION]
     recipe = load_recipe(args.recipe, words)
     _check_keys(args.overrides, recipe.task.name)
+    if args.submission and args.fit_temperature:
+        raise InputError("--submission has no labels to fit a temperature to. Leave --fit_temperature out.")
     if args.submission:
         submit(recipe, Path(args.submission))
     else:
-        evaluate(recipe)
+        evaluate(recipe, args.fit_temperature)
     return 0
 
 

@@ -83,6 +83,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     test("--test_pad_to_window", **switch, help="pad images that are smaller than the window")
     test("--test_average", choices=("probabilities", "logits"), help="quantity to average over scales and flips")
     test("--test_threshold", type=float, metavar="P", help="one logit: probability above which a pixel is foreground")
+    test("--test_temperature", type=float, metavar="T", help="divide the logits by it; the classes stay")
     test("--window_batch_size", type=int, metavar="N", help="windows per model call (default 4)")
     test("--accumulation_device", metavar="DEVICE", help="device that sums full-size scores, for example cpu")
     internals = parser.add_argument_group("the model's internals, as the papers show them").add_argument

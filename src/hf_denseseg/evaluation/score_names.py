@@ -112,6 +112,8 @@ def describe_protocol(task: str, protocol: dict[str, Any]) -> str:
         parts.append("single scale" if len(scales) == 1 else f"{len(scales)} scales")
         if (threshold := protocol.get("threshold", 0.5)) != 0.5:
             parts.append(f"threshold {threshold:g}")
+        if (temperature := protocol.get("temperature", 1.0)) != 1:
+            parts.append(f"temperature {temperature:.4g}")
         return ", ".join(parts + (["flip"] if protocol.get("flip") else []))
     if task == "image-classification":
         crop = "x".join(map(str, protocol["crop_size"])) if protocol["crop_size"] else None

@@ -92,11 +92,12 @@ def segment_in_strips(
             )
     for top, scores in score_strips(model, image, settings, preprocessing, strip_rows=STRIP_ROWS):
         if settings.views == 1 and settings.threshold == DEFAULT_THRESHOLD:  # logits, of the right size already
-            both = resize_confidence(scores, size_of(scores), chunk_classes=settings.chunk_classes)
+            chunk, temperature = settings.chunk_classes, settings.temperature
+            both = resize_confidence(scores, size_of(scores), chunk_classes=chunk, temperature=temperature)
             ids, confidence = (each[0] for each in both)
         else:
             probabilities = scores.softmax(1) if settings.views == 1 else scores
-            ids, confidence = choose_classes(probabilities[0], settings.threshold)
+            ids, confidence = choose_classes(probabilities[0], settings.threshold, settings.temperature)
             del probabilities
         del scores  # before the next ones are made
         yield Strip(top, ids, confidence)

@@ -19,8 +19,11 @@ class SlidingWindowSegmentationPipeline(ImageSegmentationPipeline):
 
     Used as `pipeline("image-segmentation", model=..., pipeline_class=SlidingWindowSegmentationPipeline,
     crop_size=(512, 512), stride=(341, 341))`; without `crop_size` the model is run on the whole image. `score` is the
-    mean probability of the class over its mask. `batch_size` counts windows of one image, not images.
+    mean probability of the class over its mask, at the temperature saved with the checkpoint. `batch_size` counts
+    windows of one image, not images.
     """
+
+    _loaded_temperature: float | None = None
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:
         preprocess, forward, postprocess = super()._sanitize_parameters(**kwargs)
@@ -46,6 +49,13 @@ class SlidingWindowSegmentationPipeline(ImageSegmentationPipeline):
         logits = predict_logits(self.model, model_inputs["pixel_values"], settings or InferenceSettings())
         return ModelOutput(logits=logits, target_size=model_inputs["target_size"])
 
+    def _temperature(self) -> float:
+        """That of the test protocol saved with the checkpoint."""
+        if self._loaded_temperature is None:
+            checkpoint = self.model.config.name_or_path
+            self._loaded_temperature = InferenceSettings.load(checkpoint).temperature if checkpoint else 1.0
+        return self._loaded_temperature
+
     def postprocess(  # type: ignore[override]
         self, model_outputs: ModelOutput, subtask: str | None = None, threshold: float | None = None, **unused: Any
     ) -> list[dict[str, Any]]:
@@ -61,10 +71,11 @@ class SlidingWindowSegmentationPipeline(ImageSegmentationPipeline):
         height, width = (int(length) for length in model_outputs["target_size"][0])
         logits, align_corners = model_outputs["logits"], align_corners_of(self.model)
         if threshold == DEFAULT_THRESHOLD:
-            ids, confidence = (each[0] for each in resize_confidence(logits, (height, width), align_corners))
+            both = resize_confidence(logits, (height, width), align_corners, temperature=self._temperature())
+            ids, confidence = (each[0] for each in both)
         else:
             probabilities = upsample(logits, (height, width), align_corners).softmax(1)
-            ids, confidence = choose_classes(probabilities[0], threshold)
+            ids, confidence = choose_classes(probabilities[0], threshold, self._temperature())
         names = class_names(self.model.config)
         annotation = []
         for label in ids.unique().tolist():

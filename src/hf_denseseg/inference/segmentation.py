@@ -56,7 +56,7 @@ def segment(
         `(height, width)` int64 class ids.
     """
     if settings.views > 1 or settings.threshold != DEFAULT_THRESHOLD:
-        probabilities = class_probabilities(model, image, settings, preprocessing, size)
+        probabilities = _averaged_probabilities(model, image, settings, preprocessing, size)
         return choose_classes(probabilities, settings.threshold)[0]
     logits = _single_view(model, image, settings, preprocessing)
     (height, width), canvas = result_sizes(size_of(image), size, settings)
@@ -73,10 +73,13 @@ def segment_with_confidence(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Class ids as `segment` gives them, and the probability of each pixel's class, float32 of the same size."""
     if settings.views > 1 or settings.threshold != DEFAULT_THRESHOLD:
-        return choose_classes(class_probabilities(model, image, settings, preprocessing, size), settings.threshold)
+        probabilities = _averaged_probabilities(model, image, settings, preprocessing, size)
+        return choose_classes(probabilities, settings.threshold, settings.temperature)
     logits = _single_view(model, image, settings, preprocessing)
     (height, width), canvas = result_sizes(size_of(image), size, settings)
-    ids, confidence = resize_confidence(logits, canvas, align_corners_of(model), settings.chunk_classes)
+    ids, confidence = resize_confidence(
+        logits, canvas, align_corners_of(model), settings.chunk_classes, settings.temperature
+    )
     return ids[0, :height, :width], confidence[0, :height, :width]
 
 
@@ -90,8 +93,15 @@ def class_probabilities(
     """Probabilities `(num_labels, height, width)` of one image, averaged over all scales and flips.
 
     Each view's logits are resized to `size` first. With `average="logits"` these are averaged and the softmax comes
-    last.
+    last. The temperature is applied to the average.
     """
+    return tempered(_averaged_probabilities(model, image, settings, preprocessing, size), settings.temperature)
+
+
+def _averaged_probabilities(
+    model: nn.Module, image: torch.Tensor, settings: InferenceSettings, preprocessing: Preprocessing, size: Size | None
+) -> torch.Tensor:
+    """Probabilities `(num_labels, height, width)` before the temperature, by which classes are chosen."""
     _, scores = next(score_strips(model, image, settings, preprocessing, size))  # all rows are one strip
     return (scores.softmax(1) if settings.views == 1 else scores)[0]
 
@@ -116,7 +126,7 @@ def log_probability_strips(
 
     Yields:
         First row, class ids `(n, width)` int64 as `segment` gives them, and log-probabilities `(num_labels, n, width)`
-        float32 of each strip.
+        float32 of each strip, before the temperature.
     """
     strip_rows = None if num_labels * size[0] * size[1] <= LARGEST_MAP else COMPARED_ROWS
     for top, scores in score_strips(model, image, settings, preprocessing, size, strip_rows):
@@ -130,22 +140,25 @@ def log_probability_strips(
 
 
 def choose_classes(
-    probabilities: torch.Tensor, threshold: float = DEFAULT_THRESHOLD
+    probabilities: torch.Tensor, threshold: float = DEFAULT_THRESHOLD, temperature: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Class of each pixel and its probability.
 
     Args:
         probabilities: `(C, ...)` of all classes.
         threshold: of two classes the second is chosen above it; at the default the likeliest class is.
+        temperature: of the returned probabilities.
 
     Returns:
         Ids, int64, and probabilities, both of the shape that follows C.
     """
-    if threshold == DEFAULT_THRESHOLD:
-        confidence, ids = probabilities.max(0)
-        return ids, confidence
-    ids = (probabilities[1] > threshold).long()
-    return ids, probabilities.gather(0, ids[None])[0]
+    ids = probabilities.argmax(0) if threshold == DEFAULT_THRESHOLD else (probabilities[1] > threshold).long()
+    return ids, tempered(probabilities, temperature).gather(0, ids[None])[0]
+
+
+def tempered(probabilities: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Probabilities `(C, ...)` whose logits are divided by a temperature."""
+    return probabilities if temperature == 1 else (probabilities.log() / temperature).softmax(0)
 
 
 def _single_view(
@@ -177,25 +190,27 @@ def resize_argmax(
 
 
 def resize_confidence(
-    logits: torch.Tensor, size: Size, align_corners: bool = False, chunk_classes: int = 8
+    logits: torch.Tensor, size: Size, align_corners: bool = False, chunk_classes: int = 8, temperature: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As `resize_argmax`, with the softmax probability `(B, height, width)` of the class that won."""
-    ids, best, log_sum = _winners(logits, size, align_corners, chunk_classes, with_sum=True)
-    return ids, (best - log_sum).exp_()
+    ids, best, log_sum = _winners(logits, size, align_corners, chunk_classes, temperature)
+    return ids, (best / temperature - log_sum).exp_()
 
 
 @torch.no_grad()
 def _winners(
-    logits: torch.Tensor, size: Size, align_corners: bool, chunk_classes: int, with_sum: bool = False
+    logits: torch.Tensor, size: Size, align_corners: bool, chunk_classes: int, temperature: float | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Best class, its logit and (if wanted) the log of the summed exponentials, each `(B, height, width)`."""
+    """Best class, its logit and (with a temperature) the log of the summed exponentials, `(B, height, width)` each."""
     best = torch.full((len(logits), *size), -torch.inf, device=logits.device)
-    log_sum = best.clone() if with_sum else best
+    log_sum = best if temperature is None else best.clone()
     kind = torch.int16 if logits.shape[1] < 2**15 else torch.int32
     ids = torch.zeros(best.shape, dtype=kind, device=logits.device)
     for start, values in _resized_chunks(logits, size, align_corners, chunk_classes):
-        if with_sum:
-            torch.logaddexp(log_sum, values.logsumexp(1), out=log_sum)
+        if temperature is not None:
+            divided = values if temperature == 1 else values / temperature
+            torch.logaddexp(log_sum, divided.logsumexp(1), out=log_sum)
+            del divided
         for number, value in enumerate(values.unbind(1), start):
             ids.masked_fill_(value > best, number)
             torch.maximum(best, value, out=best)

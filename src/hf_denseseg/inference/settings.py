@@ -40,6 +40,8 @@ class InferenceSettings:
         chunk_classes: classes held at full resolution at once when the argmax is taken.
         threshold: a pixel is foreground if its probability is above it, in a model with one logit; others take the
             class of the highest probability.
+        temperature: the logits are divided by it (Guo et al. 2017), after views were averaged their log-probabilities:
+            the probabilities change, the predicted classes do not.
 
     Raises:
         InputError: a value is out of range, or values do not fit each other.
@@ -59,6 +61,7 @@ class InferenceSettings:
     accumulation_device: str | None = None
     chunk_classes: int = 8
     threshold: float = DEFAULT_THRESHOLD
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
         _choice("mode", self.mode, ("whole", "slide"))
@@ -74,6 +77,11 @@ class InferenceSettings:
                 raise InputError(f"Inference setting {name} is {getattr(self, name)!r}. Give true or false.")
         object.__setattr__(self, "scales", _scales(self.scales))
         object.__setattr__(self, "threshold", check_threshold(self.threshold))
+        if not _is_temperature(self.temperature):
+            raise InputError(
+                f"Inference setting temperature is {self.temperature!r}. Give a number above 0 and below 1000; "
+                "1 changes nothing."
+            )
         self._check_window()
         if self.accumulation_device is not None:
             try:
@@ -181,6 +189,10 @@ def check_threshold(threshold: Any, num_labels: int = 1) -> float:
 def _choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise InputError(f"Inference setting {name} is {value!r}. Use {' or '.join(map(repr, choices))}.")
+
+
+def _is_temperature(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1000
 
 
 def _is_positive_int(value: object) -> bool:

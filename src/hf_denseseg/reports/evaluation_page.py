@@ -12,6 +12,7 @@ from hf_denseseg.data.labels import LabelSpec
 from hf_denseseg.evaluation.segmentation_scores import ImageScore, confusions
 from hf_denseseg.evaluation.size_recall import SIZES
 from hf_denseseg.files import write_atomic
+from hf_denseseg.reports.calibration import calibration_of
 from hf_denseseg.reports.class_table import class_table, percent
 from hf_denseseg.reports.rendering import csv_text, image_uri, render
 from hf_denseseg.visualization.evaluation import confusion_figure
@@ -111,7 +112,8 @@ def write_page(
         protocol=protocol,
         chance=chance,
         numbers=[
-            (label, f"{percent(scores[key])} %") for key, label in HEADLINES.items() if scores.get(key) is not None
+            *((label, f"{percent(scores[key])} %") for key, label in HEADLINES.items() if scores.get(key) is not None),
+            *calibration_of(scores),
         ],
         table=class_table("semantic-segmentation", scores, RECALLS),
         colors=spec.palette,

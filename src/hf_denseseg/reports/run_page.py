@@ -6,6 +6,7 @@ from typing import Any
 from hf_denseseg.data.labels import color_wheel
 from hf_denseseg.evaluation.score_names import SCORE_NAMES, chance_level, describe_protocol
 from hf_denseseg.files import write_atomic
+from hf_denseseg.reports.calibration import calibration_of
 from hf_denseseg.reports.class_table import class_table, percent
 from hf_denseseg.reports.rendering import image_uri, render
 
@@ -27,7 +28,7 @@ def format_scores(results: dict[str, Any]) -> str:
     metrics = {name: label for name, label in SCORE_NAMES[task].metrics.items() if name in scores}
     width = max(map(len, metrics.values())) + 2
     means = [f"{label:<{width}}{percent(scores[name]):>8}" for name, label in metrics.items()]
-    return "\n".join([table, line, *means])
+    return "\n".join([table, line, *means, *(f"{label:<{width}} {value}" for label, value in calibration_of(scores))])
 
 
 def write_report(output: Path, results: dict[str, Any], spec: Any) -> None:

@@ -248,8 +248,24 @@ class DataArguments:
             "help": "one logit (`config_overrides: {num_labels: 1}`): probability above which a pixel is foreground",
         },
     )
+    test_temperature: float = field(
+        default=1.0,
+        metadata={
+            "tasks": SEGMENTATION,
+            "help": "divide the logits by it: probabilities change, classes do not (`denseseg evaluate "
+            "--fit_temperature` finds and saves it)",
+        },
+    )
     test_flip: bool = field(
         default=False, metadata={"tasks": SEGMENTATION, "help": "average with the horizontally flipped image"}
+    )
+
+    calibration: bool = field(
+        default=False,
+        metadata={
+            "tasks": SEGMENTATION,
+            "help": "evaluations also measure the probabilities: calibration error (ECE), Brier score, log-likelihood",
+        },
     )
 
     @property

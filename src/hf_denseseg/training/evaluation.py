@@ -147,6 +147,11 @@ class EvaluatingTrainer(Trainer):
     def protocol(self) -> dict[str, Any]:
         """The test protocol as JSON values, for `results.json`."""
 
+    @property
+    def record_options(self) -> dict[str, Any]:
+        """What records depend on besides the protocol, as JSON values."""
+        return {}
+
     @abstractmethod
     def predict_samples(self, model: nn.Module, samples: list[dict[str, Any]]) -> list[Any]:
         """Run the model on a batch of the evaluation data; returns one record per image, as JSON values."""
@@ -203,7 +208,7 @@ class EvaluatingTrainer(Trainer):
 
         An exception in the block leaves the journal for the next run.
         """
-        self._journal, self._known, _ = open_journal(self, "evaluation_journal")
+        self._journal, self._known, _ = open_journal(self, "evaluation_journal", self.record_options)
         self.evaluate()
         yield
         self.accelerator.wait_for_everyone()  # the journal is deleted after the results are written

@@ -47,7 +47,7 @@ EVALUATION_ARGUMENTS = frozenset(
 EVALUATION_DATA = (
     *("dataset", "data_root", "label_spec", "dataset_columns", "dataset_revision", "eval_split"),
     *("overlap", "empty_images", "mask_suffix"),
-    *("eval_fraction", "train_split", "max_eval_samples"),
+    *("eval_fraction", "train_split", "max_eval_samples", "calibration"),
 )
 
 

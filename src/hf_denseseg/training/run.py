@@ -99,15 +99,26 @@ def train(recipe: Recipe) -> dict[str, Any]:
     return results
 
 
-def evaluate(recipe: Recipe) -> dict[str, Any]:
+def evaluate(recipe: Recipe, fit_temperature: bool = False) -> dict[str, Any]:
     """Score a checkpoint, print the per-class table, and write `results.json` and the tables and pages of the task.
 
     Without a `test_` key in the recipe, the protocol saved with the checkpoint is used.
+
+    Args:
+        recipe: checkpoint, data and protocol.
+        fit_temperature: fit the temperature of the checkpoint to this data, and save it with its protocol.
+
+    Raises:
+        InputError: recipe, data, checkpoint or folder cannot be used.
     """
+    if fit_temperature:
+        _check_fit(recipe)
     output = check_output_folder(recipe.training.output_dir or ".")
     recipe = _with_pixel_format(recipe, training=False)
     eval_data = load_data(recipe, "eval")
     trainer = _build_evaluator(recipe, eval_data)
+    if fit_temperature:
+        trainer.fit_temperature()
     with trainer.resumable_evaluation():
         results = _results(recipe, trainer, eval_data) | {"command": _evaluation_command(recipe)}
         if trainer.is_world_process_zero():
@@ -115,7 +126,28 @@ def evaluate(recipe: Recipe) -> dict[str, Any]:
             write_atomic(output / "results.json", json.dumps(results, indent=1) + "\n")
             print(format_scores(results))
             logger.info("Written: %s", output / "results.json")
+            if fit_temperature:
+                settings = replace(trainer.settings, temperature=results["scores"]["fitted_temperature"])
+                settings.save(recipe.model.model)
+                logger.info("Temperature %.4g is saved with %s.", settings.temperature, recipe.model.model)
     return results
+
+
+def _check_fit(recipe: Recipe) -> None:
+    """Refuse to fit a temperature that could not be saved, or would be saved with another protocol."""
+    if recipe.task.name != SEMANTIC_SEGMENTATION:
+        raise InputError(
+            f"--fit_temperature is for {SEMANTIC_SEGMENTATION}; this checkpoint is for {recipe.task.name}."
+        )
+    if given := [key for key in recipe.given if key.startswith("test_")]:
+        raise InputError(
+            f"--fit_temperature saves a temperature for the protocol of the checkpoint; leave --{given[0]} out."
+        )
+    if not Path(recipe.model.model).is_dir():
+        raise InputError(
+            f"--fit_temperature saves the temperature in the checkpoint's folder, and {recipe.model.model} is none. "
+            "Download the checkpoint, and give its folder."
+        )
 
 
 def submit(recipe: Recipe, path: Path) -> None:

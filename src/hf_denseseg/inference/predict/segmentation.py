@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from hf_denseseg.inference.predict.outputs import (
 )
 from hf_denseseg.inference.predict.predictor import Prediction, checkpoint_state
 from hf_denseseg.inference.preprocessing import Preprocessing
-from hf_denseseg.inference.segmentation import choose_classes, class_probabilities, segment_with_confidence
+from hf_denseseg.inference.segmentation import choose_classes, class_probabilities, segment_with_confidence, tempered
 from hf_denseseg.inference.settings import InferenceSettings, check_threshold
 from hf_denseseg.models.auto.pretrained import load_image_processor, load_trained_model
 from hf_denseseg.models.channels import check_statistics
@@ -248,8 +248,10 @@ class SegmentationPredictor:
             return
         image = image.load() if isinstance(image, Raster) else image
         if all_classes:
-            scores = class_probabilities(self.model, as_tensor(image), self.settings, self.preprocessing)
-            ids, confidence = choose_classes(scores, self.settings.threshold)
+            plain = replace(self.settings, temperature=1.0)
+            scores = class_probabilities(self.model, as_tensor(image), plain, self.preprocessing)
+            ids, confidence = choose_classes(scores, self.settings.threshold, self.settings.temperature)
+            scores = tempered(scores, self.settings.temperature)
             yield (0, 0), ids.cpu().numpy(), confidence.cpu().numpy(), [scores.half().cpu().numpy()]
         else:
             ids, confidence = segment_with_confidence(self.model, as_tensor(image), self.settings, self.preprocessing)

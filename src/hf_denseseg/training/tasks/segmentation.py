@@ -159,6 +159,7 @@ class SemanticSegmentation(Task):
             image_processor=processor,
             spec=eval_data.spec,
             settings=inference_settings(data),
+            calibration=data.calibration,
             train_dataset=train_dataset,
             eval_dataset=EvalDataset(eval_data),
         )

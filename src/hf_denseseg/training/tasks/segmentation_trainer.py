@@ -2,9 +2,11 @@
 
 import functools
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -12,6 +14,15 @@ from transformers import PreTrainedModel
 from hf_denseseg.data.augmentation.segmentation import collate_train
 from hf_denseseg.data.labels import LabelSpec
 from hf_denseseg.errors import InputError
+from hf_denseseg.evaluation.calibration import LENGTH as CALIBRATION_LENGTH
+from hf_denseseg.evaluation.calibration import (
+    TEMPERATURES,
+    Calibration,
+    best_temperature,
+    calibration_scores,
+    sampled_places,
+    slopes,
+)
 from hf_denseseg.evaluation.score_names import SCORE_NAMES
 from hf_denseseg.evaluation.segmentation_scores import Evaluation, count_image
 from hf_denseseg.evaluation.size_recall import check_installed
@@ -49,6 +60,7 @@ class SegmentationTrainer(TaskTrainer):
         spec: label specification, with the class names of the per-class table.
         settings: test protocol.
         image_processor: saved with the model.
+        calibration: evaluations measure the probabilities too.
         options: see `TaskTrainer`; `train_dataset` is a `data.augmentation.segmentation.TrainDataset` or its
             streaming form, `eval_dataset` an `EvalDataset`.
     """
@@ -64,6 +76,7 @@ class SegmentationTrainer(TaskTrainer):
         spec: LabelSpec,
         settings: InferenceSettings,
         image_processor: Any,
+        calibration: bool = False,
         **options: Any,
     ) -> None:
         check_installed()
@@ -78,6 +91,8 @@ class SegmentationTrainer(TaskTrainer):
             image_processor.threshold, image_processor.ignore_index = settings.threshold, spec.ignore_index
         self.evaluation = Evaluation(spec)
         self.names: dict[int, str] = {}  # of the images that were evaluated
+        self.measures = {"calibration": CALIBRATION_LENGTH} if calibration else dict[str, int]()  # name -> length
+        self.sums: dict[str, np.ndarray] = {}
         self.class_order: torch.Tensor | None = None  # train id of each class of the model, where they differ
         default: str = getattr(model.config, "loss_normalization", "valid")
         self._normalization = args.loss_normalization or default
@@ -105,6 +120,16 @@ class SegmentationTrainer(TaskTrainer):
     def protocol(self) -> dict[str, Any]:
         """The inference settings."""
         return self.settings.to_dict()
+
+    @property
+    def record_options(self) -> dict[str, Any]:
+        """What is measured besides the counts; a record with more serves as well."""
+        return dict.fromkeys(self.measures, True)
+
+    def fit_temperature(self) -> None:
+        """Let evaluations measure the probabilities at temperature 1, and find the best temperature."""
+        self.settings = replace(self.settings, temperature=1.0)
+        self.measures = {"calibration": CALIBRATION_LENGTH, "slopes": len(TEMPERATURES)}
 
     def loss_weight(self, inputs: dict[str, Any]) -> torch.Tensor:
         """Number (with class weights: summed weight) of the pixels over which the loss of a batch is a mean."""
@@ -156,14 +181,32 @@ class SegmentationTrainer(TaskTrainer):
         """Name and counts of each image: the nonzero counts, and their places in the vector of `count_image`."""
         records = []
         for sample in samples:
-            counts = count_image(self._predict(model, sample), sample["label"], self.spec.num_labels)
+            ids, sums = self._measure(model, sample) if self.measures else (self._predict(model, sample), {})
+            counts = count_image(ids, sample["label"], self.spec.num_labels)
             places = counts.nonzero().flatten()
-            records.append({"id": sample["id"], "places": places.tolist(), "counts": counts[places].tolist()})
+            records.append({"id": sample["id"], "places": places.tolist(), "counts": counts[places].tolist(), **sums})
         return records
+
+    def _measure(self, model: nn.Module, sample: dict[str, Any]) -> tuple[torch.Tensor, dict[str, list[int]]]:
+        """Predicted ids `(H, W)`, and for each of `measures` its sums over the image."""
+        label, width = sample["label"], sample["label"].shape[1]
+        calibration, fitted = Calibration(self.spec.num_labels), sampled_places(label, self.spec.num_labels)
+        parts, chosen, temperature = [], [], self.settings.temperature
+        for top, ids, scores in self.label_scores(model, sample):
+            inside = fitted[(fitted >= top * width) & (fitted < (top + len(ids)) * width)] - top * width
+            chosen.append(scores.flatten(1)[:, inside.to(scores.device)].cpu())
+            scores = scores if temperature == 1 else (scores / temperature).log_softmax(0)
+            calibration.add(ids, scores, label[top : top + len(ids)])
+            parts.append(ids)
+        sums = {"calibration": calibration.counts()}
+        if "slopes" in self.measures:
+            sums["slopes"] = slopes(torch.cat(chosen, 1), label.flatten()[fitted].long())
+        return torch.cat(parts), sums
 
     def reset_scores(self) -> None:
         """Remove all counts."""
         self.evaluation, self.names = Evaluation(self.spec), {}
+        self.sums = {name: np.zeros(length, dtype=np.int64) for name, length in self.measures.items()}
 
     def add_record(self, number: int, record: dict[str, Any]) -> None:
         """Add the counts of an image; only their sum and the image's score are kept."""
@@ -171,15 +214,23 @@ class SegmentationTrainer(TaskTrainer):
         counts[record["places"]] = torch.tensor(record["counts"], dtype=torch.int64)
         self.evaluation.add(number, counts)
         self.names[number] = record["id"]
+        for name, total in self.sums.items():
+            total += np.array(record[name], dtype=np.int64)
 
     def compute_scores(self) -> dict[str, Any]:
         """Sum the counts of all processes."""
         joined = Evaluation(self.spec)
-        for evaluation, names in processes_of(self).gather((self.evaluation, self.names)):
+        parts = processes_of(self).gather((self.evaluation, self.names, self.sums))
+        for evaluation, names, _ in parts:
             joined.merge(evaluation)
             self.names |= names
-        self.evaluation = joined
-        return joined.scores()
+        self.evaluation, scores = joined, joined.scores()
+        sums = {name: sum(each[name] for _, _, each in parts) for name in self.measures}
+        if "calibration" in sums:
+            scores |= calibration_scores(sums["calibration"].tolist())
+        if "slopes" in sums:
+            scores["fitted_temperature"] = best_temperature(sums["slopes"].tolist())
+        return scores
 
     def _predict(self, model: nn.Module, sample: dict[str, Any]) -> torch.Tensor:
         image = sample["image"].to(self.args.device)
