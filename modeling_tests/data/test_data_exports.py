@@ -1,5 +1,6 @@
 """Exports of annotation tools: one scene gives the same label maps in every format, and nothing is lost unsaid."""
 
+import json
 import os
 import re
 
@@ -14,22 +15,32 @@ from export_writers import (
     WRITERS,
     Thing,
     box,
+    brush,
     coco_flat,
     coco_json,
     coco_official,
+    cvat,
     dump,
     flat,
     id_map,
+    label_studio_json,
+    labelme,
     pairs,
     rle,
+    roboflow_masks,
+    supervisely_polygons,
+    supervisely_project,
     write_image,
+    yolo,
 )
 from hf_denseseg import files
 from hf_denseseg.cli import main
 from hf_denseseg.data import conversion
+from hf_denseseg.data.reading.areas import decode_brush
 from hf_denseseg.data.segmentation import load_segmentation
 from hf_denseseg.data.sources.folder_options import FolderOptions
 from hf_denseseg.errors import InputError
+from test_published_dsct import REDUCED as TINY
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -257,3 +268,162 @@ def test_a_conversion_that_was_killed_goes_on_and_a_faulty_one_leaves_nothing(tm
     with pytest.raises(InputError, match="is not a readable image"):
         conversion.convert(str(tmp_path / "export"), tmp_path / "other", ["train"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["export", "plain"]
+
+
+def labelme_with(shape):
+    return lambda folder: labelme(folder, {"p": []}, lambda _: [{"label": "car", "points": [], **shape}])
+
+
+def supervisely_with(**entry):
+    return lambda folder: supervisely_project(folder, {"p": [Thing("car", [])]}, lambda thing: [entry])
+
+
+def yolo_with(line):
+    def write(folder):
+        yolo(folder, {"p": [Thing("car", [box(2, 2, 9, 9)])]})
+        (folder / "labels/train/p.txt").write_text(line)
+
+    return write
+
+
+def label_studio_with(kind, value, **changes):
+    def write(folder):
+        label_studio_json(folder, {"p": [Thing("car", [])]}, lambda thing: [(kind, value)])
+        if changes:
+            path = folder / "project-1.json"
+            content = json.loads(path.read_text())
+            content[0] |= changes
+            dump(path, content)
+
+    return write
+
+
+def changed(write, file, old, new):
+    """An export with other text in one of its files."""
+
+    def write_changed(folder):
+        write(folder, SCENES)
+        path = folder / file
+        path.write_text(path.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
+
+    return write_changed
+
+
+def without(write, file):
+    def write_without(folder):
+        write(folder, SCENES)
+        (folder / file).unlink()
+
+    return write_without
+
+
+TRIANGLE = [[1, 1], [9, 1], [9, 9]]
+BAD_EXPORTS = {
+    "labelme shape": (labelme_with({"shape_type": "cube"}), "p.json: shape 0 (car): unknown shape_type 'cube'"),
+    "labelme circle": (labelme_with({"shape_type": "circle", "points": [[1, 1]]}), "p.json: shape 0 (car): "),
+    "labelme mask": (
+        labelme_with({"shape_type": "mask", "points": TRIANGLE[:2], "mask": "%"}),
+        "shape 0 (car) (not B",
+    ),
+    "labelme truncated": (changed(labelme, "empty.json", "}", ""), "empty.json: is not valid JSON"),
+    "labelme image": (without(labelme, "empty.png"), "empty.json: the image"),
+    "yolo box": (yolo_with("0 0.5 0.5 0.2 0.2"), "p.txt: line 1 (car): it is a box, not a polygon"),
+    "yolo pixels": (yolo_with("0 10 10 30 10 30 30"), "YOLO's are fractions of the image size"),
+    "yolo class": (yolo_with("9 0.1 0.1 0.3 0.1 0.3 0.3"), "p.txt: line 1 (class 9): its class is not one of car"),
+    "yolo text": (yolo_with("0 a b c d e f"), "p.txt: line 1 (car): could not convert string to float"),
+    "yolo odd": (yolo_with("0 0.1 0.1 0.3 0.1 0.3 0.3 0.2"), "p.txt: line 1 (car): a polygon of 3 points"),
+    "yolo image": (without(yolo, "images/train/straße 1.png"), "straße 1.txt: it belongs to no image"),
+    "yolo names": (changed(yolo, "data.yaml", "tree", "car"), "the class 'car' is named twice"),
+    "supervisely shape": (supervisely_with(geometryType="ball"), "object 0 (car): unknown geometryType 'ball'"),
+    "supervisely bitmap": (
+        supervisely_with(geometryType="bitmap", bitmap={"data": "eJwBAAD//wAAAAE=", "origin": [0, 0]}),
+        "has an invalid encoding in object 0 (car)",
+    ),
+    "supervisely image": (without(supervisely_polygons, "ds/img/empty.png"), "empty.png is missing"),
+    "label studio brush": (
+        label_studio_with("brushlabels", {"rle": [0, 0, 35, 0, 57]}),
+        "brush strokes are truncated",
+    ),
+    "label studio kind": (label_studio_with("magiclabels", {"magic": 1}), "region r0 (car): a region of unknown kind"),
+    "label studio image": (
+        label_studio_with("brushlabels", {"rle": []}, data={"image": "/data/other.png"}),
+        "the image of task 0 (other.png) is not in",
+    ),
+    "cvat mask": (without(cvat, "SegmentationClass/empty.png"), "empty has no mask in"),
+    "cvat image": (without(cvat, "JPEGImages/empty.png"), "Export with `Save images`"),
+    "cvat colors": (changed(cvat, "labelmap.txt", "0,128,0", "128,0,0"), "car and tree have the same color"),
+    "cvat color": (changed(cvat, "labelmap.txt", "128,0,0", "128,0,1"), "Colors [[128, 0, 0]]"),
+    "cvat line": (changed(cvat, "labelmap.txt", "128,0,0", "red"), "line 3: 'car:red::' is not"),
+    "roboflow table": (changed(roboflow_masks, "train/_classes.csv", "2, ", "1, "), "a pixel value is there twice"),
+    "roboflow mask": (without(roboflow_masks, "train/empty_mask.png"), "has no label map of the same name"),
+}
+
+
+@pytest.mark.parametrize("fault", BAD_EXPORTS)
+def test_bad_exports_are_refused_with_file_and_object(tmp_path, capsys, fault):
+    write, message = BAD_EXPORTS[fault]
+    write(tmp_path)
+    assert main(["data", "check", str(tmp_path)]) == 2
+    printed = capsys.readouterr()
+    assert message in printed.out + printed.err
+
+
+def test_what_has_no_area_is_left_out_with_a_line(tmp_path, capsys):
+    labelme(tmp_path, {"p": []}, lambda _: [{"label": "car", "points": TRIANGLE[:1], "shape_type": "point"}] * 2)
+    write_image(tmp_path / "q.png", "q")
+    assert main(["data", "check", str(tmp_path)]) == 2  # no class is left but the background
+    printed = capsys.readouterr().out
+    assert "p.json: shape 1 (car) is left out: a point has no area." in printed
+    assert "q.png is left out: it has no annotation file q.json." in printed
+
+
+def test_rectangles_circles_and_turned_shapes(tmp_path):
+    """Against their equations, pixel by pixel; pixels whose center is on the edge are left out."""
+    circle = {"label": "car", "shape_type": "circle", "points": [[20, 20], [32, 20]]}
+    labelme(tmp_path / "a", {"p": []}, lambda _: [circle])
+    rows, columns = np.mgrid[: SIZE[0], : SIZE[1]] + 0.5
+    distance = np.hypot(columns - 20, rows - 20)
+    sure = abs(distance - 12) > 1
+    label = load_segmentation(tmp_path / "a", "train").dataset[0]["label"]
+    assert np.array_equal((label == 1)[sure], (distance < 12)[sure])
+    value = {"x": 50, "y": 25, "width": 25, "height": 25, "rotation": 90}  # clockwise about the top left corner
+    label_studio_json(tmp_path / "b", {"p": [Thing("car", [])]}, lambda thing: [("rectanglelabels", value)])
+    label = load_segmentation(tmp_path / "b", "train").dataset[0]["label"]
+    expected = np.zeros(SIZE, np.uint8)
+    expected[10:24, 18:28] = 1
+    assert np.array_equal(label, expected)
+
+
+def test_recorded_brush_strokes_have_the_header_of_the_definition():
+    """The first bytes of a public export of Label Studio: an image of 3332 x 2527 pixels, 8 bits per value."""
+    with pytest.raises(ValueError, match="truncated"):
+        decode_brush([2, 1, 233, 240, 57, 27, 255, 255, 255, 0], 2527, 3332)
+    assert brush(np.zeros((2527, 3332), bool))[:6] == [2, 1, 233, 240, 57, 27]
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_format_is_counted_shown_and_packed(tmp_path, name):
+    WRITERS[name][0](tmp_path / "export", SCENES)
+    export, stats = str(tmp_path / "export"), tmp_path / "stats.json"
+    assert main(["data", "stats", export, "--output", str(stats)]) == 0
+    pixels = sum(np.bincount(id_map(each, WRITERS[name][1]).ravel(), minlength=4) for each in SCENES.values())
+    assert json.loads(stats.read_text())["pixels"] == pixels.tolist()
+    assert main(["data", "show", export, "--output", str(tmp_path / "shown.png")]) == 0
+    assert main(["data", "pack", export, "--output_dir", str(tmp_path / "shards")]) == 0
+    packed = {row["id"]: row["label"] for row in load_segmentation(tmp_path / "shards", "train").dataset}
+    for row in load_segmentation(export, "train").dataset:
+        assert np.array_equal(packed[row["id"]], row["label"])
+
+
+@pytest.mark.parametrize("name", ["coco polygons", "yolo", "labelme polygons"])
+def test_an_export_is_trained_and_evaluated_by_its_folder(tmp_path, name):
+    scenes = {f"image {number}": SCENES["straße 1"] for number in range(10)}
+    WRITERS[name][0](tmp_path / "export", scenes)
+    words = ["--dataset", str(tmp_path / "export"), "--eval_fraction", "0.3", "--use_cpu"]
+    sizes = ["--config_overrides", json.dumps(TINY), "--crop_size", "32", "32", "--max_steps", "1"]
+    output = ["--output_dir", str(tmp_path / "run")]
+    assert main(["train", *words, *sizes, "--per_device_train_batch_size", "2", *output]) == 0
+    labels = json.loads((tmp_path / "run/model/labels.json").read_text(encoding="utf-8"))
+    assert labels["classes"] == ["background", *CLASSES]
+    model = str(tmp_path / "run/model")
+    assert main(["evaluate", model, *words, "--overlap", "smaller", "--output_dir", str(tmp_path / "scores")]) == 0

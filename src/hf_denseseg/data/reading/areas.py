@@ -219,6 +219,8 @@ def decode_brush(values: Sequence[int], height: int, width: int) -> np.ndarray:
             raise ValueError("its brush strokes are longer than the image")
         if repeats:
             found[done : done + length] = take(word) > 0
+        elif word == 8:
+            found[done : done + length] = np.frombuffer(take(8 * length).to_bytes(length), np.uint8) > 0
         else:
             found[done : done + length] = [take(word) > 0 for _ in range(length)]
         done += length

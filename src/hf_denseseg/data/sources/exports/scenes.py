@@ -117,9 +117,10 @@ class Annotations:
             ignored: whether its pixels are ignored.
         """
         try:
+            found = Object(f"{name} ({label})", label, shape(), ignored)
             if not ignored and label not in self.classes:
                 raise ValueError(f"its class is not one of {', '.join(self.classes) or 'the file'}")
-            scene.objects.append(Object(f"{name} ({label})", label, shape(), ignored))
+            scene.objects.append(found)
         except NoArea as error:
             self.notes.append(f"{scene.file}: {name} ({label}) is left out: {error}.")
         except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError) as error:
