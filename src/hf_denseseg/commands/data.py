@@ -49,7 +49,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
             name, help=text, description=text[0].upper() + text[1:] + ".", epilog="example: " + _EXAMPLES[name]
         )
         add = action.add_argument
-        add("dataset", help="'synthetic', a benchmark, a folder or archive, an annotation file, or a hub id")
+        add("dataset", help="'synthetic', a benchmark, a folder, export or archive, an annotation file, or a hub id")
         add("--task", choices=tuple(TASKS), default=SEMANTIC_SEGMENTATION, help="(default: %(default)s)")
         split = None if name == "convert" else "train"
         text = f"train, val, test or the name of a folder (default: {split or 'all'})"

@@ -17,7 +17,9 @@ class DataArguments:
     # The dataset.
     dataset: str = field(
         default="synthetic",
-        metadata={"help": "'synthetic', a benchmark (`denseseg data list`), a folder or archive, or a hub dataset id"},
+        metadata={
+            "help": "'synthetic', a benchmark (`denseseg data list`), a folder, export or archive, or a hub dataset id"
+        },
     )
     data_root: str | None = field(
         default=None,

@@ -207,7 +207,9 @@ def find_table(name: str, layout: str, hint: Callable[[Path], str] | None = None
             raise InputError(f"{folder} holds no dataset: neither {layout}, nor Parquet or tar shards.{nearest}")
         return str(folder)
     if folder.exists():
-        raise InputError(f"{folder} is a file. Give the folder that holds the dataset, or an archive of a benchmark.")
+        raise InputError(
+            f"{folder} is a file. Give the folder that holds the dataset (unpack an export), or a benchmark's archive."
+        )
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith("."):
         raise InputError(
             f"Dataset {name!r}: there is no such folder, and it is not a hub id (owner/name). Without data of your "

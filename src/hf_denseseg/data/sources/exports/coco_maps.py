@@ -40,12 +40,15 @@ def read(folder: Path, file: Path, files: Mapping[str, Path], options: FolderOpt
         ordered = sorted(((each["id"], str(each["name"])) for each in categories), key=lambda each: each[0])
         names = dict(ordered)
         known = {each["id"] for each in images}
+        used, orphans = (
+            {each.get(key) for each in entries if isinstance(each, dict)} for key in ("category_id", "image_id")
+        )
+        orphans -= known
     except (KeyError, TypeError) as error:
         raise InputError(
             f"{file} is not an annotation file in COCO's format ({error!r}). It needs the lists `images`, "
             "`annotations` and `categories`, each entry with an `id`."
         ) from error
-    used = {each.get("category_id") for each in entries if isinstance(each, dict)}
     found = Annotations(file, [name for _, name in ordered])
     # Roboflow lists the name of the project first, as the category above all others.
     over = ordered[0] if ordered else (None, "")
@@ -59,7 +62,7 @@ def read(folder: Path, file: Path, files: Mapping[str, Path], options: FolderOpt
     found.scenes = list(scenes.values())
     for number, entry in enumerate(entries):
         name = f"annotation {entry.get('id', number)}" if isinstance(entry, dict) else f"annotation {number}"
-        if not isinstance(entry, dict) or entry.get("image_id") not in known:
+        if not isinstance(entry, dict) or entry.get("image_id") in orphans:
             found.fault(str(file), f"{name} belongs to no entry of `images`. Fix its `image_id`, or remove it.")
         elif (scene := scenes.get(entry["image_id"])) is not None:
             label = names.get(entry.get("category_id"), f"category {entry.get('category_id')}")

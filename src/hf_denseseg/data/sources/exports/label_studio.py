@@ -24,7 +24,7 @@ from hf_denseseg.data.sources.folder_options import FolderOptions
 from hf_denseseg.data.sources.folders import Listing
 from hf_denseseg.errors import InputError
 
-_HEAD = re.compile(r'\[\s*\{(.|\n)*?"(annotations|completions|data)"\s*:')
+_HEAD = re.compile(r'\[\s*\{.*?"(annotations|completions|data)"\s*:', re.DOTALL)
 _PNG = re.compile(r"task-(?P<task>\d+)-annotation-(?P<annotation>\d+)-by-.*-tag-(?P<label>.+)-(?P<number>\d+)\.png")
 _UPLOADED = re.compile(r"^[0-9a-f]{8}-")  # what Label Studio puts before the name of an uploaded file
 
@@ -112,14 +112,16 @@ def _shown(task: dict[str, Any]) -> str:
 
 def _results(found: Annotations, file: Path, name: str, task: dict[str, Any]) -> list[dict[str, Any]] | None:
     """Regions of the first annotation that was not canceled; None if there is none."""
-    given = [each for each in task.get("annotations") or task.get("completions") or () if isinstance(each, dict)]
+    given = task.get("annotations") or task.get("completions") or []
+    given = [each for each in given if isinstance(each, dict)] if isinstance(given, list) else []
     kept = [each for each in given if not each.get("was_cancelled")]
     if not kept:
         found.notes.append(f"{file}: {name} is left out: it has no annotation.")
         return None
     for other in kept[1:]:
         found.notes.append(f"{file}: {name}: annotation {other.get('id')} is left out: the first one is used.")
-    return [each for each in kept[0].get("result") or () if isinstance(each, dict) and isinstance(each["value"], dict)]
+    results = kept[0].get("result") or []
+    return [each for each in results if isinstance(each, dict) and isinstance(each.get("value"), dict)]
 
 
 def _labels(region: dict[str, Any]) -> list[str]:

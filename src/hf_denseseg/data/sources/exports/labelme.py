@@ -16,6 +16,7 @@ from hf_denseseg.data.sources.exports.scenes import (
     head_of,
     polygons,
     read_json,
+    read_lines,
     rectangle,
 )
 from hf_denseseg.data.sources.folder_options import FolderOptions
@@ -88,8 +89,7 @@ def _contents(place: Path, found: Annotations | None) -> Iterator[tuple[Path, di
 def _classes(folder: Path, contents: list[dict[str, Any]]) -> list[str]:
     """Names of `labels.txt`, else all labels of all splits in alphabetical order."""
     if (folder / CLASS_LIST).is_file():
-        lines = (folder / CLASS_LIST).read_text(encoding="utf-8").splitlines()
-        return [line.strip() for line in lines if line.strip() and line.strip() != IGNORED]
+        return [line for line in read_lines(folder / CLASS_LIST) if line != IGNORED]
     shapes = (shape for content in contents for shape in content["shapes"] if isinstance(shape, dict))
     with_area = {str(shape.get("label")) for shape in shapes if shape.get("shape_type") not in _WITHOUT_AREA}
     return sorted(with_area - {IGNORED})

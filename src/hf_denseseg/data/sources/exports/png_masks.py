@@ -7,7 +7,7 @@ from pathlib import Path
 from hf_denseseg.data.labels import Color, LabelSpec
 from hf_denseseg.data.reading.images import Fault, palette_of
 from hf_denseseg.data.reading.suffixes import image_suffixes
-from hf_denseseg.data.sources.exports.scenes import BACKGROUND, ExportFormat, check_names
+from hf_denseseg.data.sources.exports.scenes import BACKGROUND, ExportFormat, check_names, read_lines
 from hf_denseseg.data.sources.folder_options import FolderOptions
 from hf_denseseg.data.sources.folders import Listing, Pairs
 from hf_denseseg.errors import InputError
@@ -26,7 +26,7 @@ def find_cvat(folder: Path) -> dict[str, Path] | None:
 def read_cvat(folder: Path, file: Path, files: Mapping[str, Path], options: FolderOptions) -> Listing:
     """List the images of a split and their masks."""
     colors = _label_map(folder / LABEL_MAP)
-    names = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    names = read_lines(file)
     if not names:
         raise InputError(f"{file} lists no images. Export the task again.")
     images: dict[str, str] = {}
@@ -60,8 +60,8 @@ def _with_suffix(place: Path, name: str) -> Path | None:
 def _label_map(file: Path) -> dict[str, Color]:
     """Class -> color: lines `label:color_rgb:parts:actions`, # begins a comment."""
     names, colors = [], []
-    for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), 1):
-        if not line.strip() or line.startswith("#"):
+    for number, line in enumerate(read_lines(file), 1):
+        if line.startswith("#"):
             continue
         try:
             name, color = (

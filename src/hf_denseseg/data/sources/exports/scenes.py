@@ -208,6 +208,19 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path} is not valid JSON ({error}): truncated or damaged. Export it again.") from error
 
 
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file that are not empty, without white space around them.
+
+    Raises:
+        InputError: it cannot be read, or is not in UTF-8.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
+        raise InputError(f"File {path} cannot be read as text ({error}). Export it again.") from error
+    return [line.strip() for line in lines if line.strip()]
+
+
 def head_of(path: Path, size: int = 4096) -> str:
     """The first characters of a text file; empty if it cannot be read."""
     try:
@@ -274,5 +287,6 @@ __all__ = [
     "head_of",
     "polygons",
     "read_json",
+    "read_lines",
     "rectangle",
 ]

@@ -8,7 +8,7 @@ import yaml
 
 from hf_denseseg.data.reading.images import upright_size
 from hf_denseseg.data.reading.suffixes import image_suffixes
-from hf_denseseg.data.sources.exports.scenes import Annotations, ExportFormat, Scene, polygons
+from hf_denseseg.data.sources.exports.scenes import Annotations, ExportFormat, Scene, polygons, read_lines
 from hf_denseseg.data.sources.folder_options import FolderOptions
 from hf_denseseg.data.sources.folders import Listing
 from hf_denseseg.errors import InputError
@@ -55,11 +55,16 @@ def read(folder: Path, source: Any, splits: Mapping[str, Any], options: FolderOp
             found.fault(str(image), str(error))
             continue
         text = _text_file(image)
-        scene = Scene(image.relative_to(place).with_suffix("").as_posix(), image, size, str(text))
+        key = image.relative_to(place) if image.is_relative_to(place) else Path(image.name)
+        scene = Scene(key.with_suffix("").as_posix(), image, size, str(text))
         found.scenes.append(scene)
-        for number, line in enumerate(_lines(text, found), 1):
-            if words := line.split():
-                _add(found, scene, f"line {number}", words)
+        try:  # an image without a file has no objects, by YOLO's definition
+            lines = read_lines(text) if text.exists() else []
+        except InputError as error:
+            found.fault(str(text), str(error))
+            continue
+        for number, line in enumerate(lines, 1):
+            _add(found, scene, f"line {number}", line.split())
     known = {_text_file(image) for image, _ in images}
     for text in sorted({each for path in known for each in path.parent.glob("*.txt")} - known):
         if text.name not in ("classes.txt", "train.txt", "val.txt", "test.txt"):
@@ -79,8 +84,7 @@ def _images(folder: Path, file: Path, content: dict[str, Any], split: str) -> li
         if place is None:
             raise InputError(f"{file}: {split}: {entry} does not exist in {folder}. Fix `path` or `{split}`.")
         if place.is_file():
-            lines = [line.strip() for line in place.read_text(encoding="utf-8").splitlines() if line.strip()]
-            found += [(place.parent / line.removeprefix("./"), place.parent) for line in lines]
+            found += [(place.parent / line.removeprefix("./"), place.parent) for line in read_lines(place)]
         else:
             paths = (path for path in place.rglob("*") if path.suffix.lower() in image_suffixes())
             found += [(path, place) for path in sorted(paths)]
@@ -94,15 +98,6 @@ def _text_file(image: Path) -> Path:
         last = max(number for number, part in enumerate(parts[:-1]) if part == "images")
         parts[last] = "labels"
     return Path(*parts)
-
-
-def _lines(text: Path, found: Annotations) -> list[str]:
-    """Lines of a label file; an image without one has no objects, by YOLO's definition."""
-    try:
-        return text.read_text(encoding="utf-8").splitlines() if text.exists() else []
-    except (OSError, ValueError) as error:
-        found.fault(str(text), f"it cannot be read ({error}). Export it again.")
-        return []
 
 
 def _add(found: Annotations, scene: Scene, name: str, words: list[str]) -> None:
