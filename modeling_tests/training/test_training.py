@@ -414,6 +414,19 @@ def test_average_follows_its_equation(tmp_path):
     assert torch.equal(model.weight, torch.full((1, 2), 4.0))
 
 
+def test_the_average_of_the_best_evaluation_is_scored_and_saved(tmp_path):
+    """A rate so high that later weights are worse: the average of the last step must not be kept."""
+    words = ("--max_steps", "6", "--eval_strategy", "steps", "--eval_steps", "2", "--save_steps", "2", "--ema_decay")
+    results = run(tmp_path, *words, "0.5", "--learning_rate", "1.0", "--load_best_model_at_end")
+    found = [entry["eval_mean_iou"] for entry in results["history"] if "eval_mean_iou" in entry]
+    best = json.loads((tmp_path / "checkpoint-6" / "trainer_state.json").read_text())["best_model_checkpoint"]
+    assert not best.endswith("-6") and len(found) == 4
+    assert results["scores"]["mean_iou"] == found[-1] == pytest.approx(max(found), abs=1e-9)
+    average = load_file(Path(best) / "ema.safetensors")
+    for name, value in weights(tmp_path).items():
+        torch.testing.assert_close(value, average[f"module.{name}"], atol=0, rtol=0)
+
+
 def test_class_weights_come_from_the_statistics_file(tmp_path):
     file = tmp_path / "stats.json"
     file.write_text(json.dumps({"class_weights": {"enet": [1.0, 2.0]}}))

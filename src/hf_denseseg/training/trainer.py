@@ -305,10 +305,14 @@ class TaskTrainer(EvaluatingTrainer):
         self._load_renamed_weights(resume_from_checkpoint, self.model if model is None else model)
 
     def _load_best_model(self) -> None:
+        best = Path(str(self.state.best_model_checkpoint))
         if self.args.lora_rank is not None:
-            return load_adapter(self.model, Path(str(self.state.best_model_checkpoint)))
-        super()._load_best_model()
-        self._load_renamed_weights(str(self.state.best_model_checkpoint), self.model)
+            load_adapter(self.model, best)
+        else:
+            super()._load_best_model()
+            self._load_renamed_weights(str(best), self.model)
+        if self.ema is not None:  # the average is what was evaluated, and is saved
+            self.ema.load(best / EMA_FILE)
 
     def _load_renamed_weights(self, checkpoint: str, model: nn.Module) -> None:
         """Load a checkpoint once more, by the names in its file, into a model of transformers.
