@@ -1,6 +1,8 @@
 """`denseseg train`: train from a recipe, evaluate, and leave a folder that explains itself."""
 
 import argparse
+import sys
+from pathlib import Path
 
 DESCRIPTION = """Train from a recipe, evaluate, and write a run folder: checkpoints, model with its card, results.json,
 learning curve, predictions and one HTML page of it all. After an interruption run the same command again: it
@@ -10,6 +12,7 @@ EPILOG = """examples:
   denseseg train scripts/recipes/dsct/dsct_base_sac_cityscapes_80k.yaml --data_root path/to/archives
   denseseg train scripts/recipes/dsct/dsct_tiny_sac_camvid_cpu.yaml --dataset path/to/camvid --output_dir runs/camvid
   denseseg train --task image-classification --model hlg-tiny --dataset path/to/images --crop_size 224 224
+  denseseg train path/to/camvid --output_dir runs/first     derives every key, see runs/first/recipe.yaml
   denseseg train RECIPE.yaml --print_config
   accelerate launch scripts/train.py RECIPE.yaml --bf16
   torchrun --nproc_per_node 2 scripts/train.py RECIPE.yaml --use_cpu
@@ -27,7 +30,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("recipe", nargs="?", help="YAML file (default: the defaults of all keys)")
+    parser.add_argument(
+        "recipe",
+        nargs="?",
+        help="YAML file (default: the defaults of all keys); or a dataset, for which a recipe is derived",
+    )
     parser.add_argument("--print_config", action="store_true", help="print the resulting recipe and exit")
     parser.add_argument(
         "--keys", action="store_true", help="list every key of a recipe with meaning and default, and exit"
@@ -40,9 +47,16 @@ def main(args: argparse.Namespace) -> int:
     if args.keys:
         print_keys()
         return 0
-    from hf_denseseg.training.recipe import load_recipe
+    from hf_denseseg.training.recipe import load_recipe, parse_overrides
 
-    recipe = load_recipe(args.recipe, args.overrides)
+    if args.recipe and is_dataset(args.recipe):
+        from hf_denseseg.training.derived_recipe import derived_recipe
+
+        recipe = derived_recipe(args.recipe, parse_overrides(args.overrides))
+        for key, reason in recipe.comments.items():
+            print(f"{key}: {recipe.given[key]} ({reason})", file=sys.stderr)
+    else:
+        recipe = load_recipe(args.recipe, args.overrides)
     if args.print_config:
         print(recipe.to_yaml(), end="")
         return 0
@@ -50,6 +64,17 @@ def main(args: argparse.Namespace) -> int:
 
     train(recipe)
     return 0
+
+
+def is_dataset(argument: str) -> bool:
+    """Whether the first argument is a dataset, for which a recipe is derived, and not a recipe file."""
+    from hf_denseseg.data.reading.archives import is_archive
+    from hf_denseseg.data.sources.benchmarks.layouts import NAMES
+
+    path = Path(argument).expanduser()
+    if path.is_dir() or (path.is_file() and is_archive(path)):
+        return True
+    return not path.exists() and (argument in NAMES or argument.split(":")[0].split("@")[0] == "synthetic")
 
 
 def print_keys() -> None:

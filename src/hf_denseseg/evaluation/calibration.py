@@ -47,7 +47,7 @@ class Calibration:
         # Bin m of M holds the confidences in ((m - 1) / M, m / M].
         place = ((confidence * BINS).ceil().long() - 1).clamp(0, BINS - 1).numpy()
         right = (ids == given).cpu().numpy()
-        brier = (probabilities.double() ** 2).sum() - 2 * own.exp().sum() + len(own)
+        brier = probabilities.square().sum(dtype=torch.float64) - 2 * own.exp().sum() + len(own)
         bins = [np.bincount(place, weights, BINS) for weights in (None, right, confidence.numpy())]
         self._sums += np.concatenate([*bins, [float(brier), -float(own.sum())]])
 

@@ -4,7 +4,8 @@ import logging
 import math
 import types
 import typing
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +30,34 @@ ARGUMENT_CLASSES: tuple[Any, ...] = (ModelArguments, DataArguments, TaskTraining
 
 @dataclass(frozen=True)
 class Recipe:
-    """A checked recipe: model, data and training; `given` holds the keys that the file or command line sets."""
+    """A checked recipe: model, data and training.
+
+    Args:
+        task: that is trained.
+        model: its keys.
+        data: its keys.
+        training: its keys.
+        given: the keys that the file or the command line sets.
+        comments: key -> comment above it in the file.
+    """
 
     task: Task
     model: ModelArguments
     data: DataArguments
     training: TaskTrainingArguments
     given: dict[str, Any]
+    comments: Mapping[str, str] = field(default_factory=dict)
 
     def to_yaml(self) -> str:
         """The given keys as YAML, which `load_recipe` reads back to an equal recipe."""
-        return yaml.safe_dump(self.given, sort_keys=False)
+        if not self.comments:
+            return yaml.safe_dump(self.given, sort_keys=False)
+        lines = []
+        for key, value in self.given.items():
+            text = yaml.safe_dump(value, sort_keys=False, default_flow_style=True, width=100).removesuffix("...\n")
+            comment = f"# {self.comments[key]}\n" if key in self.comments else ""
+            lines.append(f"{comment}{key}: {text.rstrip()}\n")
+        return "".join(lines)
 
 
 def recipe_fields() -> dict[str, tuple[Any, Any]]:
@@ -63,12 +81,25 @@ def load_recipe(path: str | Path | None, overrides: list[str] | None = None) -> 
         InputError: no such file, not a mapping, a key that does not exist (the nearest one is proposed), a key that
             belongs to another task, or a value of the wrong type.
     """
-    given = {} if path is None else _read_yaml(Path(path))
-    _check(given, f"Recipe {path}")
+    given = {} if path is None else read_yaml(Path(path))
     given = _without_other_model(given, parse_overrides(overrides or []))
-    _check_task(given, f"Recipe {path or 'from the command line'}")
-    refuse_unused_keys(given)
     given.setdefault("output_dir", f"runs/{Path(path).stem}" if path else "runs/default")
+    return make_recipe(given, f"Recipe {path or 'from the command line'}")
+
+
+def make_recipe(given: dict[str, Any], where: str, comments: Mapping[str, str] | None = None) -> Recipe:
+    """Check keys and build the recipe.
+
+    Args:
+        given: key -> value.
+        where: where the keys are from, for messages.
+        comments: see `Recipe`.
+
+    Raises:
+        InputError: see `load_recipe`.
+    """
+    _check_task(given, where)
+    refuse_unused_keys(given)
     fields = recipe_fields()
     try:
         model, data, training = (
@@ -77,11 +108,11 @@ def load_recipe(path: str | Path | None, overrides: list[str] | None = None) -> 
         )
     # What transformers raises on a wrong value, on purpose or not.
     except (ValueError, TypeError, ImportError, OSError, LookupError, AttributeError, ArithmeticError) as error:
-        raise InputError(f"Recipe {path or 'from the command line'}: {error}") from error
+        raise InputError(f"{where}: {error}") from error
     task = get_task(model.task)
     task.check_keys(data)
     check_training_values(given, training, task.name)
-    return Recipe(task, model, data, training, given)
+    return Recipe(task, model, data, training, given, comments or {})
 
 
 def _without_other_model(given: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
@@ -138,7 +169,12 @@ def _as_number(value: Any) -> Any:
         return value
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The keys of a recipe file, which exist and have values of their types.
+
+    Raises:
+        InputError: see `load_recipe`.
+    """
     try:
         if path.stat().st_size > LARGEST_FILE:
             raise InputError(
@@ -163,6 +199,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise InputError(f"Recipe {path} is not readable YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise InputError(f"Recipe {path} has no `key: value` lines.")
+    _check(content, f"Recipe {path}")
     return content
 
 

@@ -2,8 +2,10 @@
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+import yaml
 from PIL import Image
 
 from hf_denseseg.data.reading.pixels import ALPHA_MODES, PixelFormat, Pixels, is_opaque
@@ -76,6 +78,15 @@ class PixelSurvey:
         keys = [f"num_channels: {next(iter(channels))}"] if channels else []
         keys += [f"pixel_range: {ranges}"] if ranges else []
         return f"Stored are {stored}, {counts}{values}. Keys that fit all of them: {', '.join(keys)}."
+
+    def keys(self, declared: PixelFormat) -> dict[str, Any]:
+        """`num_channels` and `pixel_range` as recipes take them, as far as what is stored needs others than declared.
+
+        Empty where the images have different numbers of channels.
+        """
+        if (note := self.note(declared)) is None or "Keys that fit" not in note:
+            return {}
+        return yaml.safe_load("{" + note.rpartition("all of them: ")[2].rstrip(".") + "}")
 
     def _fitting_range(self, declared: PixelFormat) -> str | None:
         """Range of what is stored; None where the declared one fits."""
