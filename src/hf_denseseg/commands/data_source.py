@@ -4,7 +4,6 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from hf_denseseg.data.reading.pixels import PixelFormat
 from hf_denseseg.data.sources.folder_options import FolderOptions
 from hf_denseseg.errors import InputError
 
@@ -34,6 +33,8 @@ def source_of(args: argparse.Namespace, task: "Task") -> dict[str, Any]:
     Raises:
         InputError: an option that has no meaning for the task, or a value that is none.
     """
+    from hf_denseseg.data.reading.pixels import PixelFormat  # waits for torch
+
     # Option -> keyword.
     keywords = {"label_spec": "spec", "data_root": "root", "columns": "columns", "revision": "revision"}
     keywords |= {"num_channels": "pixel_format", "pixel_range": "pixel_format"}
