@@ -123,6 +123,14 @@ FAULTS = {
     "no size": (lambda content: content["images"][0].pop("height"), "image 7: .*`height` or `width` is missing"),
     "no mask": (set_to("annotations", 0, segmentation=[]), "annotation 1: .*no segmentation.*task: object-detection"),
     "half a point": (set_to("annotations", 0, segmentation=[[1, 2, 3, 4, 5, 6, 7]]), "annotation 1: .*odd number"),
+    "no coordinate": (
+        set_to("annotations", 0, segmentation=[[1, 2, 3, float("nan"), 5, 6]]),
+        "annotation 1: .*cannot be drawn .a coordinate that is NaN",
+    ),
+    "short run lengths": (
+        set_to("annotations", 0, segmentation={"size": [40, 60], "counts": "11"}),
+        "annotation 1: .*cannot be drawn .its run lengths add up to 2, not to the 2400 pixels",
+    ),
     "no lists": (lambda content: content.pop("images"), "not an annotation file in COCO's format"),
     "no categories": (lambda content: content.update(categories=[]), "has 0 categories"),
 }

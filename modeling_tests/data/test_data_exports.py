@@ -81,6 +81,7 @@ BAD_COCO = {
     "far away": ({"segmentation": [[1, 1, 1e12, 5, 5, 5]]}, "its coordinates are not pixels of an image"),
     "other size": ({"segmentation": {"size": [3, 3], "counts": [9]}}, "its run lengths are of size [3, 3]"),
     "run lengths": ({"segmentation": {"size": list(SIZE), "counts": [9]}}, "its run lengths add up to 9"),
+    "short text": ({"segmentation": {"size": list(SIZE), "counts": "11"}}, "its run lengths add up to 2, not to the"),
     "unknown encoding": ({"segmentation": {"data": "x"}}, "is neither polygons nor run lengths"),
     "unknown image": ({"image_id": 7}, "annotation 0 belongs to no entry of `images`"),
     "unknown class": ({"category_id": 7}, "annotation 0 (category 7): its class is not one of car, tree"),

@@ -28,6 +28,7 @@ from hf_denseseg.errors import InputError
 
 SCHEME = "rle://"
 _LARGEST = 2**28  # pixels of a label map
+_LONGEST_OUTLINE = 2**22  # pixels; pycocotools keeps five points per pixel of an outline in memory
 _BITMAP_LIMIT = 2**28  # bytes of a PNG within an annotation
 
 Area = tuple[int, dict[str, Any], str]
@@ -92,22 +93,23 @@ def draw_areas(reference: str) -> Drawing:
         if not 0 < height * width <= _LARGEST:
             raise ValueError(f"the size {height}x{width} is out of range")
         areas, drawn = content["areas"], []
-        owners = np.zeros((height, width), np.uint32)  # number of the visible area from 1, 0 outside
+        # Number of the visible area from 1, 0 outside; column by column, as pycocotools draws.
+        owners = np.zeros((height, width), np.uint32, order="F")
         # Masks are not kept: hundreds of objects in a large image would fill the memory.
         for number, area in enumerate(areas):
             what = area[2]
             mask = _draw(area[1], height, width)
-            owners[mask] = number + 1
-            drawn.append(int(mask.sum()))
+            np.copyto(owners, number + 1, where=mask)
+            drawn.append(int(np.count_nonzero(mask)))
         if content.get("smaller_on_top"):
             owners[:] = 0
             for number in sorted(range(len(areas)), key=lambda each: -drawn[each]):  # equal ones in the file's order
-                owners[_draw(areas[number][1], height, width)] = number + 1
+                np.copyto(owners, number + 1, where=_draw(areas[number][1], height, width))
         raw_ids = np.array([content.get("fill", 0), *(area[0] for area in areas)], np.uint16)
     except (ValueError, TypeError, KeyError, IndexError, OverflowError, OSError, zlib.error) as error:
         raise InputError(f"Label map {name} has an invalid encoding in {what} ({error}). Export it again.") from error
-    visible = np.bincount(owners.ravel(), minlength=len(raw_ids))[1:]
-    return Drawing(raw_ids[owners], [area[2] for area in areas], drawn, visible.tolist())
+    visible = np.bincount(owners.ravel("K"), minlength=len(raw_ids))[1:]
+    return Drawing(np.ascontiguousarray(raw_ids[owners]), [area[2] for area in areas], drawn, visible.tolist())
 
 
 def _draw(shape: dict[str, Any], height: int, width: int) -> np.ndarray:
@@ -144,14 +146,61 @@ def _polygons(polygons: list[list[float]], height: int, width: int) -> np.ndarra
     return coco.decode(coco.merge([coco.frPyObjects([each], height, width)[0] for each in polygons])) > 0
 
 
+def checked_polygon(points: Sequence[Any]) -> list[float]:
+    """A polygon as `x, y, x, y, ...`, from such numbers or from pairs.
+
+    Raises:
+        ValueError: fewer than three points, coordinates that are no numbers, or too far away.
+    """
+    values = np.array(points)  # (n, 2) or (2n,)
+    if values.size % 2 or values.size < 6 or values.shape[1:] not in ((), (2,)):
+        raise ValueError(f"a polygon of {values.size // 2} points; at least three (x, y) are needed")
+    if values.dtype.kind not in "iuf" or not np.isfinite(values).all():
+        raise ValueError("a coordinate that is NaN, infinite or no number")
+    values = values.reshape(-1, 2).astype(float)
+    length = np.abs(values - np.roll(values, 1, axis=0)).sum()
+    if max(length, np.abs(values).max()) > _LONGEST_OUTLINE:
+        raise ValueError(f"an outline of {length:.3g} pixels: its coordinates are not pixels of an image")
+    return values.ravel().tolist()
+
+
 def _counts(counts: str | list[int], height: int, width: int) -> np.ndarray:
-    if isinstance(counts, list):
-        if sum(counts) != height * width or min(counts) < 0:
-            raise ValueError(f"its run lengths add up to {sum(counts)}, not to the {height * width} pixels")
-        # Runs go down the columns, beginning with one outside.
-        values = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
-        return values.reshape(width, height).T
-    return _coco().decode({"size": [height, width], "counts": counts}) > 0
+    lengths = checked_counts(counts, height, width)
+    values = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths)  # down the columns, beginning with a run outside
+    return values.reshape(width, height).T
+
+
+def checked_counts(counts: str | list[int], height: int, width: int) -> list[int]:
+    """COCO's run lengths as numbers, from a list or the compressed text.
+
+    pycocotools itself does not look whether they fill the image, and returns what was in the memory before.
+
+    Raises:
+        ValueError: they do not add up to the number of pixels.
+    """
+    lengths = _unpacked_counts(counts) if isinstance(counts, str) else list(counts)
+    if min(lengths, default=-1) < 0 or sum(lengths) != height * width:
+        raise ValueError(f"its run lengths add up to {sum(lengths)}, not to the {height * width} pixels")
+    return lengths
+
+
+def _unpacked_counts(text: str) -> list[int]:
+    """COCO's text: 5 bits per character, a sixth if more follow; from the fourth on, differences to two before."""
+    lengths: list[int] = []
+    value = shift = 0
+    for code in text.encode("ascii"):
+        bits = code - 48
+        if not 0 <= bits < 64 or shift > 60:
+            raise ValueError(f"the character {chr(code)!r} in its run lengths")
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            value -= (1 << shift) if bits & 16 else 0
+            lengths.append(value + (lengths[-2] if len(lengths) > 2 else 0))
+            value = shift = 0
+    if shift:
+        raise ValueError("its run lengths are truncated")
+    return lengths
 
 
 def _bitmap(text: str) -> np.ndarray:
@@ -227,4 +276,13 @@ def decode_brush(values: Sequence[int], height: int, width: int) -> np.ndarray:
     return found.reshape(height, width, 4)[..., 3]
 
 
-__all__ = ["Area", "Drawing", "areas_name", "areas_reference", "decode_areas", "decode_brush", "draw_areas"]
+__all__ = [
+    "Area",
+    "Drawing",
+    "areas_name",
+    "areas_reference",
+    "checked_counts",
+    "decode_areas",
+    "decode_brush",
+    "draw_areas",
+]

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from hf_denseseg.data.labels import LabelSpec, equal_channels
+from hf_denseseg.data.reading.areas import SCHEME, draw_areas
 from hf_denseseg.data.reading.matlab import MATLAB_MARK, read_matlab_ids
 from hf_denseseg.data.reading.pixels import RGB_BYTES, PixelFormat, Pixels, height_width
 from hf_denseseg.data.reading.rasters import HEADER_BYTES, NPY_MARK, raster_size, read_array_ids, read_raster
@@ -91,6 +92,8 @@ def read_raw_label(source: Any, name: str = "") -> np.ndarray:
     Raises:
         InputError: the file cannot be read, or its image mode has neither ids nor colors.
     """
+    if (drawn := _drawn(source)) is not None:
+        return draw_areas(drawn).ids
     if (content := _matlab_bytes(source)) is not None:
         return read_matlab_ids(content, _display_name(source, name))
     if (array := _array_source(source)) is not None:
@@ -109,7 +112,7 @@ def read_raw_label(source: Any, name: str = "") -> np.ndarray:
 
 def palette_of(source: Any) -> np.ndarray | None:
     """Colors `(256, 3)` of a label map that is a palette image, else None; decodes only the image header."""
-    if _matlab_bytes(source) is not None or _array_source(source) is not None:
+    if _drawn(source) is not None or _matlab_bytes(source) is not None or _array_source(source) is not None:
         return None
     source, _ = _located(source, "")
     with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
@@ -210,6 +213,12 @@ def _matlab_bytes(source: Any) -> bytes | None:
     if isinstance(source, (str, Path)) and file_name(str(source)).endswith(".mat"):
         return read_reference(str(source))
     return source if isinstance(source, bytes) and source.startswith(MATLAB_MARK) else None
+
+
+def _drawn(source: Any) -> str | None:
+    """Reference to a label map that is drawn; None if the source is another one."""
+    path = source["path"] if isinstance(source, dict) and source.get("bytes") is None else source
+    return path if isinstance(path, str) and path.startswith(SCHEME) else None
 
 
 def _array_source(source: Any) -> bytes | Path | None:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from hf_denseseg.data.class_names import ClassNames
+from hf_denseseg.data.reading.areas import checked_counts, checked_polygon
 from hf_denseseg.data.reading.images import Fault
 from hf_denseseg.data.reading.references import describe_reference, read_reference
 from hf_denseseg.errors import InputError
@@ -67,7 +68,7 @@ def read_coco(source: str | Path, masks: bool = False) -> CocoTable:
     try:
         content = json.loads(read_reference(str(source)))
         images, annotations, categories = (content[key] for key in ("images", "annotations", "categories"))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path} is not an annotation file in COCO's format ({error!r}). {_FORM}") from error
     if not categories or not images:
         raise InputError(f"{path} has {len(categories)} categories and {len(images)} images. {_FORM}")
@@ -145,6 +146,13 @@ def _problem(annotation: dict[str, Any], images: Mapping[Any, int], categories: 
         return "it has no segmentation. Add polygons or RLE, or train with `task: object-detection`."
     if isinstance(segmentation, list) and any(len(polygon) % 2 or len(polygon) < 6 for polygon in segmentation):
         return "a polygon of its segmentation has fewer than three points or an odd number of coordinates. Fix it."
+    try:
+        if isinstance(segmentation, dict):
+            checked_counts(segmentation["counts"], *segmentation["size"])
+        for polygon in segmentation if isinstance(segmentation, list) else ():
+            checked_polygon(polygon)
+    except (ValueError, KeyError, TypeError) as error:
+        return f"its segmentation cannot be drawn ({error}). Fix or remove it."
     return ""
 
 

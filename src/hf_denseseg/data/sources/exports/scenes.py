@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hf_denseseg.data.labels import LabelSpec, ignore_index_of
-from hf_denseseg.data.reading.areas import areas_reference
+from hf_denseseg.data.reading.areas import areas_reference, checked_polygon
 from hf_denseseg.data.reading.images import Fault
 from hf_denseseg.data.reading.references import MEMBER_LIMIT
 from hf_denseseg.data.sources.folder_options import FolderOptions
@@ -18,7 +18,6 @@ from hf_denseseg.errors import InputError
 
 BACKGROUND = "background"
 _BACKGROUNDS = ("background", "_background_", "__background__")
-_LONGEST_OUTLINE = 2**22  # pixels; pycocotools keeps five points per pixel of an outline in memory
 
 
 class ExportFormat(NamedTuple):
@@ -240,26 +239,12 @@ def polygons(parts: Iterable[Sequence[Any]], holes: Iterable[Sequence[Any]] = ()
     Raises:
         ValueError: fewer than three points, coordinates that are no numbers, or too far away.
     """
-    shape: dict[str, Any] = {"polygons": [_checked(part) for part in parts]}
+    shape: dict[str, Any] = {"polygons": [checked_polygon(part) for part in parts]}
     if not shape["polygons"]:
         raise ValueError("it has no polygon")
-    if cut := [_checked(hole) for hole in holes]:
+    if cut := [checked_polygon(hole) for hole in holes]:
         shape["holes"] = cut
     return shape
-
-
-def _checked(points: Sequence[Any]) -> list[float]:
-    """A polygon as `x, y, x, y, ...`."""
-    flat = list(points) if not points or isinstance(points[0], int | float) else [c for x, y in points for c in (x, y)]
-    if len(flat) % 2 or len(flat) < 6:
-        raise ValueError(f"a polygon of {len(flat) // 2} points; at least three (x, y) are needed")
-    if not all(isinstance(each, int | float) and math.isfinite(each) for each in flat):
-        raise ValueError("a coordinate that is NaN, infinite or no number")
-    pairs = zip(flat, flat[2:] + flat[:2], strict=True)
-    length = sum(abs(first - second) for first, second in pairs)
-    if length > _LONGEST_OUTLINE or max(map(abs, flat)) > _LONGEST_OUTLINE:
-        raise ValueError(f"an outline of {length:.3g} pixels: its coordinates are not pixels of an image")
-    return flat
 
 
 def rectangle(left: float, top: float, right: float, bottom: float) -> dict[str, Any]:
