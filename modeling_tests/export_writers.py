@@ -256,12 +256,12 @@ def label_studio_brushes(folder, scenes):
 
 def label_studio_pngs(folder, scenes):
     """One PNG per annotation and class, and the JSON export, which names the images."""
-    label_studio_json(folder, scenes, lambda thing: ())
+    label_studio_brushes(folder, scenes)
     for task, things in enumerate(scenes.values()):
         for label in CLASSES:
             masks = [mask_of(thing) for thing in things if thing.label == label]
             if masks:
-                file = f"task-{task}-annotation-{7 + task}-by-1-tag-{label}-0.png"
+                file = f"task-{task}-annotation-{7 + task}-by-a-b@c.org-label-{label}-0.png"
                 (folder / file).write_bytes(png(np.any(masks, 0).astype(np.uint8) * 255))
 
 

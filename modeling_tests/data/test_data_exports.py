@@ -209,6 +209,7 @@ def test_a_mask_suffix_can_be_given(tmp_path, capsys):
 NEAREST = {
     "other names": ({"Image/a.png": "", "GroundTruth/a.png": ""}, "rename Image to images and GroundTruth to masks"),
     "yolo without yaml": ({"images/a.png": "", "labels/a.txt": ""}, "nearest to YOLO: add data.yaml"),
+    "label studio without images": ({"task-1-annotation-2-by-3-tag-car-0.png": ""}, "the image of task 1 is unknown"),
     "cvat without images": ({"labelmap.txt": "", "x/a.png": ""}, "nearest to CVAT's"),
     "xml": ({"a.png": "", "a.xml": ""}, "no label maps of the same names"),
     "empty": ({}, "It is empty."),
@@ -393,6 +394,21 @@ def test_rectangles_circles_and_turned_shapes(tmp_path):
     expected = np.zeros(SIZE, np.uint8)
     expected[10:24, 18:28] = 1
     assert np.array_equal(label, expected)
+
+
+def test_pascal_voc_needs_no_label_map(tmp_path):
+    """Palette images in VOC's colors, whose index 255 is the border."""
+    cvat(tmp_path, {"p": []})
+    (tmp_path / "labelmap.txt").unlink()
+    ids = np.zeros(SIZE, np.uint8)
+    ids[:10], ids[10:12] = 15, 255  # person, border
+    image = Image.fromarray(ids)
+    bits = [[sum((k >> (3 * j + c) & 1) << (7 - j) for j in range(8)) for c in range(3)] for k in range(256)]
+    image.putpalette([channel for color in bits for channel in color])
+    image.save(tmp_path / "SegmentationClass/p.png")
+    data = load_segmentation(tmp_path, "train")
+    assert data.spec.num_labels == 21 and data.spec.classes[15] == "person"
+    assert np.array_equal(data.dataset[0]["label"], ids)
 
 
 def test_recorded_brush_strokes_have_the_header_of_the_definition():

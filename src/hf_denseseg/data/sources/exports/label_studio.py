@@ -25,7 +25,7 @@ from hf_denseseg.data.sources.folders import Listing
 from hf_denseseg.errors import InputError
 
 _HEAD = re.compile(r'\[\s*\{.*?"(annotations|completions|data)"\s*:', re.DOTALL)
-_PNG = re.compile(r"task-(?P<task>\d+)-annotation-(?P<annotation>\d+)-by-.*-tag-(?P<label>.+)-(?P<number>\d+)\.png")
+_PNG = re.compile(r"task-\d+-annotation-\d+-by-.*\.png")
 _UPLOADED = re.compile(r"^[0-9a-f]{8}-")  # what Label Studio puts before the name of an uploaded file
 
 
@@ -33,7 +33,7 @@ def find(folder: Path) -> dict[str, tuple[list[Path], list[Path]]] | None:
     """The only split -> JSON files and PNG files."""
     tables = [path for path in sorted(folder.glob("*.json")) if _HEAD.match(head_of(path, 2**16))]
     masks = sorted(path for pattern in ("task-*.png", "*/task-*.png") for path in folder.glob(pattern))
-    masks = [path for path in masks if _match(path)]
+    masks = [path for path in masks if _PNG.fullmatch(path.name)]
     return {"train": (tables, masks)} if tables or masks else None
 
 
@@ -55,7 +55,7 @@ def read(
     results = {key: _results(found, file, name, task) for key, (file, name, task, _) in tasks.items()}
     if masks:
         annotated = {key: image for key, (_, _, _, image) in tasks.items() if results[key] is not None}
-        _add_masks(found, masks, annotated, images)
+        _add_masks(found, masks, annotated, images, _controls(results))
         return found.listing(options)
     found.classes = sorted({label for each in results.values() for one in each or () for label in _labels(one)})
     for key, (file, name, _, image) in tasks.items():
@@ -77,7 +77,7 @@ class _Images:
     def __init__(self, folder: Path) -> None:
         self.by_name: dict[str, list[Path]] = defaultdict(list)
         for path in sorted(folder.rglob("*")):
-            if path.suffix.lower() in image_suffixes() and not _match(path):
+            if path.suffix.lower() in image_suffixes() and not _PNG.fullmatch(path.name):
                 for name in {path.name, _UPLOADED.sub("", path.name)}:
                     self.by_name[name].append(path)
 
@@ -180,13 +180,24 @@ def _turned(value: dict[str, Any], across: float, down: float) -> dict[str, Any]
     return polygons([[(left + u * cosine - v * sine, top + u * sine + v * cosine) for u, v in corners]])
 
 
-def _match(path: Path) -> re.Match[str] | None:
-    return _PNG.fullmatch(path.name)
+def _controls(results: Mapping[str, list[dict[str, Any]] | None]) -> list[str]:
+    """Names of the labeling controls, one of which stands before the class in the name of a PNG file."""
+    return sorted({"tag", *(str(each.get("from_name")) for regions in results.values() for each in regions or ())})
 
 
-def _add_masks(found: Annotations, masks: list[Path], tasks: dict[str, Path], images: _Images) -> None:
+def _add_masks(
+    found: Annotations, masks: list[Path], tasks: dict[str, Path], images: _Images, controls: list[str]
+) -> None:
     """One image per task, from the PNG files of its classes: a class later in the alphabet is on top."""
-    parts = [(match, path) for path in masks if (match := _match(path))]
+    control = "|".join(map(re.escape, controls))
+    pattern = re.compile(
+        rf"task-(?P<task>\d+)-annotation-(?P<annotation>\d+)-by-.*?-({control})-(?P<label>.+)-\d+\.png"
+    )
+    parts = [(match, path) for path in masks if (match := pattern.fullmatch(path.name))]
+    for path in sorted(set(masks) - {path for _, path in parts}):
+        found.fault(
+            str(path), f"its name has no class after -{'- or -'.join(controls)}-. Add Label Studio's JSON export."
+        )
     matches = [(match["task"], match["annotation"], match["label"], path) for match, path in parts]
     matches.sort(key=lambda each: (int(each[0]), int(each[1]), each[2], each[3].name))
     found.classes = sorted({label for _, _, label, _ in matches})
@@ -216,7 +227,7 @@ def _add_masks(found: Annotations, masks: list[Path], tasks: dict[str, Path], im
 
 FORMAT = ExportFormat(
     "Label Studio",
-    "a JSON export, a list of tasks with `data`; or task-<id>-annotation-<id>-by-<user>-tag-<class>-<n>.png",
+    "a JSON export, a list of tasks with `data`; or task-<id>-annotation-<id>-by-<user>-<control>-<class>-<n>.png",
     "none: all is train; the images are found anywhere in the folder by the names in the tasks",
     "polygons, brushes, rectangles, ellipses; holes as brushes only; classes in alphabetical order; the PNG export "
     "names no images, so the JSON export lies beside it or images are called <task>.jpg",

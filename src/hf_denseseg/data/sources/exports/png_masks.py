@@ -1,10 +1,10 @@
-"""Exports that hold label maps as PNG: CVAT's "Segmentation mask 1.1" and Roboflow's "png-mask-semantic"."""
+"""Exports that hold label maps as PNG: CVAT's "Segmentation mask 1.1" (Pascal VOC's) and Roboflow's semantic masks."""
 
 import csv
 from collections.abc import Mapping
 from pathlib import Path
 
-from hf_denseseg.data.labels import Color, LabelSpec
+from hf_denseseg.data.labels import Color, LabelSpec, color_wheel
 from hf_denseseg.data.reading.images import Fault, palette_of
 from hf_denseseg.data.reading.suffixes import image_suffixes
 from hf_denseseg.data.sources.exports.scenes import BACKGROUND, ExportFormat, check_names, read_lines
@@ -13,12 +13,16 @@ from hf_denseseg.data.sources.folders import Listing, Pairs
 from hf_denseseg.errors import InputError
 
 LABEL_MAP, CLASS_TABLE = "labelmap.txt", "_classes.csv"
+_VOC_CLASSES = (
+    *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+)
 _VOID_COLOR = (224, 224, 192)  # Pascal VOC's border
 
 
 def find_cvat(folder: Path) -> dict[str, Path] | None:
     """Split -> list of its images."""
-    if not (folder / LABEL_MAP).is_file() or not (folder / "SegmentationClass").is_dir():
+    if not (folder / "JPEGImages").is_dir() or not (folder / "SegmentationClass").is_dir():
         return None
     return {path.stem: path for path in sorted(folder.glob("ImageSets/Segmentation/*.txt"))} or None
 
@@ -58,7 +62,9 @@ def _with_suffix(place: Path, name: str) -> Path | None:
 
 
 def _label_map(file: Path) -> dict[str, Color]:
-    """Class -> color: lines `label:color_rgb:parts:actions`, # begins a comment."""
+    """Class -> color: lines `label:color_rgb:parts:actions`, # begins a comment; without a file, Pascal VOC's own."""
+    if not file.exists():
+        return dict(zip(_VOC_CLASSES, ((0, 0, 0), *color_wheel(len(_VOC_CLASSES) - 1)), strict=True))
     names, colors = [], []
     for number, line in enumerate(read_lines(file), 1):
         if line.startswith("#"):
@@ -164,8 +170,8 @@ def _class_table(file: Path, name: str) -> LabelSpec:
 
 
 CVAT = ExportFormat(
-    "CVAT Segmentation mask 1.1",
-    f"{LABEL_MAP}, SegmentationClass/, JPEGImages/ and ImageSets/Segmentation/*.txt",
+    "CVAT Segmentation mask 1.1, Pascal VOC",
+    f"SegmentationClass/, JPEGImages/ and ImageSets/Segmentation/*.txt; {LABEL_MAP} unless the classes are VOC's",
     "the lists of images; `default` alone is train",
     "one class per pixel; overlaps and objects of one class are merged by the tool; order of labelmap.txt",
     find_cvat,
