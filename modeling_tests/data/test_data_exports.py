@@ -162,6 +162,22 @@ def test_the_smaller_object_is_on_top_by_a_key(tmp_path):
     assert (smaller == 1).sum() == 49 and (smaller == 2).sum() == 400 - 49
 
 
+def test_splits_are_joined_and_have_the_same_classes(tmp_path):
+    one, other = {"a": [Thing("tree", [box(2, 2, 9, 9)])]}, {"b": [Thing("car", [box(2, 2, 9, 9)])]}
+    for split, scenes in (("train", one), ("valid", other)):
+        labelme(tmp_path / "labelme" / split, scenes)
+        dump(
+            tmp_path / f"coco/annotations/instances_{split}2017.json",
+            coco_json(scenes, lambda thing: [flat(thing.parts[0])]),
+        )
+        for name in scenes:
+            write_image(tmp_path / f"coco/{split}2017/{name}.png", name)
+    for folder, classes, raw in (("labelme", CLASSES[:2], 2), ("coco", CLASSES, 2)):
+        data = load_segmentation(tmp_path / folder, "train+valid")
+        assert data.spec.classes == ("background", *classes)
+        assert [int(row["label"].max()) for row in data.dataset] == [raw, 1]
+
+
 def test_images_without_objects_are_ignored_by_a_key(tmp_path):
     coco_flat(tmp_path, SCENES)
     rows = load_segmentation(tmp_path, "train", options=FolderOptions(empty_images="ignored")).dataset
@@ -175,6 +191,10 @@ def test_crowds_are_ignored_below_objects(tmp_path):
     dump(tmp_path / "annotations.json", content | {"annotations": [*content["annotations"], crowd]})
     label = load_segmentation(tmp_path, "train").dataset[0]["label"]
     assert (label[4:24, 4:24] == 1).all() and (label == 255).sum() == label.size - 400
+    small = crowd | {"segmentation": rle(np.pad(np.ones((4, 4)), ((6, 30), (6, 46))))}
+    dump(tmp_path / "annotations.json", content | {"annotations": [*content["annotations"], small]})
+    options = FolderOptions(overlap="smaller")
+    assert (load_segmentation(tmp_path, "train", options=options).dataset[0]["label"][4:24, 4:24] == 1).all()
 
 
 @pytest.mark.parametrize("orientation", [5, 6, 7, 8])

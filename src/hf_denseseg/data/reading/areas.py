@@ -1,7 +1,7 @@
 """Label maps that are drawn when they are read: areas in painting order, as annotation tools store them.
 
 A map is a reference `rle://NAME?JSON`. The JSON holds `size` (height, width), `areas` (`[raw id, shape, name]`, a
-later one covers an earlier one), and where needed `fill` (raw id outside of all areas) and `smaller_on_top`.
+later one covers an earlier one), and where needed `fill` (raw id outside of all areas) and `smaller_from`.
 A shape is one of
 
 * `{"counts": ...}`: COCO's run lengths, compressed (text) or not (list);
@@ -51,7 +51,7 @@ class Drawing(NamedTuple):
 
 
 def areas_reference(
-    name: str, size: tuple[int, int], areas: Sequence[Area], fill: int = 0, smaller_on_top: bool = False
+    name: str, size: tuple[int, int], areas: Sequence[Area], fill: int = 0, smaller_from: int | None = None
 ) -> str:
     """Reference to a label map that is drawn when it is read.
 
@@ -60,11 +60,11 @@ def areas_reference(
         size: (height, width).
         areas: raw id, shape and name of each area, in painting order.
         fill: raw id outside of all areas.
-        smaller_on_top: paint large areas first, instead of in the order given.
+        smaller_from: number of the area from which on large ones are painted first; None keeps the order given.
     """
     content: dict[str, Any] = {"size": list(size), "areas": [list(area) for area in areas]}
     content |= {"fill": fill} if fill else {}
-    content |= {"smaller_on_top": True} if smaller_on_top else {}
+    content |= {} if smaller_from is None else {"smaller_from": smaller_from}
     return f"{SCHEME}{name.replace('%', '%25').replace('?', '%3F')}?{json.dumps(content, separators=(',', ':'))}"
 
 
@@ -101,9 +101,10 @@ def draw_areas(reference: str) -> Drawing:
             mask = _draw(area[1], height, width)
             np.copyto(owners, number + 1, where=mask)
             drawn.append(int(np.count_nonzero(mask)))
-        if content.get("smaller_on_top"):
+        if (first := content.get("smaller_from")) is not None:
             owners[:] = 0
-            for number in sorted(range(len(areas)), key=lambda each: -drawn[each]):  # equal ones in the file's order
+            by_size = sorted(range(first, len(areas)), key=lambda each: -drawn[each])  # equal ones in the file's order
+            for number in (*range(first), *by_size):
                 np.copyto(owners, number + 1, where=_draw(areas[number][1], height, width))
         raw_ids = np.array([content.get("fill", 0), *(area[0] for area in areas)], np.uint16)
     except (ValueError, TypeError, KeyError, IndexError, OverflowError, OSError, zlib.error) as error:

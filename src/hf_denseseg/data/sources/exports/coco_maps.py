@@ -68,7 +68,7 @@ def read(folder: Path, file: Path, files: Mapping[str, Path], options: FolderOpt
             label = names.get(entry.get("category_id"), f"category {entry.get('category_id')}")
             crowd = bool(entry.get("iscrowd"))
             found.add(scene, name, label, lambda entry=entry, scene=scene: _shape(entry, scene), ignored=crowd)  # type: ignore[misc]
-    return found.listing(options)
+    return found.listing(options, folder.name)
 
 
 def _is_above_all(categories: list[dict[str, Any]], over: tuple[Any, str]) -> bool:

@@ -53,6 +53,7 @@ def recognize_export(folder: Path) -> Export | None:
 
     An only split has the name `train`, whatever the tool calls it, unless it is one to evaluate.
     """
+    folder = folder.absolute()
     for each in FORMATS if folder.is_dir() else ():
         if splits := each.find(folder):
             (name, files), *others = splits.items()

@@ -56,12 +56,12 @@ def read(
     if masks:
         annotated = {key: image for key, (_, _, _, image) in tasks.items() if results[key] is not None}
         _add_masks(found, masks, annotated, images, _controls(results))
-        return found.listing(options)
+        return found.listing(options, folder.name)
     found.classes = sorted({label for each in results.values() for one in each or () for label in _labels(one)})
     for key, (file, name, _, image) in tasks.items():
         if (regions := results[key]) is not None:
             _add_regions(found, regions, f"{file}, {name}", image)
-    return found.listing(options)
+    return found.listing(options, folder.name)
 
 
 def _tasks(file: Path) -> list[dict[str, Any]]:

@@ -70,7 +70,7 @@ def read(folder: Path, place: Path, places: Mapping[str, Path], options: FolderO
     for image in sorted(path for path in place.iterdir() if path.suffix.lower() in image_suffixes()):
         if image not in used and not image.with_suffix(".json").exists():
             found.notes.append(f"{image} is left out: it has no annotation file {image.stem}.json.")
-    return found.listing(options)
+    return found.listing(options, folder.name)
 
 
 def _contents(place: Path, found: Annotations | None) -> Iterator[tuple[Path, dict[str, Any]]]:

@@ -126,21 +126,25 @@ class Annotations:
             reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             self.fault(scene.file, f"{name} ({label}): {reason}. Fix or remove the object.")
 
-    def listing(self, options: FolderOptions) -> Listing:
+    def listing(self, options: FolderOptions, name: str) -> Listing:
         """The label maps of the images, as references that are drawn when they are read.
 
         The background has the raw id 0, the other classes follow in their order.
 
+        Args:
+            options: keys of the dataset.
+            name: of the dataset, the same for all of its splits.
+
         Raises:
             InputError: there are no images, or a class is named twice.
         """
-        background = next((name for name in self.classes if name.lower() in _BACKGROUNDS), BACKGROUND)
-        names = [background, *(name for name in self.classes if name != background)]
-        check_names(names, self.place)
+        background = next((each for each in self.classes if each.lower() in _BACKGROUNDS), BACKGROUND)
+        check_names(self.classes, self.place)
+        names = [background, *(each for each in self.classes if each != background)]
         if not self.scenes and not self.faults:
             raise InputError(f"{self.place} has no images. Export them with the annotations.")
-        spec = LabelSpec(_spec_name(self.place), tuple(names))
-        ids, ignored = {name: raw for raw, name in enumerate(names)}, ignore_index_of(len(names))
+        spec = LabelSpec(name, tuple(names))
+        ids, ignored = {each: raw for raw, each in enumerate(names)}, ignore_index_of(len(names))
         by_image: dict[Path, set[str]] = {}
         for scene in self.scenes:
             by_image.setdefault(scene.image, set()).add(scene.key)
@@ -155,19 +159,17 @@ class Annotations:
             if not scene.image.is_file():
                 self.fault(scene.file, f"the image {scene.image} is missing. Add it, or remove its entry.")
                 continue
-            # Ignored areas first: an object within a crowd stays an object.
+            # Ignored areas lie below: an object within a crowd stays an object.
             ordered = sorted(scene.objects, key=lambda each: not each.ignored)
+            below = sum(each.ignored for each in ordered)
             areas = [(ignored if each.ignored else ids[each.label], each.shape, each.name) for each in ordered]
             fill = ignored if options.empty_images == "ignored" and not areas else 0
             map_name = f"of {scene.image.name} in {scene.file}"
             images[scene.key] = str(scene.image)
-            labels[scene.key] = areas_reference(map_name, scene.size, areas, fill, options.overlap == "smaller")
+            smaller = below if options.overlap == "smaller" else None
+            labels[scene.key] = areas_reference(map_name, scene.size, areas, fill, smaller)
         pairs = Pairs(images, labels, str(self.place), str(self.place))
         return Listing(pairs, spec, self.notes, True, self.faults)
-
-
-def _spec_name(place: Path) -> str:
-    return place.stem if place.suffix == ".json" else place.name
 
 
 def check_names(names: Sequence[str], place: Path) -> None:

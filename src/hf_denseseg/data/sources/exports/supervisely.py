@@ -63,7 +63,7 @@ def read(folder: Path, place: Path, places: Mapping[str, Path], options: FolderO
     for image in sorted((place / "img").glob("*")):
         if image.is_file() and image not in annotated:
             found.notes.append(f"{image} is left out: it has no annotation file {image.name}.json.")
-    return found.listing(options)
+    return found.listing(options, folder.name)
 
 
 def _shape(entry: dict[str, Any], kind: str) -> dict[str, Any]:

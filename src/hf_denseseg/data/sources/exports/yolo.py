@@ -69,7 +69,7 @@ def read(folder: Path, source: Any, splits: Mapping[str, Any], options: FolderOp
     for text in sorted({each for path in known for each in path.parent.glob("*.txt")} - known):
         if text.name not in ("classes.txt", "train.txt", "val.txt", "test.txt"):
             found.fault(str(text), "it belongs to no image. Add the image, or remove the file.")
-    return found.listing(options)
+    return found.listing(options, folder.name)
 
 
 def _images(folder: Path, file: Path, content: dict[str, Any], split: str) -> list[tuple[Path, Path]]:
