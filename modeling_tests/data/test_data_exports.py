@@ -1,7 +1,9 @@
 """Exports of annotation tools: one scene gives the same label maps in every format, and nothing is lost unsaid."""
 
+import contextlib
 import json
 import os
+import random
 import re
 
 import numpy as np
@@ -36,6 +38,7 @@ from export_writers import (
 from hf_denseseg import files
 from hf_denseseg.cli import main
 from hf_denseseg.data import conversion
+from hf_denseseg.data.checks.segmentation import scan_segmentation_source
 from hf_denseseg.data.reading.areas import decode_brush
 from hf_denseseg.data.segmentation import load_segmentation
 from hf_denseseg.data.sources.folder_options import FolderOptions
@@ -464,3 +467,39 @@ def test_an_export_is_trained_and_evaluated_by_its_folder(tmp_path, name):
     assert labels["classes"] == ["background", *CLASSES]
     model = str(tmp_path / "run/model")
     assert main(["evaluate", model, *words, "--overlap", "smaller", "--output_dir", str(tmp_path / "scores")]) == 0
+
+
+def with_another_value(content, generator):
+    """JSON content with one node replaced by what it should not be."""
+    holder, nodes = [content], []
+
+    def walk(parent, key):
+        nodes.append((parent, key))
+        value = parent[key]
+        for inner in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
+            walk(value, inner)
+
+    walk(holder, 0)
+    parent, key = generator.choice(nodes)
+    parent[key] = generator.choice([None, -1, 0, 1e308, float("nan"), "x", [], {}, [1], "", True, [[1, 2]], 10**30])
+    return holder[0]
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_any_damage_is_a_fault_and_no_crash(tmp_path, name):
+    """Files with a node of another kind, other bytes, or half of them."""
+    generator = random.Random(name)
+    WRITERS[name][0](tmp_path, SCENES)
+    files = sorted(path for path in tmp_path.rglob("*") if path.suffix in (".json", ".txt", ".csv", ".yaml"))
+    for _ in range(12):
+        path = generator.choice(files)
+        before = path.read_bytes()
+        if path.suffix == ".json" and generator.random() < 0.8:
+            dump(path, with_another_value(json.loads(before), generator))
+        elif before:
+            content = bytearray(before)
+            content[generator.randrange(len(content))] = generator.randrange(256)
+            path.write_bytes(content[: generator.choice([len(content), len(content) // 2])])
+        with contextlib.suppress(InputError):
+            scan_segmentation_source(str(tmp_path), "train")
+        path.write_bytes(before)

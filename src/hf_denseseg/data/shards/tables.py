@@ -102,7 +102,7 @@ def open_table(
     try:
         if saved := saved_splits(Path(name)):
             found = resolve_split(split, sorted(saved), name)
-            table = datasets.load_from_disk(str(saved[found]))
+            table = _load_saved(saved[found])
             table = table.to_iterable_dataset() if streaming else table
         elif Path(name).is_dir():
             # Not `load_dataset(folder)`: it takes a word such as "test" anywhere in the path as the split.
@@ -141,6 +141,16 @@ def open_table(
             "revision and access permissions."
         ) from error
     return _with_known_columns(table, name, dict(columns or {}), images)
+
+
+def _load_saved(folder: Path) -> Any:
+    """What `Dataset.save_to_disk` wrote."""
+    try:
+        return import_datasets().load_from_disk(str(folder))
+    except (TypeError, KeyError, AttributeError, ValueError, OSError) as error:  # whatever its JSON files lead to
+        raise InputError(
+            f"{folder} is damaged, or was not written by save_to_disk ({error!r}). Save it again."
+        ) from error
 
 
 def check_encoding(table: Any, spec: LabelSpec, name: str) -> None:

@@ -89,9 +89,9 @@ def _scene(entry: dict[str, Any], places: list[Path], found: Annotations) -> Sce
     try:
         path = Path(str(entry["file_name"]))
         size = int(entry["height"]), int(entry["width"])
-        if min(size) < 1:
-            raise ValueError(f"the size {size[0]}x{size[1]}")
-    except (KeyError, TypeError, ValueError) as error:
+        if min(size) < 1 or not path.name:
+            raise ValueError(f"{path.name!r} of size {size[0]}x{size[1]}")
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         found.fault(str(found.place), f"image {entry['id']} has no `file_name`, `height` or `width` ({error!r}).")
         return None
     # Some tools write where an image was on their server: then its name is looked up.

@@ -121,6 +121,9 @@ def _results(found: Annotations, file: Path, name: str, task: dict[str, Any]) ->
     for other in kept[1:]:
         found.notes.append(f"{file}: {name}: annotation {other.get('id')} is left out: the first one is used.")
     results = kept[0].get("result") or []
+    if not isinstance(results, list):
+        found.fault(str(file), f"{name}: `result` of annotation {kept[0].get('id')} is no list. Export it again.")
+        return None
     return [each for each in results if isinstance(each, dict) and isinstance(each.get("value"), dict)]
 
 
@@ -128,7 +131,7 @@ def _labels(region: dict[str, Any]) -> list[str]:
     """Classes of a region; choices and texts about a whole image have none."""
     value = region["value"]
     keys = [key for key in value if key.endswith("labels")] if "original_width" in region else []
-    return [str(label) for key in keys for label in value[key]]
+    return [str(label) for key in keys if isinstance(value[key], list) for label in value[key]]
 
 
 def _add_regions(found: Annotations, regions: list[dict[str, Any]], file: str, image: Path) -> None:

@@ -99,7 +99,7 @@ def _scene(file: Path, content: dict[str, Any], found: Annotations) -> Scene | N
     try:
         size = int(content["imageHeight"]), int(content["imageWidth"])
         image = file.parent / str(content["imagePath"]).replace("\\", "/")
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         found.fault(str(file), f"`imagePath`, `imageHeight` or `imageWidth` is missing or no number ({error!r}).")
         return None
     if not image.is_file():  # the JSON files were moved

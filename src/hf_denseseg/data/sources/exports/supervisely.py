@@ -43,7 +43,7 @@ def read(folder: Path, place: Path, places: Mapping[str, Path], options: FolderO
         except InputError as error:
             found.fault(str(file), str(error).removeprefix(f"{file} "))
             continue
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             found.fault(str(file), f"it has no `size` or `objects` ({error!r}). Export it again.")
             continue
         name = Path(file.stem)  # of the image, with its suffix
