@@ -26,9 +26,14 @@ from hf_denseseg.evaluation.calibration import (
     sampled_places,
     slopes,
 )
-from hf_denseseg.inference import SlidingWindowSegmentationPipeline
+from hf_denseseg.inference import SlidingWindowSegmentationPipeline, segmentation
 from hf_denseseg.inference.preprocessing import Preprocessing
-from hf_denseseg.inference.segmentation import class_probabilities, segment, segment_with_confidence
+from hf_denseseg.inference.segmentation import (
+    class_probabilities,
+    log_probability_strips,
+    segment,
+    segment_with_confidence,
+)
 from hf_denseseg.inference.settings import InferenceSettings
 from hf_denseseg.models.auto.pretrained import load_image_processor, load_trained_model
 from hf_denseseg.models.auto.registration import create_image_processor, create_model
@@ -162,6 +167,35 @@ def test_a_temperature_changes_probabilities_by_their_power_and_no_class(model, 
     torch.testing.assert_close(confidence.double(), q.gather(0, ids[None])[0], atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7])
+def test_one_logit_is_compared_with_labels_as_it_is_segmented(threshold):
+    torch.manual_seed(0)
+    model = create_model("dsct-tiny-sac", num_labels=1, **REDUCED).eval()
+    image = torch.randint(0, 256, (3, 40, 56), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    settings = InferenceSettings(threshold=threshold, temperature=3.0)
+    ((top, ids, scores),) = log_probability_strips(model, image, settings, PREPROCESSING, (40, 56), 2)
+    assert top == 0 and torch.equal(ids, segment(model, image, settings, PREPROCESSING))
+    torch.testing.assert_close((scores[1].exp() > threshold).long(), ids)
+    assert torch.equal(segment_with_confidence(model, image, settings, PREPROCESSING)[0], ids)
+
+
+def test_a_large_map_is_compared_in_strips(model, monkeypatch):
+    image = torch.randint(0, 256, (3, 70, 56), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    whole = list(log_probability_strips(model, image, InferenceSettings(), PREPROCESSING, (140, 90), 11))
+    monkeypatch.setattr(segmentation, "LARGEST_MAP", 1000)
+    strips = list(log_probability_strips(model, image, InferenceSettings(), PREPROCESSING, (140, 90), 11))
+    assert [top for top, *_ in whole] == [0] and [top for top, *_ in strips] == [0, 64, 128]
+    torch.testing.assert_close(torch.cat([scores for *_, scores in strips], 1), whole[0][2], atol=1e-5, rtol=1e-5)
+
+
+def test_training_measures_the_probabilities_on_request(tmp_path):
+    words = ["train", "--config_overrides", json.dumps(REDUCED), "--dataset", "synthetic@48x64", "--use_cpu"]
+    words += ["--max_train_samples", "4", "--max_eval_samples", "2", "--crop_size", "32", "48", "--max_steps", "1"]
+    assert main([*words, "--calibration", "--output_dir", str(tmp_path)]) == 0
+    scores = json.loads((tmp_path / "results.json").read_text())["scores"]
+    assert 0 <= scores["calibration_error"] <= 1 and len(scores["reliability"]) == 15
+
+
 @pytest.mark.parametrize("value", [0, -1.0, "warm", True, float("nan")])
 def test_temperatures_that_are_none_are_refused(value):
     with pytest.raises(InputError, match="temperature"):
@@ -171,18 +205,20 @@ def test_temperatures_that_are_none_are_refused(value):
 DATA = ["--dataset", "synthetic:30@48x64", "--use_cpu"]
 
 
-def test_counts_are_the_same_with_calibration_and_the_journal_knows_the_difference(tmp_path):
+@pytest.mark.parametrize("order", [None, [1, 0]])
+def test_counts_are_the_same_with_calibration_and_the_journal_knows_the_difference(tmp_path, order):
     label = torch.zeros(12, 16, dtype=torch.uint8)
     label[0, :5], label[3:7] = 255, 1
     pairs = [(torch.zeros(3, 12, 16, dtype=torch.uint8), label)] * 3
-    first = evaluator(tmp_path, left_half, pairs, 2)
+    first, second = (evaluator(tmp_path, left_half, pairs, 2) for _ in range(2))
+    first.class_order = second.class_order = None if order is None else torch.tensor(order)
     with pytest.raises(KeyboardInterrupt), first.resumable_evaluation():
         raise KeyboardInterrupt
-    second = evaluator(tmp_path, left_half, pairs, 2, temperature=1.0)
     second.fit_temperature()
     with second.resumable_evaluation():
         assert {key: second.scores[key] for key in first.scores} == first.scores
-        assert second.scores["calibration_error"] is not None
+        # Every pixel is predicted with certainty, in whichever order its classes are.
+        assert second.scores["calibration_error"] == pytest.approx(1 - first.scores["pixel_accuracy"], abs=1e-6)
 
 
 def test_one_process_and_two_fit_and_score_alike(checkpoint, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """`pipeline("image-segmentation")` with sliding windows."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -52,8 +53,11 @@ class SlidingWindowSegmentationPipeline(ImageSegmentationPipeline):
     def _temperature(self) -> float:
         """That of the test protocol saved with the checkpoint."""
         if self._loaded_temperature is None:
-            checkpoint = self.model.config.name_or_path
-            self._loaded_temperature = InferenceSettings.load(checkpoint).temperature if checkpoint else 1.0
+            config, self._loaded_temperature = self.model.config, 1.0
+            checkpoint = str(config.name_or_path)
+            # A model that was made in memory, or whose folder has moved, has no saved protocol.
+            if (checkpoint and Path(checkpoint).is_dir()) or getattr(config, "_commit_hash", None):
+                self._loaded_temperature = InferenceSettings.load(checkpoint).temperature
         return self._loaded_temperature
 
     def postprocess(  # type: ignore[override]
