@@ -63,8 +63,8 @@ def readme_rows(result: dict) -> list[tuple[str, str, str]]:
     ours, peer = (result["figures"][kind] for kind in ("derived", "by_hand"))
     return [
         (
-            f"`denseseg train FOLDER` on CamVid, {ours['cpu_seconds']:.0f} CPU seconds, {ours['steps']} steps, one run",
+            f"`denseseg train FOLDER` on CamVid, {ours['cpu_seconds']:.0f} CPU s, {ours['steps']} steps, one run",
             f"{100 * ours['mean_iou']:.1f} % mIoU; peer {100 * peer['mean_iou']:.1f} %",
-            f"the recipe made by hand, {peer['cpu_seconds']:.0f} CPU seconds, {peer['steps']} steps",
+            f"the recipe made by hand, {peer['cpu_seconds']:.0f} CPU s, {peer['steps']} steps",
         )
     ]
