@@ -129,6 +129,32 @@ def test_given_keys_win_and_the_others_follow_from_them():
     assert "random weights" in found["model"].reason and "nothing is downloaded" in found["model"].reason
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"eval_strategy": "no"},
+        {"eval_strategy": "epoch"},
+        {"save_steps": 30},
+        {"eval_steps": 7},
+        {"loss": "dice"},
+        {"loss": "ce+lovasz"},
+        {"model": "segformer-b0"},
+        {"model": "hlg-pup-small"},
+        {"per_device_train_batch_size": 1},
+        {"eval_fraction": 0.4},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("classes", [2, 11])
+def test_no_given_key_contradicts_a_derived_one(given, classes):
+    statistics = CAMVID if classes == 11 else CAMVID._replace(fractions=(0.95, 0.05))
+    found = keys_of(statistics, **given)
+    recipe = make_recipe({**found, "dataset": "synthetic"}, "test")
+    assert recipe.given == {**found, "dataset": "synthetic"} and given.items() <= found.items()
+    if "loss" in given and classes == 2:
+        assert ("class_weights" in found) == given["loss"].startswith("ce")
+
+
 def test_sizes_and_machine():
     assert median_size({(10, 50): 3, (30, 20): 1, (40, 60): 1}) == (10, 50)
     assert this_machine(True).gpu_bytes == 0 and this_machine(True).cores >= 1 and this_machine(True).ram_bytes > GIB

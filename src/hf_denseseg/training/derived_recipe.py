@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from hf_denseseg.data.checks.segmentation import scan_segmentation_source
-from hf_denseseg.data.reading.pixels import RGB_BYTES
+from hf_denseseg.data.reading.pixels import PixelFormat
 from hf_denseseg.data.segmentation import load_segmentation
 from hf_denseseg.data.splits import held_back
 from hf_denseseg.errors import InputError
@@ -189,20 +189,22 @@ def _choose_schedule(choose: Any, statistics: Statistics, machine: Machine, give
     steps = choose(
         "max_steps", int(steps), f"{epochs} passes over {images:,} images, within {least} to {most} on {where}"
     )
-    trained = given.get("encoder_weights") is not None or "model" in given
+    # A published name of a model starts from random weights; a folder or a hub id is a checkpoint.
+    trained = given.get("encoder_weights") is not None or "/" in given.get("model", "")
     rate = 1.0e-4 if trained else 5.0e-4 if gpu else 3.0e-3
     choose("learning_rate", rate * min(batch / 8, 1), "a trained start" if trained else f"random weights on {where}")
     choose("warmup_steps", max(steps // 20, 1), "the first twentieth of the steps")
     choose("weight_decay", 0.05, "as the recipes of the papers from random weights")
     decay = round(min(max(1 - 14 / steps, 0.9), 0.999), 4)
     choose("ema_decay", decay, "the average of the last steps, a 14th of all, is evaluated and saved")
-    _choose_weights(choose, statistics)
-    interval = max(steps // 5, 1)
-    interval = choose("eval_steps", interval, "five evaluations")
-    choose("save_steps", interval, "as often, so that the best one can be kept")
-    choose("early_stopping_patience", 2, "stops when two evaluations in a row are no better")
-    choose("load_best_model_at_end", True, "the best evaluation is kept")
-    choose("save_total_limit", 1, "besides the best one")
+    _choose_weights(choose, statistics, given)
+    by_steps = all(given.get(key, "steps") == "steps" for key in ("eval_strategy", "save_strategy"))
+    if by_steps and "save_steps" not in given:  # else the best one may not be saved
+        interval = choose("eval_steps", max(steps // 5, 1), "five evaluations")
+        choose("save_steps", interval, "as often, so that the best one can be kept")
+        choose("early_stopping_patience", 2, "stops when two evaluations in a row are no better")
+        choose("load_best_model_at_end", True, "the best evaluation is kept")
+    choose("save_total_limit", 1, "the newest checkpoint, besides the best one")
     workers = min(max(machine.cores - 1, 0), 8 if gpu else 1, int(machine.ram_bytes / GIB))
     choose("dataloader_num_workers", workers, f"{machine.cores} cores")
     if gpu:
@@ -211,9 +213,10 @@ def _choose_schedule(choose: Any, statistics: Statistics, machine: Machine, give
         choose("bf16", True, "the GPU has it")
 
 
-def _choose_weights(choose: Any, statistics: Statistics) -> None:
+def _choose_weights(choose: Any, statistics: Statistics, given: Mapping[str, Any]) -> None:
     present = [fraction for fraction in statistics.fractions if fraction > 0]
-    if not present or max(present) < 4 * min(present):
+    regions = given.get("loss") in ("dice", "lovasz")  # which weigh all classes alike
+    if not present or regions or max(present) < 4 * min(present):
         choose("class_weights", None, "")
         return
     weights = [fraction**-0.5 if fraction else 0.0 for fraction in statistics.fractions]
@@ -252,10 +255,13 @@ def statistics_of(dataset: str, given: Mapping[str, Any]) -> Statistics:
     Raises:
         InputError: the data cannot be loaded, or no label map can be used.
     """
-    source: dict[str, Any] = {"spec": given.get("label_spec"), "root": given.get("data_root")}
+    options = ("spec", "root", "columns", "revision")
+    names_of_keys = ("label_spec", "data_root", "dataset_columns", "dataset_revision")
+    source: dict[str, Any] = {option: given.get(key) for option, key in zip(options, names_of_keys, strict=True)}
+    source["pixel_format"] = PixelFormat(given.get("num_channels", 3), given.get("pixel_range", "uint8"))
     split = given.get("train_split", "train")
     scan = scan_segmentation_source(dataset, split, limit=READ_IMAGES, progress=True, **source)
-    keys = scan.survey.keys(RGB_BYTES)
+    keys = scan.survey.keys(source["pixel_format"])
     if not scan.pixels.any():
         fault = f" The first fault: {scan.faults[0]}" if scan.faults else ""
         raise InputError(f"{dataset}: no label map of {split!r} has a class. `denseseg data check` lists why.{fault}")
