@@ -27,6 +27,7 @@ from hf_denseseg.training.checkpoints import fault_of, last_complete_checkpoint,
 from hf_denseseg.training.ema import ExponentialMovingAverage
 from hf_denseseg.training.optimization import load_class_weights, parameter_groups
 from hf_denseseg.training.recipe import load_recipe
+from hf_denseseg.training.tasks.segmentation_trainer import SegmentationTrainer
 from reference import REPOSITORY
 from test_published_dsct import REDUCED as TINY
 
@@ -414,17 +415,20 @@ def test_average_follows_its_equation(tmp_path):
     assert torch.equal(model.weight, torch.full((1, 2), 4.0))
 
 
-def test_the_average_of_the_best_evaluation_is_scored_and_saved(tmp_path):
-    """A rate so high that later weights are worse: the average of the last step must not be kept."""
+def test_the_average_of_the_best_evaluation_is_scored_and_saved(tmp_path, monkeypatch):
+    """Scores that fall from step to step: the average of the last step must not be kept."""
+    compute = SegmentationTrainer.compute_scores
+    falling = iter((0.9, 0.6, 0.3, 0.8))  # after 2, 4 and 6 steps, and of what is saved
+    monkeypatch.setattr(
+        SegmentationTrainer, "compute_scores", lambda self: compute(self) | {"mean_iou": next(falling)}
+    )
     words = ("--max_steps", "6", "--eval_strategy", "steps", "--eval_steps", "2", "--save_steps", "2", "--ema_decay")
-    results = run(tmp_path, *words, "0.5", "--learning_rate", "1.0", "--load_best_model_at_end")
-    found = [entry["eval_mean_iou"] for entry in results["history"] if "eval_mean_iou" in entry]
-    best = json.loads((tmp_path / "checkpoint-6" / "trainer_state.json").read_text())["best_model_checkpoint"]
-    assert not best.endswith("-6") and len(found) == 4
-    assert results["scores"]["mean_iou"] == found[-1] == pytest.approx(max(found), abs=1e-9)
-    average = load_file(Path(best) / "ema.safetensors")
+    results = run(tmp_path, *words, "0.5", "--load_best_model_at_end")
+    assert results["scores"]["mean_iou"] == 0.8
+    best, last = (load_file(tmp_path / f"checkpoint-{step}" / "ema.safetensors") for step in (2, 6))
     for name, value in weights(tmp_path).items():
-        torch.testing.assert_close(value, average[f"module.{name}"], atol=0, rtol=0)
+        torch.testing.assert_close(value, best[f"module.{name}"], atol=0, rtol=0)
+    assert any(not torch.equal(best[name], last[name]) for name in best)
 
 
 def test_class_weights_come_from_the_statistics_file(tmp_path):
