@@ -146,8 +146,11 @@ def open_table(
 def _load_saved(folder: Path) -> Any:
     """What `Dataset.save_to_disk` wrote."""
     try:
-        return import_datasets().load_from_disk(str(folder))
-    except (TypeError, KeyError, AttributeError, ValueError, OSError) as error:  # whatever its JSON files lead to
+        table = import_datasets().load_from_disk(str(folder)).with_format(None)  # it may be saved
+        if set(table.features) != set(table.data.column_names):
+            raise ValueError("dataset_info.json names other columns")
+        return table
+    except (TypeError, LookupError, AttributeError, ValueError, OSError) as error:  # whatever its JSON files lead to
         raise InputError(
             f"{folder} is damaged, or was not written by save_to_disk ({error!r}). Save it again."
         ) from error
