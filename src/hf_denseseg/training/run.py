@@ -48,6 +48,7 @@ from hf_denseseg.visualization.learning_curve import save_learning_curve
 logger = logging.getLogger(__name__)
 
 CHECKED_SAMPLES = 64
+LOCAL_FILES = ("data_root", "encoder_weights", "label_spec")  # keys whose paths are no one else's business
 
 
 def train(recipe: Recipe) -> dict[str, Any]:
@@ -325,7 +326,11 @@ def _results(recipe: Recipe, trainer: TaskTrainer, eval_data: Any) -> dict[str, 
         "protocol": trainer.protocol,
         "scores": trainer.scores,
         "steps": trainer.state.global_step,
-        "recipe": {key: value for key, value in recipe.given.items() if key not in ("output_dir", "dataset")},
+        "recipe": {
+            key: Path(str(value)).name if key in LOCAL_FILES and Path(str(value)).exists() else value
+            for key, value in recipe.given.items()
+            if key not in ("output_dir", "dataset")
+        },
         "versions": {
             "hf_denseseg": __version__,
             "torch": torch.__version__,
