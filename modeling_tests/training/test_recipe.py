@@ -1,8 +1,11 @@
 """Reading of recipes: every wrong key, type and value is one clear sentence."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from hf_denseseg.errors import InputError
+from hf_denseseg.training import run as training_run
 from hf_denseseg.training.recipe import load_recipe, parse_overrides
 
 
@@ -117,3 +120,15 @@ def test_task_of_the_command_line_decides_which_keys_mean_something(recipe_file)
 def test_polynomial_keeps_its_defaults_and_other_schedules_have_none(recipe_file):
     assert load_recipe(recipe_file("max_steps: 5\n")).training.lr_scheduler_kwargs == {"power": 0.9, "lr_end": 0.0}
     assert not load_recipe(recipe_file("lr_scheduler_type: cosine\n")).training.lr_scheduler_kwargs
+
+
+def test_results_name_files_without_the_folders_of_this_machine(recipe_file, tmp_path):
+    spec = tmp_path / "spec.yaml"
+    spec.write_text("classes: [a, b]\n")
+    recipe = load_recipe(recipe_file(f"label_spec: {spec}\nencoder_weights: timm:resnet50\n"))
+    config = SimpleNamespace(model_type="x", num_labels=2)
+    model = SimpleNamespace(config=config, named_parameters=list)
+    trainer = SimpleNamespace(model=model, protocol={}, scores={}, state=SimpleNamespace(global_step=1))
+    data = SimpleNamespace(spec=SimpleNamespace(name="x"), dataset=[])
+    written = training_run._results(recipe, trainer, data)["recipe"]
+    assert written == {"label_spec": "spec.yaml", "encoder_weights": "timm:resnet50"}
