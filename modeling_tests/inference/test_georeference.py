@@ -79,6 +79,16 @@ def test_the_mask_lies_where_its_image_lies_and_holds_the_same_ids(checkpoint, m
     assert first.shape == second.shape == (150, 220, 3) and np.abs(first - second).mean() < 3  # JPEG
 
 
+def test_blocks_of_columns_are_not_resized_into_a_box_that_the_raster_fills(checkpoint, maps, tmp_path, monkeypatch):
+    monkeypatch.setattr(large_images, "BLOCK_COLUMNS", 100)
+    found = []
+    for name, box in (("without", []), ("within", ["--test_base_size", "150", "220"])):
+        record = predict(checkpoint, maps / "placed.tif", tmp_path / name, "--tile_above_pixels", "10000", *box)
+        with rasterio.open(tmp_path / name / record["mask"]) as mask:
+            found.append(mask.read(1))
+    np.testing.assert_array_equal(*found)
+
+
 def test_overlays_of_windowed_rasters_are_reduced(checkpoint, maps, tmp_path, monkeypatch):
     monkeypatch.setattr("hf_denseseg.inference.predict.segmentation.REDUCED_SIDE", 110)
     record = predict(checkpoint, maps / "placed.tif", tmp_path, "--tile_above_pixels", "10000")

@@ -115,7 +115,7 @@ def test_memory_does_not_grow_with_the_height():
 
 def test_an_image_too_large_to_be_run_on_at_once_is_refused_with_the_fix(monkeypatch):
     monkeypatch.setattr(large_images, "LARGEST_VIEW", 100)
-    with pytest.raises(InputError, match="--crop_size 512 512"):
+    with pytest.raises(InputError, match="--test_crop_size 512 512"):
         in_strips(ToyModel(), random_image(11, 10), InferenceSettings())
     in_strips(ToyModel(), random_image(10, 10), InferenceSettings())
     in_strips(ToyModel(), random_image(11, 10), InferenceSettings("slide", (8, 8)))

@@ -102,8 +102,8 @@ def test_wandb_gets_images_offline(tmp_path, monkeypatch):
 
 
 def test_trackio_gets_images_and_one_run_with_all_scores(tmp_path):
-    if importlib.util.find_spec("trackio") is None:
-        pytest.skip("needs trackio")
+    if importlib.util.find_spec("trackio") is None:  # not imported here, see below
+        pytest.skip("trackio is not installed")
     for name, words in {"evaluated": SEGMENT, "scored": [*SEGMENT, "--eval_strategy", "no"]}.items():
         words = ["train", *words, "--report_to", "trackio", "--output_dir", str(tmp_path / name)]
         # A process of its own: trackio reads its folder when it is imported, and sends the last scores at the exit.

@@ -6,6 +6,7 @@ only windows are read if it is not resized.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -54,6 +55,8 @@ def segment_in_columns(
     if not plain or canvas_size(size, settings) != size or size[1] <= max(BLOCK_COLUMNS, crop):
         yield from segment_in_strips(model, raster, settings, preprocessing)
         return
+    # A block has other sides than the raster, which must not resize it.
+    settings = replace(settings, scales=(1.0,), base_size=None, raise_short_side=False)
     starts = sorted({x for _, x in window_corners((1, size[1]), (1, crop), (1, stride))})
     block = max(BLOCK_COLUMNS // stride, 1) * stride
     for left in range(0, size[1], block):
@@ -87,8 +90,8 @@ def segment_in_strips(
         height, width = view_size(canvas, scale, settings)
         if settings.mode == "whole" and height * width > LARGEST_VIEW:
             raise InputError(
-                f"the model would be run on {height}x{width} pixels at once. Give windows (--crop_size 512 512), or "
-                "--base_size with a box to shrink the image into"
+                f"the model would be run on {height}x{width} pixels at once. Give windows (--test_crop_size 512 512), "
+                "or --test_base_size with a box to shrink the image into"
             )
     for top, scores in score_strips(model, image, settings, preprocessing, strip_rows=STRIP_ROWS):
         if settings.views == 1 and settings.threshold == DEFAULT_THRESHOLD:  # logits, of the right size already

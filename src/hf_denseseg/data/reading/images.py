@@ -16,7 +16,6 @@ from hf_denseseg.data.reading.rasters import HEADER_BYTES, NPY_MARK, raster_size
 from hf_denseseg.data.reading.references import describe_reference, file_name, is_reference, read_reference
 from hf_denseseg.errors import InputError
 
-# Pillow modes whose pixel values can be read as class ids. For any other mode we would have to guess.
 _ORIENTATION = 0x0112  # EXIF tag
 # Its values that swap height and width -> what brings an array upright.
 _TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
@@ -25,6 +24,7 @@ _TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     7: lambda label: np.rot90(label, 2).T,
     8: np.rot90,
 }
+# Pillow modes whose pixel values can be read as class ids. For any other mode we would have to guess.
 _ID_MODES = {"1", "L", "P", "I", "I;16", "I;16B", "I;16L"}
 
 
