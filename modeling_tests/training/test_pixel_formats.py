@@ -11,6 +11,7 @@ from transformers import pipeline
 from detection_model_tester import few_regions
 from hf_denseseg import SetrConfig, SetrForSemanticSegmentation, SetrImageProcessor
 from hf_denseseg.cli import main
+from hf_denseseg.data.checks.pixels import PixelSurvey
 from hf_denseseg.data.reading.pixels import PixelFormat
 from hf_denseseg.errors import InputError
 from hf_denseseg.inference import SlidingWindowSegmentationPipeline
@@ -244,6 +245,16 @@ def test_data_check_proposes_the_keys_and_finds_no_fault_with_them(trained, tmp_
     values = np.concatenate([bands_of(n, *FORMATS["12 bits, four channels"]).reshape(-1, 4) for n in range(4)]) / 4095
     np.testing.assert_allclose(found["image_mean"], values.mean(0), atol=1e-4)
     np.testing.assert_allclose(found["image_std"], values.std(0), atol=1e-4)
+
+
+def test_images_without_a_finite_value_do_not_stop_the_check():
+    survey = PixelSurvey()
+    survey.add_stored(np.full((4, 5, 3), np.nan, np.float32))
+    assert survey.keys(PixelFormat()) == {} and survey.note(PixelFormat()) is None
+    survey.add_stored(np.full((4, 5, 3), -2.5, np.float32))
+    survey.add_stored(np.full((4, 5, 3), 4.0, np.float32))
+    assert survey.keys(PixelFormat()) == {"pixel_range": [-2.5, 4]}
+    assert str(survey.note(PixelFormat())).endswith("pixel_range: [-2.5, 4].")
 
 
 PIXELS = ["--num_channels", "5", "--pixel_range", "uint16", "--config_overrides", json.dumps(REDUCED)]

@@ -8,6 +8,10 @@ from hf_denseseg.errors import InputError
 SPLIT_ALIASES = (("train", "training"), ("val", "validation", "valid", "dev"), ("test", "testing"))
 
 
+class NoSplitError(InputError):
+    """A dataset has no split of the name."""
+
+
 def split_names(split: str) -> list[str]:
     """The splits that `"train+val"` joins.
 
@@ -24,7 +28,7 @@ def resolve_split(split: str, available: list[str], where: str) -> str:
     """Find the split among the available ones, `val` and `validation` being the same.
 
     Raises:
-        InputError: there is no such split.
+        NoSplitError: there is no such split.
     """
     same = next((group for group in SPLIT_ALIASES if split in group), (split,))
     for name in (split, *same):
@@ -34,7 +38,7 @@ def resolve_split(split: str, available: list[str], where: str) -> str:
     hint = f" Did you mean {near[0]!r}?" if near else ""
     if split in SPLIT_ALIASES[1]:
         hint += " Data without a validation split: eval_fraction 0.1 holds back a part of the training split."
-    raise InputError(f"{where} has no split {split!r}; available: {', '.join(available) or 'none'}.{hint}")
+    raise NoSplitError(f"{where} has no split {split!r}; available: {', '.join(available) or 'none'}.{hint}")
 
 
 def held_back(name: str, fraction: float) -> bool:

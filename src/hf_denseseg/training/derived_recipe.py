@@ -17,7 +17,7 @@ import torch
 from hf_denseseg.data.checks.segmentation import scan_segmentation_source
 from hf_denseseg.data.reading.pixels import PixelFormat
 from hf_denseseg.data.segmentation import load_segmentation
-from hf_denseseg.data.splits import held_back
+from hf_denseseg.data.splits import NoSplitError, held_back
 from hf_denseseg.errors import InputError
 from hf_denseseg.models.auto.tasks import SEMANTIC_SEGMENTATION
 from hf_denseseg.training.recipe import Recipe, make_recipe, read_yaml
@@ -270,8 +270,8 @@ def statistics_of(dataset: str, given: Mapping[str, Any]) -> Statistics:
     if fraction is None:
         try:
             held = len(load_segmentation(dataset, given.get("eval_split", "val"), **source).dataset)
-        except InputError as error:
-            if "eval_split" in given or "no split" not in str(error):
+        except NoSplitError:
+            if "eval_split" in given:
                 raise
             fraction = _fraction_to_hold_back(names)
     if fraction is not None:

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import yaml
 from PIL import Image
 
 from hf_denseseg.data.reading.pixels import ALPHA_MODES, PixelFormat, Pixels, is_opaque
@@ -40,7 +39,8 @@ class PixelSurvey:
         self.types["uint8" if values.dtype == bool else values.dtype.name] += 1
         if values.size and values.dtype != np.uint8:
             finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values
-            self.least, self.most = min(self.least, float(finite.min())), max(self.most, float(finite.max()))
+            if finite.size:
+                self.least, self.most = min(self.least, float(finite.min())), max(self.most, float(finite.max()))
 
     def add_read(self, image: Pixels) -> None:
         """Add an image as read to mean and deviation."""
@@ -64,46 +64,54 @@ class PixelSurvey:
 
     def note(self, declared: PixelFormat) -> str | None:
         """A proposal, unless what is declared fits everything that was stored."""
-        if not self.channels:
-            return None
-        ranges = self._fitting_range(declared)
-        channels = {count for count, opacity in self.channels if not _reads(count, opacity, declared.num_channels)}
-        if ranges is None and not channels:
+        keys = self.keys(declared)
+        if not keys and not self._misread(declared):
             return None
         stored = ", ".join(f"{count} images of {name}" for name, count in self.types.most_common())
         values = "" if self.least > self.most else f", values from {self.least:g} to {self.most:g}"
         counts = ", ".join(f"{count} with {number} channels" for (number, _), count in self.channels.most_common())
-        if len(channels) > 1 or (channels and len(self.channels) > 1):
+        if not keys:
             return f"The images have different numbers of channels ({counts}): a dataset has one. {stored}{values}."
-        keys = [f"num_channels: {next(iter(channels))}"] if channels else []
-        keys += [f"pixel_range: {ranges}"] if ranges else []
-        return f"Stored are {stored}, {counts}{values}. Keys that fit all of them: {', '.join(keys)}."
+        shown = (f"{key}: {_shown(value)}" for key, value in keys.items())
+        return f"Stored are {stored}, {counts}{values}. Keys that fit all of them: {', '.join(shown)}."
 
     def keys(self, declared: PixelFormat) -> dict[str, Any]:
         """`num_channels` and `pixel_range` as recipes take them, as far as what is stored needs others than declared.
 
         Empty where the images have different numbers of channels.
         """
-        if (note := self.note(declared)) is None or "Keys that fit" not in note:
+        channels = self._misread(declared)
+        if len(channels) > 1 or (channels and len(self.channels) > 1):
             return {}
-        return yaml.safe_load("{" + note.rpartition("all of them: ")[2].rstrip(".") + "}")
+        keys: dict[str, Any] = {"num_channels": channels.pop()} if channels else {}
+        if self.channels and (fitting := self._fitting_range(declared)) is not None:
+            keys["pixel_range"] = fitting
+        return keys
 
-    def _fitting_range(self, declared: PixelFormat) -> str | None:
+    def _misread(self, declared: PixelFormat) -> set[int]:
+        """Stored numbers of channels that are not read as declared."""
+        return {count for count, opacity in self.channels if not _reads(count, opacity, declared.num_channels)}
+
+    def _fitting_range(self, declared: PixelFormat) -> str | list[float] | None:
         """Range of what is stored; None where the declared one fits."""
         low, high = declared.bounds
         floating = any(name.startswith("float") for name in self.types)
         fits = self.least > self.most or (low <= self.least and self.most <= high)
-        in_unit = floating and self.least >= 0 and self.most <= 1
+        in_unit = floating and 0 <= self.least <= self.most <= 1
         if declared.pixel_range == "uint16" and "uint8" in self.types:
-            return "uint8" if set(self.types) == {"uint8"} else "[0, 255]"
+            return "uint8" if set(self.types) == {"uint8"} else [0, 255]
         if fits and not (in_unit and high > 1):
             return None
         if in_unit:
-            return "[0, 1]"
+            return [0, 1]
         if floating or self.least < 0:
-            return f"[{self.least:g}, {self.most:g}]"
+            return [self.least, self.most]
         bits = next((bits for bits in _BITS if self.most < 2**bits), None)
-        return "uint16" if bits is None else f"[0, {2**bits - 1}]"
+        return "uint16" if bits is None else [0, 2**bits - 1]
+
+
+def _shown(value: Any) -> str:
+    return f"[{', '.join(f'{each:g}' for each in value)}]" if isinstance(value, list) else str(value)
 
 
 def _reads(stored: int, opacity: bool, declared: int) -> bool:
