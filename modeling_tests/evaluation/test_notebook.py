@@ -149,8 +149,8 @@ def test_the_notebook_trains_evaluates_and_stops_early(tmp_path):
 @pytest.mark.parametrize("reduce_labels", [False, True])
 def test_of_more_than_254_classes_65535_is_ignored_and_255_scored(reduce_labels):
     metric = evaluate.load(METRIC_PATH, num_labels=300)
-    truth = np.array([[255, 255, 299, 65535]], np.uint16)
-    raw = np.where(truth == 65535, 0, truth + 1) if reduce_labels else truth
+    ground_truth = np.array([[255, 255, 299, 65535]], np.uint16)
+    raw = np.where(ground_truth == 65535, 0, ground_truth + 1) if reduce_labels else ground_truth
     metric.add_batch(predictions=[[[255, 3, 299, 4]]], references=[raw], reduce_labels=reduce_labels)
     scores = metric.compute()
     found = scores["per_category_iou"]

@@ -50,7 +50,7 @@ def run(request, data, tmp_path_factory):
     return output / "run"
 
 
-def ground_truth(data):
+def label_maps(data):
     files = [data / "val" / "labels" / f"{number}.png" for number in range(2)]
     return np.stack([np.asarray(Image.open(file)) for file in files])
 
@@ -59,9 +59,9 @@ def test_classes_beyond_bytes_are_learned_scored_and_written(run, data, tmp_path
     words = ["--dataset", str(data), "--output_dir", str(tmp_path / "e")]
     assert main(["evaluate", str(run / "model"), *words]) == 0
     scores = json.loads((tmp_path / "e" / "results.json").read_text())["scores"]
-    rows, truth = scores["per_class"], ground_truth(data)
-    assert len(rows) == COUNT and sum(row["pixels"] for row in rows) == (truth != 65535).sum()
-    assert min(rows[k]["iou"] for k in SHOWN) > 0.6 and rows[255]["pixels"] == (truth == 255).sum()
+    rows, ground_truth = scores["per_class"], label_maps(data)
+    assert len(rows) == COUNT and sum(row["pixels"] for row in rows) == (ground_truth != 65535).sum()
+    assert min(rows[k]["iou"] for k in SHOWN) > 0.6 and rows[255]["pixels"] == (ground_truth == 255).sum()
     assert 0 < rows[255]["boundary_iou"] <= 1
     words = [str(data / "val" / "images"), "--output_dir", str(tmp_path / "p"), "--write", "masks", "overlays"]
     assert main(["predict", str(run / "model"), *words]) == 0
@@ -69,7 +69,7 @@ def test_classes_beyond_bytes_are_learned_scored_and_written(run, data, tmp_path
     assert {image.mode for image in images} == {"I;16"}
     masks = np.stack([np.asarray(image) for image in images])
     for k in SHOWN:
-        found, true = (masks == k) & (truth != 65535), truth == k
+        found, true = (masks == k) & (ground_truth != 65535), ground_truth == k
         assert rows[k]["iou"] == pytest.approx((found & true).sum() / (found | true).sum(), abs=1e-9)
     if AutoModelForSemanticSegmentation.from_pretrained(run / "model").config.model_type == "dsct":
         assert AutoImageProcessor.from_pretrained(run / "model").ignore_index == 65535

@@ -59,7 +59,7 @@ def predict(checkpoint, data, output, *words):
     return np.stack([np.asarray(Image.open(output / "masks" / f"{number}.png")) for number in range(3)])
 
 
-def ground_truth(data):
+def label_maps(data):
     return np.stack([np.asarray(Image.open(data / "val" / "labels" / f"{number}.png")) for number in range(3)]) == 255
 
 
@@ -74,9 +74,9 @@ def test_both_classes_are_learned_and_scored(run, data, tmp_path):
 
 
 def test_scores_are_those_of_the_predicted_masks(run, data, tmp_path):
-    masks, truth = predict(run / "model", data, tmp_path / "p") == 1, ground_truth(data)
+    masks, ground_truth = predict(run / "model", data, tmp_path / "p") == 1, label_maps(data)
     scores = evaluate(run / "model", data, tmp_path / "e")
-    for row, found, true in zip(scores["per_class"], (~masks, masks), (~truth, truth), strict=True):
+    for row, found, true in zip(scores["per_class"], (~masks, masks), (~ground_truth, ground_truth), strict=True):
         assert row["iou"] == pytest.approx((found & true).sum() / (found | true).sum(), abs=1e-9)
     raw = predict(run / "model", data, tmp_path / "raw", "--raw_ids")
     assert np.array_equal(raw, masks * 255)
@@ -118,8 +118,10 @@ def test_the_threshold_is_part_of_the_saved_protocol(data, run, tmp_path):
     masks = predict(model, data, tmp_path / "saved") == 1
     assert np.array_equal(masks, predict(model, data, tmp_path / "given", "--test_threshold", "0.8") == 1)
     assert 0 < masks.sum() < (predict(model, data, tmp_path / "half", "--test_threshold", "0.5") == 1).sum()
-    scores, truth = evaluate(model, data, tmp_path / "e"), ground_truth(data)
-    assert scores["per_class"][1]["iou"] == pytest.approx((masks & truth).sum() / (masks | truth).sum(), abs=1e-9)
+    scores, ground_truth = evaluate(model, data, tmp_path / "e"), label_maps(data)
+    assert scores["per_class"][1]["iou"] == pytest.approx(
+        (masks & ground_truth).sum() / (masks | ground_truth).sum(), abs=1e-9
+    )
     images = [str(data / "val" / "images" / f"{number}.png") for number in range(3)]
     for options in ({}, {"pipeline_class": SlidingWindowSegmentationPipeline}):
         found = pipeline("image-segmentation", model=str(model), device="cpu", **options)(images)
@@ -157,8 +159,10 @@ def test_models_of_transformers_may_have_one_logit_too(name, data, tmp_path):
     assert config.num_labels == 1 and config.id2label == {0: "lesion"}
     scores = evaluate(model, data, tmp_path / "e")
     assert [row["class"] for row in scores["per_class"]] == ["background", "lesion"]
-    masks, truth = predict(model, data, tmp_path / "p") == 1, ground_truth(data)
-    assert scores["per_class"][1]["iou"] == pytest.approx((masks & truth).sum() / (masks | truth).sum(), abs=1e-9)
+    masks, ground_truth = predict(model, data, tmp_path / "p") == 1, label_maps(data)
+    assert scores["per_class"][1]["iou"] == pytest.approx(
+        (masks & ground_truth).sum() / (masks | ground_truth).sum(), abs=1e-9
+    )
     card = (model / "README.md").read_text()
     assert "pipeline_class=OneLogit" in card and "threshold 0.4" in card
     images = [str(data / "val" / "images" / f"{number}.png") for number in range(3)]

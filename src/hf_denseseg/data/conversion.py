@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
 from hf_denseseg.data.labels import LabelSpec, SegmentationData
-from hf_denseseg.data.reading.references import file_name, read_reference
+from hf_denseseg.data.reading.references import file_name
 from hf_denseseg.data.reading.suffixes import image_suffixes
 from hf_denseseg.data.segmentation import Rows, load_segmentation
+from hf_denseseg.data.shards.packing import as_png, bytes_of
 from hf_denseseg.errors import InputError
 from hf_denseseg.files import check_output_folder, write_atomic
 
@@ -102,7 +102,7 @@ def _write_split(data: SegmentationData, folder: Path, split: str, progress: boo
         row = data.dataset[index]
         suffix, content = _encoded(stored.get("image"), row["image"])
         write_atomic(folder / "images" / f"{key}{suffix}", content)
-        write_atomic(label, _as_png(np.asarray(row["label"])))
+        write_atomic(label, as_png(row["label"]))
 
 
 def _stored(dataset: Any, index: int) -> dict[str, Any]:
@@ -116,23 +116,16 @@ def _encoded(source: Any, image: Any) -> tuple[str, bytes]:
     """Suffix and content of an image file: as it is stored where there is a file, else a PNG."""
     if source is not None:
         source = source if isinstance(source, dict) else {"path": source, "bytes": None}
-        path, content = source["path"], source["bytes"]
-        content = read_reference(path) if content is None else content
+        path, content = source["path"], bytes_of(source)
         suffix = Path(file_name(path)).suffix if path else _suffix_of(content)
         if suffix.lower() in image_suffixes():
             return suffix, content
-    return ".png", _as_png(np.asarray(image))
+    return ".png", as_png(image)
 
 
 def _suffix_of(content: bytes) -> str:
     with Image.open(io.BytesIO(content)) as image:
         return {"JPEG": ".jpg", "PNG": ".png"}.get(image.format or "", f".{image.format}".lower())
-
-
-def _as_png(values: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(values).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 __all__ = ["convert"]

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hf_denseseg.data.reading.images import stored_image
+from hf_denseseg.data.reading.images import read_image, stored_image
 from hf_denseseg.data.reading.pixels import RGB_BYTES, PixelFormat, height_width
 from hf_denseseg.errors import InputError
 
@@ -23,7 +23,7 @@ def loaded_image(image: Any) -> Any:
     """
     if not isinstance(image, Image.Image) and not (isinstance(image, str | os.PathLike) and os.path.isfile(image)):
         return image
-    return RGB_BYTES.read(stored_image(image), _name(image))
+    return read_image(image, "given to the pipeline" if isinstance(image, Image.Image) else "")
 
 
 def declared_inputs(image: Any, image_processor: Any) -> tuple[Any, Sequence[int]] | None:
@@ -51,7 +51,3 @@ def declared_inputs(image: Any, image_processor: Any) -> tuple[Any, Sequence[int
     options = {} if isinstance(stored, Image.Image) else {"input_data_format": "channels_last"}
     stored = stored.numpy() if isinstance(stored, torch.Tensor) else stored
     return image_processor(images=[stored], return_tensors="pt", **options), height_width(stored)
-
-
-def _name(image: Any) -> str:
-    return "given to the pipeline" if isinstance(image, Image.Image) else str(image)

@@ -178,23 +178,25 @@ class EncodedRows:
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Columns of one row, with images as encoded bytes."""
         row = dict((self.data.dataset if self.rendered else self.stored)[index])
-        row["image"] = _as_png(row["image"]) if self.rendered else _bytes_of(row["image"])
+        row["image"] = as_png(row["image"]) if self.rendered else bytes_of(row["image"])
         if self.has_maps:
-            content = b"" if self.rendered else _bytes_of(row["label"])
+            content = b"" if self.rendered else bytes_of(row["label"])
             if not content.startswith(_PNG):  # rendered, or another format: store the raw ids as PNG
                 decoded = row if self.rendered else self.data.dataset[index]
-                content = _as_png(Image.fromarray(self.data.spec.decode(np.asarray(decoded["label"]))))
+                content = as_png(self.data.spec.decode(np.asarray(decoded["label"])))
             row["label"] = content
         return row
 
 
-def _bytes_of(source: Any) -> bytes:
+def bytes_of(source: Any) -> bytes:
     """Encoded bytes of an image column: embedded, or read from its path or reference."""
     content = source.get("bytes")
     return content if content is not None else read_reference(source["path"])
 
 
-def _as_png(image: Image.Image) -> bytes:
+def as_png(image: Image.Image | np.ndarray) -> bytes:
+    """Content of a PNG file."""
+    image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()
