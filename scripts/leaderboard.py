@@ -1,0 +1,280 @@
+"""Every family and its peers on one road: equal CPU seconds, each with the best of one small search, several seeds.
+
+    python scripts/leaderboard.py --dataset camvid --data path/to/camvid --budget_cpu_seconds 1000 --seeds 3
+
+The rows stand in `scripts/leaderboards/DATASET.yaml`. First a few steps of every row are timed, which gives the number
+of steps that fit into the budget. Then each row is searched on a part of the training split, and trained once per
+seed; the validation split decides nothing. Steps, not seconds, are what runs share, so that other load on the machine
+changes no score. Runs are kept: start the script again to go on, with `--rows` for some rows only. A run that fails
+stays in the results. Writes `scripts/results/leaderboard/DATASET.json`, `.md` and `.png` after every run.
+"""
+
+import argparse
+import itertools
+import json
+import shlex
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from experiments import DENSESEG, mean_and_spread, score, train
+from hf_denseseg.files import atomic_path, write_atomic
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "scripts" / "results" / "leaderboard"
+SMP = (sys.executable, str(ROOT / "scripts" / "smp_unet.py"))
+TIMED_STEPS = (4, 24)  # of two short runs; their difference leaves out what every run does once
+EVALUATIONS = 5  # points of a learning curve
+HELD_BACK = 0.2  # part of the training split that the search is scored on
+
+
+def slug(name: str) -> str:
+    """A name as a folder."""
+    return "".join(letter if letter.isalnum() else "_" for letter in name.lower())
+
+
+class Row:
+    """One model of the table: its recipe, and the folder of its runs."""
+
+    def __init__(self, name: str, settings: dict[str, Any], shared: dict[str, Any], args: argparse.Namespace) -> None:
+        own = dict(settings)
+        self.name, self.folder, self.args = name, args.output_dir / slug(name), args
+        self.peer: str | None = own.pop("peer", None)
+        self.pretrained: bool = own.pop("pretrained", False)
+        self.command = SMP if own["model"] == "smp-unet" else DENSESEG
+        self.recipe = {**shared, **own, "dataset": args.data}
+        if self.pretrained:
+            self.recipe["encoder_weights"] = args.encoder_weights
+
+    def train(self, name: str, **settings: Any) -> dict[str, Any]:
+        """One run of the row; the U-Net starts from a folder, which holds the weights of one seed."""
+        recipe = self.recipe | settings
+        if self.command is SMP:
+            start = self.folder / "start"
+            if not start.exists():
+                subprocess.run([*SMP, "create", str(start)], check=True)
+            recipe["model"] = str(start)
+        return train(self.folder / name, recipe, self.command)
+
+    def seconds_per_step(self) -> float:
+        """CPU seconds of a training step, data included."""
+        taken = [
+            self.train(f"timed_{steps}", max_steps=steps, eval_strategy="no", max_eval_samples=1, save_steps=steps)
+            for steps in TIMED_STEPS
+        ]
+        first, second = (run["training"]["cpu_seconds"] for run in taken)
+        return (second - first) / (TIMED_STEPS[1] - TIMED_STEPS[0])
+
+    def search(self, steps: int, choices: dict[str, list[Any]]) -> list[dict[str, Any]]:
+        """Train every combination of `choices` for `steps`; their mIoU on the part of train that is held back."""
+        tried = []
+        for values in itertools.product(*choices.values()):
+            settings = dict(zip(choices, values, strict=True))
+            name = "search_" + "_".join(f"{value:g}" for value in values)
+            try:
+                run = self.train(name, **schedule(steps), eval_strategy="no", eval_fraction=HELD_BACK, **settings)
+                outcome = {"mean_iou_percent": score(run), "images": run["images"]}
+            except RuntimeError as error:
+                outcome = {"mean_iou_percent": 0.0, "state": f"failed: {error}"}
+            tried.append({"settings": settings, **outcome})
+        return tried
+
+    def final(self, seed: int, steps: int, settings: dict[str, Any]) -> dict[str, Any]:
+        """Train on the whole training split; what the table needs of the run."""
+        run = self.train(f"seed_{seed}", **schedule(steps), eval_steps=steps // EVALUATIONS, seed=seed, **settings)
+        cost, history = run["training"], run["history"]
+        evaluated = [[entry["step"], 100 * entry["eval_mean_iou"]] for entry in history if "eval_mean_iou" in entry]
+        images = self.recipe["per_device_train_batch_size"] * steps
+        return {
+            "seed": seed,
+            "state": "done",
+            "mean_iou_percent": score(run),
+            "cpu_seconds": cost["cpu_seconds"],
+            "curve": evaluated,
+            "train_images_per_second": images / cost["cpu_seconds"],
+            "eval_images_per_second": len(evaluated) * run["images"] / cost["evaluation_cpu_seconds"],
+            "peak_memory_bytes": cost["peak_memory_bytes"],
+            "parameters": run["parameters"],
+            "classes": {each["class"]: 100 * each["iou"] for each in run["scores"]["per_class"]},
+        }
+
+
+def schedule(steps: int) -> dict[str, Any]:
+    """Keys of a run of so many steps."""
+    return {"max_steps": steps, "warmup_steps": max(1, steps // 20), "save_steps": max(1, steps // 10)}
+
+
+def multiply_adds(row: Row, size: tuple[int, int]) -> int:
+    """Of one image of (height, width) pixels, counted on the model of the first timed run."""
+    script = (
+        "import sys, torch, hf_denseseg, smp_unet; from transformers import AutoModelForSemanticSegmentation as Auto\n"
+        "from hf_denseseg.models.flops import count_forward\n"
+        "counts = count_forward(Auto.from_pretrained(sys.argv[1]).to('meta'), (int(sys.argv[2]), int(sys.argv[3])))\n"
+        "print(counts.layer_multiply_adds + counts.product_multiply_adds)"
+    )
+    model = row.folder / f"timed_{TIMED_STEPS[0]}" / "model"
+    words = [sys.executable, "-c", script, str(model), *map(str, size)]
+    done = subprocess.run(words, check=True, capture_output=True, text=True, cwd=Path(__file__).parent)
+    return int(done.stdout.split()[-1])
+
+
+def environment(args: argparse.Namespace) -> dict[str, Any]:
+    """What the figures depend on besides the code."""
+    import benchmark
+
+    words = ["--dataset", args.dataset, "--budget_cpu_seconds", f"{args.budget_cpu_seconds:g}"]
+    command = "python scripts/leaderboard.py " + shlex.join([*words, "--seeds", str(args.seeds)])
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=ROOT).stdout.strip()
+    return benchmark.environment() | {"command": command, "commit": commit}
+
+
+def table(results: dict[str, Any]) -> str:
+    """The rows, best first."""
+    lines = [
+        f"{results['dataset']} val, {results['budget_cpu_seconds']:g} CPU seconds of training for each run on "
+        f"{results['environment']['processor']}; learning rate by a search on a fifth of the training split at a "
+        "quarter of the budget.",
+        "",
+        "| model | mIoU %, mean ± standard deviation | seeds | steps | parameters M | GMACs | images per CPU second: "
+        "training / evaluation | peak memory MiB | CPU seconds |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    rows = results["rows"].items()
+    for name, row in sorted(rows, key=lambda each: -statistics.mean(finished(each[1]) or [-1.0])):
+        runs = [run for run in row["runs"] if run["state"] == "done"]
+        if not runs:
+            lines.append(f"| {name} | {row['runs'][0]['state'] if row['runs'] else 'not measured'} |" + " – |" * 7)
+            continue
+        mean = {
+            key: statistics.mean(run[key] for run in runs)
+            for key in ("train_images_per_second", "eval_images_per_second", "peak_memory_bytes", "cpu_seconds")
+        }
+        lines.append(
+            f"| {name} | {mean_and_spread(finished(row))} | {len(runs)} | {row['steps']} | "
+            f"{runs[0]['parameters'] / 1e6:.2f} | {row['multiply_adds'] / 1e9:.2f} | "
+            f"{mean['train_images_per_second']:.1f} / {mean['eval_images_per_second']:.1f} | "
+            f"{mean['peak_memory_bytes'] / 2**20:.0f} | {mean['cpu_seconds']:.0f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def finished(row: dict[str, Any]) -> list[float]:
+    """mIoU of the runs that did not fail."""
+    return [run["mean_iou_percent"] for run in row["runs"] if run["state"] == "done"]
+
+
+def draw(results: dict[str, Any], path: Path) -> None:
+    """Learning curves over CPU seconds: the mean of the seeds, and the band from the lowest to the highest."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axis = figure.add_subplot()
+    rows = {name: row for name, row in results["rows"].items() if finished(row)}
+    for name, row in sorted(rows.items(), key=lambda each: -statistics.mean(finished(each[1]))):
+        runs = [run for run in row["runs"] if run["state"] == "done"]
+        seconds = [step * row["seconds_per_step"] for step, _ in runs[0]["curve"]]
+        scores = [[run["curve"][number][1] for run in runs] for number in range(len(seconds))]
+        label = f"{name}: {statistics.mean(finished(row)):.1f}"
+        (line,) = axis.plot(seconds, [statistics.mean(each) for each in scores], marker="o", label=label)
+        axis.fill_between(seconds, list(map(min, scores)), list(map(max, scores)), color=line.get_color(), alpha=0.2)
+    axis.set(xlabel="CPU seconds of training", ylabel="validation mIoU in %", xlim=(0, None), ylim=(0, None))
+    axis.grid(alpha=0.3)
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    with atomic_path(path) as aside:
+        figure.savefig(aside, dpi=120)
+
+
+def write(results: dict[str, Any], folder: Path) -> None:
+    """The results so far."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = results["dataset"]
+    write_atomic(folder / f"{stem}.json", json.dumps(results, indent=1) + "\n")
+    write_atomic(folder / f"{stem}.md", table(results))
+    draw(results, folder / f"{stem}.png")
+
+
+def plan_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The rows of a dataset, those that were asked for; ends the script if they cannot be run."""
+    plan = yaml.safe_load((ROOT / "scripts" / "leaderboards" / f"{args.dataset}.yaml").read_text())
+    if unknown := set(args.rows or ()) - set(plan["rows"]):
+        sys.exit(f"--rows: {', '.join(sorted(unknown))} is no row. The rows are: {'; '.join(plan['rows'])}.")
+    plan["rows"] = {name: each for name, each in plan["rows"].items() if not args.rows or name in args.rows}
+    if not args.encoder_weights and any(each.get("pretrained") for each in plan["rows"].values()):
+        sys.exit("--encoder_weights: give the file that scripts/convert_efficientnet_lite0.py writes, or leave the "
+                 "row with ImageNet weights out by --rows.")  # fmt: skip
+    return plan
+
+
+def results_so_far(args: argparse.Namespace) -> dict[str, Any]:
+    """The results that were written before, or none; ends the script if they are of another budget."""
+    file = args.results / f"{args.dataset}.json"
+    if not file.exists():
+        head = {"dataset": args.dataset, "budget_cpu_seconds": args.budget_cpu_seconds}
+        return head | {"environment": environment(args), "rows": {}}
+    results = json.loads(file.read_text())
+    if results["budget_cpu_seconds"] != args.budget_cpu_seconds:
+        sys.exit(f"{file} holds a leaderboard of {results['budget_cpu_seconds']:g} CPU seconds: give that budget, or "
+                 "another folder as --results.")  # fmt: skip
+    return results
+
+
+def start_row(row: Row, recipe: dict[str, Any], size: tuple[int, int], budget: float) -> dict[str, Any]:
+    """What is known of a row before it is trained: seconds of a step, steps that fit into the budget, operations."""
+    seconds = row.seconds_per_step()
+    print(f"{row.name}: {seconds:.3f} CPU seconds per step", flush=True)
+    steps = max(EVALUATIONS, int(budget / seconds))
+    known = {"recipe": recipe, "seconds_per_step": seconds, "steps": steps, "multiply_adds": multiply_adds(row, size)}
+    return known | {"search": [], "runs": []}
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Time all rows, search all, then train all with the first seed, all with the second, and so on."""
+    plan, results = plan_of(args), results_so_far(args)
+    rows = {name: Row(name, each, plan["shared"], args) for name, each in plan["rows"].items()}
+    states = results["rows"]
+    for name, row in rows.items():
+        if name not in states:
+            states[name] = start_row(row, plan["rows"][name], tuple(plan["image_size"]), args.budget_cpu_seconds)
+            write(results, args.results)
+    for name, row in rows.items():
+        if not states[name]["search"]:
+            states[name]["search"] = row.search(max(1, states[name]["steps"] // 4), plan["search"])
+            write(results, args.results)
+    for seed, (name, row) in itertools.product(range(args.seeds), rows.items()):
+        state = states[name]
+        if any(each["seed"] == seed and each["state"] == "done" for each in state["runs"]):
+            continue
+        best = max(state["search"], key=lambda each: each["mean_iou_percent"])["settings"]
+        try:
+            done = row.final(seed, state["steps"], best)
+        except RuntimeError as error:
+            done = {"seed": seed, "state": f"failed: {error}"}
+        state["runs"] = [each for each in state["runs"] if each["seed"] != seed] + [done]
+        print(f"{name}, seed {seed}: {done.get('mean_iou_percent', done['state'])}", flush=True)
+        write(results, args.results)
+    return results
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", default="camvid", help="name of a file in scripts/leaderboards (default camvid)")
+    parser.add_argument("--data", required=True, help="`dataset` key of the recipes: folder of the dataset")
+    parser.add_argument("--budget_cpu_seconds", type=float, default=1000.0, help="of training (default 1000)")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each row (default 3)")
+    parser.add_argument("--rows", nargs="+", metavar="NAME", help="these rows only")
+    parser.add_argument("--encoder_weights", help="ImageNet weights of EfficientNet-Lite0, see the experiment's page")
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/leaderboard"), help="folder of the runs")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for DATASET.json, .md and .png")
+    args = parser.parse_args()
+    print(table(run(args)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
