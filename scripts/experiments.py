@@ -50,9 +50,7 @@ def mean_and_spread(scores: list[float]) -> str:
 
 def paired_interval(first: list[float], second: list[float]) -> tuple[float, float, float]:
     """Mean of `first - second` seed by seed, and its 95 % confidence interval by Student's t."""
-    from scipy import stats
+    from scipy.stats import ttest_rel
 
-    gains = [one - other for one, other in zip(first, second, strict=True)]
-    mean = statistics.mean(gains)
-    half = stats.t.ppf(0.975, len(gains) - 1) * statistics.stdev(gains) / len(gains) ** 0.5
-    return mean, mean - half, mean + half
+    low, high = ttest_rel(first, second).confidence_interval()
+    return statistics.mean(first) - statistics.mean(second), float(low), float(high)

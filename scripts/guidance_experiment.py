@@ -1,26 +1,25 @@
-"""Does guidance help? Train SemanticFPN, + guidance, + axial attention and full HFGM from one pre-trained backbone.
+"""Does guidance help? HFGD's upsamplers with and without it, from one pre-trained backbone, paired by seed.
 
-The four arms of the paper's Table 3, with equal budgets and the same three seeds. Guidance protects good features, so
-the backbone is trained first, as a plain FCN on synthetic street scenes, and every arm starts from it. Finished runs
-are not repeated and an interrupted one resumes, so the script can be started again.
+The four arms of the paper's Table 3 and the UperNet and FaPN of Table 8, with equal budgets and the same seeds.
+Guidance protects good features, so the backbone is pre-trained: EfficientNet-Lite0 with ImageNet weights if
+`--encoder_weights` is given (the file that `convert_efficientnet_lite0.py` writes), else a small ResNet that is first
+trained as a plain FCN on synthetic street scenes. Finished runs are not repeated and an interrupted one resumes, so
+the script can be started again, with more seeds or arms.
 
-python scripts/guidance_experiment.py --dataset path/to/camvid --output_dir runs/guidance
+python scripts/guidance_experiment.py --dataset path/to/camvid --encoder_weights lite0.safetensors --steps 700
 """
 
 import argparse
 import json
-import statistics
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-import yaml
 
+from experiments import mean_and_spread, paired_interval, score, train
 from hf_denseseg.files import write_atomic
-from hf_denseseg.training import run as training_run
-from hf_denseseg.training.recipe import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "scripts" / "results" / "guidance"
@@ -41,14 +40,37 @@ MODEL = {
     "extra_encoding": "identity",
     "loss_normalization": "valid",
 }
-FCN = {"upsampler": "none", "guidance": False, "axial_attention": False}
-ARMS = {
-    "SemanticFPN": {"upsampler": "sfpn", "guidance": False, "axial_attention": False},
+LITE0 = {
+    "backbone_config": {
+        "model_type": "timm_backbone",
+        "backbone": "tf_efficientnet_lite0",
+        "out_indices": [1, 2, 3, 4],
+    },
+    "decoder_width": 96,
+    "merge_channels": 96,
+}
+LITE0_PIXELS = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
+NEITHER = {"guidance": False, "axial_attention": False}
+FCN = {"upsampler": "none", **NEITHER}
+ARMS: dict[str, dict[str, Any]] = {
+    "SemanticFPN": {"upsampler": "sfpn", **NEITHER},
     "+ guidance": {"upsampler": "sfpn", "guidance": True, "axial_attention": False},
     "+ axial attention": {"upsampler": "sfpn", "guidance": False, "axial_attention": True},
     "full HFGM": {"upsampler": "sfpn", "guidance": True, "axial_attention": True},
+    "UperNet": {"upsampler": "upernet", "extra_encoding": "ppm", **NEITHER},
+    "UperNet + HFGM": {"upsampler": "upernet", "extra_encoding": "ppm"},
+    "FaPN": {"upsampler": "fapn", **NEITHER},
+    "FaPN + HFGM": {"upsampler": "fapn"},
 }
-PAPER = {"SemanticFPN": 47.14, "+ guidance": 47.67, "+ axial attention": 47.88, "full HFGM": 48.94}  # Table 3
+BASES = {
+    **dict.fromkeys(["+ guidance", "+ axial attention", "full HFGM"], "SemanticFPN"),
+    **{"UperNet + HFGM": "UperNet", "FaPN + HFGM": "FaPN"},
+}
+"""What each arm is compared with, seed by seed: the same upsampler without HFGM."""
+PAPER = {
+    **{"SemanticFPN": 47.14, "+ guidance": 47.67, "+ axial attention": 47.88, "full HFGM": 48.94},  # Table 3
+    **{"UperNet": 48.25, "UperNet + HFGM": 49.96, "FaPN": 47.50, "FaPN + HFGM": 49.87},  # Table 8
+}
 
 TRAINING = {
     "model": "hfgd-resnet50",
@@ -65,21 +87,11 @@ TRAINING = {
 PRETRAINING = {"dataset": "synthetic:4000", "train_split": "train", "eval_split": "val", "scale_range": [1.0, 1.5]}
 
 
-def train(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """Run a recipe, resume it, or return its results if it is finished."""
-    folder.mkdir(parents=True, exist_ok=True)
-    recipe = folder.parent / f"{folder.name}.yaml"
-    write_atomic(recipe, yaml.safe_dump({**TRAINING, **settings, "output_dir": str(folder)}, sort_keys=False))
-    return training_run.train(load_recipe(recipe))
-
-
-def score(results: dict[str, Any]) -> float:
-    """mIoU in percent."""
-    return 100 * results["scores"]["mean_iou"]
-
-
-def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Train the backbone and every arm; return the content of the table."""
+def backbone(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Recipe keys of the arms' backbone and its weights, and what the results say of them."""
+    if args.encoder_weights:
+        keys = {"config_overrides": MODEL | LITE0, "encoder_weights": args.encoder_weights, **LITE0_PIXELS}
+        return keys, {"dataset": "ImageNet-1k (EfficientNet-Lite0)"}
     pretraining = PRETRAINING | {
         "config_overrides": MODEL | FCN,
         "max_steps": args.backbone_steps,
@@ -88,26 +100,35 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "learning_rate": 1.0e-3,
         "warmup_steps": 50,
     }
-    backbone = train(args.output_dir / "backbone", pretraining)
+    done = score(train(args.output_dir / "backbone", TRAINING | pretraining))
+    keys = {"config_overrides": MODEL, "encoder_weights": str(args.output_dir / "backbone" / "model")}
+    return keys, {"dataset": PRETRAINING["dataset"], "steps": args.backbone_steps, "mean_iou_percent": done}
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Train the backbone if it has no weights, then every arm; return the content of the table."""
+    keys, origin = backbone(args)
     scores: dict[str, list[float]] = {}
+    seconds: dict[str, list[float]] = {}
     for seed in args.seeds:
-        for number, (arm, fields) in enumerate(ARMS.items()):
+        for arm in args.arms:
             settings = {
-                "config_overrides": MODEL | fields,
-                "encoder_weights": str(args.output_dir / "backbone" / "model"),
+                **keys,
+                "config_overrides": keys["config_overrides"] | ARMS[arm],
                 "dataset": args.dataset,
                 "train_split": "train",
                 "eval_split": "val",
                 "scale_range": [0.5, 1.25],
                 "max_steps": args.steps,
                 "eval_steps": args.steps,
-                "save_steps": args.steps,
+                "save_steps": max(1, args.steps // 5),
                 "learning_rate": args.learning_rate,
                 "warmup_steps": 20,
                 "seed": seed,
             }
-            result = train(args.output_dir / f"arm{number}_seed{seed}", settings)
+            result = train(args.output_dir / f"arm{list(ARMS).index(arm)}_seed{seed}", TRAINING | settings)
             scores.setdefault(arm, []).append(score(result))
+            seconds.setdefault(arm, []).append(result["training"]["cpu_seconds"])
             print(f"{arm}, seed {seed}: {scores[arm][-1]:.2f} % mIoU", flush=True)
     return {
         "dataset": result["dataset"],
@@ -115,42 +136,42 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "steps": args.steps,
         "learning_rate": args.learning_rate,
         "seeds": args.seeds,
-        "backbone": {
-            "dataset": PRETRAINING["dataset"],
-            "steps": args.backbone_steps,
-            "mean_iou_percent": score(backbone),
-        },
+        "backbone": origin,
         "mean_iou_percent": scores,
+        "cpu_seconds": seconds,
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }
 
 
 def table(results: dict[str, Any]) -> str:
-    """Mean and standard deviation of each arm, next to the paper's numbers."""
-    base = results["mean_iou_percent"]["SemanticFPN"]
-    backbone, seeds = results["backbone"], len(results["seeds"])
+    """Mean and spread of each arm, and its gain over the same upsampler without HFGM, next to the paper's numbers."""
+    origin, seeds = results["backbone"], len(results["seeds"])
+    trained = "" if "steps" not in origin else (
+        f", as a plain FCN for {origin['steps']} steps ({origin['mean_iou_percent']:.1f} % mIoU there)"
+    )  # fmt: skip
     lines = [
-        f"{results['dataset']} val ({results['images']} images), {results['steps']} steps of 8, {seeds} seeds; "
-        f"the backbone was first trained as a plain FCN for {backbone['steps']} steps on `{backbone['dataset']}` "
-        f"({backbone['mean_iou_percent']:.1f} % mIoU there).",
+        f"{results['dataset']} val ({results['images']} images), {results['steps']} steps of 8, {seeds} seeds, "
+        f"learning rate {results['learning_rate']:g}; the backbone was pre-trained on {origin['dataset']}{trained}.",
         "",
-        "| arm | measured: mIoU %, mean ± standard deviation | each seed | against SemanticFPN, seed by seed | paper "
-        "(Table 3, Pascal Context, ResNet-50) |",
+        "| arm | measured: mIoU %, mean ± standard deviation | each seed | gain, mean [95 % interval] | "
+        "paper (Tables 3 and 8, Pascal Context, ResNet-50) |",
         "|---|---|---|---|---|",
     ]
-    for arm, scores in results["mean_iou_percent"].items():
-        gains = [own - other for own, other in zip(scores, base, strict=True)]
-        spread = f" ± {statistics.stdev(scores):.2f}" if seeds > 1 else ""
-        lines.append(
-            f"| {arm} | {statistics.mean(scores):.2f}{spread} | {', '.join(f'{each:.2f}' for each in scores)} | "
-            f"{', '.join(f'{each:+.2f}' for each in gains) if arm != 'SemanticFPN' else '–'} | {PAPER[arm]:.2f} |"
-        )
+    measured = results["mean_iou_percent"]
+    for arm, scores in measured.items():
+        gain = "–"
+        if (base := BASES.get(arm)) in measured and seeds > 1:
+            gain = "{:+.2f} [{:+.2f}, {:+.2f}]".format(*paired_interval(scores, measured[base]))
+        each = ", ".join(f"{score:.2f}" for score in scores)
+        lines.append(f"| {arm} | {mean_and_spread(scores)} | {each} | {gain} | {PAPER[arm]:.2f} |")
     return "\n".join(lines) + "\n"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", default="synthetic:200", help="folder of CamVid, or synthetic scenes (default)")
+    parser.add_argument("--encoder_weights", help="ImageNet weights of EfficientNet-Lite0 (default: a small ResNet)")
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="these arms only")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/guidance"), help="folder of the runs")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for DATASET.json and DATASET.md")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
@@ -160,8 +181,9 @@ def main() -> int:
     args = parser.parse_args()
     results = run(args)
     args.results.mkdir(parents=True, exist_ok=True)
+    stem = results["dataset"] + ("_lite0" if args.encoder_weights else "")
     for suffix, text in (("json", json.dumps(results, indent=1) + "\n"), ("md", table(results))):
-        write_atomic(args.results / f"{results['dataset']}.{suffix}", text)
+        write_atomic(args.results / f"{stem}.{suffix}", text)
     print(table(results))
     return 0
 

@@ -185,7 +185,8 @@ def draw(results: dict[str, Any], path: Path) -> None:
         axis.fill_between(seconds, list(map(min, scores)), list(map(max, scores)), color=line.get_color(), alpha=0.2)
     axis.set(xlabel="CPU seconds of training", ylabel="validation mIoU in %", xlim=(0, None), ylim=(0, None))
     axis.grid(alpha=0.3)
-    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    if rows:
+        axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     with atomic_path(path) as aside:
         figure.savefig(aside, dpi=120)
 

@@ -7,7 +7,11 @@ import sys
 
 import pytest
 
+from hf_denseseg.models.auto.registration import create_config
 from reference import REPOSITORY
+
+sys.path.append(str(REPOSITORY / "scripts"))
+import experiments  # noqa: E402 - a module of the scripts
 
 
 @pytest.fixture
@@ -26,26 +30,57 @@ def script(monkeypatch):
 
 
 def test_every_arm_starts_from_the_same_backbone_and_finished_runs_are_kept(script, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(script, "ARMS", {name: script.ARMS[name] for name in ("SemanticFPN", "full HFGM")})
-    words = ["--dataset", "synthetic:5@64x96", "--steps", "1", "--backbone_steps", "1", "--seeds", "0"]
+    words = [
+        "--dataset",
+        "synthetic:5@64x96",
+        "--steps",
+        "1",
+        "--backbone_steps",
+        "1",
+        "--seeds",
+        "0",
+        "--arms",
+        "SemanticFPN",
+        "full HFGM",
+    ]
     folders = ["--output_dir", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
     monkeypatch.setattr(sys, "argv", ["guidance_experiment.py", *words, *folders])
     assert script.main() == 0
     results = json.loads((tmp_path / "results" / "synthetic-street-11.json").read_text())
-    assert {arm: len(scores) for arm, scores in results["mean_iou_percent"].items()} == dict.fromkeys(script.ARMS, 1)
-    recipes = [(tmp_path / "runs" / f"arm{number}_seed0.yaml").read_text() for number in range(2)]
+    assert {arm: len(scores) for arm, scores in results["mean_iou_percent"].items()} == {
+        "SemanticFPN": 1,
+        "full HFGM": 1,
+    }
+    recipes = [(tmp_path / "runs" / f"arm{number}_seed0.yaml").read_text() for number in (0, 3)]
     switches = ("guidance:", "axial_attention:", "output_dir:")
     rest = {"\n".join(line for line in text.splitlines() if not line.strip().startswith(switches)) for text in recipes}
     assert len(rest) == 1 and "runs/backbone/model" in rest.pop()
-    monkeypatch.setattr(script.training_run, "load_data", None)  # nothing is trained again
+    monkeypatch.setattr(experiments.subprocess, "run", None)  # nothing is trained again
     assert script.main() == 0
     assert json.loads((tmp_path / "results" / "synthetic-street-11.json").read_text()) == results
 
 
-def test_table_gives_mean_spread_and_paired_gain(script):
+def test_table_gives_mean_spread_and_paired_interval(script):
     scores = {"SemanticFPN": [30.0, 32.0, 34.0], "+ guidance": [31.0, 31.5, 36.0]}
-    results = {"dataset": "d", "images": 3, "steps": 5, "seeds": [0, 1, 2], "mean_iou_percent": scores}
-    results["backbone"] = {"steps": 7, "dataset": "s", "mean_iou_percent": 40.0}
+    results = {"dataset": "d", "images": 3, "steps": 5, "learning_rate": 0.001, "seeds": [0, 1, 2]}
+    results |= {"mean_iou_percent": scores, "backbone": {"steps": 7, "dataset": "s", "mean_iou_percent": 40.0}}
     row = next(line for line in script.table(results).splitlines() if line.startswith("| + guidance"))
-    mean, spread = statistics.mean(scores["+ guidance"]), statistics.stdev(scores["+ guidance"])
-    assert f"{mean:.2f} ± {spread:.2f}" in row and "+1.00, -0.50, +2.00" in row and row.endswith("47.67 |")
+    gains = [1.0, -0.5, 2.0]
+    mean, half = statistics.mean(gains), 4.302653 * statistics.stdev(gains) / 3**0.5  # t of 97.5 %, 2 degrees
+    own = scores["+ guidance"]
+    assert f"{statistics.mean(own):.2f} ± {statistics.stdev(own):.2f}" in row
+    assert f"{mean:+.2f} [{mean - half:+.2f}, {mean + half:+.2f}]" in row and row.endswith("47.67 |")
+
+
+def test_every_arm_is_the_model_that_it_is_called(script):
+    for arm, fields in script.ARMS.items():
+        config = create_config("hfgd-resnet50", **(script.MODEL | script.LITE0 | fields))
+        full = arm.endswith("HFGM")
+        assert (config.guidance, config.axial_attention) == (full or "guidance" in arm, full or "axial" in arm), arm
+        kind = next((name for name in ("UperNet", "FaPN") if name in arm), "sfpn")
+        assert config.upsampler == kind.lower(), arm
+        same = script.ARMS[script.BASES.get(arm, arm)]
+        switches = ("guidance", "axial_attention")
+        assert {k: v for k, v in same.items() if k not in switches} == {
+            k: v for k, v in fields.items() if k not in switches
+        }

@@ -1,0 +1,89 @@
+"""The leaderboard: its rows are models, a small one runs and resumes, its table and figure hold what the runs gave."""
+
+import importlib.util
+import json
+import sys
+
+import pytest
+import torch
+import yaml
+
+from hf_denseseg.data.class_names import ClassNames
+from hf_denseseg.models.flops import count_forward
+from hf_denseseg.training.arguments import ModelArguments
+from hf_denseseg.training.starting_model import build_model
+from reference import REPOSITORY
+
+ROWS = REPOSITORY / "scripts" / "leaderboards" / "camvid.yaml"
+
+
+@pytest.fixture
+def script(monkeypatch):
+    monkeypatch.syspath_prepend(str(REPOSITORY / "scripts"))
+    spec = importlib.util.spec_from_file_location("leaderboard", REPOSITORY / "scripts" / "leaderboard.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def row_of(seconds, runs):
+    known = {"recipe": {}, "seconds_per_step": seconds, "steps": 10, "multiply_adds": 2_000_000_000, "search": []}
+    cost = {"cpu_seconds": 9.0, "parameters": 1_500_000, "peak_memory_bytes": 2**30}
+    cost |= {"train_images_per_second": 8.0, "eval_images_per_second": 20.0, "state": "done"}
+    made = [
+        {"seed": seed, "mean_iou_percent": scores[-1], "curve": [[5, scores[0]], [10, scores[1]]], **cost}
+        for seed, scores in enumerate(runs)
+    ]
+    return known | {"runs": made}
+
+
+def test_best_row_comes_first_and_a_failed_run_is_told(script, tmp_path):
+    rows = {"low": row_of(1.0, [(10.0, 20.0), (12.0, 24.0)]), "high": row_of(0.5, [(10.0, 40.0)])}
+    rows["broken"] = row_of(1.0, []) | {"runs": [{"seed": 0, "state": "failed: exit code 2: no"}]}
+    results = {"dataset": "d", "budget_cpu_seconds": 10, "environment": {"processor": "P"}, "rows": rows}
+    script.write(results, tmp_path)
+    lines = (tmp_path / "d.md").read_text().splitlines()
+    high, low, broken = lines[-3:]
+    assert high.startswith("| high | 40.00 | 1 | 10 | 1.50 | 2.00 | 8.0 / 20.0 | 1024 | 9 |")
+    assert low.startswith("| low | 22.00 ± 2.83 | 2 |") and "failed: exit code 2: no" in broken
+    assert len({line.count("|") for line in lines[2:]}) == 1
+    assert json.loads((tmp_path / "d.json").read_text()) == results and (tmp_path / "d.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("name", yaml.safe_load(ROWS.read_text())["rows"])
+def test_every_row_is_a_model_of_the_size_that_a_cpu_trains(name):
+    row = yaml.safe_load(ROWS.read_text())["rows"][name]
+    if row["model"] == "smp-unet":
+        pytest.skip("segmentation_models_pytorch is no dependency")
+    arguments = ModelArguments(model=row["model"], config_overrides=row.get("config_overrides"))
+    with torch.device("meta"):
+        model = build_model(arguments, ClassNames("c", tuple(f"class {number}" for number in range(11))))
+    counts = count_forward(model.to("meta"), (192, 256))
+    assert sum(each.numel() for each in model.parameters()) < 12e6
+    assert counts.layer_multiply_adds + counts.product_multiply_adds < 6e9
+
+
+@pytest.mark.slow
+def test_a_small_leaderboard_runs_and_goes_on(script, tmp_path, monkeypatch, capsys):
+    plan = yaml.safe_load(ROWS.read_text())
+    plan["shared"] |= {"crop_size": [64, 96], "per_device_train_batch_size": 2, "dataloader_num_workers": 0}
+    plan["shared"] |= {"class_weights": None, "eval_split": "val"}
+    plan["rows"] = {name: plan["rows"][name] for name in ("DSCT", "SegFormer-B0")}
+    plan["search"] = {"learning_rate": [1.0e-3]}
+    (tmp_path / "scripts" / "leaderboards").mkdir(parents=True)
+    (tmp_path / "scripts" / "leaderboards" / "synthetic.yaml").write_text(yaml.safe_dump(plan))
+    monkeypatch.setattr(script, "ROOT", tmp_path)
+    monkeypatch.setattr(script, "TIMED_STEPS", (1, 2))
+    words = ["--dataset", "synthetic", "--data", "synthetic:12@64x96", "--budget_cpu_seconds", "0.5", "--seeds", "1"]
+    words += ["--output_dir", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
+    monkeypatch.setattr(sys, "argv", ["leaderboard.py", *words])
+    assert script.main() == 0
+    results = json.loads((tmp_path / "results" / "synthetic.json").read_text())
+    for row in results["rows"].values():
+        assert [run["state"] for run in row["runs"]] == ["done"] and row["search"][0]["images"] < 12
+        assert len(row["runs"][0]["curve"]) >= 2 and row["multiply_adds"] > 0
+    monkeypatch.setattr(script, "train", None)  # nothing runs again
+    assert script.main() == 0
+    monkeypatch.setattr(sys, "argv", ["leaderboard.py", *words, "--budget_cpu_seconds", "9"])
+    with pytest.raises(SystemExit, match=r"leaderboard of 0.5 CPU seconds"):
+        script.main()
