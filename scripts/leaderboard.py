@@ -2,11 +2,12 @@
 
     python scripts/leaderboard.py --dataset camvid --data path/to/camvid --budget_cpu_seconds 1000 --seeds 3
 
-The rows stand in `scripts/leaderboards/DATASET.yaml`. First a few steps of every row are timed, which gives the number
-of steps that fit into the budget. Then each row is searched on a part of the training split, and trained once per
+The rows stand in `scripts/leaderboards/DATASET.yaml`, or another plan of that folder (`--plan camvid_from_scratch`:
+one recipe, and what each change to it is worth). First a few steps of every row are timed, which gives the number of
+steps that fit into the budget. Then each row is searched on a part of the training split, and trained once per
 seed; the validation split decides nothing. Steps, not seconds, are what runs share, so that other load on the machine
 changes no score. Runs are kept: start the script again to go on, with `--rows` for some rows only. A run that fails
-stays in the results. Writes `scripts/results/leaderboard/DATASET.json`, `.md` and `.png` after every run.
+stays in the results. Writes `scripts/results/leaderboard/PLAN.json`, `.md` and `.png` after every run.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from typing import Any
 
 import yaml
 
-from experiments import DENSESEG, mean_and_spread, score, train
+from experiments import DENSESEG, mean_and_spread, paired_interval, score, train
 from hf_denseseg.files import atomic_path, write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,6 +46,7 @@ class Row:
         self.name, self.folder, self.args = name, args.output_dir / slug(name), args
         self.peer: str | None = own.pop("peer", None)
         self.pretrained: bool = own.pop("pretrained", False)
+        self.pretraining: dict[str, Any] | None = own.pop("pretraining", None)
         self.command = SMP if own["model"] == "smp-unet" else DENSESEG
         self.recipe = {**shared, **own, "dataset": args.data}
         if self.pretrained:
@@ -85,6 +87,15 @@ class Row:
 
     def final(self, seed: int, steps: int, settings: dict[str, Any]) -> dict[str, Any]:
         """Train on the whole training split; what the table needs of the run."""
+        before = 0.0
+        if self.pretraining:
+            keys = dict(self.pretraining)
+            part = int(keys.pop("fraction_of_steps") * steps)
+            keys |= {**schedule(part), "eval_strategy": "no", "max_eval_samples": 1, "seed": seed}
+            before = self.train(f"pretraining_{seed}", **settings | keys)["training"]["cpu_seconds"]
+            steps -= part
+            start = {"model": str(self.folder / f"pretraining_{seed}" / "model"), "config_overrides": None}
+            settings = settings | start
         run = self.train(f"seed_{seed}", **schedule(steps), eval_steps=steps // EVALUATIONS, seed=seed, **settings)
         cost, history = run["training"], run["history"]
         evaluated = [[entry["step"], 100 * entry["eval_mean_iou"]] for entry in history if "eval_mean_iou" in entry]
@@ -93,7 +104,7 @@ class Row:
             "seed": seed,
             "state": "done",
             "mean_iou_percent": score(run),
-            "cpu_seconds": cost["cpu_seconds"],
+            "cpu_seconds": before + cost["cpu_seconds"],
             "curve": evaluated,
             "train_images_per_second": images / cost["cpu_seconds"],
             "eval_images_per_second": len(evaluated) * run["images"] / cost["evaluation_cpu_seconds"],
@@ -126,7 +137,7 @@ def environment(args: argparse.Namespace) -> dict[str, Any]:
     """What the figures depend on besides the code."""
     import benchmark
 
-    words = ["--dataset", args.dataset, "--budget_cpu_seconds", f"{args.budget_cpu_seconds:g}"]
+    words = ["--dataset", args.dataset, "--plan", args.plan, "--budget_cpu_seconds", f"{args.budget_cpu_seconds:g}"]
     command = "python scripts/leaderboard.py " + shlex.join([*words, "--seeds", str(args.seeds)])
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=ROOT).stdout.strip()
     return benchmark.environment() | {"command": command, "commit": commit}
@@ -134,20 +145,25 @@ def environment(args: argparse.Namespace) -> dict[str, Any]:
 
 def table(results: dict[str, Any]) -> str:
     """The rows, best first."""
+    base = results.get("base")
+    searched = any(row["search"] for row in results["rows"].values())
+    how = "; learning rate by a search on a fifth of the training split at a quarter of the budget" if searched else ""
     lines = [
         f"{results['dataset']} val, {results['budget_cpu_seconds']:g} CPU seconds of training for each run on "
-        f"{results['environment']['processor']}; learning rate by a search on a fifth of the training split at a "
-        "quarter of the budget.",
+        f"{results['environment']['processor']}{how}.",
         "",
         "| model | mIoU %, mean ± standard deviation | seeds | steps | parameters M | GMACs | images per CPU second: "
-        "training / evaluation | peak memory MiB | CPU seconds |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "training / evaluation | peak memory MiB | CPU seconds |" + (f" gain over {base} |" if base else ""),
+        "|---" * (10 if base else 9) + "|",
     ]
     rows = results["rows"].items()
     for name, row in sorted(rows, key=lambda each: -statistics.mean(finished(each[1]) or [-1.0])):
         runs = [run for run in row["runs"] if run["state"] == "done"]
         if not runs:
-            lines.append(f"| {name} | {row['runs'][0]['state'] if row['runs'] else 'not measured'} |" + " – |" * 7)
+            lines.append(
+                f"| {name} | {row['runs'][0]['state'] if row['runs'] else 'not measured'} |"
+                + " – |" * (8 if base else 7)
+            )
             continue
         mean = {
             key: statistics.mean(run[key] for run in runs)
@@ -158,8 +174,22 @@ def table(results: dict[str, Any]) -> str:
             f"{runs[0]['parameters'] / 1e6:.2f} | {row['multiply_adds'] / 1e9:.2f} | "
             f"{mean['train_images_per_second']:.1f} / {mean['eval_images_per_second']:.1f} | "
             f"{mean['peak_memory_bytes'] / 2**20:.0f} | {mean['cpu_seconds']:.0f} |"
+            + (f" {gain(row, results['rows'][base])} |" if base else "")
         )
     return "\n".join(lines) + "\n"
+
+
+def gain(row: dict[str, Any], base: dict[str, Any]) -> str:
+    """Gain over the base seed by seed, with its 95 % interval if there are several seeds."""
+    own, other = ({run["seed"]: run["mean_iou_percent"] for run in each["runs"] if run["state"] == "done"}
+                  for each in (row, base))  # fmt: skip
+    seeds = sorted(own.keys() & other.keys())
+    pairs = [own[seed] for seed in seeds], [other[seed] for seed in seeds]
+    if row is base or not seeds:
+        return "–"
+    if len(seeds) == 1:
+        return f"{pairs[0][0] - pairs[1][0]:+.2f}"
+    return "{:+.2f} [{:+.2f}, {:+.2f}]".format(*paired_interval(*pairs))
 
 
 def finished(row: dict[str, Any]) -> list[float]:
@@ -194,7 +224,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
 def write(results: dict[str, Any], folder: Path) -> None:
     """The results so far."""
     folder.mkdir(parents=True, exist_ok=True)
-    stem = results["dataset"]
+    stem = results["plan"]
     write_atomic(folder / f"{stem}.json", json.dumps(results, indent=1) + "\n")
     write_atomic(folder / f"{stem}.md", table(results))
     draw(results, folder / f"{stem}.png")
@@ -202,7 +232,7 @@ def write(results: dict[str, Any], folder: Path) -> None:
 
 def plan_of(args: argparse.Namespace) -> dict[str, Any]:
     """The rows of a dataset, those that were asked for; ends the script if they cannot be run."""
-    plan = yaml.safe_load((ROOT / "scripts" / "leaderboards" / f"{args.dataset}.yaml").read_text())
+    plan = yaml.safe_load((ROOT / "scripts" / "leaderboards" / f"{args.plan}.yaml").read_text())
     if unknown := set(args.rows or ()) - set(plan["rows"]):
         sys.exit(f"--rows: {', '.join(sorted(unknown))} is no row. The rows are: {'; '.join(plan['rows'])}.")
     plan["rows"] = {name: each for name, each in plan["rows"].items() if not args.rows or name in args.rows}
@@ -212,12 +242,12 @@ def plan_of(args: argparse.Namespace) -> dict[str, Any]:
     return plan
 
 
-def results_so_far(args: argparse.Namespace) -> dict[str, Any]:
+def results_so_far(args: argparse.Namespace, base: str | None) -> dict[str, Any]:
     """The results that were written before, or none; ends the script if they are of another budget."""
-    file = args.results / f"{args.dataset}.json"
+    file = args.results / f"{args.plan}.json"
     if not file.exists():
-        head = {"dataset": args.dataset, "budget_cpu_seconds": args.budget_cpu_seconds}
-        return head | {"environment": environment(args), "rows": {}}
+        head = {"plan": args.plan, "dataset": args.dataset, "budget_cpu_seconds": args.budget_cpu_seconds}
+        return head | {"base": base, "environment": environment(args), "rows": {}}
     results = json.loads(file.read_text())
     if results["budget_cpu_seconds"] != args.budget_cpu_seconds:
         sys.exit(f"{file} holds a leaderboard of {results['budget_cpu_seconds']:g} CPU seconds: give that budget, or "
@@ -236,7 +266,8 @@ def start_row(row: Row, recipe: dict[str, Any], size: tuple[int, int], budget: f
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Time all rows, search all, then train all with the first seed, all with the second, and so on."""
-    plan, results = plan_of(args), results_so_far(args)
+    plan = plan_of(args)
+    results = results_so_far(args, plan.get("base"))
     rows = {name: Row(name, each, plan["shared"], args) for name, each in plan["rows"].items()}
     states = results["rows"]
     for name, row in rows.items():
@@ -244,16 +275,16 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             states[name] = start_row(row, plan["rows"][name], tuple(plan["image_size"]), args.budget_cpu_seconds)
             write(results, args.results)
     for name, row in rows.items():
-        if not states[name]["search"]:
+        if "search" in plan and not states[name]["search"]:
             states[name]["search"] = row.search(max(1, states[name]["steps"] // 4), plan["search"])
             write(results, args.results)
     for seed, (name, row) in itertools.product(range(args.seeds), rows.items()):
         state = states[name]
         if any(each["seed"] == seed and each["state"] == "done" for each in state["runs"]):
             continue
-        best = max(state["search"], key=lambda each: each["mean_iou_percent"])["settings"]
+        tried = max(state["search"], key=lambda each: each["mean_iou_percent"], default={"settings": {}})
         try:
-            done = row.final(seed, state["steps"], best)
+            done = row.final(seed, state["steps"], tried["settings"])
         except RuntimeError as error:
             done = {"seed": seed, "state": f"failed: {error}"}
         state["runs"] = [each for each in state["runs"] if each["seed"] != seed] + [done]
@@ -264,15 +295,17 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", default="camvid", help="name of a file in scripts/leaderboards (default camvid)")
+    parser.add_argument("--dataset", default="camvid", help="name of the dataset in the table (default camvid)")
+    parser.add_argument("--plan", help="name of a file in scripts/leaderboards (default: that of the dataset)")
     parser.add_argument("--data", required=True, help="`dataset` key of the recipes: folder of the dataset")
     parser.add_argument("--budget_cpu_seconds", type=float, default=1000.0, help="of training (default 1000)")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each row (default 3)")
     parser.add_argument("--rows", nargs="+", metavar="NAME", help="these rows only")
     parser.add_argument("--encoder_weights", help="ImageNet weights of EfficientNet-Lite0, see the experiment's page")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/leaderboard"), help="folder of the runs")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for DATASET.json, .md and .png")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for PLAN.json, .md and .png")
     args = parser.parse_args()
+    args.plan = args.plan or args.dataset
     print(table(run(args)))
     return 0
 
