@@ -157,23 +157,26 @@ def test_models_prints_the_counts_of_the_paper(capsys):
 
 @pytest.mark.skipif(pooling_exports_for_any_size(), reason="this release of torch exports pooling for any size")
 def test_a_model_that_torch_exports_for_some_sizes_only_is_refused(checkpoint, tmp_path, capsys):
-    assert main(["export", str(checkpoint), "--output", str(tmp_path / "model.pt2")]) == 1
+    assert main(["export", str(checkpoint), "--output", str(tmp_path / "exported")]) == 1
     assert "A newer torch" in capsys.readouterr().err
 
 
 def test_exported_program_equals_the_model(tmp_path):
     model = hf_denseseg.create_model("setr-naive-deit-base", num_labels=3, **SETR).eval()
     model.save_pretrained(tmp_path / "model")
-    assert main(["export", str(tmp_path / "model"), "--output", str(tmp_path / "model.pt2")]) == 0
-    program = torch.export.load(tmp_path / "model.pt2").module()
+    assert main(["export", str(tmp_path / "model"), "--output", str(tmp_path / "exported")]) == 0
+    program = torch.export.load(tmp_path / "exported" / "model.pt2").module()
     pixel_values = torch.randn(1, 3, 70, 83)
     with torch.no_grad():
         assert torch.allclose(program(pixel_values), model(pixel_values).logits, atol=1e-4)
 
 
-def test_export_refuses_another_ending(checkpoint, tmp_path, capsys):
+def test_export_refuses_a_file_and_a_folder_of_other_files(checkpoint, tmp_path, capsys):
     assert main(["export", str(checkpoint), "--output", str(tmp_path / "model.onnx")]) == 2
-    assert "ends in .pt2" in capsys.readouterr().err
+    assert "give a folder" in capsys.readouterr().err
+    (tmp_path / "notes.txt").write_text("mine")
+    assert main(["export", str(checkpoint), "--output", str(tmp_path)]) == 2
+    assert "holds other files" in capsys.readouterr().err
 
 
 def test_official_checkpoint_becomes_a_folder_that_the_auto_class_loads(tmp_path, capsys):

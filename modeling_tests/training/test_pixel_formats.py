@@ -163,7 +163,7 @@ def test_a_run_evaluates_predicts_and_exports(trained, tmp_path):
     for each in segments:
         assert np.array_equal(np.asarray(each["mask"]) == 255, ids == CLASSES.index(each["label"]))
     assert main(["features", model, "--dataset", data, "--output_dir", str(tmp_path / "features")]) == 0
-    assert main(["export", model, "--output", str(tmp_path / "model.pt2"), "--size", "32", "48"]) == 0
+    assert main(["export", model, "--output", str(tmp_path / "exported"), "--size", "32", "48"]) == 0
 
 
 def test_a_model_of_transformers_gets_an_image_processor_that_keeps_the_format(trained, tmp_path):

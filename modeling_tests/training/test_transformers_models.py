@@ -167,21 +167,21 @@ def test_a_size_that_the_model_does_not_take_is_refused_before_training(tmp_path
 @pytest.mark.parametrize(("name", "code"), [("segformer", 0), ("dpt", 1)])
 def test_export_works_or_says_why_not(name, code, tmp_path, capsys):
     checkpoint = transformers_models.save(name, tmp_path / name)
-    assert main(["export", str(checkpoint), "--output", str(tmp_path / "model.pt2")]) == code
-    assert (tmp_path / "model.pt2").exists() == (code == 0)
+    assert main(["export", str(checkpoint), "--output", str(tmp_path / "exported")]) == code
+    assert (tmp_path / "exported").exists() == (code == 0)
     assert code == 0 or "cannot be exported for images of any size" in capsys.readouterr().err
 
 
 @torch.no_grad()
 def test_export_of_one_size(tmp_path, capsys):
     """This DPT takes 64x64 pixels only."""
-    words = ["export", str(transformers_models.save("dpt", tmp_path / "dpt")), "--output", str(tmp_path / "model.pt2")]
+    words = ["export", str(transformers_models.save("dpt", tmp_path / "dpt")), "--output", str(tmp_path / "exported")]
     assert main([*words, "--size", "64", "96"]) == 1
     assert "cannot be exported for images of 64x96 pixels" in capsys.readouterr().err
-    assert main([*words, "--size", "0", "64"]) == 2 and not (tmp_path / "model.pt2").exists()
+    assert main([*words, "--size", "0", "64"]) == 2 and not (tmp_path / "exported").exists()
     assert main([*words, "--size", "64", "64"]) == 0
     pixel_values = torch.randn(3, 3, 64, 64)
-    found = torch.export.load(tmp_path / "model.pt2").module()(pixel_values)
+    found = torch.export.load(tmp_path / "exported" / "model.pt2").module()(pixel_values)
     torch.testing.assert_close(found, transformers_models.build("dpt")(pixel_values).logits, atol=1e-5, rtol=0)
 
 

@@ -121,7 +121,10 @@ def run(args: argparse.Namespace) -> int:
     """Run the command that `parse_arguments` found and return its exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     # Their messages of level INFO are of no use to a user.
-    for library in ("httpx", "httpcore", "filelock", "fsspec", "PIL", "matplotlib", "datasets", "urllib3"):
+    for library in (
+        *("httpx", "httpcore", "filelock", "fsspec", "PIL", "matplotlib", "datasets", "urllib3"),
+        *("onnxscript", "onnx_ir"),
+    ):
         logging.getLogger(library).setLevel(logging.WARNING)
     command = importlib.import_module(f"hf_denseseg.commands.{args.command}")
     try:

@@ -38,6 +38,25 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             aside.unlink(missing_ok=True)
 
 
+@contextmanager
+def atomic_folder(folder: str | Path) -> Iterator[Path]:
+    """Give an empty folder beside `folder`, and rename it to `folder`, which it replaces, when the block succeeds.
+
+    Raises:
+        RunError: the disk is full or the parent cannot be written; `folder` keeps its previous content.
+    """
+    folder = Path(folder)
+    with _explain_write_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as beside:
+            aside = Path(beside) / folder.name
+            aside.mkdir()
+            yield aside
+            if folder.exists():
+                os.replace(folder, Path(beside) / "previous")
+            os.replace(aside, folder)
+
+
 def write_atomic(path: str | Path, data: str | bytes) -> None:
     """Write text (UTF-8) or bytes to `path` in one step, see `atomic_path`."""
     with atomic_path(path) as aside:

@@ -1,90 +1,65 @@
-"""`denseseg export`: a checkpoint as one `torch.export` file, written only if it agrees with the model."""
+"""`denseseg export`: a checkpoint as a file of another runtime, written only if it agrees with the model."""
 
 import argparse
 from pathlib import Path
 
-TOLERANCE = 1e-3
+from hf_denseseg.errors import InputError
 
+FORMATS = ("torch", "onnx")
 EPILOG = """examples:
-  denseseg export runs/demo/model --output demo.pt2
-  denseseg export runs/dpt/model --output dpt.pt2 --size 384 384
-  python -c 'import torch; model = torch.export.load("demo.pt2").module(); print(model(torch.zeros(1, 3, 256, 320)))'
+  denseseg export runs/demo/model --format onnx --output exported
+  denseseg export runs/demo/model --format onnx --with_argmax --output exported
+  denseseg export runs/dpt/model --output exported --size 384 384
 
-The program takes normalized pixel_values (batch, 3, height, width) of any size from 29 pixels up and returns the
-logits. torch 2.11 exports pooling for even or for odd sizes only; the command then says so and writes nothing."""
+OUTPUT gets the model (torch: model.pt2, onnx: model.onnx), the files of the checkpoint that running it needs, and
+export.json: inputs, outputs, versions, agreement with the checkpoint, checksums.
+Without --with_argmax the model takes normalized pixel_values (batch, 3, height, width) float32 and returns logits.
+With it, it takes image (batch, 3, height, width) uint8, RGB, and returns class_map (batch, height, width) uint8
+(int32 above 256 classes): normalization, resize of the logits and argmax are part of it.
+
+torch 2.11 exports pooling for even or for odd sizes only; the command then says so and writes nothing."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add `export` to the command line."""
     parser = subparsers.add_parser(
         "export",
-        help="write a checkpoint as a torch.export program",
-        description="Export with dynamic batch, height and width, and compare with the model at three sizes.",
+        help="write a checkpoint for another runtime",
+        description="Export with dynamic batch, height and width, and compare with the model at four sizes.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("checkpoint", help="model folder or hub id")
-    parser.add_argument("--output", required=True, help="file to write, ending in .pt2")
+    parser.add_argument("--format", choices=FORMATS, default="torch", help="format (default: %(default)s)")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder to write")
+    parser.add_argument("--with_argmax", action="store_true", help="bytes in, class map out (segmentation)")
     text = "of the only images that the program takes, for models of one size (default: any size)"
     parser.add_argument("--size", nargs=2, type=int, metavar=("H", "W"), help=text)
 
 
 def main(args: argparse.Namespace) -> int:
     """Export, verify, save."""
-    import torch
-    from torch.export import Dim
+    from hf_denseseg.files import atomic_folder
+    from hf_denseseg.inference.export import exporting
+    from hf_denseseg.inference.export.formats import FORMATS as formats
+    from hf_denseseg.inference.export.record import is_export, write_record
 
-    from hf_denseseg.errors import InputError, RunError
-    from hf_denseseg.files import atomic_path
-    from hf_denseseg.models.auto.pretrained import load_trained_model
-    from hf_denseseg.models.channels import image_channels
-
-    if Path(args.output).suffix != ".pt2":
-        raise InputError(f"--output {args.output}: give a file that ends in .pt2, the ending of torch.export.")
-
-    class Logits(torch.nn.Module):
-        """Tensors in, tensor out."""
-
-        def __init__(self, model: torch.nn.Module) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-            return self.model(pixel_values=pixel_values).logits
-
+    output = Path(args.output)
+    if output.is_file() or output.suffix in (".pt2", ".onnx", ".xml", ".pte"):
+        raise InputError(f"--output {output}: give a folder; the model gets its usual name in it.")
+    if output.exists() and not is_export(output) and any(output.iterdir()):
+        raise InputError(f"--output {output} holds other files. Give a new folder, or that of an earlier export.")
     if args.size and min(args.size) < 1:
         raise InputError(f"--size {args.size[0]} {args.size[1]}: give height and width in pixels.")
-    trained = load_trained_model(args.checkpoint)
-    program, channels = Logits(trained).eval(), image_channels(trained.config)
-    # A batch of 2: torch.export makes constants of sizes 0 and 1.
-    size, free = (args.size, ()) if args.size else ((128, 160), (2, 3))
-    dynamic = dict.fromkeys((0, *free), Dim.AUTO)
-    try:
-        exported = torch.export.export(program, (torch.zeros(2, channels, *size),), dynamic_shapes=(dynamic,))
-    except Exception as error:  # the kinds are open-ended: the model's own code at this size, or torch's exporter
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        name = type(program.model).__name__
-        which = f"{size[0]}x{size[1]} pixels" if args.size else "any size"
-        fix = "" if args.size else " Give --size if it has one size only."
-        raise RunError(
-            f"{name} cannot be exported for images of {which} ({reason}); nothing was written.{fix}"
-        ) from error
-    module = exported.module()
-    sizes = [size] * 3 if args.size else [(96, 128), size, (161, 97)]
-    for shape in [(batch, channels, *each) for batch, each in enumerate(sizes, 1)]:
-        pixel_values = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-        try:
-            with torch.no_grad():
-                difference = (module(pixel_values) - program(pixel_values)).abs().max().item()
-        except AssertionError as error:
-            raise RunError(
-                f"torch {torch.__version__} exports this model for some sizes only ({error}); nothing was written. "
-                "Give --size for one size; a newer torch may export all."
-            ) from error
-        print(f"batch {shape[0]}, {shape[2]}x{shape[3]}: largest difference {difference:.1e}")
-        if not difference <= TOLERANCE:
-            raise RunError(f"The exported program differs by {difference:.1e} at {shape}; nothing was written.")
-    with atomic_path(args.output) as aside:
-        torch.export.save(exported, aside)
-    print(f"Written: {args.output}")
+    formats[args.format].check_installed()
+    size = (args.size[0], args.size[1]) if args.size else None
+    request = exporting.Request(args.checkpoint, formats[args.format], args.with_argmax, size)
+    program = exporting.load_program(request)
+    with atomic_folder(output) as folder:
+        record = exporting.export(request, program, folder)
+        write_record(folder, record)
+    for row in record["verified"]:
+        error = f", largest error {row['error']:.1e} of the spread" if "error" in row else ""
+        print(f"batch {row['batch']}, {row['height']}x{row['width']}: agreement {100 * row['agreement']:.3f} %{error}")
+    print(f"Written: {output}")
     return 0

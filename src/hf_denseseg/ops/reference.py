@@ -121,11 +121,12 @@ def _grid(pixels: Tensor, height: int, width: int) -> Tensor:
 
 def _weighted_sample(feature_map: Tensor, grid: Tensor, weights: Tensor) -> Tensor:
     """Sample `(N, D, H, W)` at `(N, Q, P, 2)` and sum over P with weights `(N, 1, Q, P)`: `(N, D, Q)`."""
-    chunk = grid.shape[1]
-    if not torch.compiler.is_compiling():
-        chunk = max(1, LARGEST_SAMPLE // (feature_map.shape[0] * feature_map.shape[1] * grid.shape[2]))
-    parts = []
-    for some_points, some_weights in zip(grid.split(chunk, 1), weights.split(chunk, 2), strict=True):
-        samples = F.grid_sample(feature_map, some_points, "bilinear", "zeros", align_corners=False)
-        parts.append((samples * some_weights).sum(-1))
+
+    def sample(points: Tensor, point_weights: Tensor) -> Tensor:
+        return (F.grid_sample(feature_map, points, "bilinear", "zeros", align_corners=False) * point_weights).sum(-1)
+
+    if torch.compiler.is_compiling():  # the number of queries may be symbolic
+        return sample(grid, weights)
+    chunk = max(1, LARGEST_SAMPLE // (feature_map.shape[0] * feature_map.shape[1] * grid.shape[2]))
+    parts = [sample(*part) for part in zip(grid.split(chunk, 1), weights.split(chunk, 2), strict=True)]
     return parts[0] if len(parts) == 1 else torch.cat(parts, -1)

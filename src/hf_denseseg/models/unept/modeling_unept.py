@@ -867,7 +867,9 @@ class UneptForSemanticSegmentation(UneptPreTrainedModel):
 
 def to_map(tokens: torch.Tensor, pixel_values: torch.Tensor, config: UneptConfig) -> torch.Tensor:
     """Queries `(B, h*w, C)` of images -> `(B, C, h, w)`."""
-    grid = [-(-side // config.unit) * config.unit // OUTPUT_STRIDE for side in pixel_values.shape[-2:]]
+    # Sides rounded up, without a negative dividend: ONNX rounds that towards 0.
+    padded = [(side + config.unit - 1) // config.unit * config.unit for side in pixel_values.shape[-2:]]
+    grid = [side // OUTPUT_STRIDE for side in padded]
     return tokens.transpose(1, 2).unflatten(2, grid)
 
 

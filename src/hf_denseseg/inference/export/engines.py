@@ -1,0 +1,48 @@
+"""Runtimes of exported models behind one interface: tensors in, tensors out, on the CPU."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+
+class Engine(Protocol):
+    """An exported model, opened by its runtime."""
+
+    def __call__(self, values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Run on one input `(B, C, H, W)`; returns the outputs in their order."""
+
+
+class TorchEngine:
+    """A `torch.export` program."""
+
+    def __init__(self, path: Path) -> None:
+        self.module = torch.export.load(path).module()
+
+    @torch.no_grad()
+    def __call__(self, values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Run the program."""
+        outputs = self.module(values)
+        return outputs if isinstance(outputs, tuple) else (outputs,)
+
+
+class OnnxEngine:
+    """An ONNX model on ONNX Runtime's CPU provider, with as many threads as torch has."""
+
+    def __init__(self, path: Path) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 3  # errors
+        self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self.input_name = self.session.get_inputs()[0].name
+
+    def __call__(self, values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Run the session."""
+        outputs = self.session.run(None, {self.input_name: values.contiguous().cpu().numpy()})
+        return tuple(map(torch.from_numpy, outputs))
+
+
+ENGINES: dict[str, Callable[[Path], Engine]] = {"torch": TorchEngine, "onnx": OnnxEngine}

@@ -1,0 +1,140 @@
+"""Export a checkpoint into a folder that holds all that running it needs."""
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import transformers
+from torch.export import Dim, ExportedProgram
+
+from hf_denseseg import __version__
+from hf_denseseg.errors import InputError, RunError
+from hf_denseseg.inference.export.engines import ENGINES
+from hf_denseseg.inference.export.formats import Format
+from hf_denseseg.inference.export.programs import ClassMap, Logits, example_input, plain_operators
+from hf_denseseg.inference.export.verification import verify
+from hf_denseseg.inference.preprocessing import Preprocessing, view_size
+from hf_denseseg.inference.settings import InferenceSettings
+from hf_denseseg.inference.sliding_window import Size
+from hf_denseseg.models.auto.pretrained import load_image_processor, load_trained_model, task_of_checkpoint
+from hf_denseseg.models.auto.tasks import SEMANTIC_SEGMENTATION
+from hf_denseseg.models.channels import check_statistics, image_channels
+
+# Files of a checkpoint that inference reads.
+KEPT = ("config.json", "preprocessor_config.json", "inference_settings.json", "labels.json")
+TRACED = (128, 160)  # of the images that a program of any size is traced with
+VERIFIED = ((1, (96, 128)), (2, TRACED), (3, (161, 97)), (1, (193, 225)))  # batch and size
+
+
+class Request(NamedTuple):
+    """What to export.
+
+    Args:
+        checkpoint: folder or hub id.
+        format: of the exported model.
+        with_argmax: bytes in, class map out.
+        size: of the only images that it takes; None is any.
+    """
+
+    checkpoint: str
+    format: Format
+    with_argmax: bool = False
+    size: Size | None = None
+
+
+def load_program(request: Request) -> Logits | ClassMap:
+    """Load the checkpoint and wrap it as the program that is exported.
+
+    Raises:
+        InputError: the checkpoint cannot be used, or cannot be exported like this.
+    """
+    task = task_of_checkpoint(request.checkpoint) or SEMANTIC_SEGMENTATION
+    model = load_trained_model(request.checkpoint, task)
+    if not request.with_argmax:
+        return Logits(model).eval()
+    if task != SEMANTIC_SEGMENTATION:
+        raise InputError(f"--with_argmax is for {SEMANTIC_SEGMENTATION}; this checkpoint is for {task}. Leave it out.")
+    processor = load_image_processor(request.checkpoint)
+    check_statistics(processor, model.config, request.checkpoint)
+    preprocessing, settings = Preprocessing.from_image_processor(processor), InferenceSettings.load(request.checkpoint)
+    if preprocessing.pixel_format.pixel_range != "uint8":
+        raise InputError(
+            f"--with_argmax takes images of 8 bits; those of {request.checkpoint} have other values. Leave it out."
+        )
+    whole = InferenceSettings(base_size=settings.base_size or preprocessing.base_size)
+    if whole.base_size and not request.size:
+        raise InputError(
+            f"{request.checkpoint} resizes images, to a size that depends on theirs. Give the --size of the images, "
+            "or leave --with_argmax out."
+        )
+    resized = view_size(request.size, 1.0, whole) if request.size else None
+    return ClassMap(model, preprocessing, settings.threshold, resized).eval()
+
+
+def export(request: Request, program: Logits | ClassMap, folder: Path) -> dict[str, Any]:
+    """Export a program into an empty folder, and verify it there.
+
+    Args:
+        request: what to export.
+        program: see `load_program`.
+        folder: to write the model and the files of the checkpoint that running it needs into.
+
+    Returns:
+        The content of `export.json`, but for the checksums.
+
+    Raises:
+        RunError: the model cannot be exported, or what was exported differs from it.
+    """
+    channels, chosen = image_channels(program.model.config), request.format
+    exported = trace(program, channels, request.size)
+    path = folder / chosen.file
+    facts = chosen.write(exported, path, program.input_name, program.output_names)
+    shapes = [(batch, request.size or size) for batch, size in VERIFIED]
+    checked = verify(program, ENGINES[chosen.name](path), channels, shapes)
+    _copy_files(request.checkpoint, folder)
+    return {
+        "format": chosen.name,
+        "file": chosen.file,
+        "with_argmax": request.with_argmax,
+        "size": list(request.size) if request.size else None,
+        "input": program.input_name,
+        "outputs": list(program.output_names),
+        **facts,
+        "verified": checked,
+        "versions": {
+            "hf_denseseg": __version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            **chosen.versions(),
+        },
+    }
+
+
+def trace(program: Logits | ClassMap, channels: int, size: Size | None) -> ExportedProgram:
+    """The program as a graph, for images of one size or of any, and any batch.
+
+    Raises:
+        RunError: torch cannot export it; the message says why.
+    """
+    # A batch of 2: torch.export makes constants of sizes 0 and 1.
+    example = example_input(program, channels, 2, size or TRACED)
+    free: Iterable[int] = (0,) if size else (0, 2, 3)
+    try:
+        with plain_operators():
+            return torch.export.export(program, (example,), dynamic_shapes=(dict.fromkeys(free, Dim.AUTO),))
+    except Exception as error:  # the kinds are open-ended: the model's own code at this size, or torch's exporter
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        which = f"{size[0]}x{size[1]} pixels" if size else "any size"
+        fix = "" if size else " Give --size if it has one size only."
+        raise RunError(
+            f"{type(program.model).__name__} cannot be exported for images of {which} ({reason}); nothing was "
+            f"written.{fix}"
+        ) from error
+
+
+def _copy_files(checkpoint: str, folder: Path) -> None:
+    for name in KEPT:
+        if (source := Path(checkpoint) / name).exists():
+            shutil.copyfile(source, folder / name)

@@ -1,0 +1,107 @@
+"""The formats of exported models, and how each is written from a `torch.export` program."""
+
+import importlib.metadata
+import importlib.util
+import warnings
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+
+from hf_denseseg.errors import InputError
+
+LARGEST_PROTOBUF = 2**31 - 2**20  # bytes of weights that one ONNX file holds
+
+
+@dataclass(frozen=True)
+class Format:
+    """One format.
+
+    Args:
+        name: value of `--format`.
+        file: name of the model's file.
+        write: writes a program to a path, given its input and output names; returns facts for `export.json`.
+        extra: of this package, with what the format needs; None needs nothing.
+        modules: what has to be installed.
+        dynamic: whether batch, height and width may stay free.
+    """
+
+    name: str
+    file: str
+    write: Callable[[ExportedProgram, Path, str, tuple[str, ...]], dict[str, Any]]
+    extra: str | None = None
+    modules: tuple[str, ...] = ()
+    dynamic: bool = True
+
+    def check_installed(self) -> None:
+        """Refuse a format whose packages are not installed.
+
+        Raises:
+            InputError: it names the extra that brings them.
+        """
+        missing = [name for name in self.modules if importlib.util.find_spec(name) is None]
+        if missing:
+            raise InputError(
+                f"--format {self.name} needs {' and '.join(missing)}: pip install 'hf-denseseg[{self.extra}]'."
+            )
+
+    def versions(self) -> dict[str, str]:
+        """Version of each package that the format needs."""
+        return {name: importlib.metadata.version(name) for name in self.modules}
+
+
+def write_torch(
+    program: ExportedProgram, path: Path, input_name: str, output_names: tuple[str, ...]
+) -> dict[str, Any]:
+    """Write a `torch.export` program; `torch.export.load` opens it."""
+    torch.export.save(program, path)
+    return {}
+
+
+def write_onnx(program: ExportedProgram, path: Path, input_name: str, output_names: tuple[str, ...]) -> dict[str, Any]:
+    """Write an ONNX model.
+
+    `transformers.exporters.OnnxExporter` (transformers 5.24) calls the same `torch.onnx.export`, but takes a
+    `PreTrainedModel` with its own forward, so normalization and argmax cannot be part of the graph, and its fixes
+    change nothing in these models.
+    """
+    # onnxscript folds splits of constant sizes only (0.7.2): those of symbolic sizes become slices.
+    program = program.run_decompositions({torch.ops.aten.split_with_sizes.default: _slices})
+    with warnings.catch_warnings(), redirect_stdout(StringIO()):
+        warnings.simplefilter("ignore")
+        converted = torch.onnx.export(
+            program,
+            args=(),
+            kwargs={},
+            input_names=[input_name],
+            output_names=list(output_names),
+            dynamo=True,
+            verbose=False,
+        )
+    assert converted is not None  # `dynamo=True` returns a program
+    weights = sum(each.numel() * each.element_size() for each in program.state_dict.values())
+    converted.save(path, external_data=weights > LARGEST_PROTOBUF)
+    return {"opset": converted.model.opset_imports[""]}
+
+
+def _slices(values: torch.Tensor, sizes: list[int], dim: int = 0) -> list[torch.Tensor]:
+    """`split_with_sizes` as slices."""
+    parts, start = [], 0
+    for size in sizes:
+        parts.append(values.narrow(dim, start, size))
+        start = start + size
+    return parts
+
+
+FORMATS = {
+    each.name: each
+    for each in (
+        Format("torch", "model.pt2", write_torch),
+        Format("onnx", "model.onnx", write_onnx, "onnx", ("onnx", "onnxscript", "onnxruntime")),
+    )
+}

@@ -1,0 +1,95 @@
+"""What is exported: a model as tensors in, tensors out."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedModel
+
+from hf_denseseg.inference.preprocessing import Preprocessing
+from hf_denseseg.inference.sliding_window import Size, align_corners_of, class_logits
+
+BYTE_CLASSES = 256  # class ids that uint8 holds
+
+
+class Logits(nn.Module):
+    """Normalized `pixel_values (B, C, H, W)` float32 in, the model's `logits` out, at its own resolution."""
+
+    input_name, output_names = "pixel_values", ("logits",)
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model: PreTrainedModel = model
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Run the model."""
+        return self.model(pixel_values=pixel_values).logits
+
+
+class ClassMap(nn.Module):
+    """`image (B, C, H, W)` uint8 in, `class_map (B, H, W)` out, the class of every pixel.
+
+    Normalization, the resize of the logits to the image and the argmax are part of it, as in `segment` with the whole
+    image and one view.
+
+    Args:
+        model: segmentation model.
+        preprocessing: of the checkpoint.
+        threshold: of a model with one logit.
+        resized: `(height, width)` that images are resized to first; None leaves them as they are.
+    """
+
+    input_name, output_names = "image", ("class_map",)
+
+    def __init__(
+        self, model: PreTrainedModel, preprocessing: Preprocessing, threshold: float, resized: Size | None = None
+    ) -> None:
+        super().__init__()
+        self.model: PreTrainedModel = model
+        self.preprocessing, self.resized = preprocessing, resized
+        self.align_corners = align_corners_of(model)
+        self.shift = float(torch.logit(torch.tensor(threshold, dtype=torch.float64)))
+        self.dtype = class_map_dtype(model.config.num_labels or 0)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Normalize, run the model, resize, choose."""
+        dtype = next(self.model.parameters()).dtype
+        size = image.shape[-2:]
+        if self.resized is not None and self.resized != tuple(size):  # as `preprocessing.resized` does it
+            values = F.interpolate(image.float(), size=self.resized, mode="bilinear", antialias=True)
+            image = values.round().clamp(0, 255).to(torch.uint8)
+        logits = class_logits(self.model, self.preprocessing.normalize(image, dtype))
+        logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=self.align_corners)
+        if self.shift:  # above the threshold: the logit is above its logit
+            return (logits[:, 1] > self.shift).to(self.dtype)
+        return logits.argmax(1).to(self.dtype)
+
+
+def class_map_dtype(num_labels: int) -> torch.dtype:
+    """uint8, and int32 above 256 classes: neither torch nor ONNX Runtime computes with uint16 on every processor."""
+    return torch.uint8 if num_labels <= BYTE_CLASSES else torch.int32
+
+
+def example_input(program: nn.Module, channels: int, batch: int, size: Size, seed: int = 0) -> torch.Tensor:
+    """A random input `(batch, channels, height, width)` of a program: bytes, or normalized values."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (batch, channels, *size)
+    if isinstance(program, ClassMap):
+        return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+    return torch.randn(shape, generator=generator)
+
+
+@contextmanager
+def plain_operators() -> Iterator[None]:
+    """Deformable attention in plain torch, so that a program needs neither this package nor its kernels."""
+    before = os.environ.get("DENSESEG_MSDA")
+    os.environ["DENSESEG_MSDA"] = "reference"
+    try:
+        yield
+    finally:
+        del os.environ["DENSESEG_MSDA"]
+        if before is not None:
+            os.environ["DENSESEG_MSDA"] = before
