@@ -5,23 +5,27 @@ import shutil
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torchvision.transforms.v2.functional import pil_to_tensor
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, SegformerConfig, SegformerModel
 
 import partial_training
 import transformers_models
 from hf_denseseg.cli import main
+from hf_denseseg.data.class_names import ClassNames
 from hf_denseseg.data.segmentation import load_segmentation
 from hf_denseseg.errors import InputError
 from hf_denseseg.inference.preprocessing import Preprocessing
 from hf_denseseg.inference.settings import InferenceSettings
 from hf_denseseg.models.auto.peers import create_peer
 from hf_denseseg.training import run as training_run
+from hf_denseseg.training.arguments import ModelArguments
 from hf_denseseg.training.optimization import parameter_groups
 from hf_denseseg.training.recipe import load_recipe
+from hf_denseseg.training.starting_model import build_model
 from transformers_models import MODELS
 
 WINDOWS = ("--test_mode", "slide", "--test_crop_size", "64", "64", "--test_stride", "48", "48")
@@ -214,5 +218,38 @@ def test_a_model_by_name_trains_from_random_weights(tmp_path):
     model = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "model")
     assert model.config.model_type == "segformer" and model.config.hidden_sizes == [8] * 4
     assert main([*words[:2], "segformer-b0", "--config_overrides", '{"width": 3}', *WORDS]) == 2
-    assert main([*words[:2], "segformer-b0", "--encoder_weights", "x", *WORDS]) == 2
+    assert main([*words[:2], "segformer-b0", "--encoder_weights", "no.pth", *WORDS]) == 2
     assert main([*words[:2], "segformer-b7", *WORDS]) == 2
+    trained = str(tmp_path / "model")
+    assert main([*words[:2], trained, "--encoder_weights", trained, *WORDS, "--output_dir", str(tmp_path / "b")]) == 2
+
+
+def test_models_by_name_take_the_encoder_weights_of_a_classifier(tmp_path):
+    """UperNet those of timm's classifier with its layers behind the last stage, SegFormer those of its own encoder."""
+    spec = ClassNames("c", ("a", "b", "c"))
+    torch.manual_seed(1)
+    lite0 = timm.create_model("tf_efficientnet_lite0")
+    save_file(lite0.state_dict(), tmp_path / "lite0.safetensors")
+    fields = {"model_type": "timm_backbone", "backbone": "tf_efficientnet_lite0", "out_indices": [1, 2, 3, 4]}
+    overrides = {"backbone_config": fields, "hidden_size": 16, "auxiliary_in_channels": 112, "auxiliary_channels": 8}
+    arguments = ModelArguments(
+        model="upernet-convnext-tiny",
+        config_overrides=overrides,
+        encoder_weights=str(tmp_path / "lite0.safetensors"),
+    )
+    model = build_model(arguments, spec).eval()
+    image = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        maps = timm.create_model("tf_efficientnet_lite0", features_only=True, out_indices=[1, 2, 3, 4])
+        maps.load_state_dict(lite0.state_dict(), strict=False)
+        for ours, theirs in zip(model.backbone(image).feature_maps, maps.eval()(image), strict=True):
+            torch.testing.assert_close(ours, theirs)
+        assert model(image).logits.shape == (1, 3, 64, 96)
+
+    small = {"hidden_sizes": [8] * 4, "num_attention_heads": [1] * 4}
+    encoder = SegformerModel(SegformerConfig(**small))
+    encoder.save_pretrained(tmp_path / "encoder")
+    arguments = ModelArguments(model="segformer-b0", config_overrides=small, encoder_weights=str(tmp_path / "encoder"))
+    loaded = build_model(arguments, spec).segformer.state_dict()
+    assert loaded.keys() == encoder.state_dict().keys()
+    assert all(torch.equal(loaded[name], value) for name, value in encoder.state_dict().items())

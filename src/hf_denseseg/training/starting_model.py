@@ -11,7 +11,7 @@ from hf_denseseg.data.class_names import ClassNames
 from hf_denseseg.data.class_order import class_order
 from hf_denseseg.data.labels import LabelSpec
 from hf_denseseg.errors import InputError, unknown_name
-from hf_denseseg.models.auto.peers import PEERS, create_peer
+from hf_denseseg.models.auto.peers import PEERS, create_peer, encoder_prefix
 from hf_denseseg.models.auto.pretrained import classes_of_checkpoint, has_one_logit, load_trained_model
 from hf_denseseg.models.auto.registration import (
     create_config,
@@ -20,6 +20,7 @@ from hf_denseseg.models.auto.registration import (
     load_official,
 )
 from hf_denseseg.models.auto.tasks import SEMANTIC_SEGMENTATION, task_of_class
+from hf_denseseg.models.backbone_weights import load_backbone
 from hf_denseseg.models.channels import image_channels, with_image_channels
 from hf_denseseg.models.configuration import CheckedFields
 from hf_denseseg.training.arguments import ModelArguments
@@ -51,11 +52,20 @@ def _load_or_create(
 ) -> PreTrainedModel:
     if arguments.model in PEERS:
         _check_peer(arguments)
-        return create_peer(arguments.model, num_channels=num_channels, **fields)
+        if arguments.encoder_weights is None:
+            return create_peer(arguments.model, num_channels=num_channels, **fields)
+        model = create_peer(arguments.model, **fields)
+        load_backbone(model, arguments.encoder_weights, encoder_prefix(model))
+        return _adapted(model, num_channels)
     if arguments.model not in list_models():
         if not Path(arguments.model).exists() and arguments.model.count("/") != 1:
             raise InputError(
                 unknown_name("model (neither a folder nor a hub id)", arguments.model, [*list_models(), *PEERS])
+            )
+        if arguments.encoder_weights is not None:
+            raise InputError(
+                f"{arguments.model} is a saved model with weights of its own, which encoder_weights would replace. "
+                "Leave encoder_weights out, or start from a published name."
             )
         _check_class_names(arguments.model, spec)
         # A head for other classes starts from random weights; the rest is the checkpoint's.
@@ -120,10 +130,6 @@ def _check_peer(arguments: ModelArguments) -> None:
     if arguments.task != SEMANTIC_SEGMENTATION:
         raise InputError(
             f"{arguments.model} is a model for {SEMANTIC_SEGMENTATION}, but the task is {arguments.task}."
-        )
-    if arguments.encoder_weights is not None:
-        raise InputError(
-            f"{arguments.model} starts from random weights; take encoder_weights out, or give a checkpoint."
         )
 
 

@@ -62,9 +62,14 @@ def create_peer(name: str, **overrides: Any) -> PreTrainedModel:
     return AutoModelForSemanticSegmentation.from_config(config)
 
 
+def encoder_prefix(model: PreTrainedModel) -> str:
+    """Prefix of the names of the encoder's weights: of its backbone, or of the whole model without the head."""
+    return "backbone." if hasattr(model, "backbone") else f"{model.base_model_prefix}."
+
+
 def create_peer_image_processor(**options: Any) -> SegformerImageProcessor:
     """Image processor of all of them: mean and deviation of ImageNet, labels as they are."""
     return SegformerImageProcessor(**{"do_reduce_labels": False, **options})
 
 
-__all__ = ["PEERS", "create_peer", "create_peer_image_processor"]
+__all__ = ["PEERS", "create_peer", "create_peer_image_processor", "encoder_prefix"]

@@ -3,25 +3,16 @@
 No checkpoint of HFGD was published, so there is no table for a complete model.
 """
 
-import logging
-import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, TimmBackboneConfig
 
 from hf_denseseg.errors import InputError
-from hf_denseseg.models.conversion import (
-    KeyTable,
-    fetch_weights,
-    load_converted,
-    need,
-    read_hyper_parameters,
-    read_weights,
-)
+from hf_denseseg.models.backbone_weights import load_backbone
+from hf_denseseg.models.conversion import KeyTable, load_converted, need, read_hyper_parameters, read_weights
 from hf_denseseg.models.hfgd.configuration_hfgd import VARIANTS, HfgdConfig
 from hf_denseseg.models.hfgd.layers_hfgd import HfgdConvNormAct
 from hf_denseseg.models.hfgd.modeling_hfgd import (
@@ -32,24 +23,6 @@ from hf_denseseg.models.hfgd.modeling_hfgd import (
 )
 from hf_denseseg.models.hfgd.pyramid_hfgd import HfgdSemanticFpn
 from hf_denseseg.models.hfgd.regularization_hfgd import HfgdClassAwareRegularization
-
-logger = logging.getLogger(__name__)
-
-BACKBONE = "hfgd.backbone."
-
-RESNET = (
-    (r"^conv1\.", "embedder.embedder.convolution."),
-    (r"^bn1\.", "embedder.embedder.normalization."),
-    (r"^layer(\d)\.(\d+)\.", lambda found: f"encoder.stages.{int(found[1]) - 1}.layers.{found[2]}."),
-    (r"\.downsample\.0\.", ".shortcut.convolution."),
-    (r"\.downsample\.1\.", ".shortcut.normalization."),
-    (r"\.conv(\d)\.", lambda found: f".layer.{int(found[1]) - 1}.convolution."),
-    (r"\.bn(\d)\.", lambda found: f".layer.{int(found[1]) - 1}.normalization."),
-)
-"""ResNet of torchvision or timm -> ResNet of transformers, applied in order."""
-
-UNUSED_IN_BACKBONES = r"^(fc|head|classifier|pooler|norm|layernorm|hidden_states_norms)\."
-"""Classifiers and norms after the last stage."""
 
 DENSE = (
     (r"\.kernel$", ".weight"),
@@ -112,60 +85,9 @@ def load_official(
     config = HfgdConfig(**{**VARIANTS[hyper_parameters], **overrides})
     if config.wrapped_config is not None:
         raise InputError("A wrapped model brings its own weights: use `HfgdForSemanticSegmentation.guide(model)`.")
-    official = fetch_weights(weights)
     model = HfgdForSemanticSegmentation(config)
-    backbone: Any = model.hfgd.backbone
-    renamed = rename_backbone(official, set(backbone.state_dict()), complete_names(backbone.config))
-    table = KeyTable((), {}, dropped=r"^(?!hfgd\.backbone\.)")
-    dropped = load_converted(model, renamed, table, may_miss=r"^(?!hfgd\.backbone\.)")
-    logger.warning(
-        "Loaded %d tensors of the backbone; dropped those without use: %s. Everything else has random weights, train "
-        "it.",
-        len(official) - len(dropped),
-        ", ".join(dropped) or "none",
-    )
+    load_backbone(model, weights, prefix="hfgd.backbone.")
     return model.eval()
-
-
-def complete_names(config: PreTrainedConfig) -> set[str]:
-    """Names of the weights of a network of timm with its classifier; none for a network of transformers."""
-    if not isinstance(config, TimmBackboneConfig):
-        return set()
-    import timm
-
-    with torch.device("meta"):
-        return set(timm.create_model(str(config.backbone), pretrained=False).state_dict())
-
-
-def rename_backbone(
-    official: Mapping[str, torch.Tensor], wanted: set[str], complete_network: Collection[str] = ()
-) -> dict[str, torch.Tensor]:
-    """Rename the weights of a backbone to the names in our model.
-
-    Args:
-        official: state dict of transformers, timm, torchvision or of an HFGD model.
-        wanted: names in our backbone.
-        complete_network: names in the classifier that the backbone is a part of, see `complete_names`.
-
-    Returns:
-        The same tensors: those of the backbone under `hfgd.backbone.`, others (heads) under the names they had.
-    """
-    complete = any(key.startswith("backbone.") for key in official)
-    renamed = {}
-    for key, tensor in official.items():
-        name = key.removeprefix("backbone.")
-        if (complete and name == key) or re.search(UNUSED_IN_BACKBONES, name):
-            renamed[key] = tensor
-            continue
-        for pattern, replacement in RESNET if "embedder.embedder.convolution.weight" in wanted else ():
-            name = re.sub(pattern, replacement, name)
-        # transformers nests some models below a name of their own; timm flattens the first level of its networks.
-        candidates = (name, f"swin.{name}", f"_backbone.{name}", f"_backbone.model.{name}")
-        flattened = f"_backbone.{name.replace('.', '_', 1)}"
-        found = next((each for each in (*candidates, flattened) if each in wanted), None)
-        behind_last_stage = found is None and key in complete_network
-        renamed[key if behind_last_stage else BACKBONE + (found or name)] = tensor
-    return renamed
 
 
 def load_layer(weights: Mapping[str, torch.Tensor], sizes: Mapping[str, Any]) -> nn.Module:
@@ -258,4 +180,4 @@ def _regularization_fields(sizes: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-__all__ = ["load_layer", "load_official", "rename_backbone"]
+__all__ = ["load_layer", "load_official"]
