@@ -1,7 +1,9 @@
 """`denseseg export`: what is written runs elsewhere and gives what the checkpoint gives, or nothing is written."""
 
+import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,9 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import hf_denseseg
+from hf_denseseg import load_segmentation
 from hf_denseseg.cli import main
+from hf_denseseg.inference.export import engines, exported_model
 from hf_denseseg.inference.preprocessing import Preprocessing
 from hf_denseseg.inference.segmentation import segment
 from hf_denseseg.inference.settings import InferenceSettings
@@ -36,13 +41,22 @@ np.save(sys.argv[3], session.run(["class_map"], {"image": image})[0])
 def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("setr") / "model"
     torch.manual_seed(0)
-    fields = {**TINY_SETR, "num_hidden_layers": 2, "auxiliary_layers": [0, 1]}
-    model = hf_denseseg.create_model("setr-naive-deit-base", **fields)
+    spec = load_segmentation("synthetic", "val", limit=1).spec
+    fields = {**TINY_SETR, "num_hidden_layers": 2, "auxiliary_layers": [0, 1], "num_labels": spec.num_labels}
+    model = hf_denseseg.create_model("setr-naive-deit-base", **fields, id2label=spec.id2label)
     with torch.no_grad():  # classes that differ from place to place
         for each in model.decode_head.parameters():
             each.mul_(20)
     model.save_pretrained(folder)
     create_image_processor(model.config, do_resize=False).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def logits_export(checkpoint, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("export") / "onnx"
+    words = ["--format", "onnx", "--dataset", "synthetic", "--eval_split", "val", "--max_eval_samples", "3"]
+    assert main(["export", str(checkpoint), *words, "--output", str(folder), "--use_cpu"]) == 0
     return folder
 
 
@@ -82,3 +96,108 @@ def test_record_says_what_it_is_and_how_it_was_verified(class_map_export):
     assert len(sizes) == 4 and any(height % 2 for height, _ in sizes) and all(h != w for h, w in sizes)
     assert all(row["agreement"] >= 0.9999 for row in record["verified"])
     assert {"config.json", "model.onnx", "preprocessor_config.json"} == set(record["files"])
+
+
+WINDOWS = ("--test_mode", "slide", "--test_crop_size", "64", "64", "--test_scales", "0.75", "1.0", "--test_flip")
+DATA = ("--dataset", "synthetic", "--eval_split", "val", "--max_eval_samples", "3", "--use_cpu")
+
+
+def scores_of(model: Path, output: Path, *words: str) -> dict:
+    assert main(["evaluate", str(model), *DATA, *words, "--output_dir", str(output)]) == 0
+    return json.loads((output / "results.json").read_text())
+
+
+def test_an_export_is_evaluated_in_the_same_windows_scales_and_reports(checkpoint, logits_export, tmp_path):
+    before = scores_of(checkpoint, tmp_path / "model", *WINDOWS)
+    after = scores_of(logits_export, tmp_path / "exported", *WINDOWS)
+    matrices = [np.array(each["scores"]["confusion_matrix"]) for each in (before, after)]
+    assert np.abs(matrices[0] - matrices[1]).sum() <= 2e-4 * matrices[0].sum()
+    assert before["protocol"] == after["protocol"] and before["parameters"] == after["parameters"] > 0
+    assert (tmp_path / "exported" / "index.html").exists()
+
+
+def test_scores_of_both_are_recorded(checkpoint, logits_export, tmp_path):
+    score = json.loads((logits_export / "export.json").read_text())["score"]
+    found = scores_of(checkpoint, tmp_path / "model")["scores"]
+    assert score["model"] == pytest.approx(found["mean_iou"]) and score["exported"] == pytest.approx(
+        found["mean_iou"], abs=5e-4
+    )
+    assert sorted(path.name for path in logits_export.parent.iterdir()) == ["onnx"]
+    assert [row["class"] for row in score["classes"]] == [row["class"] for row in found["per_class"]]
+
+
+def test_an_export_predicts_what_the_checkpoint_predicts(checkpoint, logits_export, tmp_path):
+    pixels = np.random.default_rng(1).integers(0, 256, (90, 130, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    masks = []
+    for name, model in (("model", checkpoint), ("exported", logits_export)):
+        words = ["--output_dir", str(tmp_path / name), "--test_crop_size", "64", "64", "--tile_above_pixels", "0"]
+        assert main(["predict", str(model), str(tmp_path / "image.png"), *words, "--device", "cpu"]) == 0
+        masks.append(np.asarray(Image.open(tmp_path / name / "masks" / "image.png")))
+    assert (masks[0] == masks[1]).mean() >= 0.9999
+
+
+def test_class_maps_are_scored_whole_and_refused_where_logits_are_needed(class_map_export, tmp_path, capsys):
+    assert scores_of(class_map_export, tmp_path / "whole")["images"] == 3
+    words = ["evaluate", str(class_map_export), *DATA, "--output_dir", str(tmp_path / "out")]
+    for more in (WINDOWS, ("--calibration",)):
+        assert main([*words, *more]) == 2
+        assert "export without --with_argmax" in capsys.readouterr().err
+    assert main(["predict", str(class_map_export), str(tmp_path), "--output_dir", str(tmp_path / "out")]) == 2
+
+
+def test_an_export_that_scores_otherwise_is_not_written(checkpoint, tmp_path, capsys, monkeypatch):
+    """The converted model agrees on random images, and not on those of the dataset."""
+    forward = exported_model.ExportedModel.forward
+
+    def off(self, pixel_values):
+        outputs = forward(self, pixel_values)
+        outputs.logits[:, :, : outputs.logits.shape[2] // 2] *= -1
+        return outputs
+
+    monkeypatch.setattr(exported_model.ExportedModel, "forward", off)
+    words = ["export", str(checkpoint), "--output", str(tmp_path / "exported"), *DATA]
+    assert main(words) == 1
+    assert "differ by more than 0.05 points; nothing was written" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
+
+
+def test_an_export_that_differs_is_not_written(checkpoint, tmp_path, capsys, monkeypatch):
+    call = engines.TorchEngine.__call__
+    monkeypatch.setattr(engines.TorchEngine, "__call__", lambda self, values: (call(self, values)[0] * 1.01,))
+    assert main(["export", str(checkpoint), "--output", str(tmp_path / "exported")]) == 1
+    assert "is off by" in capsys.readouterr().err and not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "config.json"])
+def test_a_damaged_export_is_refused_by_its_checksum(logits_export, tmp_path, capsys, name):
+    shutil.copytree(logits_export, tmp_path / "export")
+    file = tmp_path / "export" / name
+    content = bytearray(file.read_bytes())
+    for change in ("edited", "cut"):
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content if change == "edited" else content[:-100])
+        words = ["evaluate", str(tmp_path / "export"), *DATA, "--output_dir", str(tmp_path / "out")]
+        assert main(words) == 2
+        assert name in (text := capsys.readouterr().err) and ("checksum" in text or "cut short" in text)
+
+
+def test_a_missing_runtime_is_named_with_its_extra(checkpoint, tmp_path, capsys, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "openvino" else find(name))
+    words = ["export", str(checkpoint), "--format", "openvino", "--output", str(tmp_path / "exported")]
+    assert main(words) == 2
+    assert "pip install 'hf-denseseg[openvino]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--eval_split", "val"), "Give --dataset"),
+        (("--dataset", "synthetic", "--learning_rate", "1.0"), "changes nothing in an export"),
+        (("--size", "0", "5"), "height and width in pixels"),
+    ],
+)
+def test_options_without_an_effect_are_refused(checkpoint, tmp_path, capsys, words, message):
+    assert main(["export", str(checkpoint), "--output", str(tmp_path / "exported"), *words]) == 2
+    assert message in capsys.readouterr().err

@@ -162,7 +162,7 @@ def test_a_test_split_is_predicted_and_an_interrupted_run_continues(city, tmp_pa
     validate_submission(tmp_path / "city.zip", "cityscapes", dict.fromkeys(BERLIN, (24, 40)) | {BERLIN[1]: (32, 64)})
     recipe = load_recipe(None, ["--model", words[1], *words[2:9], "--output_dir", str(tmp_path / "again")])
     data = recipe.task.load(recipe.data, "eval")
-    trainer = training_run._build_evaluator(recipe, data)
+    trainer = training_run.build_evaluator(recipe, data)
     for number, name in enumerate(BERLIN):
         expected = np.array(CITYSCAPES_IDS)[predict(trainer, trainer.eval_dataset[number])]
         np.testing.assert_array_equal(files[f"{name}_gtFine_labelIds.png"], expected)

@@ -70,6 +70,12 @@ class Preprocessing(NamedTuple):
         mean, std = (torch.tensor(each, device=pixels.device).view(-1, 1, 1) for each in (self.mean, self.std))
         return ((pixels.float() / torch.iinfo(pixels.dtype).max - mean) / std).to(dtype)
 
+    def bytes_of(self, values: torch.Tensor) -> torch.Tensor:
+        """The uint8 pixels that `normalize` made these values from; what was padded with 0 becomes the mean color."""
+        mean, std = (torch.tensor(each, device=values.device).view(-1, 1, 1) for each in (self.mean, self.std))
+        pixels = ((values.float() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+        return pixels.flip(-3) if self.is_bgr else pixels
+
 
 def view_size(size: Size, scale: float, settings: InferenceSettings) -> Size:
     """Size of one scale: the ratio is kept inside `scale * base_size` (its short and long limit, in any order).

@@ -20,12 +20,13 @@ from hf_denseseg.data.class_names import ClassNames
 from hf_denseseg.data.class_order import class_order
 from hf_denseseg.data.labels import LabelSpec
 from hf_denseseg.data.reading.pixels import RGB_BYTES
-from hf_denseseg.data.splits import held_back
 from hf_denseseg.errors import InputError
 from hf_denseseg.evaluation.score_names import SCORE_NAMES
 from hf_denseseg.files import atomic_path, check_output_folder, write_atomic
+from hf_denseseg.inference.export.exported_model import ExportedModel, load_model, open_export
+from hf_denseseg.inference.export.record import is_export
 from hf_denseseg.models.auto.peers import PEERS, create_peer_image_processor
-from hf_denseseg.models.auto.pretrained import load_image_processor, load_trained_model
+from hf_denseseg.models.auto.pretrained import load_image_processor
 from hf_denseseg.models.auto.registration import create_image_processor, is_own
 from hf_denseseg.models.auto.tasks import SEMANTIC_SEGMENTATION
 from hf_denseseg.models.channels import check_statistics
@@ -35,7 +36,7 @@ from hf_denseseg.reports.model_card import write_card
 from hf_denseseg.reports.run_page import format_scores, write_report
 from hf_denseseg.training.adaptation import check_adaptation
 from hf_denseseg.training.checkpoints import explain_failed_save, step_of
-from hf_denseseg.training.data_arguments import DataArguments
+from hf_denseseg.training.held_back import part_of
 from hf_denseseg.training.pixel_keys import processor_values, with_pixel_format
 from hf_denseseg.training.recipe import Recipe
 from hf_denseseg.training.run_folder import check_folder, checkpoint_for_all, note_run
@@ -48,6 +49,7 @@ from hf_denseseg.visualization.learning_curve import save_learning_curve
 logger = logging.getLogger(__name__)
 
 CHECKED_SAMPLES = 64
+SCORED = ("dataset", "split", "images", "protocol")  # entries of `results.json` that `export.json` has too
 LOCAL_FILES = ("data_root", "encoder_weights", "label_spec")  # keys whose paths are no one else's business
 
 
@@ -117,7 +119,7 @@ def evaluate(recipe: Recipe, fit_temperature: bool = False) -> dict[str, Any]:
     output = check_output_folder(recipe.training.output_dir or ".")
     recipe = _with_pixel_format(recipe, training=False)
     eval_data = load_data(recipe, "eval")
-    trainer = _build_evaluator(recipe, eval_data)
+    trainer = build_evaluator(recipe, eval_data)
     if fit_temperature:
         trainer.fit_temperature()
     with trainer.resumable_evaluation():
@@ -134,6 +136,38 @@ def evaluate(recipe: Recipe, fit_temperature: bool = False) -> dict[str, Any]:
     return results
 
 
+def score_export(recipe: Recipe, folder: Path) -> dict[str, Any]:
+    """Score a checkpoint and its export on the same images with the same protocol.
+
+    Args:
+        recipe: checkpoint, data and protocol.
+        folder: of the export, which is trusted, in a folder of its own.
+
+    Returns:
+        For `export.json`: `dataset`, `split`, `images`, `metric`, its value for `model` and `exported` (fractions),
+        and `classes` with the score of each class by both.
+    """
+    names, scores = SCORE_NAMES[recipe.task.name], []
+    recipe.training.output_dir = str(folder.parent / "scores")  # which the Trainer creates
+    recipe = _with_pixel_format(recipe, training=False)
+    data = load_data(recipe, "eval")
+    for model in (None, open_export(folder, recipe.task.name, trusted=True)):
+        trainer = build_evaluator(recipe, data, model)
+        trainer.evaluate()
+        scores.append(trainer.scores)
+    metric, column = names.main_metric[0], next(iter(names.columns))
+    rows = zip(scores[0]["per_class"], scores[1]["per_class"], strict=True)
+    return {
+        **{key: value for key, value in _results(recipe, trainer, data).items() if key in SCORED},
+        "metric": metric,
+        "model": scores[0][metric],
+        "exported": scores[1][metric],
+        "classes": [
+            {"class": before["class"], "model": before[column], "exported": after[column]} for before, after in rows
+        ],
+    }
+
+
 def _check_fit(recipe: Recipe) -> None:
     """Refuse to fit a temperature that could not be saved, or would be saved with another protocol."""
     if recipe.task.name != SEMANTIC_SEGMENTATION:
@@ -144,6 +178,8 @@ def _check_fit(recipe: Recipe) -> None:
         raise InputError(
             f"--fit_temperature saves a temperature for the protocol of the checkpoint; leave --{given[0]} out."
         )
+    if is_export(recipe.model.model):
+        raise InputError("--fit_temperature needs the checkpoint: fit its temperature, then export it.")
     if not Path(recipe.model.model).is_dir():
         raise InputError(
             f"--fit_temperature saves the temperature in the checkpoint's folder, and {recipe.model.model} is none. "
@@ -171,7 +207,7 @@ def submit(recipe: Recipe, path: Path) -> None:
     recipe = _with_pixel_format(recipe, training=False)
     eval_data = recipe.task.load(recipe.data, "eval")  # without `check`: all pixels may be ignored
     server = server_for(eval_data.spec)
-    predict_split(_build_evaluator(recipe, eval_data), server, path)
+    predict_split(build_evaluator(recipe, eval_data), server, path)
 
 
 def doubt(recipe: Recipe, min_pixels: int) -> None:
@@ -182,7 +218,7 @@ def doubt(recipe: Recipe, min_pixels: int) -> None:
     """
     check_output_folder(recipe.training.output_dir or ".")
     recipe = _with_pixel_format(recipe, training=False)
-    recipe.task.rank_doubts(_build_evaluator(recipe, load_data(recipe, "eval")), min_pixels)
+    recipe.task.rank_doubts(build_evaluator(recipe, load_data(recipe, "eval")), min_pixels)
 
 
 def _with_pixel_format(recipe: Recipe, training: bool) -> Recipe:
@@ -190,20 +226,28 @@ def _with_pixel_format(recipe: Recipe, training: bool) -> Recipe:
     return replace(recipe, model=model, data=data)
 
 
-def _build_evaluator(recipe: Recipe, eval_data: Any) -> Any:
-    """Trainer with a checkpoint; the test protocol is the recipe's, or the checkpoint's if the recipe has none."""
-    model = load_trained_model(recipe.model.model, recipe.model.task)
+def build_evaluator(recipe: Recipe, eval_data: Any, model: PreTrainedModel | None = None) -> Any:
+    """Trainer with a checkpoint; the test protocol is the recipe's, or the checkpoint's if the recipe has none.
+
+    Args:
+        recipe: names the checkpoint.
+        eval_data: see `load_data`.
+        model: the checkpoint, if it is loaded already.
+    """
+    model = model or load_model(recipe.model.model, recipe.model.task)
     if len(classes := class_names(model.config)) != eval_data.spec.num_labels:
         raise InputError(
             f"{recipe.model.model} has {len(classes)} classes, {eval_data.spec.name} has "
             f"{eval_data.spec.num_labels}. Give a dataset with the classes that the checkpoint was trained on."
         )
     order = class_order_of(model, eval_data.spec, recipe.model.model)
-    trainer = build_trainer(recipe, model, eval_data)
+    trainer: Any = build_trainer(recipe, model, eval_data)
     if order is not None:
         recipe.task.use_class_order(trainer, order)
     if not any(key.startswith("test_") for key in recipe.given):
         recipe.task.use_protocol_of(trainer, recipe.model.model)
+    if isinstance(model, ExportedModel) and recipe.task.name == SEMANTIC_SEGMENTATION:
+        model.check_protocol(trainer.settings, needs_probabilities=bool(trainer.measures))
     return trainer
 
 
@@ -274,7 +318,7 @@ def load_data(recipe: Recipe, part: str) -> Any:
     """
     data = recipe.task.load(recipe.data, part)
     if recipe.data.eval_fraction is not None:
-        data = _part_of(data, recipe.data, part)
+        data = part_of(data, recipe.data, part)
     faults = recipe.task.check(data, CHECKED_SAMPLES)
     if faults:
         shown = "\n  ".join(str(fault) for fault in faults[:5])
@@ -283,28 +327,6 @@ def load_data(recipe: Recipe, part: str) -> Any:
             f"{recipe.data.dataset}: {len(faults)} faults (`denseseg data check` lists all):\n  {shown}{more}"
         )
     return data
-
-
-def _part_of(data: Any, arguments: DataArguments, part: str) -> Any:
-    """The images of a split that are held back for evaluation, or the others.
-
-    Raises:
-        InputError: a part without images, or a fraction that is none.
-    """
-    fraction = arguments.eval_fraction
-    if fraction is None or not 0 < fraction < 1:
-        raise InputError(f"eval_fraction is {fraction}: give a number between 0 and 1, such as 0.1.")
-    if arguments.streaming:
-        raise InputError("eval_fraction needs the ids of all images, which a stream does not have. Leave one out.")
-    ids = data.dataset.with_format(None)["id"]
-    chosen = [index for index, name in enumerate(ids) if held_back(str(name), fraction) == (part == "eval")]
-    if not chosen:
-        raise InputError(
-            f"eval_fraction {fraction} of {len(ids)} images leaves none to {part}. Give another fraction."
-        )
-    logger.info("%d of the %d images of %s are used to %s.", len(chosen), len(ids), arguments.train_split, part)
-    limit = arguments.max_train_samples if part == "train" else arguments.max_eval_samples
-    return data._replace(dataset=data.dataset.select(chosen[:limit]))
 
 
 def build_trainer(recipe: Recipe, model: PreTrainedModel, eval_data: Any, train_data: Any = None) -> TaskTrainer:
@@ -318,7 +340,7 @@ def _results(recipe: Recipe, trainer: TaskTrainer, eval_data: Any) -> dict[str, 
         "task": recipe.model.task,
         "model": recipe.model.model,
         "model_type": trainer.model.config.model_type,
-        "parameters": sum(each.numel() for name, each in trainer.model.named_parameters() if ".lora_" not in name),
+        "parameters": parameter_count(trainer.model),
         "num_labels": trainer.model.config.num_labels,
         "dataset": recipe.data.dataset if recipe.data.dataset == "synthetic" else eval_data.spec.name,
         "split": recipe.data.eval_split if recipe.data.eval_fraction is None else f"part of {recipe.data.train_split}",
@@ -338,6 +360,13 @@ def _results(recipe: Recipe, trainer: TaskTrainer, eval_data: Any) -> dict[str, 
             "python": platform.python_version(),
         },
     }
+
+
+def parameter_count(model: PreTrainedModel) -> int:
+    """Parameters of a model without its adapters; of an exported one those of its checkpoint."""
+    if isinstance(model, ExportedModel):
+        return model.record["parameters"]
+    return sum(each.numel() for name, each in model.named_parameters() if ".lora_" not in name)
 
 
 def _write_outputs(task: Task, output: Path, results: dict[str, Any], trainer: TaskTrainer) -> None:

@@ -45,4 +45,37 @@ class OnnxEngine:
         return tuple(map(torch.from_numpy, outputs))
 
 
-ENGINES: dict[str, Callable[[Path], Engine]] = {"torch": TorchEngine, "onnx": OnnxEngine}
+class OpenVinoEngine:
+    """An OpenVINO model on the CPU, computed in float32, with as many threads as torch has."""
+
+    def __init__(self, path: Path) -> None:
+        import openvino
+
+        options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+        self.compiled = openvino.Core().compile_model(path, "CPU", options)
+
+    def __call__(self, values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Run the compiled model."""
+        outputs = self.compiled([values.contiguous().cpu().numpy()])
+        return tuple(torch.from_numpy(outputs[port].copy()) for port in self.compiled.outputs)
+
+
+class CompiledEngine:
+    """Machine code of AOTInductor."""
+
+    def __init__(self, path: Path) -> None:
+        self.run = torch._inductor.aoti_load_package(str(path))
+
+    @torch.no_grad()
+    def __call__(self, values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Run the code."""
+        outputs = self.run(values)
+        return tuple(outputs) if isinstance(outputs, tuple | list) else (outputs,)
+
+
+ENGINES: dict[str, Callable[[Path], Engine]] = {
+    "torch": TorchEngine,
+    "onnx": OnnxEngine,
+    "openvino": OpenVinoEngine,
+    "aoti": CompiledEngine,
+}

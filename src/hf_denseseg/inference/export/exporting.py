@@ -18,7 +18,7 @@ from hf_denseseg.inference.export.verification import verify
 from hf_denseseg.inference.preprocessing import Preprocessing, view_size
 from hf_denseseg.inference.settings import InferenceSettings
 from hf_denseseg.inference.sliding_window import Size
-from hf_denseseg.models.auto.pretrained import load_image_processor, load_trained_model, task_of_checkpoint
+from hf_denseseg.models.auto.pretrained import load_image_processor, load_trained_model
 from hf_denseseg.models.auto.tasks import SEMANTIC_SEGMENTATION
 from hf_denseseg.models.channels import check_statistics, image_channels
 
@@ -33,12 +33,14 @@ class Request(NamedTuple):
 
     Args:
         checkpoint: folder or hub id.
+        task: of the checkpoint.
         format: of the exported model.
         with_argmax: bytes in, class map out.
         size: of the only images that it takes; None is any.
     """
 
     checkpoint: str
+    task: str
     format: Format
     with_argmax: bool = False
     size: Size | None = None
@@ -50,7 +52,7 @@ def load_program(request: Request) -> Logits | ClassMap:
     Raises:
         InputError: the checkpoint cannot be used, or cannot be exported like this.
     """
-    task = task_of_checkpoint(request.checkpoint) or SEMANTIC_SEGMENTATION
+    task = request.task
     model = load_trained_model(request.checkpoint, task)
     if not request.with_argmax:
         return Logits(model).eval()
@@ -90,17 +92,24 @@ def export(request: Request, program: Logits | ClassMap, folder: Path) -> dict[s
     channels, chosen = image_channels(program.model.config), request.format
     exported = trace(program, channels, request.size)
     path = folder / chosen.file
-    facts = chosen.write(exported, path, program.input_name, program.output_names)
+    try:
+        facts = chosen.write(exported, path, program.input_name, program.output_names)
+    except Exception as error:  # the kinds are open-ended: each converter has its own
+        raise RunError(
+            f"--format {chosen.name} cannot hold this model ({_reason(error)}); nothing was written."
+        ) from error
     shapes = [(batch, request.size or size) for batch, size in VERIFIED]
     checked = verify(program, ENGINES[chosen.name](path), channels, shapes)
-    _copy_files(request.checkpoint, folder)
+    _copy_files(request, folder)
     return {
+        "task": request.task,
         "format": chosen.name,
         "file": chosen.file,
         "with_argmax": request.with_argmax,
         "size": list(request.size) if request.size else None,
         "input": program.input_name,
         "outputs": list(program.output_names),
+        "parameters": program.model.num_parameters(),
         **facts,
         "verified": checked,
         "versions": {
@@ -125,16 +134,28 @@ def trace(program: Logits | ClassMap, channels: int, size: Size | None) -> Expor
         with plain_operators():
             return torch.export.export(program, (example,), dynamic_shapes=(dict.fromkeys(free, Dim.AUTO),))
     except Exception as error:  # the kinds are open-ended: the model's own code at this size, or torch's exporter
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         which = f"{size[0]}x{size[1]} pixels" if size else "any size"
         fix = "" if size else " Give --size if it has one size only."
         raise RunError(
-            f"{type(program.model).__name__} cannot be exported for images of {which} ({reason}); nothing was "
+            f"{type(program.model).__name__} cannot be exported for images of {which} ({_reason(error)}); nothing was "
             f"written.{fix}"
         ) from error
 
 
-def _copy_files(checkpoint: str, folder: Path) -> None:
+def _reason(error: BaseException) -> str:
+    """First line of the error that was raised first."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _copy_files(request: Request, folder: Path) -> None:
+    """Copy what inference reads; a class map needs neither a protocol nor a resized image any more."""
     for name in KEPT:
-        if (source := Path(checkpoint) / name).exists():
+        if (source := Path(request.checkpoint) / name).exists():
             shutil.copyfile(source, folder / name)
+    if request.with_argmax:
+        (folder / "inference_settings.json").unlink(missing_ok=True)
+        processor = load_image_processor(str(folder))
+        processor.do_resize = False
+        processor.save_pretrained(folder)

@@ -2,12 +2,14 @@
 
 import importlib.metadata
 import importlib.util
+import platform
 import warnings
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -89,6 +91,25 @@ def write_onnx(program: ExportedProgram, path: Path, input_name: str, output_nam
     return {"opset": converted.model.opset_imports[""]}
 
 
+def write_openvino(
+    program: ExportedProgram, path: Path, input_name: str, output_names: tuple[str, ...]
+) -> dict[str, Any]:
+    """Write OpenVINO's XML and, beside it, the weights, through ONNX, with all weights in float32."""
+    import openvino
+
+    with TemporaryDirectory() as folder:
+        facts = write_onnx(program, Path(folder) / "model.onnx", input_name, output_names)
+        model = openvino.convert_model(Path(folder) / "model.onnx")
+        openvino.save_model(model, path, compress_to_fp16=False)
+    return facts
+
+
+def write_aoti(program: ExportedProgram, path: Path, input_name: str, output_names: tuple[str, ...]) -> dict[str, Any]:
+    """Write machine code for this kind of processor, by AOTInductor, which needs a C++ compiler."""
+    torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+    return {"processor": platform.machine()}
+
+
 def _slices(values: torch.Tensor, sizes: list[int], dim: int = 0) -> list[torch.Tensor]:
     """`split_with_sizes` as slices."""
     parts, start = [], 0
@@ -103,5 +124,7 @@ FORMATS = {
     for each in (
         Format("torch", "model.pt2", write_torch),
         Format("onnx", "model.onnx", write_onnx, "onnx", ("onnx", "onnxscript", "onnxruntime")),
+        Format("openvino", "openvino_model.xml", write_openvino, "openvino", ("onnx", "onnxscript", "openvino")),
+        Format("aoti", "model.pt2", write_aoti),
     )
 }

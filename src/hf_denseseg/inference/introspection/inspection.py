@@ -116,8 +116,10 @@ def check_showable(model: PreTrainedModel, settings: ShowSettings) -> None:
     Raises:
         InputError: it cannot, or it has no such layer.
     """
+    weight = next(model.parameters(), None)
+    if weight is None:  # an exported model
+        raise InputError("An exported model does not show its internals. Give the checkpoint, or leave out --show.")
     side = _view_unit(model)
-    weight = next(model.parameters())
     found = inspect_model(model, weight.new_zeros(1, image_channels(model.config), 2 * side, 3 * side))
     counts = {"attention": len(found.attention), "features": len(found.features)}
     possible = [kind for kind, count in counts.items() if count]

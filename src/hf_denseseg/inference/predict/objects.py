@@ -13,8 +13,9 @@ from hf_denseseg.data.reading.georeferenced import Raster
 from hf_denseseg.data.reading.pixels import PixelFormat, Pixels, height_width, read_options
 from hf_denseseg.data.sources.coco import encode_mask
 from hf_denseseg.errors import InputError
+from hf_denseseg.inference.export.exported_model import load_model
 from hf_denseseg.inference.predict.predictor import Prediction, checkpoint_state
-from hf_denseseg.models.auto.pretrained import load_image_processor, load_trained_model
+from hf_denseseg.models.auto.pretrained import load_image_processor
 from hf_denseseg.models.auto.tasks import IMAGE_CLASSIFICATION, INSTANCE_SEGMENTATION
 from hf_denseseg.models.channels import check_statistics
 from hf_denseseg.visualization.detections import draw_objects
@@ -56,7 +57,7 @@ class ObjectPredictor:
         """
         if not 0 <= threshold <= 1:
             raise InputError(f"--threshold is {threshold}. Give a score from 0 to 1.")
-        model: Any = load_trained_model(checkpoint, task)
+        model: Any = load_model(checkpoint, task)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
             model = model.to(device)

@@ -18,6 +18,7 @@ from hf_denseseg.data.reading.georeferenced import Georeference, Raster
 from hf_denseseg.data.reading.pixels import PixelFormat, Pixels, as_shown, as_tensor, height_width
 from hf_denseseg.errors import InputError, RunError
 from hf_denseseg.files import atomic_path
+from hf_denseseg.inference.export.exported_model import ExportedModel, load_model
 from hf_denseseg.inference.introspection.attention import relative_points, spread_layers
 from hf_denseseg.inference.introspection.features import feature_image
 from hf_denseseg.inference.introspection.inspection import ShowSettings, check_showable, inspect_model, inspection_view
@@ -37,7 +38,7 @@ from hf_denseseg.inference.predict.predictor import Prediction, checkpoint_state
 from hf_denseseg.inference.preprocessing import Preprocessing
 from hf_denseseg.inference.segmentation import choose_classes, class_probabilities, segment_with_confidence, tempered
 from hf_denseseg.inference.settings import InferenceSettings, check_threshold
-from hf_denseseg.models.auto.pretrained import load_image_processor, load_trained_model
+from hf_denseseg.models.auto.pretrained import load_image_processor
 from hf_denseseg.models.channels import check_statistics
 from hf_denseseg.models.one_logit import class_names
 from hf_denseseg.visualization.attention import attention_figure, feature_figure, position_figure
@@ -92,7 +93,7 @@ class SegmentationPredictor:
             RunError: a hub id without a network.
         """
         outputs = outputs or OutputSettings()
-        model: Any = load_trained_model(checkpoint)
+        model: Any = load_model(checkpoint)
         processor = load_image_processor(checkpoint)
         check_statistics(processor, model.config, checkpoint)
         preprocessing = Preprocessing.from_image_processor(processor)
@@ -123,6 +124,8 @@ class SegmentationPredictor:
             )
         if outputs.raw_ids and spec is None:
             raise InputError(f"{checkpoint} has no labels.json, so raw ids are not known. Give --label_spec FILE.")
+        if isinstance(model, ExportedModel):
+            model.check_protocol(InferenceSettings.from_dict(saved), needs_probabilities=True)
         if show:
             check_showable(model, show)
         return cls(checkpoint, model, preprocessing, InferenceSettings.from_dict(saved), outputs, palette, spec, show)

@@ -28,7 +28,7 @@ MOST_LAYERS, LARGEST_NUMBER, ALWAYS_TAKEN = 1000, 1 << 20, 1 << 28
 def task_of_checkpoint(checkpoint: str) -> str | None:
     """Task of a checkpoint according to its configuration; None if that cannot be read or names no task."""
     try:
-        return task_of_class(_class_name(_read_config(checkpoint)))
+        return task_of_class(_class_name(read_config(checkpoint)))
     except MALFORMED:
         return None
 
@@ -36,7 +36,7 @@ def task_of_checkpoint(checkpoint: str) -> str | None:
 def classes_of_checkpoint(checkpoint: str) -> list[str]:
     """Names of the classes of a checkpoint in the order of its outputs; none if its configuration cannot be read."""
     try:
-        return class_names(_read_config(checkpoint))
+        return class_names(read_config(checkpoint))
     except MALFORMED:
         return []
 
@@ -44,7 +44,7 @@ def classes_of_checkpoint(checkpoint: str) -> list[str]:
 def has_one_logit(checkpoint: str) -> bool:
     """Whether a segmentation checkpoint gives one logit for its two classes, according to its configuration."""
     try:
-        return _read_config(checkpoint).num_labels == 1
+        return read_config(checkpoint).num_labels == 1
     except MALFORMED:
         return False
 
@@ -115,7 +115,7 @@ def _class_of(checkpoint: str, task: str) -> Any:
     """The class that the checkpoint names, if it is ours and for the task; else the Auto class."""
     names = TASKS[task]
     try:
-        config = _read_config(checkpoint)
+        config = read_config(checkpoint)
     except InputError:
         raise
     except (OSError, ValueError):  # loading through the Auto class raises the better message
@@ -126,8 +126,8 @@ def _class_of(checkpoint: str, task: str) -> Any:
     return own or getattr(transformers, names.auto_class)
 
 
-def _read_config(checkpoint: str) -> PreTrainedConfig:
-    """Configuration of a checkpoint, without running code that it may contain.
+def read_config(checkpoint: str) -> PreTrainedConfig:
+    """Read the configuration of a checkpoint, without running code that it may contain.
 
     Raises:
         InputError: more than 1,000 layers, or a number beyond that of any model.
@@ -152,7 +152,7 @@ def _check_size(folder: Path, kind: Any) -> None:
         InputError: more than 16 times the bytes that are stored.
     """
     stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    config = _read_config(str(folder))
+    config = read_config(str(folder))
     with torch.device("meta"):  # shapes only
         model = (
             kind(config) if isinstance(kind, type) and issubclass(kind, PreTrainedModel) else kind.from_config(config)
