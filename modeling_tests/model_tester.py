@@ -30,8 +30,10 @@ import weight_use
 from closeness import assert_same_outputs
 from hf_denseseg.errors import InputError
 from hf_denseseg.inference.introspection.inspection import inspect_model
+from hf_denseseg.models.auto.remote_code import write_code
 from hf_denseseg.models.channels import image_channels, with_image_channels
 from processor_tester import random_image
+from travelling_code import logits_without_the_package
 
 NUM_LABELS = 5
 
@@ -121,6 +123,15 @@ class SegmentationModelTester:
         return {"pixel_values": torch.randn(2, 3, 48, 64, generator=generator), "labels": labels}
 
     # --- saving, loading, initializing
+
+    @torch.no_grad()
+    def test_checkpoint_carries_its_code(self, model, batch, tmp_path, monkeypatch):
+        monkeypatch.setenv("DENSESEG_MSDA", "reference")  # without the kernels library nothing else runs
+        model.save_pretrained(tmp_path / "model")
+        hf_denseseg.create_image_processor(model.config).save_pretrained(tmp_path / "model")
+        write_code(tmp_path / "model")
+        found = logits_without_the_package(tmp_path / "model", batch["pixel_values"])
+        assert_same_outputs(found, model(batch["pixel_values"]).logits)
 
     @torch.no_grad()
     def test_saved_model_gives_the_same_logits_through_the_auto_class(self, model, batch, tmp_path):

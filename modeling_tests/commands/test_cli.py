@@ -102,7 +102,8 @@ def test_a_command_that_runs_registers_the_families():
 def test_the_console_script_is_the_module_outside_the_package():
     pyproject = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
     assert pyproject["project"]["scripts"] == {"denseseg": "denseseg_command:main"}
-    assert pyproject["tool"]["setuptools"]["py-modules"] == ["denseseg_command"]
+    included = pyproject["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
+    assert included["src/denseseg_command.py"] == "denseseg_command.py"
 
 
 def test_choices_that_are_written_out_are_those_of_the_modules_that_they_name():

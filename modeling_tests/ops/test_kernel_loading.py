@@ -13,7 +13,13 @@ import torch
 
 from hf_denseseg.cli import main
 from hf_denseseg.errors import InputError, RunError
-from hf_denseseg.ops import kernel_build, kernel_loading, kernelize_deformable_attention, ms_deform_attn
+from hf_denseseg.ops import (
+    kernel_build,
+    kernel_loading,
+    kernel_paths,
+    kernelize_deformable_attention,
+    ms_deform_attn,
+)
 from hf_denseseg.ops.kernel_loading import KERNEL, choose_path, find_hub_kernel, find_kernel
 from hf_denseseg.ops.reference import ms_deform_attn_reference
 from msda_cases import needs_kernel, random_call
@@ -265,7 +271,7 @@ def test_the_command_builds_and_says_how_to_use_it(built, tmp_path, capsys):
 
 @with_compiler
 def test_a_failing_compiler_is_quoted(tmp_path):
-    source = shutil.copytree(kernel_build.SOURCE, tmp_path / "source", ignore=shutil.ignore_patterns("build"))
+    source = shutil.copytree(kernel_paths.SOURCE, tmp_path / "source", ignore=shutil.ignore_patterns("build"))
     for file in (source / "ms_deform_attn_cpu").glob("*.cpp"):  # the others need not be compiled
         file.write_text("this is no C++" if file.stem == "generic" else "")
     with pytest.raises(RunError, match=r"generic\.cpp"):

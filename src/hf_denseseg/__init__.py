@@ -13,6 +13,7 @@ from hf_denseseg.models.auto.registration import (
     model_info,
     register,
 )
+from hf_denseseg.models.auto.remote_code import write_code
 
 __version__ = "0.1.0"
 
@@ -30,6 +31,7 @@ __all__ = [
     "load_official",
     "load_segmentation",
     "model_info",
+    "write_code",
     *_CLASSES,
 ]
 

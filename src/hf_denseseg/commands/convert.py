@@ -42,7 +42,7 @@ def main(args: argparse.Namespace) -> int:
     from hf_denseseg.errors import InputError
     from hf_denseseg.files import check_output_folder
     from hf_denseseg.models.auto.registration import create_image_processor, load_official
-    from hf_denseseg.models.auto.remote_code import write_shim
+    from hf_denseseg.models.auto.remote_code import write_code
 
     output = check_output_folder(args.output_dir)
     overrides = yaml.safe_load(args.config_overrides or "{}")
@@ -56,6 +56,6 @@ def main(args: argparse.Namespace) -> int:
         raise InputError(f"config_overrides {overrides}: {error}") from error
     model.save_pretrained(output)
     create_image_processor(model.config).save_pretrained(output)
-    write_shim(output)
+    write_code(output)
     print(f"{type(model).__name__}, {model.num_parameters() / 1e6:.2f} M parameters -> {output}")
     return 0

@@ -21,8 +21,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     build_parser = actions.add_parser("build", help="compile it, unless that is done already (takes seconds)")
-    build_parser.add_argument("--source", type=Path, help="kernel repository (default: the checkout's)")
-    build_parser.add_argument("--output_dir", type=Path, help="folder to build into (default: build/ in the source)")
+    build_parser.add_argument("--source", type=Path, help="kernel repository (default: the package's)")
+    build_parser.add_argument(
+        "--output_dir",
+        type=Path,
+        help="folder to build into (default: build/ in the checkout, or the user's cache folder)",
+    )
     build_parser.add_argument("--optional", action="store_true", help="without a compiler, print a note and succeed")
     info = actions.add_parser("info", help="which implementation runs on the CPU and on the GPU, and why")
     info.add_argument("--json", action="store_true", help="print JSON")
@@ -38,8 +42,9 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _build(args: argparse.Namespace) -> int:
-    from hf_denseseg.ops.kernel_build import BUILD, SOURCE, build, compiler
+    from hf_denseseg.ops.kernel_build import build, compiler
     from hf_denseseg.ops.kernel_loading import KERNEL
+    from hf_denseseg.ops.kernel_paths import BUILD, SOURCE
 
     if args.optional and compiler() is None:
         print("no C++ compiler was found: deformable attention runs in plain PyTorch, many times slower.")

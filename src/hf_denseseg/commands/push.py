@@ -7,7 +7,8 @@ EPILOG = """example:
   denseseg push runs/demo/model your-name/dsct-demo --private
 
 Log in once with `hf auth login`. The folder needs config.json, preprocessor_config.json,
-the weights and README.md (the card)."""
+the weights and README.md (the card). Models of this package get their code, so that
+`from_pretrained(..., trust_remote_code=True)` loads them where it is not installed."""
 
 NEEDED = ("config.json", "README.md", "preprocessor_config.json")
 
@@ -34,10 +35,15 @@ def main(args: argparse.Namespace) -> int:
     from huggingface_hub.utils import LocalTokenNotFoundError
 
     from hf_denseseg.errors import InputError, RunError
+    from hf_denseseg.models.auto.pretrained import read_config
+    from hf_denseseg.models.auto.registration import is_own
+    from hf_denseseg.models.auto.remote_code import write_code
 
     missing = [name for name in NEEDED if not (args.folder / name).exists()]
     if missing:
         raise InputError(f"{args.folder} lacks {', '.join(missing)}. Give the `model` folder of a finished run.")
+    if is_own(read_config(str(args.folder))):
+        write_code(args.folder)
     api = HfApi()
     try:
         api.create_repo(args.repository, private=args.private, exist_ok=True)

@@ -11,24 +11,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml
 
+from hf_denseseg.data.ignore_index import IGNORE_INDEX, LARGEST_ID, ignore_index_of
 from hf_denseseg.errors import InputError
 
 CHECKED_ROWS = 32  # number of leading rows of a table whose ids are compared with the specification
-IGNORE_INDEX = 255  # train id of pixels that the loss and the metrics skip, see `ignore_index_of`
-_MAX_RAW = 65535  # the largest id that a 16-bit PNG can hold
-# The last two numbers of bytes (254, 255) or 16-bit numbers are no classes: raw ids that the specification does not
-# name (inside the lookup table only), and ignored pixels.
-MOST_CLASSES_IN_BYTES, _MOST_CLASSES = 254, 65534
+_MOST_CLASSES = 65534  # 65534 and 65535 are no classes, as 254 and 255 of bytes are none, see `ignore_index`
 _ALIASES = {"raw_void_id": "raw_void", "color_to_raw": "colors", "licence": "license", "url": "source_url"}
 # Prefixes of keys that document a file for its readers; they are accepted and ignored.
 _INFORMATION = ("image_size", "pixel_share", "description", "num_")
 
 Color = tuple[int, int, int]
-
-
-def ignore_index_of(num_labels: int) -> int:
-    """Train id of ignored pixels, the largest number that label maps hold: 255, or 65535 beyond 254 classes."""
-    return IGNORE_INDEX if num_labels <= MOST_CLASSES_IN_BYTES else _MAX_RAW
 
 
 @dataclass(frozen=True)
@@ -105,8 +97,8 @@ class LabelSpec:
             )
         elif both := set(self.raw_void) & set(self.raw_to_train):
             problem = f"the raw ids {sorted(both)} are both in `raw_void` and in `raw_to_train`; remove them from one"
-        elif wrong_raw := [raw for raw in (*self.raw_void, *self.raw_to_train) if not 0 <= raw <= _MAX_RAW]:
-            problem = f"the raw ids {wrong_raw} are outside 0..{_MAX_RAW}"
+        elif wrong_raw := [raw for raw in (*self.raw_void, *self.raw_to_train) if not 0 <= raw <= LARGEST_ID]:
+            problem = f"the raw ids {wrong_raw} are outside 0..{LARGEST_ID}"
         elif lost := [raw for raw in (self.color_to_raw or {}).values() if self.table[raw] == self._unknown]:
             problem = f"`colors` maps to the raw ids {sorted(set(lost))}, which are neither a class nor in `raw_void`"
         elif odd := {name for name in grouped if name not in self.classes or grouped.count(name) > 1}:
@@ -146,7 +138,7 @@ class LabelSpec:
     @cached_property
     def table(self) -> np.ndarray:
         """Raw id -> train id, `(65536,)` of `dtype`; `ignore_index` - 1 for raw ids that nothing names."""
-        table = np.full(_MAX_RAW + 1, self._unknown, dtype=self.dtype)
+        table = np.full(LARGEST_ID + 1, self._unknown, dtype=self.dtype)
         # Before the classes: one may have the raw id 255.
         table[[self.ignore_index, *self.raw_void]] = self.ignore_index
         for raw, train in self.raw_to_train.items():
@@ -173,8 +165,8 @@ class LabelSpec:
         Raises:
             InputError: `raw` contains ids that the specification does not name.
         """
-        if raw.dtype != np.uint8 and raw.size and (raw.min() < 0 or raw.max() > _MAX_RAW):
-            raise InputError(f"Raw ids {raw.min()}..{raw.max()} are outside 0..{_MAX_RAW}: this is not a label map.")
+        if raw.dtype != np.uint8 and raw.size and (raw.min() < 0 or raw.max() > LARGEST_ID):
+            raise InputError(f"Raw ids {raw.min()}..{raw.max()} are outside 0..{LARGEST_ID}: this is not a label map.")
         if raw.dtype == self.dtype == np.uint8:  # bytes.translate takes a third of the time of array indexing
             # bytearray: an array over immutable bytes would be read-only.
             train = np.frombuffer(bytearray(raw.tobytes().translate(self._byte_table)), np.uint8).reshape(raw.shape)

@@ -12,7 +12,7 @@ import math
 
 import torch
 
-from hf_denseseg.data.labels import IGNORE_INDEX, ignore_index_of
+from hf_denseseg.data.ignore_index import IGNORE_INDEX, ignore_index_of
 
 WIDTH_FRACTION = 0.02  # of the image's diagonal; the authors' setting for COCO, Cityscapes and others
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hf_denseseg.data.labels import ignore_index_of
+from hf_denseseg.data.ignore_index import ignore_index_of
 from hf_denseseg.errors import InputError
 
 LabelMap = torch.Tensor | np.ndarray

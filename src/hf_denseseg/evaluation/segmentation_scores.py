@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from hf_denseseg.data.labels import MOST_CLASSES_IN_BYTES, LabelSpec
+from hf_denseseg.data.ignore_index import MOST_CLASSES_IN_BYTES
+from hf_denseseg.data.labels import LabelSpec
 from hf_denseseg.evaluation.boundary_iou import WIDTH_FRACTION, boundary_counts, boundary_iou
 from hf_denseseg.evaluation.segmentation_metrics import category_metrics, confusion_matrix, segmentation_metrics
 from hf_denseseg.evaluation.size_recall import SIZE_LIMITS, SIZES, size_counts, size_recall

@@ -19,9 +19,8 @@ from transformers.models.segformer.image_processing_pil_segformer import Segform
 from transformers.models.segformer.image_processing_segformer import SegformerImageProcessor
 from transformers.processing_utils import ImagesKwargs, Unpack
 
-from hf_denseseg.data.labels import IGNORE_INDEX
-from hf_denseseg.data.reading.images import read_image
-from hf_denseseg.data.reading.pixels import RGB_BYTES, PixelFormat, resize_pixels
+from hf_denseseg.data.ignore_index import IGNORE_INDEX
+from hf_denseseg.data.reading.pixels import RGB_BYTES, PixelFormat, read_open_image, resize_pixels
 from hf_denseseg.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -221,7 +220,7 @@ def _declared_pixels(
         return [each for image in images for each in _declared_pixels(image, pixel_format, layout)]
     name = "given to the processor"
     if isinstance(images, Image.Image):
-        pixels = np.asarray(read_image(images, name, pixel_format))
+        pixels = np.asarray(read_open_image(images, name, pixel_format))
     else:
         values = to_numpy_array(images)
         if values.ndim == 4:
@@ -273,7 +272,7 @@ def _upright(images: Any) -> Any:
     """Read every PIL image of a (nested) list as training reads it, and leave everything else."""
     if isinstance(images, list | tuple):
         return [_upright(image) for image in images]
-    return read_image(images, "given to the processor") if isinstance(images, Image.Image) else images
+    return read_open_image(images, "given to the processor") if isinstance(images, Image.Image) else images
 
 
 __all__ = ["SegmentationImageProcessor", "SegmentationImageProcessorKwargs", "SegmentationImageProcessorPil"]

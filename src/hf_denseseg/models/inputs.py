@@ -7,7 +7,7 @@ then stops with the same sentence.
 import torch
 from transformers import PreTrainedConfig
 
-from hf_denseseg.data.labels import IGNORE_INDEX, ignore_index_of
+from hf_denseseg.data.ignore_index import IGNORE_INDEX, ignore_index_of
 from hf_denseseg.errors import InputError
 
 IGNORED = -100

@@ -8,7 +8,7 @@ from torch.autograd.function import FunctionCtx
 from transformers import PreTrainedConfig
 from transformers.loss.loss_utils import LOSS_MAPPING
 
-from hf_denseseg.data.labels import ignore_index_of
+from hf_denseseg.data.ignore_index import ignore_index_of
 from hf_denseseg.models.inputs import classification_labels
 from hf_denseseg.models.one_logit import two_logits
 from hf_denseseg.models.region_losses import binary_dice_loss, dice_loss, lovasz_hinge_loss, lovasz_loss

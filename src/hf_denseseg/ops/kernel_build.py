@@ -14,9 +14,8 @@ from pathlib import Path
 import torch
 
 from hf_denseseg.errors import InputError, RunError
+from hf_denseseg.ops.kernel_paths import BUILD, SOURCE
 
-SOURCE = Path(__file__).resolve().parents[3] / "kernels" / "ms-deform-attn"
-BUILD = SOURCE / "build"
 _COMPILERS = ("g++", "clang++", "c++")
 _TARGETS = {"2.11": "0x020b000000000000"}  # stable ABI of torch -> TORCH_TARGET_VERSION for its headers
 

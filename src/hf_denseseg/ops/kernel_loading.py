@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from hf_denseseg.errors import InputError
-from hf_denseseg.ops.kernel_build import BUILD
+from hf_denseseg.ops.kernel_paths import BUILD
 from hf_denseseg.ops.reference import ms_deform_attn_reference
 
 KERNEL = "hf-denseseg/ms-deform-attn"

@@ -22,7 +22,7 @@ from hf_denseseg.errors import InputError, RunError
 from hf_denseseg.files import write_atomic
 from hf_denseseg.inference.preprocessing import Preprocessing
 from hf_denseseg.models.auto.registration import is_own
-from hf_denseseg.models.auto.remote_code import write_shim
+from hf_denseseg.models.auto.remote_code import write_code
 from hf_denseseg.training.adaptation import adapt, load_adapter, merged_state, save_adapter, still_modules
 from hf_denseseg.training.arguments import TaskTrainingArguments
 from hf_denseseg.training.checkpoints import explain_failed_save, mark_complete, what_is_kept
@@ -326,7 +326,7 @@ class TaskTrainer(EvaluatingTrainer):
         model.load_state_dict(saved.state_dict())
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As in transformers, plus the names of the classes and the shim for `trust_remote_code`.
+        """As in transformers, plus class names and, outside checkpoints, the code for `trust_remote_code`.
 
         With adapters a checkpoint (`_internal_call`) holds what is trained, other folders the merged model.
         """
@@ -338,8 +338,8 @@ class TaskTrainer(EvaluatingTrainer):
         if self.args.should_save:
             write_atomic(folder / "labels.json", json.dumps(self.spec.to_dict(), indent=1) + "\n")
             self.save_beside(folder)
-            if is_own(self.model.config) and (folder / "config.json").exists():
-                write_shim(folder)
+            if is_own(self.model.config) and not _internal_call and (folder / "config.json").exists():
+                write_code(folder)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         adapted = self.args.lora_rank is not None

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hf_denseseg.data.labels import IGNORE_INDEX, ignore_index_of
+from hf_denseseg.data.ignore_index import IGNORE_INDEX, ignore_index_of
 from hf_denseseg.data.reading.pixels import as_shown
 from hf_denseseg.visualization.class_features import class_matrix
 from hf_denseseg.visualization.label_maps import colorize

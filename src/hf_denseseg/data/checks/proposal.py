@@ -9,14 +9,8 @@ import numpy as np
 import yaml
 from tqdm.auto import tqdm
 
-from hf_denseseg.data.labels import (
-    IGNORE_INDEX,
-    MOST_CLASSES_IN_BYTES,
-    Color,
-    LabelSpec,
-    equal_channels,
-    id_ranges,
-)
+from hf_denseseg.data.ignore_index import IGNORE_INDEX, LARGEST_ID, MOST_CLASSES_IN_BYTES
+from hf_denseseg.data.labels import Color, LabelSpec, equal_channels, id_ranges
 from hf_denseseg.data.reading.images import palette_of, read_raw_label
 from hf_denseseg.data.shards.tables import open_table, saved_splits
 from hf_denseseg.data.sources.folders import has_pairs, list_pairs, merge_pairs
@@ -27,7 +21,6 @@ from hf_denseseg.files import write_atomic
 MOST_COLORS = 256
 SMOOTHED = 32  # more ids than this beside 0 and 255 are their mixtures, if these two cover SMOOTHED_FRACTION
 SMOOTHED_FRACTION = 0.95
-LARGEST_ID = 65535
 BINARY = ("background", "foreground")
 
 

@@ -10,7 +10,8 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from hf_denseseg.data.checks.scan import Scan
-from hf_denseseg.data.labels import IGNORE_INDEX, LabelSpec, SegmentationData
+from hf_denseseg.data.ignore_index import IGNORE_INDEX
+from hf_denseseg.data.labels import LabelSpec, SegmentationData
 from hf_denseseg.data.reading.areas import SCHEME, areas_name, draw_areas
 from hf_denseseg.data.reading.images import Fault, orientation_of, palette_of, read_label, stored_image, upright_label
 from hf_denseseg.data.reading.pixels import RGB_BYTES

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from hf_denseseg.errors import InputError
 
@@ -135,6 +135,11 @@ class PixelFormat:
 
 RGB_BYTES = PixelFormat()
 """Three channels of 8 bits: the format of photographs, and of every checkpoint that does not say otherwise."""
+
+
+def read_open_image(image: Image.Image, name: str, pixel_format: PixelFormat = RGB_BYTES) -> Pixels:
+    """Bring an open PIL image to a format, upright according to its EXIF tag; errors as in `PixelFormat.read`."""
+    return pixel_format.read(ImageOps.exif_transpose(image), name)
 
 
 def as_tensor(image: Pixels | torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from hf_denseseg.data.labels import IGNORE_INDEX
+from hf_denseseg.data.ignore_index import IGNORE_INDEX
 
 Rgb = tuple[float, float, float]
 Point = tuple[float, float]

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from hf_denseseg.data.labels import IGNORE_INDEX, LabelSpec
+from hf_denseseg.data.ignore_index import IGNORE_INDEX
+from hf_denseseg.data.labels import LabelSpec
 from hf_denseseg.data.synthetic import street_objects as street
 from hf_denseseg.data.synthetic.perspective import Camera, Canvas, Rgb, pick, quad, scaled
 from hf_denseseg.errors import InputError

@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from hf_denseseg.data.labels import IGNORE_INDEX
+from hf_denseseg.data.ignore_index import IGNORE_INDEX
 from hf_denseseg.data.synthetic.perspective import Camera, Canvas, Rgb, pick, quad, scaled
 
 ROAD, PAVEMENT, BUILDING, FENCE, POLE, SIGN, VEGETATION, SKY, PERSON, RIDER, CAR = range(11)

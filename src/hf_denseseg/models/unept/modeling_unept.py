@@ -32,7 +32,7 @@ from hf_denseseg.models.one_logit import name_two_classes
 from hf_denseseg.models.unept.configuration_unept import LOSS_WEIGHTS, OUTPUT_STRIDE, UneptConfig
 from hf_denseseg.models.unept.refinement_unept import balanced_loss, boundary_offsets, refine, refinement_sources
 from hf_denseseg.models.unept.targets_unept import IGNORE_INDEX, NUM_DIRECTIONS, batched_targets, boundary_targets
-from hf_denseseg.ops import ms_deform_attn
+from hf_denseseg.ops.ms_deform_attn import ms_deform_attn
 
 Shapes = Sequence[tuple[int, int]]
 

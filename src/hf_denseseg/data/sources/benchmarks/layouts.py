@@ -11,7 +11,8 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hf_denseseg.data.labels import IGNORE_INDEX, LabelSpec
+from hf_denseseg.data.ignore_index import IGNORE_INDEX
+from hf_denseseg.data.labels import LabelSpec
 from hf_denseseg.errors import InputError
 
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hf_denseseg.data.labels import LabelSpec, ignore_index_of
+from hf_denseseg.data.ignore_index import ignore_index_of
+from hf_denseseg.data.labels import LabelSpec
 from hf_denseseg.data.reading.areas import areas_reference, checked_polygon
 from hf_denseseg.data.reading.images import Fault
 from hf_denseseg.data.reading.references import MEMBER_LIMIT

@@ -7,7 +7,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from hf_denseseg.data.labels import ignore_index_of
+from hf_denseseg.data.ignore_index import ignore_index_of
 from hf_denseseg.errors import InputError
 from hf_denseseg.evaluation.segmentation_metrics import ConfusionMeter
 
