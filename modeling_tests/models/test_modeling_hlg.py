@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from torch.export import Dim
 from transformers import AutoModelForImageClassification, UperNetConfig, UperNetForSemanticSegmentation
 
 import hf_denseseg
@@ -27,8 +26,14 @@ from hf_denseseg.models.auto.registration import reference_implementation
 from hf_denseseg.models.hlg import modeling_hlg
 from hf_denseseg.models.hlg.configuration_hlg import VARIANTS
 from hf_denseseg.models.hlg.modeling_hlg import group_means
-from hf_denseseg.models.hlg.positions_hlg import HlgGrouping, HlgPlaces, HlgPositionBias, gather_bias
-from model_tester import NUM_LABELS, Logits, SegmentationModelTester, gradients
+from hf_denseseg.models.hlg.positions_hlg import (
+    HlgGrouping,
+    HlgPlaces,
+    HlgPositionBias,
+    HlgTracedGrouping,
+    gather_bias,
+)
+from model_tester import NUM_LABELS, SegmentationModelTester, gradients
 from processor_tester import ImageProcessorTester
 
 TINY = {
@@ -48,6 +53,7 @@ class TestHlgPup(SegmentationModelTester):
         HlgBackbone,
     )
     tiny, output_stride, smallest_side = TINY, 4, 4
+    smallest_exported_side = 33  # below, the last stage has one row
     traced = {"depths": [1, 1, 1, 1]}
     own_outputs = ("auxiliary_logits",)
     typing_error = {"num_atention_heads": [1, 1, 1, 1]}
@@ -76,15 +82,6 @@ class TestHlgPup(SegmentationModelTester):
         outputs.hidden_states[0].retain_grad()
         outputs.logits.sum().backward()
         assert outputs.hidden_states[0].grad.abs().sum() > 0
-
-    @torch.no_grad()
-    def test_exports_with_dynamic_batch_height_and_width(self, traced_model):
-        """Whether maps are padded depends on the size, so the exporter fixes it: only the batch is dynamic."""
-        program = Logits(traced_model)
-        dynamic = ({0: Dim.DYNAMIC},)
-        exported = torch.export.export(program, (torch.zeros(2, 3, 64, 96),), dynamic_shapes=dynamic).module()
-        pixel_values = torch.randn(3, 3, 64, 96)
-        torch.testing.assert_close(exported(pixel_values), program(pixel_values), atol=1e-5, rtol=1e-4)
 
     def test_every_parameter_learns(self, model, batch):
         """At 48 x 64 pixels the last stages have a single window; larger images reach every weight."""
@@ -294,16 +291,39 @@ def test_windows_hold_the_tokens_that_the_specification_names(dilated):
         for j in range(2):
             rows = [a * 3 + i for a in range(7)] if dilated else [7 * i + a for a in range(7)]
             columns = [b * 2 + j for b in range(7)] if dilated else [7 * j + b for b in range(7)]
-            assert groups[0, i, j, :, :, 0].tolist() == [[y * 14 + x for x in columns] for y in rows]
-    assert torch.equal(grouping.fold(groups), index)
+            assert groups[2 * i + j, :, 0].tolist() == [y * 14 + x for y in rows for x in columns]
+    assert torch.equal(grouping.fold(groups, 1, (21, 14)), index)
+
+
+@pytest.mark.parametrize("size", [(20, 12), (14, 21), (5, 7)])
+@pytest.mark.parametrize("kind", ["plain", "dilated", "phases"])
+def test_grouping_of_exporters_is_the_same_one(kind, size):
+    """Padding, several images, and maps of a single group."""
+    plain = HlgGrouping.phases(size, 8) if kind == "phases" else HlgGrouping.windows(size, 7, kind == "dilated")
+    tokens = torch.randn(3, *size, 4)
+    traced = HlgTracedGrouping.of(plain, tokens)
+    groups = plain.unfold(tokens, value=-1.0)
+    assert torch.equal(traced.unfold(tokens, value=-1.0), groups)
+    assert torch.equal(traced.fold(groups, 3, size), tokens) and torch.equal(plain.fold(groups, 3, size), tokens)
+    keys = plain.keys(groups[:, 0], 3)
+    assert torch.equal(traced.keys(groups[:, 0], 3), torch.cat([keys, keys[:, -1:]], dim=1))
+
+
+@pytest.mark.parametrize("rule", ["window", "flat", "tuple4"])
+def test_no_query_attends_to_the_spare_key_of_exporters(rule):
+    bias = HlgPositionBias(16, 2)
+    places = HlgPlaces.of(rule, (9, 17), HlgGrouping.windows((9, 17), 7, dilated=False))
+    found = bias(places._replace(spare=True), torch.zeros(1))
+    torch.testing.assert_close(found[..., :-1], bias(places, torch.zeros(1)))
+    assert (found[..., -1] == -torch.inf).all()
 
 
 def test_phases_of_the_decoder_have_a_fixed_rate():
     """Group (i, j) = rows i mod 8, columns j mod 8: it grows with the map."""
     grouping = HlgGrouping.phases((20, 30), 8)
     groups = grouping.unfold(torch.arange(24 * 32).view(1, 24, 32, 1))
-    assert groups.shape == (1, 8, 8, 3, 4, 1)
-    assert groups[0, 2, 5, :, :, 0].tolist() == [[y * 32 + x for x in (5, 13, 21, 29)] for y in (2, 10, 18)]
+    assert groups.shape == (64, 12, 1)
+    assert groups[2 * 8 + 5, :, 0].tolist() == [y * 32 + x for y in (2, 10, 18) for x in (5, 13, 21, 29)]
 
 
 def test_means_leave_the_padding_out_on_request():
@@ -311,8 +331,8 @@ def test_means_leave_the_padding_out_on_request():
     tokens = torch.randn(1, 9, 7, 4)
     filled = F.pad(tokens, (0, 0, 0, 0, 0, 5))
     expected = torch.stack([tokens[0, :7].mean((0, 1)), tokens[0, 7:].mean((0, 1))])
-    torch.testing.assert_close(group_means(filled, grouping, (9, 7))[0], expected)
-    torch.testing.assert_close(group_means(filled, grouping, None)[0, 1], expected[1] * 2 / 7)
+    torch.testing.assert_close(group_means(filled, grouping, (9, 7)), expected)
+    torch.testing.assert_close(group_means(filled, grouping, None)[1], expected[1] * 2 / 7)
 
 
 def bias_by_definition(bias, rule, height, width, grouping):
@@ -504,7 +524,7 @@ def test_other_window_embeddings_of_table_12(choice):
     model = build(window_embedding=choice).eval()
     layer = model.hlg.encoder.stages[0][0].attention
     tokens = torch.randn(1, 9, 7, 16)
-    embedding = layer._embed(tokens, HlgGrouping.windows((9, 7), 7, dilated=False), None)[0]
+    embedding = layer._embed(tokens, HlgGrouping.windows((9, 7), 7, dilated=False), None)
     if choice == "max":
         expected = torch.stack([tokens[0, :7].amax((0, 1)), tokens[0, 7:].amax((0, 1))])
     else:

@@ -245,8 +245,10 @@ class HlgAttention(GradientCheckpointingLayer):
         return attend(self, query, key, value, bias, scaling=self.scaling, dropout=0.0, **kwargs)
 
     def masked_size(self, size: tuple[int, int], grouping: HlgGrouping) -> tuple[int, int] | None:
-        """Return `size` if there is padding that must be masked, else None."""
-        return size if self.config.mask_padding and grouping.size != size else None
+        """Return `size` if there is padding that must be masked, else None; exported programs mask at any size."""
+        if not self.config.mask_padding:
+            return None
+        return size if torch.compiler.is_exporting() or grouping.size != size else None
 
     def split_heads(self, *maps: torch.Tensor) -> Iterator[torch.Tensor]:
         """Split each `(B, H, W, C)` or `(B, M, C)` into heads: `(B, heads, N, d)`."""
@@ -305,52 +307,48 @@ class HlgAttention(GradientCheckpointingLayer):
         """Let tokens attend within their group (Eq. 5): query, key and value `(B, H, W, C)` -> `(B, H, W, C)`.
 
         Args:
-            grouping: of the map, which must be padded to complete groups.
+            grouping: of the map.
             maps: query, key and value; or query and value, where the query serves as the key too.
             position_bias: of the positions in a group, the same for all groups.
-            size: (height, width) before padding, to mask the padding as keys; None lets it take part.
+            size: (height, width) of the map, to mask the padding to complete groups as keys; None lets it take part.
         """
-        batch, channels = maps[0].shape[0], maps[0].shape[3]
-        (down, across), (height, width) = grouping.groups, grouping.tokens
-        heads, count = channels // self.head_dim, down * across
-        # Query, key and value are brought into groups together, in one copy of the data. Axes after `unfold`:
-        # 0 image, 1-2 group (down, across), 3-4 token of the group (row, column), 5 which map, 6 head, 7 channel of
-        # the head; wanted: (map, image * group, head, token, channel), groups being the batch of the attention.
-        groups = grouping.unfold(torch.cat(maps, dim=3), len(maps), heads, self.head_dim)
-        groups = groups.permute(5, 0, 1, 2, 6, 3, 4, 7)
-        groups = groups.reshape(len(maps), batch * count, heads, height * width, self.head_dim)
+        batch, height, width, channels = maps[0].shape
+        # Query, key and value are brought into groups together, in one copy of the data; groups are the batch of the
+        # attention: (B * G, t, maps * C) -> (maps, B * G, heads, t, d).
+        groups = grouping.unfold(torch.cat(maps, dim=3))
+        groups = groups.unflatten(2, (len(maps), channels // self.head_dim, self.head_dim)).permute(2, 0, 3, 1, 4)
         query, value, key = groups[0], groups[-1], groups[-2]
         bias = position_bias(HlgPlaces(grouping.tokens, grouping.tokens), query)
         if size is not None:
-            padding = (0, grouping.size[1] - size[1], 0, grouping.size[0] - size[0])
-            mask = F.pad(query.new_zeros(size), padding, value=-torch.inf)  # (H, W), minus infinity on the padding
-            mask = grouping.unfold(mask[None, :, :, None]).reshape(count, 1, 1, height * width)
-            bias = (bias + mask).repeat(batch, 1, 1, 1)  # (1, heads, t, t) + (groups, 1, 1, t), for each image
-        attended, _ = self.attend(query, key, value, bias, **kwargs)  # (B * groups, t, heads, d)
-        return grouping.fold(attended.reshape(batch, down, across, height, width, channels))
-
-
-def pad_to_groups(tokens: torch.Tensor, grouping: HlgGrouping) -> torch.Tensor:
-    """Pad with zero tokens at the right and bottom, up to complete groups: `(B, H, W, C)` -> `(B, H', W', C)`."""
-    height, width = grouping.size
-    return F.pad(tokens, (0, 0, 0, width - tokens.shape[2], 0, height - tokens.shape[1]))
+            mask = grouping.unfold(query.new_zeros(batch, *size, 1), value=-torch.inf)  # minus infinity on the padding
+            bias = bias + mask[:, None, None, :, 0]  # (1, heads, t, t) + (B * G, 1, 1, t)
+        attended, _ = self.attend(query, key, value, bias, **kwargs)  # (B * G, t, heads, d)
+        return grouping.fold(attended.flatten(2), batch, (height, width))
 
 
 def group_means(tokens: torch.Tensor, grouping: HlgGrouping, size: tuple[int, int] | None) -> torch.Tensor:
-    """Mean of each group, `(B, H, W, C)` -> `(B, groups, C)`, row by row; with `size` the padding is left out."""
-    means = grouping.unfold(tokens).mean(dim=(3, 4)).flatten(1, 2)
+    """Mean of each group, `(B, H, W, C)` -> `(B * groups, C)`; with `size` the padding is left out."""
+    means = grouping.unfold(tokens).mean(dim=1)
     if size is None:
         return means
     # The padding is zero, so that dividing by the fraction of real tokens turns the mean over all into theirs.
-    real = pad_to_groups(tokens.new_ones(1, *size, 1), grouping)
-    return means / grouping.unfold(real).mean(dim=(3, 4)).flatten(1, 2)
+    return means / grouping.unfold(tokens.new_ones(tokens.shape[0], *size, 1)).mean(dim=1)
+
+
+def crop(maps: torch.Tensor, size: tuple[int, int], axis: int = 1) -> torch.Tensor:
+    """Keep the upper left part of maps, (height, width), whose rows lie along `axis` and columns along the next."""
+    if not torch.compiler.is_exporting():
+        return maps.narrow(axis, 0, size[0]).narrow(axis + 1, 0, size[1])
+    # A slice is or is not the complete map, which the exporter would tell apart.
+    rows, columns = (torch.arange(side, device=maps.device) for side in size)
+    return maps.index_select(axis, rows).index_select(axis + 1, columns)
 
 
 class HlgWindowConvolution(nn.Conv2d):
-    """Depthwise convolution as large as a window: `(B, down, across, 7, 7, C)` -> `(..., C)`."""
+    """Depthwise convolution as large as a window: `(windows, 49, C)` -> `(windows, C)`."""
 
     def forward(self, windows: torch.Tensor) -> torch.Tensor:
-        embedding = (windows * self.weight[:, 0].permute(1, 2, 0)).sum(dim=(3, 4))  # (C, 1, 7, 7) -> (7, 7, C)
+        embedding = (windows * self.weight.flatten(1).T).sum(dim=1)  # (C, 1, 7, 7) -> (49, C)
         return embedding if self.bias is None else embedding + self.bias
 
 
@@ -395,21 +393,18 @@ class HlgLocalGlobalAttention(HlgAttention):
         Returns:
             `(B, C, *size)`, and with eager attention the weights of the global one.
         """
-        height, width = size
-        grouping = HlgGrouping.windows(size, self.side, self.dilated)
-        masked = self.masked_size(size, grouping)
         tokens = features.permute(0, 2, 3, 1)  # (B, C, H', W') -> (B, H', W', C)
+        grouping = HlgGrouping.windows(size, self.side, self.dilated).traced(tokens)
+        masked = self.masked_size(size, grouping)
         # Eq. 4 and 5: attention within each window, without an output projection.
         normed = self.layernorm_local(tokens)
         query, value = self.q_proj(normed), self.v_proj(normed)
-        maps = (query, value) if masked is None else (pad_to_groups(query, grouping), pad_to_groups(value, grouping))
-        local = self.attend_in_groups(grouping, maps, self.local_bias, masked, **kwargs)
-        if masked is not None:
-            local = local[:, :height, :width]
+        local = self.attend_in_groups(grouping, (query, value), self.local_bias, masked, **kwargs)
         tokens = tokens + local
         # Z_G: one embedding per window, (B, M, C).
-        embedding = self.layernorm_embedding(self._embed(tokens, grouping, masked))
-        tokens, query, local = (each[:, :height, :width] for each in (tokens, query, local))
+        embedding = grouping.keys(self.layernorm_embedding(self._embed(tokens, grouping, masked)), tokens.shape[0])
+        if not self.config.mask_padding:
+            tokens, query, local = (crop(each, size) for each in (tokens, query, local))
         # Eq. 9: queries plus DWConv, here of the normalized local attention (released code; Eq. 9 has it on V).
         normed = self.layernorm_query(local).permute(0, 3, 1, 2)
         query = query + self.query_convolution(normed).permute(0, 2, 3, 1)
@@ -421,16 +416,12 @@ class HlgLocalGlobalAttention(HlgAttention):
         return tokens.permute(0, 3, 1, 2), weights
 
     def _embed(self, tokens: torch.Tensor, grouping: HlgGrouping, masked: tuple[int, int] | None) -> torch.Tensor:
-        """One token per window: `(B, H, W, C)` -> `(B, windows, C)`."""
+        """One token per window: `(B, H, W, C)` -> `(B * windows, C)`."""
         if self.config.window_embedding == "mean":
-            return group_means(pad_to_groups(tokens, grouping), grouping, masked)
+            return group_means(tokens, grouping, masked)
         if self.embedding_convolution is not None:
-            windows = grouping.unfold(pad_to_groups(tokens, grouping))  # (B, down, across, 7, 7, C)
-            return self.embedding_convolution(windows).flatten(1, 2)
-        down, right = grouping.size[0] - tokens.shape[1], grouping.size[1] - tokens.shape[2]
-        return (
-            grouping.unfold(F.pad(tokens, (0, 0, 0, right, 0, down), value=-torch.inf)).amax(dim=(3, 4)).flatten(1, 2)
-        )
+            return self.embedding_convolution(grouping.unfold(tokens))
+        return grouping.unfold(tokens, value=-torch.inf).amax(dim=1)
 
 
 class HlgGlobalAttention(HlgAttention):
@@ -452,10 +443,11 @@ class HlgGlobalAttention(HlgAttention):
         self, features: torch.Tensor, size: tuple[int, int], **kwargs: Unpack[TransformersKwargs]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """As `HlgLocalGlobalAttention.forward`."""
-        grouping = HlgGrouping.windows(size, self.side, dilated=False)
         tokens = features.permute(0, 2, 3, 1)
-        means = group_means(pad_to_groups(tokens, grouping), grouping, self.masked_size(size, grouping))
-        embedding, tokens = self.layernorm_embedding(means), tokens[:, : size[0], : size[1]]
+        grouping = HlgGrouping.windows(size, self.side, dilated=False).traced(tokens)
+        means = group_means(tokens, grouping, self.masked_size(size, grouping))
+        embedding = grouping.keys(self.layernorm_embedding(means), tokens.shape[0])
+        tokens = tokens if self.config.mask_padding else crop(tokens, size)
         query, key, value = self.q_proj(self.layernorm_query(tokens)), self.k_proj(embedding), self.v_proj(embedding)
         places = HlgPlaces.of(self.config.global_bias, size, grouping)
         attended, weights = self.attend_globally(query, key, value, self.global_bias, places, **kwargs)
@@ -565,9 +557,10 @@ class HlgEncoder(nn.Module):
 
 def pad_image(pixel_values: torch.Tensor) -> torch.Tensor:
     """Pad normalized images with zeros at the right and bottom to a multiple of 32, which the five halvings need."""
-    height, width = pixel_values.shape[-2:]
     check_images(pixel_values, SMALLEST_SIDE, f"a token covers {SMALLEST_SIDE} pixels, so ")
-    return F.pad(pixel_values, (0, -width % STRIDE, 0, -height % STRIDE))
+    # A quotient halves five times without a remainder, also where exporters know sizes by their formula only.
+    down, right = ((side + STRIDE - 1) // STRIDE * STRIDE - side for side in pixel_values.shape[-2:])
+    return F.pad(pixel_values, (0, right, 0, down))
 
 
 # --- models
@@ -719,18 +712,16 @@ class HlgDecoderAttention(HlgAttention):
         self, features: torch.Tensor, size: tuple[int, int], **kwargs: Unpack[TransformersKwargs]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """As `HlgLocalGlobalAttention.forward`."""
-        height, width = size
-        grouping = self.grouping(size)
-        masked = self.masked_size(size, grouping)
         tokens = features.permute(0, 2, 3, 1)
+        grouping = self.grouping(size).traced(tokens)
+        masked = self.masked_size(size, grouping)
         # Within the groups; unlike the backbone with keys of its own and an output projection.
         normed = self.layernorm_local(tokens)
-        maps = tuple(pad_to_groups(layer(normed), grouping) for layer in (self.q_proj, self.k_proj, self.v_proj))
-        local = self.o_proj(self.attend_in_groups(grouping, maps, self.position_bias, masked, **kwargs))
-        tokens = tokens + (local if masked is None else local[:, :height, :width])
+        maps = self.q_proj(normed), self.k_proj(normed), self.v_proj(normed)
+        tokens = tokens + self.o_proj(self.attend_in_groups(grouping, maps, self.position_bias, masked, **kwargs))
         # Every position to the means of all groups, (B, M, C).
-        embedding = self.layernorm_embedding(group_means(pad_to_groups(tokens, grouping), grouping, masked))
-        tokens = tokens[:, :height, :width]
+        embedding = grouping.keys(self.layernorm_embedding(group_means(tokens, grouping, masked)), tokens.shape[0])
+        tokens = tokens if self.config.mask_padding else crop(tokens, size)
         query = self.q_proj(self.layernorm_query(tokens))
         places = HlgPlaces.of(self.config.global_bias, size, grouping)
         attended, weights = self.attend_globally(
@@ -850,7 +841,7 @@ class HlgForSemanticSegmentation(HlgPreTrainedModel):
         outputs = self.hlg(pixel_values, output_feature_maps=True, return_dict=True, **kwargs)
         maps = outputs.feature_maps
         logits = self.decode_head(maps, **(kwargs if isinstance(self.decode_head, HlgPupHead) else {}))
-        logits = logits[:, :, : (height + 3) // 4, : (width + 3) // 4]  # without the padding to a multiple of 32
+        logits = crop(logits, ((height + 3) // 4, (width + 3) // 4), axis=2)  # without the padding to 32 pixels
         loss, auxiliary_logits = None, None
         if labels is not None:
             loss = self._loss(logits, labels)
