@@ -31,6 +31,7 @@ from hf_denseseg.training.distributed import prepare_fsdp, sync_batch_norms, uns
 from hf_denseseg.training.ema import EMA_FILE, ExponentialMovingAverage
 from hf_denseseg.training.evaluation import EvaluatingTrainer
 from hf_denseseg.training.hooks import TrainingHooks
+from hf_denseseg.training.log_lines import use_lines
 from hf_denseseg.training.optimization import (
     cosine_schedule,
     parameter_groups,
@@ -104,6 +105,7 @@ class TaskTrainer(EvaluatingTrainer):
         self.preprocessing = Preprocessing.from_image_processor(image_processor)
         self.ema = None if args.ema_decay is None else ExponentialMovingAverage(args.ema_decay)
         self.add_callback(TrainingHooks(self))
+        use_lines(self)
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
         self.data_time = DataTimeCallback(self)
