@@ -16,7 +16,7 @@ from PIL import Image
 import hf_denseseg
 from hf_denseseg import load_segmentation
 from hf_denseseg.cli import main
-from hf_denseseg.inference.export import engines, exported_model
+from hf_denseseg.inference.export import engines, exported_model, exporting
 from hf_denseseg.inference.preprocessing import Preprocessing
 from hf_denseseg.inference.segmentation import segment
 from hf_denseseg.inference.settings import InferenceSettings
@@ -201,3 +201,27 @@ def test_a_missing_runtime_is_named_with_its_extra(checkpoint, tmp_path, capsys,
 def test_options_without_an_effect_are_refused(checkpoint, tmp_path, capsys, words, message):
     assert main(["export", str(checkpoint), "--output", str(tmp_path / "exported"), *words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_what_cannot_be_exported_is_refused_before_anything_is_loaded(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(exporting, "load_trained_model", None)
+    for kind, message in (("ForInstanceSegmentation", "number of regions"), ("ForObjectDetection", "--size H W")):
+        config = hf_denseseg.HlgConfig(architectures=[f"Hlg{kind}"])
+        config.save_pretrained(tmp_path / kind)
+        assert main(["export", str(tmp_path / kind), "--output", str(tmp_path / "exported")]) == 2
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name", ["openvino", *(pytest.param(name, marks=pytest.mark.slow) for name in ("aoti", "executorch"))]
+)
+def test_other_formats_agree_with_the_checkpoint(checkpoint, tmp_path, name):
+    if name == "executorch":
+        pytest.importorskip("executorch")
+    size = ["--size", "64", "80"] if name == "executorch" else []
+    words = ["export", str(checkpoint), "--format", name, "--output", str(tmp_path / "exported"), *size]
+    assert main([*words, *DATA] if name == "openvino" else words) == 0
+    record = json.loads((tmp_path / "exported" / "export.json").read_text())
+    assert all(row["agreement"] >= 0.9999 and row["error"] < 1e-4 for row in record["verified"])
+    if name == "aoti":
+        assert main(["evaluate", str(tmp_path / "exported"), *DATA]) == 2

@@ -6,7 +6,7 @@ from typing import Any
 
 from hf_denseseg.errors import InputError, RunError
 
-FORMATS = ("torch", "onnx", "openvino", "aoti")
+FORMATS = ("torch", "onnx", "openvino", "aoti", "executorch")
 MOST_LOST = 0.0005  # of the main score, a fraction
 EPILOG = """examples:
   denseseg export runs/demo/model --format onnx --output exported

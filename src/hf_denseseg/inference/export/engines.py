@@ -23,8 +23,7 @@ class TorchEngine:
     @torch.no_grad()
     def __call__(self, values: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Run the program."""
-        outputs = self.module(values)
-        return outputs if isinstance(outputs, tuple) else (outputs,)
+        return tuple(self.module(values))
 
 
 class OnnxEngine:
@@ -69,8 +68,21 @@ class CompiledEngine:
     @torch.no_grad()
     def __call__(self, values: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Run the code."""
-        outputs = self.run(values)
-        return tuple(outputs) if isinstance(outputs, tuple | list) else (outputs,)
+        return tuple(self.run(values))
+
+
+class ExecutorchEngine:
+    """An ExecuTorch program on XNNPACK."""
+
+    def __init__(self, path: Path) -> None:
+        from executorch.runtime import Runtime
+
+        self.program = Runtime.get().load_program(path)  # the method does not keep it alive
+        self.method = self.program.load_method("forward")
+
+    def __call__(self, values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Run the method; its outputs lie in memory that the next call uses."""
+        return tuple(each.clone() for each in self.method.execute([values.contiguous().cpu()]))
 
 
 ENGINES: dict[str, Callable[[Path], Engine]] = {
@@ -78,4 +90,5 @@ ENGINES: dict[str, Callable[[Path], Engine]] = {
     "onnx": OnnxEngine,
     "openvino": OpenVinoEngine,
     "aoti": CompiledEngine,
+    "executorch": ExecutorchEngine,
 }

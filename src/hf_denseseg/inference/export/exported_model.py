@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import SemanticSegmenterOutput
+from transformers.utils import ModelOutput
 
 from hf_denseseg.errors import InputError
 from hf_denseseg.inference.export.engines import ENGINES, Engine
@@ -55,15 +55,21 @@ class ExportedModel(PreTrainedModel):
         return torch.float32
 
     @torch.no_grad()
-    def forward(self, pixel_values: torch.Tensor) -> SemanticSegmenterOutput:
-        """Run the exported model on a normalized batch `(B, C, H, W)`."""
+    def forward(self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None = None) -> ModelOutput:
+        """Run the exported model on a normalized batch `(B, C, H, W)`.
+
+        Raises:
+            InputError: images of different sizes, padded to one.
+        """
+        if pixel_mask is not None and not pixel_mask.all():
+            raise InputError("An exported detector takes images of one size, without padding. Run them one by one.")
         if self.preprocessing is None:
-            (logits,) = self.engine(pixel_values.float())
-            return SemanticSegmenterOutput(logits=logits.to(pixel_values.device))
+            outputs = (each.to(pixel_values.device) for each in self.engine(pixel_values.float()))
+            return ModelOutput(zip(self.record["outputs"], outputs, strict=True))
         (class_map,) = self.engine(self.preprocessing.bytes_of(pixel_values))
         classes = torch.arange(len(class_names(self.config)))[:, None, None]
         logits = (class_map.long()[:, None] == classes).float()  # (B, num_labels, H, W)
-        return SemanticSegmenterOutput(logits=logits.to(pixel_values.device))
+        return ModelOutput(logits=logits.to(pixel_values.device))
 
     def check_protocol(self, settings: InferenceSettings, needs_probabilities: bool) -> None:
         """Refuse a protocol that averages what class maps do not hold.

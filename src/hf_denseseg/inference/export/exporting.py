@@ -1,7 +1,6 @@
 """Export a checkpoint into a folder that holds all that running it needs."""
 
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,13 +12,13 @@ from hf_denseseg import __version__
 from hf_denseseg.errors import InputError, RunError
 from hf_denseseg.inference.export.engines import ENGINES
 from hf_denseseg.inference.export.formats import Format
-from hf_denseseg.inference.export.programs import ClassMap, Logits, example_input, plain_operators
+from hf_denseseg.inference.export.programs import ClassMap, Detections, Logits, Program, example_input, plain_operators
 from hf_denseseg.inference.export.verification import verify
 from hf_denseseg.inference.preprocessing import Preprocessing, view_size
 from hf_denseseg.inference.settings import InferenceSettings
 from hf_denseseg.inference.sliding_window import Size
 from hf_denseseg.models.auto.pretrained import load_image_processor, load_trained_model
-from hf_denseseg.models.auto.tasks import SEMANTIC_SEGMENTATION
+from hf_denseseg.models.auto.tasks import INSTANCE_SEGMENTATION, OBJECT_DETECTION, SEMANTIC_SEGMENTATION
 from hf_denseseg.models.channels import check_statistics, image_channels
 
 # Files of a checkpoint that inference reads.
@@ -45,19 +44,22 @@ class Request(NamedTuple):
     with_argmax: bool = False
     size: Size | None = None
 
+    @property
+    def dynamic(self) -> bool:
+        """Whether the batch may stay free, and without `size` height and width too."""
+        return self.format.dynamic and self.task != OBJECT_DETECTION
 
-def load_program(request: Request) -> Logits | ClassMap:
+
+def load_program(request: Request) -> Program:
     """Load the checkpoint and wrap it as the program that is exported.
 
     Raises:
         InputError: the checkpoint cannot be used, or cannot be exported like this.
     """
-    task = request.task
-    model = load_trained_model(request.checkpoint, task)
+    _check_request(request)
+    model = load_trained_model(request.checkpoint, request.task)
     if not request.with_argmax:
-        return Logits(model).eval()
-    if task != SEMANTIC_SEGMENTATION:
-        raise InputError(f"--with_argmax is for {SEMANTIC_SEGMENTATION}; this checkpoint is for {task}. Leave it out.")
+        return Detections(model).eval() if request.task == OBJECT_DETECTION else Logits(model).eval()
     processor = load_image_processor(request.checkpoint)
     check_statistics(processor, model.config, request.checkpoint)
     preprocessing, settings = Preprocessing.from_image_processor(processor), InferenceSettings.load(request.checkpoint)
@@ -75,7 +77,26 @@ def load_program(request: Request) -> Logits | ClassMap:
     return ClassMap(model, preprocessing, settings.threshold, resized).eval()
 
 
-def export(request: Request, program: Logits | ClassMap, folder: Path) -> dict[str, Any]:
+def _check_request(request: Request) -> None:
+    """Refuse what cannot be exported, before anything is loaded.
+
+    Raises:
+        InputError: it says why.
+    """
+    task, name = request.task, request.format.name
+    if task == INSTANCE_SEGMENTATION:
+        raise InputError(
+            "Mask R-CNN cannot be exported: the number of regions that its second stage runs on depends on the image. "
+            "RetinaNet (object-detection) can."
+        )
+    if request.with_argmax and task != SEMANTIC_SEGMENTATION:
+        raise InputError(f"--with_argmax is for {SEMANTIC_SEGMENTATION}; this checkpoint is for {task}. Leave it out.")
+    if request.size is None and not request.dynamic:
+        whose = "An exported detector" if task == OBJECT_DETECTION else f"A program in the format {name}"
+        raise InputError(f"{whose} takes images of one size only. Give it: --size H W.")
+
+
+def export(request: Request, program: Program, folder: Path) -> dict[str, Any]:
     """Export a program into an empty folder, and verify it there.
 
     Args:
@@ -90,7 +111,8 @@ def export(request: Request, program: Logits | ClassMap, folder: Path) -> dict[s
         RunError: the model cannot be exported, or what was exported differs from it.
     """
     channels, chosen = image_channels(program.model.config), request.format
-    exported = trace(program, channels, request.size)
+    with chosen.tracing():
+        exported = trace(program, channels, request.size, request.dynamic)
     path = folder / chosen.file
     try:
         facts = chosen.write(exported, path, program.input_name, program.output_names)
@@ -98,7 +120,7 @@ def export(request: Request, program: Logits | ClassMap, folder: Path) -> dict[s
         raise RunError(
             f"--format {chosen.name} cannot hold this model ({_reason(error)}); nothing was written."
         ) from error
-    shapes = [(batch, request.size or size) for batch, size in VERIFIED]
+    shapes = [(batch if request.dynamic else 1, request.size or size) for batch, size in VERIFIED]
     checked = verify(program, ENGINES[chosen.name](path), channels, shapes)
     _copy_files(request, folder)
     return {
@@ -121,15 +143,15 @@ def export(request: Request, program: Logits | ClassMap, folder: Path) -> dict[s
     }
 
 
-def trace(program: Logits | ClassMap, channels: int, size: Size | None) -> ExportedProgram:
-    """The program as a graph, for images of one size or of any, and any batch.
+def trace(program: Program, channels: int, size: Size | None, any_batch: bool = True) -> ExportedProgram:
+    """The program as a graph, for images of one size or of any, and for any batch or for one image.
 
     Raises:
         RunError: torch cannot export it; the message says why.
     """
     # A batch of 2: torch.export makes constants of sizes 0 and 1.
-    example = example_input(program, channels, 2, size or TRACED)
-    free: Iterable[int] = (0,) if size else (0, 2, 3)
+    example = example_input(program, channels, 2 if any_batch else 1, size or TRACED)
+    free = ((0,) if any_batch else ()) + (() if size else (2, 3))
     try:
         with plain_operators():
             return torch.export.export(program, (example,), dynamic_shapes=(dict.fromkeys(free, Dim.AUTO),))

@@ -4,8 +4,8 @@ import importlib.metadata
 import importlib.util
 import platform
 import warnings
-from collections.abc import Callable
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -31,6 +31,7 @@ class Format:
         extra: of this package, with what the format needs; None needs nothing.
         modules: what has to be installed.
         dynamic: whether batch, height and width may stay free.
+        tracing: gives a context in which the program is traced.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Format:
     extra: str | None = None
     modules: tuple[str, ...] = ()
     dynamic: bool = True
+    tracing: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def check_installed(self) -> None:
         """Refuse a format whose packages are not installed.
@@ -110,6 +112,29 @@ def write_aoti(program: ExportedProgram, path: Path, input_name: str, output_nam
     return {"processor": platform.machine()}
 
 
+def write_executorch(
+    program: ExportedProgram, path: Path, input_name: str, output_names: tuple[str, ...]
+) -> dict[str, Any]:
+    """Write an ExecuTorch program for XNNPACK, with the corrections of transformers' exporter (5.24 or newer)."""
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+
+    with executorch_patches():
+        lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()]).to_executorch()
+    with path.open("wb") as file:
+        lowered.write_to_file(file)
+    return {"delegate": "xnnpack"}
+
+
+@contextmanager
+def executorch_patches() -> Iterator[None]:
+    """transformers' replacements of operations that ExecuTorch cannot hold, such as `detach` in channels last."""
+    from transformers.exporters.exporter_executorch import apply_patches
+
+    with apply_patches("executorch"), apply_patches("executorch.xnnpack"):
+        yield
+
+
 def _slices(values: torch.Tensor, sizes: list[int], dim: int = 0) -> list[torch.Tensor]:
     """`split_with_sizes` as slices."""
     parts, start = [], 0
@@ -126,5 +151,14 @@ FORMATS = {
         Format("onnx", "model.onnx", write_onnx, "onnx", ("onnx", "onnxscript", "onnxruntime")),
         Format("openvino", "openvino_model.xml", write_openvino, "openvino", ("onnx", "onnxscript", "openvino")),
         Format("aoti", "model.pt2", write_aoti),
+        Format(
+            "executorch",
+            "model.pte",
+            write_executorch,
+            "executorch",
+            ("executorch",),
+            dynamic=False,
+            tracing=executorch_patches,
+        ),
     )
 }

@@ -18,15 +18,24 @@ BYTE_CLASSES = 256  # class ids that uint8 holds
 class Logits(nn.Module):
     """Normalized `pixel_values (B, C, H, W)` float32 in, the model's `logits` out, at its own resolution."""
 
-    input_name, output_names = "pixel_values", ("logits",)
+    input_name: str = "pixel_values"
+    output_names: tuple[str, ...] = ("logits",)
+    class_dim = 1
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model: PreTrainedModel = model
 
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Run the model."""
-        return self.model(pixel_values=pixel_values).logits
+        outputs = self.model(pixel_values=pixel_values)
+        return tuple(outputs[name] for name in self.output_names)
+
+
+class Detections(Logits):
+    """As `Logits`, with the boxes and the number of anchors of each level of a detector, for images of one size."""
+
+    output_names, class_dim = ("logits", "pred_boxes", "anchors_per_level"), 2
 
 
 class ClassMap(nn.Module):
@@ -42,7 +51,7 @@ class ClassMap(nn.Module):
         resized: `(height, width)` that images are resized to first; None leaves them as they are.
     """
 
-    input_name, output_names = "image", ("class_map",)
+    input_name, output_names, class_dim = "image", ("class_map",), 1
 
     def __init__(
         self, model: PreTrainedModel, preprocessing: Preprocessing, threshold: float, resized: Size | None = None
@@ -54,7 +63,7 @@ class ClassMap(nn.Module):
         self.shift = float(torch.logit(torch.tensor(threshold, dtype=torch.float64)))
         self.dtype = class_map_dtype(model.config.num_labels or 0)
 
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Normalize, run the model, resize, choose."""
         dtype = next(self.model.parameters()).dtype
         size = image.shape[-2:]
@@ -64,8 +73,11 @@ class ClassMap(nn.Module):
         logits = class_logits(self.model, self.preprocessing.normalize(image, dtype))
         logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=self.align_corners)
         if self.shift:  # above the threshold: the logit is above its logit
-            return (logits[:, 1] > self.shift).to(self.dtype)
-        return logits.argmax(1).to(self.dtype)
+            return ((logits[:, 1] > self.shift).to(self.dtype),)
+        return (logits.argmax(1).to(self.dtype),)
+
+
+Program = Logits | ClassMap
 
 
 def class_map_dtype(num_labels: int) -> torch.dtype:
@@ -73,7 +85,7 @@ def class_map_dtype(num_labels: int) -> torch.dtype:
     return torch.uint8 if num_labels <= BYTE_CLASSES else torch.int32
 
 
-def example_input(program: nn.Module, channels: int, batch: int, size: Size, seed: int = 0) -> torch.Tensor:
+def example_input(program: Program, channels: int, batch: int, size: Size, seed: int = 0) -> torch.Tensor:
     """A random input `(batch, channels, height, width)` of a program: bytes, or normalized values."""
     generator = torch.Generator().manual_seed(seed)
     shape = (batch, channels, *size)

@@ -4,11 +4,10 @@ import copy
 from typing import Any
 
 import torch
-from torch import nn
 
 from hf_denseseg.errors import RunError
 from hf_denseseg.inference.export.engines import Engine
-from hf_denseseg.inference.export.programs import ClassMap, example_input, plain_operators
+from hf_denseseg.inference.export.programs import ClassMap, Program, example_input, plain_operators
 from hf_denseseg.inference.sliding_window import Size
 from hf_denseseg.models.one_logit import two_logits
 
@@ -18,7 +17,7 @@ TIMES_MODEL_ERROR = 20.0  # the same rounding in another order
 
 
 @torch.no_grad()
-def verify(program: nn.Module, engine: Engine, channels: int, shapes: list[tuple[int, Size]]) -> list[dict[str, Any]]:
+def verify(program: Program, engine: Engine, channels: int, shapes: list[tuple[int, Size]]) -> list[dict[str, Any]]:
     """Compare an exported model with its program at several batch and image sizes.
 
     Errors are judged against a run in float64 and relative to the spread (standard deviation) of the outputs: large
@@ -42,8 +41,7 @@ def verify(program: nn.Module, engine: Engine, channels: int, shapes: list[tuple
     for number, (batch, size) in enumerate(shapes):
         values = example_input(program, channels, batch, size, seed=number)
         with plain_operators():
-            expected = _outputs(program(values))
-            ideal = _outputs(exact(values if isinstance(program, ClassMap) else values.double()))
+            expected, ideal = program(values), exact(values if isinstance(program, ClassMap) else values.double())
         try:
             found = engine(values)
         except Exception as error:  # the kinds are open-ended: each runtime has its own
@@ -52,18 +50,22 @@ def verify(program: nn.Module, engine: Engine, channels: int, shapes: list[tuple
                 f"The exported model does not run on {batch} images of {size[0]}x{size[1]} pixels ({reason}); nothing "
                 "was written. Give --size for one size; a newer torch may export all."
             ) from error
-        row = {"batch": batch, "height": size[0], "width": size[1], **_compare(expected, found, ideal)}
+        row = {
+            "batch": batch,
+            "height": size[0],
+            "width": size[1],
+            **_compare(expected, found, ideal, program.class_dim),
+        }
         _check(row)
         rows.append(row)
     return rows
 
 
-def _outputs(found: Any) -> tuple[torch.Tensor, ...]:
-    return found if isinstance(found, tuple) else (found,)
-
-
 def _compare(
-    expected: tuple[torch.Tensor, ...], found: tuple[torch.Tensor, ...], ideal: tuple[torch.Tensor, ...]
+    expected: tuple[torch.Tensor, ...],
+    found: tuple[torch.Tensor, ...],
+    ideal: tuple[torch.Tensor, ...],
+    class_dim: int,
 ) -> dict[str, Any]:
     """Agreement of the first output's classes, and errors of all floating outputs relative to their spread."""
     if [each.shape for each in expected] != [each.shape for each in found]:
@@ -71,19 +73,19 @@ def _compare(
             f"The exported model returns {[tuple(each.shape) for each in found]} instead of "
             f"{[tuple(each.shape) for each in expected]}; nothing was written."
         )
-    classes = [_classes(each[0]) for each in (expected, found, ideal)]
+    classes = [_classes(each[0], class_dim) for each in (expected, found, ideal)]
     clear = classes[0] == classes[2]
     row: dict[str, Any] = {"agreement": ((classes[0] == classes[1]) | ~clear).double().mean().item()}
-    if expected[0].is_floating_point():
-        for name, values in (("error", found), ("model_error", expected)):
-            errors = [(a.double() - b).abs().max() / b.std() for a, b in zip(values, ideal, strict=True)]
-            row[name] = max(map(float, errors))
+    for name, values in (("error", found), ("model_error", expected)):
+        pairs = [(a.double(), b) for a, b in zip(values, ideal, strict=True) if a.is_floating_point()]
+        if pairs:
+            row[name] = max(float((a - b).abs().max() / b.std()) for a, b in pairs)
     return row
 
 
-def _classes(output: torch.Tensor) -> torch.Tensor:
-    """Class map, or the classes that logits `(B, C, ...)` choose."""
-    return two_logits(output).argmax(1) if output.is_floating_point() else output.long()
+def _classes(output: torch.Tensor, dim: int) -> torch.Tensor:
+    """Class map, or the classes that logits choose."""
+    return two_logits(output).argmax(dim) if output.is_floating_point() else output.long()
 
 
 def _check(row: dict[str, Any]) -> None:
