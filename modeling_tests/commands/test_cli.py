@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 
 import pytest
 import torch
@@ -169,7 +170,7 @@ def test_exported_program_equals_the_model(tmp_path):
     program = torch.export.load(tmp_path / "exported" / "model.pt2").module()
     pixel_values = torch.randn(1, 3, 70, 83)
     with torch.no_grad():
-        assert torch.allclose(program(pixel_values), model(pixel_values).logits, atol=1e-4)
+        assert torch.allclose(program(pixel_values)[0], model(pixel_values).logits, atol=1e-4)
 
 
 def test_export_refuses_a_file_and_a_folder_of_other_files(checkpoint, tmp_path, capsys):
@@ -239,6 +240,28 @@ def test_push_uploads_the_folder_to_the_named_repository(checkpoint, capsys, mon
     assert main(["push", str(checkpoint), "someone/something"]) == 0
     assert calls[0] == "someone/something"
     assert (calls[1]["repo_id"], calls[1]["folder_path"]) == ("someone/something", checkpoint)
+
+
+def test_push_makes_a_space_and_a_second_push_completes_it(checkpoint, capsys, monkeypatch):
+    import huggingface_hub
+
+    (checkpoint / "README.md").write_text("---\nlicense: apache-2.0\n---\ncard")
+    calls = []
+
+    def upload(self, **options):
+        if options.get("repo_type") == "space":
+            if not calls:
+                calls.append("failed")
+                raise OSError("the connection broke")
+            calls.append(sorted(path.name for path in Path(options["folder_path"]).iterdir()))
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", lambda self, name, **options: None)
+    monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", upload)
+    words = ["push", str(checkpoint), "someone/something", "--space", "--endpoint"]
+    assert main(words) == 1 and "The Space was not pushed, the model was" in capsys.readouterr().err
+    assert main(words) == 0 and calls[1] == ["README.md", "app.py", "requirements.txt"]
+    assert "EndpointHandler" in (checkpoint / "handler.py").read_text()
+    assert (checkpoint / "modeling_hf_denseseg.py").exists()
 
 
 def test_damaged_and_foreign_checkpoints_are_refused(checkpoint, tmp_path, capsys):

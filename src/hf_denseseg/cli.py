@@ -23,6 +23,7 @@ COMMANDS = (
     "export",
     "card",
     "push",
+    "serve",
     "kernels",
 )
 # Options that had another name: refused with the new one, where the command has it.
