@@ -185,7 +185,8 @@ def test_page_gives_the_mask_of_predict(kind, client, checkpoint, image, tmp_pat
     mask, record = predicted(checkpoint, image, tmp_path / "predict")
     overlay, file, classes = page.predict(upload(str(image)), 0, [], False, 0.0, api_name="/predict")
     assert (np.asarray(Image.open(file)) == mask).all()
-    assert [row[0] for row in classes["data"]] == [row["class"] for row in record["classes"]]
+    assert [row[1] for row in classes["data"]] == [row["class"] for row in record["classes"]]
+    assert all("background: rgb(" in row[0] for row in classes["data"])
 
 
 def test_page_tells_of_a_hostile_upload_and_lives_on(client, image, tmp_path):

@@ -7,8 +7,10 @@ from typing import Any
 
 from hf_denseseg.data.reading.pixels import RGB_BYTES
 from hf_denseseg.errors import InputError, RunError
+from hf_denseseg.inference.predict.segmentation import SegmentationPredictor
 from hf_denseseg.inference.serving.service import ImageService, settings_of
 from hf_denseseg.models.auto.tasks import IMAGE_CLASSIFICATION, SEMANTIC_SEGMENTATION
+from hf_denseseg.models.one_logit import class_names
 
 MAX_UPLOAD = "30mb"
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
@@ -42,8 +44,9 @@ def build_app(service: ImageService, title: str, examples: Sequence[str] = ()) -
                     outputs.append(gradio.Image(label="Overlay" if segments else "Objects", format="png"))
                 if segments:
                     outputs.append(gradio.File(label="Mask (class ids, as `denseseg predict` writes it)"))
-                headers = ["class", "% of pixels", "mean probability"] if segments else ["class", "score"]
-                outputs.append(gradio.Dataframe(headers=headers, label="Classes"))
+                headers = ["color", "class", "% of pixels", "mean probability"] if segments else ["class", "score"]
+                kinds = ["html", "str", "number", "number"] if segments else ["str", "number"]
+                outputs.append(gradio.Dataframe(headers=headers, datatype=kinds, label="Classes"))
         if examples:
             gradio.Examples([[path] for path in examples], inputs=[image])
 
@@ -57,7 +60,7 @@ def build_app(service: ImageService, title: str, examples: Sequence[str] = ()) -
             except (InputError, RunError) as error:
                 raise gradio.Error(str(error)) from error
             files = [str(served.files[kind]) for kind in ("overlay", "mask", "drawn") if kind in served.files]
-            return [*files, [_cells(row) for row in served.rows]]
+            return [*files, [_cells(row, service.predictor) for row in served.rows]]
 
         run.click(predict, [image, *controls], outputs, api_name="predict", concurrency_limit=1)
     return app.queue(max_size=WAITING)
@@ -77,7 +80,9 @@ def launch(
     """
     _gradio()
     service = ImageService(checkpoint, device)
-    app = build_app(service, title or Path(checkpoint).name, examples)
+    path = Path(checkpoint)
+    name = path.parent.name if path.name == "model" else path.name  # a run's model is called after the run
+    app = build_app(service, title or name, examples)
     app.launch(max_file_size=MAX_UPLOAD, show_error=True, **options)
     return app
 
@@ -98,7 +103,7 @@ def _upload(gradio: Any, service: ImageService) -> Any:
 
 
 def _segmentation_controls(gradio: Any) -> list[Any]:
-    with gradio.Accordion("Test protocol (as saved with the checkpoint, unless changed)", open=False):
+    with gradio.Accordion("Test protocol (default: the checkpoint's)", open=False):
         return [
             gradio.Number(0, label="Sliding window in pixels (0: as saved)", precision=0, minimum=0),
             gradio.CheckboxGroup([str(scale) for scale in SCALES], label="Scales to average (none: as saved)"),
@@ -122,10 +127,13 @@ def _object_options(task: str, *values: float) -> dict[str, Any]:
     return {} if task == IMAGE_CLASSIFICATION else {"threshold": values[0]}
 
 
-def _cells(row: dict[str, Any]) -> list[Any]:
-    if "fraction" in row:
-        return [row["class"], round(100 * row["fraction"], 2), round(row["score"], 3)]
-    return [row["label"], round(row["score"], 3)]
+def _cells(row: dict[str, Any], predictor: Any) -> list[Any]:
+    """A row of the table; the first column of a segmentation is a square in the color of the overlay."""
+    if not isinstance(predictor, SegmentationPredictor):
+        return [row["label"], round(row["score"], 3)]
+    red, green, blue = predictor.palette[class_names(predictor.model.config).index(row["class"])]
+    square = f'<span style="background: rgb({red}, {green}, {blue})">&emsp;</span>'
+    return [square, row["class"], round(100 * row["fraction"], 2), round(row["score"], 3)]
 
 
 __all__ = ["build_app", "launch"]
