@@ -16,7 +16,7 @@ from PIL import Image
 import hf_denseseg
 from hf_denseseg import load_segmentation
 from hf_denseseg.cli import main
-from hf_denseseg.inference.export import engines, exported_model, exporting
+from hf_denseseg.inference.export import cost, engines, exported_model, exporting
 from hf_denseseg.inference.preprocessing import Preprocessing
 from hf_denseseg.inference.segmentation import segment
 from hf_denseseg.inference.settings import InferenceSettings
@@ -35,6 +35,14 @@ session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProv
 image = np.load(sys.argv[2])
 np.save(sys.argv[3], session.run(["class_map"], {"image": image})[0])
 """
+
+
+@pytest.fixture(scope="module", autouse=True)
+def memory_of_no_process():
+    """A new process for each of two measurements takes seconds; one test measures."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cost, "_peak_memory", lambda kind, words: 2**20)
+        yield patch
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +103,25 @@ def test_record_says_what_it_is_and_how_it_was_verified(class_map_export):
     sizes = {(row["height"], row["width"]) for row in record["verified"]}
     assert len(sizes) == 4 and any(height % 2 for height, _ in sizes) and all(h != w for h, w in sizes)
     assert all(row["agreement"] >= 0.9999 for row in record["verified"])
-    assert {"config.json", "model.onnx", "preprocessor_config.json"} == set(record["files"])
+    assert {"README.md", "config.json", "model.onnx", "preprocessor_config.json"} == set(record["files"])
+    assert record["model_bytes"] == record["files"]["model.onnx"]["bytes"]
+    assert all(record["cost"][kind]["milliseconds"] > 0 for kind in ("model", "exported"))
+
+
+def test_the_card_has_the_table(checkpoint, logits_export):
+    text = (logits_export / "README.md").read_text()
+    score = json.loads((logits_export / "export.json").read_text())["score"]
+    assert f"| {100 * score['model']:.2f} | {100 * score['exported']:.2f} |" in text
+    assert "| peak memory, MiB | 1 | 1 |" in text
+
+
+@pytest.mark.slow
+def test_peak_memory_is_that_of_a_process_of_its_own(checkpoint, class_map_export, memory_of_no_process):
+    """The weights alone, once loaded, are less than either needs; both need less than this process."""
+    memory_of_no_process.undo()
+    words = [str(class_map_export), str(checkpoint), "semantic-segmentation", "onnx", "True", "256", "256"]
+    for kind in ("model", "exported"):
+        assert (checkpoint / "model.safetensors").stat().st_size < cost._peak_memory(kind, words) < 2**30
 
 
 WINDOWS = ("--test_mode", "slide", "--test_crop_size", "64", "64", "--test_scales", "0.75", "1.0", "--test_flip")

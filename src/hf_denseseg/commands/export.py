@@ -17,7 +17,7 @@ EPILOG = """examples:
 
 OUTPUT gets the model (torch, aoti: model.pt2, onnx: model.onnx, openvino: openvino_model.xml and .bin), the files of
 the checkpoint that running it needs, and export.json: inputs, outputs, versions, agreement with the checkpoint,
-scores of both, checksums.
+scores, milliseconds and peak memory of both, checksums. Its README.md has the table.
 Without --with_argmax the model takes normalized pixel_values (batch, 3, height, width) float32 and returns logits.
 With it, it takes image (batch, 3, height, width) uint8, RGB, and returns class_map (batch, height, width) uint8
 (int32 above 256 classes): normalization, resize and argmax are part of it.
@@ -49,10 +49,12 @@ def main(args: argparse.Namespace) -> int:
     """Export, verify, score, save."""
     from hf_denseseg.files import atomic_folder
     from hf_denseseg.inference.export import exporting
+    from hf_denseseg.inference.export.cost import measure_cost
     from hf_denseseg.inference.export.formats import FORMATS as formats
     from hf_denseseg.inference.export.record import write_record
     from hf_denseseg.models.auto.pretrained import task_of_checkpoint
     from hf_denseseg.models.auto.tasks import SEMANTIC_SEGMENTATION
+    from hf_denseseg.reports.export_card import write_export_card
     from hf_denseseg.training.run import score_export
 
     output = _output_folder(args.output)
@@ -67,11 +69,13 @@ def main(args: argparse.Namespace) -> int:
     with atomic_folder(output) as folder:
         record = exporting.export(request, program, folder)
         _print_agreement(record["verified"])
-        write_record(folder, record)
+        write_record(folder, record)  # which opening the export for its scores reads
         if recipe:
             record["score"] = score_export(recipe, folder)
             _check_score(record["score"], MOST_LOST)
-            write_record(folder, record)
+        record["cost"] = measure_cost(request, program, folder)
+        write_export_card(folder, args.checkpoint, record)
+        write_record(folder, record)
     print(f"Written: {output}")
     return 0
 

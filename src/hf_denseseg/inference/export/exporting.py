@@ -120,6 +120,7 @@ def export(request: Request, program: Program, folder: Path) -> dict[str, Any]:
         raise RunError(
             f"--format {chosen.name} cannot hold this model ({_reason(error)}); nothing was written."
         ) from error
+    written = list(folder.iterdir())
     shapes = [(batch if request.dynamic else 1, request.size or size) for batch, size in VERIFIED]
     checked = verify(program, ENGINES[chosen.name](path), channels, shapes)
     _copy_files(request, folder)
@@ -129,8 +130,10 @@ def export(request: Request, program: Program, folder: Path) -> dict[str, Any]:
         "file": chosen.file,
         "with_argmax": request.with_argmax,
         "size": list(request.size) if request.size else None,
+        "channels": channels,
         "input": program.input_name,
         "outputs": list(program.output_names),
+        "model_bytes": sum(each.stat().st_size for each in written),
         "parameters": program.model.num_parameters(),
         **facts,
         "verified": checked,
