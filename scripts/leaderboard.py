@@ -87,7 +87,7 @@ class Row:
 
     def final(self, seed: int, steps: int, settings: dict[str, Any]) -> dict[str, Any]:
         """Train on the whole training split; what the table needs of the run."""
-        before = 0.0
+        before, part = 0.0, 0  # CPU seconds and steps of the pre-training
         if self.pretraining:
             keys = dict(self.pretraining)
             part = int(keys.pop("fraction_of_steps") * steps)
@@ -98,7 +98,7 @@ class Row:
             settings = settings | start
         run = self.train(f"seed_{seed}", **schedule(steps), eval_steps=steps // EVALUATIONS, seed=seed, **settings)
         cost, history = run["training"], run["history"]
-        evaluated = [[entry["step"], 100 * entry["eval_mean_iou"]] for entry in history if "eval_mean_iou" in entry]
+        evaluated = [[part + each["step"], 100 * each["eval_mean_iou"]] for each in history if "eval_mean_iou" in each]
         images = self.recipe["per_device_train_batch_size"] * steps
         return {
             "seed": seed,
@@ -301,7 +301,7 @@ def main() -> int:
     parser.add_argument("--budget_cpu_seconds", type=float, default=1000.0, help="of training (default 1000)")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each row (default 3)")
     parser.add_argument("--rows", nargs="+", metavar="NAME", help="these rows only")
-    parser.add_argument("--encoder_weights", help="ImageNet weights of EfficientNet-Lite0, see the experiment's page")
+    parser.add_argument("--encoder_weights", help="ImageNet weights of EfficientNet-Lite0, see docs/experiments.md")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/leaderboard"), help="folder of the runs")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for PLAN.json, .md and .png")
     args = parser.parse_args()
