@@ -47,18 +47,19 @@ class Row:
         self.peer: str | None = own.pop("peer", None)
         self.pretrained: bool = own.pop("pretrained", False)
         self.pretraining: dict[str, Any] | None = own.pop("pretraining", None)
-        self.command = SMP if own["model"] == "smp-unet" else DENSESEG
         self.recipe = {**shared, **own, "dataset": args.data}
+        self.command = SMP if self.recipe["model"] == "smp-unet" else DENSESEG
         if self.pretrained:
             self.recipe["encoder_weights"] = args.encoder_weights
 
     def train(self, name: str, **settings: Any) -> dict[str, Any]:
-        """One run of the row; the U-Net starts from a folder, which holds the weights of one seed."""
+        """One run of the row; the U-Net starts from a folder with the random weights of its seed."""
         recipe = self.recipe | settings
         if self.command is SMP:
-            start = self.folder / "start"
+            seed = str(settings.get("seed", 0))
+            start = self.folder / f"start_{seed}"
             if not start.exists():
-                subprocess.run([*SMP, "create", str(start)], check=True)
+                subprocess.run([*SMP, "create", str(start), seed], check=True)
             recipe["model"] = str(start)
         return train(self.folder / name, recipe, self.command)
 
@@ -99,15 +100,18 @@ class Row:
         run = self.train(f"seed_{seed}", **schedule(steps), eval_steps=steps // EVALUATIONS, seed=seed, **settings)
         cost, history = run["training"], run["history"]
         evaluated = [[part + each["step"], 100 * each["eval_mean_iou"]] for each in history if "eval_mean_iou" in each]
-        images = self.recipe["per_device_train_batch_size"] * steps
+        # A run that was continued has measured what came after its checkpoint only.
+        first = cost["resumed_from_step"]
+        per_step = cost["cpu_seconds"] / (steps - first)
+        judged = sum(step > part + first for step, _ in evaluated)
         return {
             "seed": seed,
             "state": "done",
             "mean_iou_percent": score(run),
-            "cpu_seconds": before + cost["cpu_seconds"],
+            "cpu_seconds": before + per_step * steps,
             "curve": evaluated,
-            "train_images_per_second": images / cost["cpu_seconds"],
-            "eval_images_per_second": len(evaluated) * run["images"] / cost["evaluation_cpu_seconds"],
+            "train_images_per_second": self.recipe["per_device_train_batch_size"] / per_step,
+            "eval_images_per_second": judged * run["images"] / cost["evaluation_cpu_seconds"],
             "peak_memory_bytes": cost["peak_memory_bytes"],
             "parameters": run["parameters"],
             "classes": {each["class"]: 100 * each["iou"] for each in run["scores"]["per_class"]},

@@ -1,6 +1,6 @@
 """`denseseg`, which also knows the U-Net with a ResNet-18 of segmentation_models_pytorch: a peer of the leaderboard.
 
-python scripts/smp_unet.py create runs/smp-unet       # a folder with random weights, for 11 classes
+python scripts/smp_unet.py create runs/smp-unet 0     # a folder with random weights of seed 0, for 11 classes
 python scripts/smp_unet.py train RECIPE --model runs/smp-unet
 
 Needs `pip install segmentation-models-pytorch`.
@@ -59,7 +59,7 @@ AutoConfig.register("smp_unet", SmpUnetConfig)
 AutoModelForSemanticSegmentation.register(SmpUnetConfig, SmpUnet)
 
 
-def create(folder: str, num_labels: int = 11, seed: int = 0) -> None:
+def create(folder: str, seed: int = 0, num_labels: int = 11) -> None:
     """Save a U-Net with random weights and an image processor."""
     set_seed(seed)
     SmpUnet(SmpUnetConfig(num_labels=num_labels)).save_pretrained(folder)
@@ -68,6 +68,6 @@ def create(folder: str, num_labels: int = 11, seed: int = 0) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["create"]:
-        create(sys.argv[2])
+        create(sys.argv[2], int(sys.argv[3]))
     else:
         sys.exit(cli.main())

@@ -1,5 +1,6 @@
 """The leaderboard: its rows are models, a small one runs and resumes, its table and figure hold what the runs gave."""
 
+import argparse
 import importlib.util
 import json
 import sys
@@ -11,6 +12,7 @@ import yaml
 from hf_denseseg.data.class_names import ClassNames
 from hf_denseseg.models.flops import count_forward
 from hf_denseseg.training.arguments import ModelArguments
+from hf_denseseg.training.recipe import load_recipe
 from hf_denseseg.training.starting_model import build_model
 from reference import REPOSITORY
 
@@ -48,6 +50,18 @@ def test_best_row_comes_first_and_a_failed_run_is_told(script, tmp_path):
     assert low.startswith("| low | 22.00 ± 2.83 | 2 |") and "failed: exit code 2: no" in broken
     assert len({line.count("|") for line in lines[2:]}) == 1
     assert json.loads((tmp_path / "d.json").read_text()) == results and (tmp_path / "d.png").stat().st_size > 5000
+
+
+def test_every_plan_gives_complete_recipes(script, tmp_path):
+    for path in ROWS.parent.glob("*.yaml"):
+        plan = yaml.safe_load(path.read_text())
+        args = argparse.Namespace(output_dir=tmp_path, data="synthetic", encoder_weights="w.safetensors")
+        for name, settings in plan["rows"].items():
+            recipe = script.Row(name, settings, plan["shared"], args).recipe
+            (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+            if recipe["model"] != "smp-unet":
+                assert load_recipe(tmp_path / "recipe.yaml").model.model == recipe["model"], (path.name, name)
+        assert plan.get("base", name) in plan["rows"]
 
 
 # The U-Net's package is no dependency.
