@@ -6,7 +6,7 @@ from typing import Any
 
 from hf_denseseg.errors import InputError, RunError
 
-FORMATS = ("torch", "onnx", "openvino", "aoti", "executorch")
+FORMATS = ("torch", "onnx", "openvino", "aoti", "executorch", "web")
 MOST_LOST = 0.0005  # of the main score, a fraction
 EPILOG = """examples:
   denseseg export runs/demo/model --format onnx --output exported
@@ -14,13 +14,14 @@ EPILOG = """examples:
   denseseg export runs/camvid/model --format openvino --output exported --dataset path/to/camvid --eval_split val
   denseseg export runs/dpt/model --output exported --size 384 384
   denseseg evaluate exported --dataset path/to/camvid --eval_split test
+  denseseg export runs/camvid/model --format web --output page && python -m http.server --directory page
 
 OUTPUT gets the model (torch, aoti: model.pt2, onnx: model.onnx, openvino: openvino_model.xml and .bin), the files of
 the checkpoint that running it needs, and export.json: inputs, outputs, versions, agreement with the checkpoint,
 scores, milliseconds and peak memory of both, checksums. Its README.md has the table.
 Without --with_argmax the model takes normalized pixel_values (batch, 3, height, width) float32 and returns logits.
 With it, it takes image (batch, 3, height, width) uint8, RGB, and returns class_map (batch, height, width) uint8
-(int32 above 256 classes): normalization, resize and argmax are part of it.
+(int32 above 256 classes): normalization, resize and argmax are part of it. --format web: the same, and a page.
 With --dataset checkpoint and export are scored with every data and test key of `denseseg evaluate`; if the main score
 differs by more than 0.05 points, nothing is written (exit code 1).
 
@@ -42,6 +43,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--with_argmax", action="store_true", help="bytes in, class map out (segmentation)")
     text = "of the only images that the program takes, for models of one size (default: any size)"
     parser.add_argument("--size", nargs=2, type=int, metavar=("H", "W"), help=text)
+    text = "npm package for --format web: folder or tarball (default: a cache folder, where npm puts it)"
+    parser.add_argument("--onnxruntime_web", metavar="PATH", help=text)
     parser.set_defaults(takes_overrides=True)
 
 
@@ -55,6 +58,7 @@ def main(args: argparse.Namespace) -> int:
     from hf_denseseg.models.auto.pretrained import task_of_checkpoint
     from hf_denseseg.models.auto.tasks import SEMANTIC_SEGMENTATION
     from hf_denseseg.reports.export_card import write_export_card
+    from hf_denseseg.reports.web_page import add_page, prepare_page
     from hf_denseseg.training.run import score_export
 
     output = _output_folder(args.output)
@@ -62,6 +66,8 @@ def main(args: argparse.Namespace) -> int:
         raise InputError(f"--size {args.size[0]} {args.size[1]}: give height and width in pixels.")
     formats[args.format].check_installed()
     task = task_of_checkpoint(args.checkpoint) or SEMANTIC_SEGMENTATION
+    runtime = prepare_page(args.format, args.checkpoint, task, args.onnxruntime_web)
+    args.with_argmax |= runtime is not None
     recipe = _scoring_recipe(args, task) if args.overrides else None
     size = (args.size[0], args.size[1]) if args.size else None
     request = exporting.Request(args.checkpoint, task, formats[args.format], args.with_argmax, size)
@@ -74,6 +80,8 @@ def main(args: argparse.Namespace) -> int:
             record["score"] = score_export(recipe, folder)
             _check_score(record["score"], MOST_LOST)
         record["cost"] = measure_cost(request, program, folder)
+        if runtime:
+            add_page(folder, program.model.config, record, runtime)
         write_export_card(folder, args.checkpoint, record)
         write_record(folder, record)
     print(f"Written: {output}")

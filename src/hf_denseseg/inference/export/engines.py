@@ -91,4 +91,5 @@ ENGINES: dict[str, Callable[[Path], Engine]] = {
     "openvino": OpenVinoEngine,
     "aoti": CompiledEngine,
     "executorch": ExecutorchEngine,
+    "web": OnnxEngine,
 }

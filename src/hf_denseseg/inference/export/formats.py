@@ -160,5 +160,6 @@ FORMATS = {
             dynamic=False,
             tracing=executorch_patches,
         ),
+        Format("web", "model.onnx", write_onnx, "onnx", ("onnx", "onnxscript", "onnxruntime")),
     )
 }

@@ -1,0 +1,260 @@
+"""`denseseg export --format web`: the folder, and the page in a browser, which gives what `denseseg predict` gives.
+
+Chromium needs no driver: a page of this file holds the exported one in a frame of a chosen size, gives it files as a
+user's choice or drop would, and posts what it shows to the web server of the test.
+"""
+
+import http.server
+import io
+import json
+import re
+import shutil
+import subprocess
+import tarfile
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import hf_denseseg
+from hf_denseseg import load_segmentation
+from hf_denseseg.cli import main
+from hf_denseseg.inference.export import web_runtime
+from hf_denseseg.models.auto.registration import create_image_processor
+from hf_denseseg.reports.web_page import page_text
+from tiny_models import TINY_SETR
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+SECONDS = 120  # for the browser to start, load the model and segment
+
+# Frame of width x height; then for each file: choose or drop it, wait, post the state of the page.
+HARNESS = """<!doctype html><body style="margin:0"><iframe id="frame" style="border:0"></iframe><script type="module">
+const plan = await (await fetch("plan.json")).json(), frame = document.getElementById("frame");
+Object.assign(frame, {width: plan.width, height: plan.height, src: "index.html"});
+await new Promise((done) => { frame.onload = done; });
+const page = frame.contentWindow, root = page.document.documentElement;
+const until = async (states) => {
+  while (!states.includes(root.dataset.state)) await new Promise((done) => setTimeout(done, 50)); };
+await until(["ready", "error"]);
+const shown = [];
+for (const [name, how] of plan.files) {
+  const transfer = new page.DataTransfer(), input = page.document.getElementById("file");
+  transfer.items.add(new page.File([await (await fetch(name)).blob()], name));
+  root.dataset.state = "given"; page.classMap = null;
+  if (how === "drop") page.dispatchEvent(new page.DragEvent("drop", {dataTransfer: transfer, cancelable: true}));
+  else { input.files = transfer.files; input.dispatchEvent(new page.Event("change")); }
+  await until(["done", "error"]);
+  const map = page.classMap, text = (id) => page.document.getElementById(id).innerText;
+  shown.push({state: root.dataset.state, message: text("message"), legend: text("legend"),
+    visible: !page.document.getElementById("result").hidden,
+    size: map && [map.height, map.width], classes: map && Array.from(map.data),
+    overflow: root.scrollWidth - root.clientWidth});
+}
+await fetch("shown", {method: "POST", body: JSON.stringify(shown)});
+</script>"""
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("setr") / "model"
+    torch.manual_seed(0)
+    spec = load_segmentation("synthetic", "val", limit=1).spec
+    fields = {**TINY_SETR, "num_hidden_layers": 2, "auxiliary_layers": [0, 1], "num_labels": spec.num_labels}
+    model = hf_denseseg.create_model("setr-naive-deit-base", **fields, id2label=spec.id2label)
+    with torch.no_grad():  # classes that differ from place to place
+        for each in model.decode_head.parameters():
+            each.mul_(20)
+    model.save_pretrained(folder)
+    create_image_processor(model.config, do_resize=False).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stand_in(tmp_path_factory):
+    """A package with the names of onnxruntime-web's files."""
+    folder = tmp_path_factory.mktemp("npm") / "package"
+    (folder / "dist").mkdir(parents=True)
+    (folder / "package.json").write_text(json.dumps({"name": "onnxruntime-web", "version": "1.2.3"}))
+    for name in web_runtime.FILES:
+        (folder / "dist" / name).write_bytes(name.encode())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(checkpoint, stand_in, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("web") / "page"
+    words = ["--format", "web", "--onnxruntime_web", str(stand_in), "--output", str(folder)]
+    assert main(["export", str(checkpoint), *words]) == 0
+    return folder
+
+
+# --- the folder
+
+
+def test_the_folder_holds_all_that_the_page_needs(page):
+    record = json.loads((page / "export.json").read_text())
+    files = {"README.md", "config.json", "index.html", "model.onnx", "preprocessor_config.json", *web_runtime.FILES}
+    assert {path.name for path in page.iterdir()} == {*files, "export.json"} and set(record["files"]) == files
+    assert (record["with_argmax"], record["versions"]["onnxruntime-web"]) == (True, "1.2.3")
+    assert (page / web_runtime.FILES[0]).read_bytes() == web_runtime.FILES[0].encode()
+
+
+def test_the_page_asks_for_nothing_outside_its_folder(page):
+    text = (page / "index.html").read_text()
+    assert not re.findall(r"""(?:https?:)?//[\w.-]+\.\w+/""", text)
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', text).group(1)
+    assert "default-src 'none'" in policy and not re.search(r"https?:|\*", policy)
+    settings = json.loads(re.search(r'id="settings">(.*?)</script>', text, re.DOTALL).group(1))
+    spec = load_segmentation("synthetic", "val", limit=1).spec
+    assert [each["name"] for each in settings["classes"]] == list(spec.classes)
+
+
+def test_a_tarball_of_npm_serves_as_well_as_its_folder(stand_in, tmp_path):
+    with tarfile.open(tmp_path / "runtime.tgz", "w:gz") as archive:
+        archive.add(stand_in, arcname="package")
+    assert web_runtime.find_runtime(str(tmp_path / "runtime.tgz")) == web_runtime.find_runtime(str(stand_in))
+
+
+@pytest.mark.parametrize("fault", ["missing", "other package", "no package", "cut short"])
+def test_what_is_no_runtime_is_refused_with_the_command_that_gets_it(checkpoint, stand_in, tmp_path, capsys, fault):
+    given = tmp_path / "given"
+    if fault == "other package":
+        shutil.copytree(stand_in, given)
+        (given / "package.json").write_text('{"name": "onnxruntime-node", "version": "1"}')
+    elif fault == "no package":
+        given.mkdir()
+    elif fault == "cut short":
+        with tarfile.open(given, "w:gz") as archive:
+            archive.add(stand_in, arcname="package")
+        given.write_bytes(given.read_bytes()[:120])
+    words = ["--format", "web", "--onnxruntime_web", str(given), "--output", str(tmp_path / "page")]
+    assert main(["export", str(checkpoint), *words]) == 2
+    assert "npm pack onnxruntime-web@" in capsys.readouterr().err
+    assert not (tmp_path / "page").exists()
+
+
+def test_without_npm_the_command_to_run_elsewhere_is_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(hf_denseseg.errors.InputError, match="npm is not installed.*npm pack onnxruntime-web@"):
+        web_runtime.find_runtime(None)
+
+
+def test_what_no_page_can_show_is_refused_before_the_export(checkpoint, stand_in, tmp_path, capsys):
+    """Other tasks, images that are not RGB, and the option with another format."""
+    words = ["--onnxruntime_web", str(stand_in), "--output", str(tmp_path / "page")]
+    for name, format_name, change, reason in (
+        ("task", "web", {"architectures": ["HlgForImageClassification"], "model_type": "hlg"}, "image-classification"),
+        ("channels", "web", {"num_channels": 4}, "have 4 channels"),
+        ("format", "onnx", {}, "is for --format web"),
+    ):
+        (tmp_path / name).mkdir()
+        config = {} if name == "task" else json.loads((checkpoint / "config.json").read_text())
+        (tmp_path / name / "config.json").write_text(json.dumps(config | change))
+        assert main(["export", str(tmp_path / name), "--format", format_name, *words]) == 2
+        assert reason in capsys.readouterr().err
+    assert not (tmp_path / "page").exists()
+
+
+def test_class_names_cannot_end_the_script(tmp_path):
+    text = page_text(tmp_path, ["</script><b>", "road"], [64, 96], "1.2.3")
+    assert "</script><b>" not in text and "resized to 96 × 64 pixels" in text
+
+
+# --- in the browser
+
+
+@pytest.fixture(scope="module")
+def served(page, tmp_path_factory):
+    """The page with the real runtime, if both it and a browser are here."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium is installed")
+    if not web_runtime.cached_tarball().exists():
+        pytest.skip(f"onnxruntime-web is not there: {web_runtime.COMMAND} in {web_runtime.cached_tarball().parent}")
+    runtime = web_runtime.find_runtime(None)
+    folder = tmp_path_factory.mktemp("served") / "page"
+    shutil.copytree(page, folder)
+    for name, content in runtime.files.items():
+        (folder / name).write_bytes(content)
+    (folder / "harness.html").write_text(HARNESS)
+    return folder
+
+
+def show(folder: Path, files: list[tuple[str, str]], tmp_path: Path, width: int = 1280, height: int = 800):
+    """Give files to the page, and return what it shows for each, and the addresses that the browser asked for."""
+    (folder / "plan.json").write_text(json.dumps({"files": files, "width": width, "height": height}))
+    posted, asked = [], []
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args):
+            super().__init__(*args, directory=str(folder))
+
+        def do_POST(self):
+            posted.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(204)
+            self.end_headers()
+            arrived.set()
+
+        def log_message(self, text, *args):
+            asked.append(self.path)
+
+    arrived = threading.Event()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        words = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+        address = f"http://127.0.0.1:{server.server_port}/harness.html"
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        browser = subprocess.Popen([CHROMIUM, *words, "--remote-debugging-port=0", address], **quiet)
+        try:
+            assert arrived.wait(SECONDS), f"the browser posted nothing in {SECONDS} s; it asked for {asked}"
+        finally:
+            browser.kill()
+            browser.wait()
+            server.shutdown()
+    return posted[0], asked
+
+
+@pytest.mark.slow
+def test_the_browser_gives_the_classes_of_predict(served, checkpoint, tmp_path):
+    """Three images, chosen and dropped: two PNG files, and a JPEG file that EXIF turns."""
+    generator = np.random.default_rng(0)
+    images = tmp_path / "images"
+    images.mkdir()
+    turned = Image.Exif()
+    turned[0x0112] = 6  # orientation: by a quarter
+    for name, size, options in (
+        ("odd.png", (61, 75), {}),
+        ("wide.png", (200, 96), {}),
+        ("turned.jpg", (64, 80), {"exif": turned}),
+    ):
+        coarse = Image.fromarray(generator.integers(0, 256, (6, 6, 3), dtype=np.uint8))
+        coarse.resize(size).save(images / name, **options)
+        shutil.copy(images / name, served)
+    assert main(["predict", str(checkpoint), str(images), "--output_dir", str(tmp_path / "out")]) == 0
+    files = [("odd.png", "choose"), ("wide.png", "drop"), ("turned.jpg", "choose")]
+    shown, asked = show(served, files, tmp_path)
+    for (name, _), found in zip(files, shown, strict=True):
+        expected = np.asarray(Image.open((tmp_path / "out" / "masks" / name).with_suffix(".png")))
+        assert (found["state"], found["size"], found["overflow"]) == ("done", list(expected.shape), 0), found
+        assert "ms" in found["message"] and "%" in found["legend"]
+        assert np.array_equal(np.array(found["classes"]).reshape(expected.shape), expected)
+    assert all(not path.startswith("http") for path in asked)
+
+
+@pytest.mark.slow
+def test_a_phone_a_large_photograph_and_a_file_that_is_no_image(served, tmp_path):
+    """390 x 844: nothing to scroll sideways; 6000 x 4000 pixels are reduced, and the page says so."""
+    (served / "notes.jpg").write_bytes(b"no image")
+    photograph = io.BytesIO()
+    coarse = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8))
+    coarse.resize((6000, 4000)).save(photograph, "jpeg", quality=70)
+    (served / "photograph.jpg").write_bytes(photograph.getvalue())
+    files = [("notes.jpg", "choose"), ("photograph.jpg", "drop"), ("notes.jpg", "drop")]
+    (refused, large, again), _ = show(served, files, tmp_path, width=390, height=844)
+    for each in (refused, again):
+        assert each["state"] == "error" and "notes.jpg is no image" in each["message"] and not each["visible"]
+    assert large["state"] == "done" and large["size"] == [683, 1024] and "reduced from 6000 × 4000" in large["message"]
+    assert all(each["overflow"] <= 0 for each in (refused, large, again))
