@@ -113,7 +113,7 @@ def _digest(source: Path) -> str:
         if (
             path.is_file()
             and path.suffix in {".cpp", ".h", ".py", ".toml"}
-            and not {"build", "tests"} & set(path.parts)
+            and not {"build", "tests", "benchmarks", "example.py"} & set(path.relative_to(source).parts)
         ):
             digest.update(path.relative_to(source).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()[:12]
