@@ -256,5 +256,5 @@ def test_a_phone_a_large_photograph_and_a_file_that_is_no_image(served, tmp_path
     (refused, large, again), _ = show(served, files, tmp_path, width=390, height=844)
     for each in (refused, again):
         assert each["state"] == "error" and "notes.jpg is no image" in each["message"] and not each["visible"]
-    assert large["state"] == "done" and large["size"] == [683, 1024] and "reduced from 6000 × 4000" in large["message"]
+    assert large["state"] == "done" and large["size"] == [683, 1024] and "resized from 6000 × 4000" in large["message"]
     assert all(each["overflow"] <= 0 for each in (refused, large, again))
