@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from PIL import Image
@@ -16,7 +17,7 @@ from PIL import Image
 import hf_denseseg
 from hf_denseseg import load_segmentation
 from hf_denseseg.cli import main
-from hf_denseseg.inference.export import cost, engines, exported_model, exporting
+from hf_denseseg.inference.export import cost, engines, exported_model, exporting, int8
 from hf_denseseg.inference.preprocessing import Preprocessing
 from hf_denseseg.inference.segmentation import segment
 from hf_denseseg.inference.settings import InferenceSettings
@@ -251,3 +252,71 @@ def test_other_formats_agree_with_the_checkpoint(checkpoint, tmp_path, name):
     assert all(row["agreement"] >= 0.9999 and row["error"] < 1e-4 for row in record["verified"])
     if name == "aoti":
         assert main(["evaluate", str(tmp_path / "exported"), *DATA]) == 2
+
+
+CALIBRATION = ("--int8", "--calibration", "synthetic", "--calibration_images", "3", "--use_cpu")
+
+
+@pytest.fixture(scope="module")
+def int8_export(checkpoint, tmp_path_factory):
+    """Random weights lose more than trained ones, whose loss is limited; here it is not."""
+    folder = tmp_path_factory.mktemp("export") / "onnx"
+    words = ["export", str(checkpoint), "--format", "onnx", "--output", str(folder), *CALIBRATION]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(int8, "MOST_LOST", 1.0)
+        assert main(words) == 0
+    return folder
+
+
+def test_int8_weights_are_bytes_per_channel_and_logits_stay_close(int8_export, logits_export):
+    graph = onnx.load(int8_export / "model.onnx").graph
+    weights = [each for each in graph.initializer if each.data_type == onnx.TensorProto.INT8 and len(each.dims) == 4]
+    scales = {each.name: each for each in graph.initializer}
+    used = {node.input[0]: node.input[1] for node in graph.node if node.op_type == "DequantizeLinear"}
+    assert weights and all(list(scales[used[each.name]].dims) == [each.dims[0]] for each in weights)
+    values = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    before, after = (engines.OnnxEngine(each / "model.onnx")(values)[0] for each in (logits_export, int8_export))
+    assert 0 < float((before - after).std() / before.std()) < 0.2
+
+
+def test_int8_record_and_scores_by_the_evaluator(int8_export, tmp_path):
+    record = json.loads((int8_export / "export.json").read_text())
+    assert record["int8"]["inputs"] == 3 and record["int8"]["kept"] == [] and record["int8"]["layers"] > 3
+    assert scores_of(int8_export, tmp_path / "out")["images"] == 3
+    assert "int8" in (int8_export / "README.md").read_text()
+
+
+def test_layers_that_cost_most_stay_in_float(checkpoint, logits_export, tmp_path, monkeypatch):
+    """The pass ranks every layer; twice as many stay in float each time, until little is lost."""
+    shutil.copytree(logits_export, tmp_path / "export")
+    losses = iter([0.0, 0.2, 0.2, 0.001])  # float32; all layers; all but one; all but two
+    written = []
+    write = int8.write_int8
+
+    def noted(source, target, files, layers):
+        written.append(list(layers))
+        write(source, target, files, layers)
+
+    def score(model):
+        model(torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
+        return 0.8 - next(losses)
+
+    monkeypatch.setattr(int8, "write_int8", noted)
+    facts = int8.quantize(tmp_path / "export", "semantic-segmentation", score)
+    every, alone, last = written[0], [each[0] for each in written if len(each) == 1], written[-1]
+    assert alone == every and len(facts["kept"]) == 2 and not set(facts["kept"]) & set(last)
+    assert len(last) == len(every) - 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--int8",), "need each other"),
+        (("--calibration", "synthetic"), "need each other"),
+        (("--calibration_images", "3"), "number of images for --int8"),
+        (CALIBRATION, "for the formats onnx and openvino"),
+    ],
+)
+def test_int8_options_that_do_not_fit_are_refused(checkpoint, tmp_path, capsys, words, message):
+    assert main(["export", str(checkpoint), "--output", str(tmp_path / "exported"), *words]) == 2
+    assert message in capsys.readouterr().err and not any(tmp_path.iterdir())

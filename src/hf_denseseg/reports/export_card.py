@@ -25,13 +25,13 @@ def export_section(record: dict[str, Any]) -> str:
     cost, rows = record["cost"], record["verified"]
     low = min(row["agreement"] for row in rows)
     sizes = ", ".join(f"{row['height']}x{row['width']}" for row in rows)
-    kind = "int8" if "int8" in record else "float32"
+    kind, before = ("int8", " before quantization") if "int8" in record else ("float32", "")
     model, exported = cost["model"], cost["exported"]
     lines = [
         HEADING,
         "",
         f"`{record['file']}`, format {record['format']}, {kind}. It takes `{record['input']}` and returns "
-        f"{', '.join(f'`{name}`' for name in record['outputs'])}; agreement with the checkpoint at least "
+        f"{', '.join(f'`{name}`' for name in record['outputs'])}; agreement with the checkpoint{before} at least "
         f"{100 * low:.2f} % of the classes ({sizes}).",
         "",
         "| | checkpoint | exported |",

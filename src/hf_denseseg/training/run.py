@@ -7,6 +7,7 @@ import platform
 import resource
 import shlex
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from hf_denseseg.data.reading.pixels import RGB_BYTES
 from hf_denseseg.errors import InputError
 from hf_denseseg.evaluation.score_names import SCORE_NAMES
 from hf_denseseg.files import atomic_path, check_output_folder, write_atomic
-from hf_denseseg.inference.export.exported_model import ExportedModel, load_model, open_export
+from hf_denseseg.inference.export.exported_model import ExportedModel, load_model
 from hf_denseseg.inference.export.record import is_export
 from hf_denseseg.models.auto.peers import PEERS, create_peer_image_processor
 from hf_denseseg.models.auto.pretrained import load_image_processor
@@ -41,7 +42,7 @@ from hf_denseseg.training.pixel_keys import processor_values, with_pixel_format
 from hf_denseseg.training.recipe import Recipe
 from hf_denseseg.training.run_folder import check_folder, checkpoint_for_all, note_run
 from hf_denseseg.training.starting_model import build_model
-from hf_denseseg.training.tasks.task import Task
+from hf_denseseg.training.tasks.task import Task, spread
 from hf_denseseg.training.tracking import SampleImages
 from hf_denseseg.training.trainer import TaskTrainer
 from hf_denseseg.visualization.learning_curve import save_learning_curve
@@ -49,7 +50,6 @@ from hf_denseseg.visualization.learning_curve import save_learning_curve
 logger = logging.getLogger(__name__)
 
 CHECKED_SAMPLES = 64
-SCORED = ("dataset", "split", "images", "protocol")  # entries of `results.json` that `export.json` has too
 LOCAL_FILES = ("data_root", "encoder_weights", "label_spec")  # keys whose paths are no one else's business
 
 
@@ -136,36 +136,27 @@ def evaluate(recipe: Recipe, fit_temperature: bool = False) -> dict[str, Any]:
     return results
 
 
-def score_export(recipe: Recipe, folder: Path) -> dict[str, Any]:
-    """Score a checkpoint and its export on the same images with the same protocol.
+def export_scorer(recipe: Recipe, limit: int | None = None) -> Callable[[PreTrainedModel | None], dict[str, Any]]:
+    """A function that scores a model in the place of a checkpoint, always on the same images with the same protocol.
 
     Args:
-        recipe: checkpoint, data and protocol.
-        folder: of the export, which is trusted, in a folder of its own.
+        recipe: checkpoint, data and protocol; its output folder is created, and stays empty.
+        limit: at most so many images, spread evenly over the split.
 
     Returns:
-        For `export.json`: `dataset`, `split`, `images`, `metric`, its value for `model` and `exported` (fractions),
-        and `classes` with the score of each class by both.
+        Takes an exported model, or None for the checkpoint; returns what `results.json` of an evaluation holds.
     """
-    names, scores = SCORE_NAMES[recipe.task.name], []
-    recipe.training.output_dir = str(folder.parent / "scores")  # which the Trainer creates
     recipe = _with_pixel_format(recipe, training=False)
     data = load_data(recipe, "eval")
-    for model in (None, open_export(folder, recipe.task.name, trusted=True)):
+    if limit is not None:
+        data = data._replace(dataset=data.dataset.select(spread(len(data.dataset), limit)))
+
+    def score(model: PreTrainedModel | None) -> dict[str, Any]:
         trainer = build_evaluator(recipe, data, model)
         trainer.evaluate()
-        scores.append(trainer.scores)
-    metric, column = names.main_metric[0], next(iter(names.columns))
-    rows = zip(scores[0]["per_class"], scores[1]["per_class"], strict=True)
-    return {
-        **{key: value for key, value in _results(recipe, trainer, data).items() if key in SCORED},
-        "metric": metric,
-        "model": scores[0][metric],
-        "exported": scores[1][metric],
-        "classes": [
-            {"class": before["class"], "model": before[column], "exported": after[column]} for before, after in rows
-        ],
-    }
+        return _results(recipe, trainer, data)
+
+    return score
 
 
 def _check_fit(recipe: Recipe) -> None:

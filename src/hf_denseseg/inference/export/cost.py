@@ -80,12 +80,12 @@ def _main(kind: str, threads: str, folder: str, checkpoint: str, task: str, name
     torch.set_num_threads(int(threads))
     torch.randn(8, 3, 64, 64).sum()  # what torch itself sets up at its first operation
     values = _example(folder, with_argmax, size)
-    before = _peak()
+    before = peak_memory()
     if kind == "model":
         load_program(Request(checkpoint, task, FORMATS[name], with_argmax, size))(values)
     else:
         ENGINES[name](Path(folder) / FORMATS[name].file)(values)
-    print(_peak() - before)
+    print(peak_memory() - before)
 
 
 def _example(folder: str, with_argmax: bool, size: Size) -> torch.Tensor:
@@ -94,7 +94,7 @@ def _example(folder: str, with_argmax: bool, size: Size) -> torch.Tensor:
     return values.byte() if with_argmax else values
 
 
-def _peak() -> int:
+def peak_memory() -> int:
     """Peak memory of this process in bytes; `getrusage` on Linux knows that of the parent too."""
     status = Path("/proc/self/status")
     if status.exists():

@@ -1,6 +1,7 @@
 """Export a checkpoint into a folder that holds all that running it needs."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,8 +12,11 @@ from torch.export import Dim, ExportedProgram
 from hf_denseseg import __version__
 from hf_denseseg.errors import InputError, RunError
 from hf_denseseg.inference.export.engines import ENGINES
-from hf_denseseg.inference.export.formats import Format
+from hf_denseseg.inference.export.exported_model import ExportedModel
+from hf_denseseg.inference.export.formats import FORMATS, Format, convert_to_openvino
+from hf_denseseg.inference.export.int8 import check_int8, quantize
 from hf_denseseg.inference.export.programs import ClassMap, Detections, Logits, Program, example_input, plain_operators
+from hf_denseseg.inference.export.record import write_record
 from hf_denseseg.inference.export.verification import verify
 from hf_denseseg.inference.preprocessing import Preprocessing, view_size
 from hf_denseseg.inference.settings import InferenceSettings
@@ -36,6 +40,7 @@ class Request(NamedTuple):
         format: of the exported model.
         with_argmax: bytes in, class map out.
         size: of the only images that it takes; None is any.
+        int8: weights and activations of 8 bits.
     """
 
     checkpoint: str
@@ -43,6 +48,7 @@ class Request(NamedTuple):
     format: Format
     with_argmax: bool = False
     size: Size | None = None
+    int8: bool = False
 
     @property
     def dynamic(self) -> bool:
@@ -84,6 +90,8 @@ def _check_request(request: Request) -> None:
         InputError: it says why.
     """
     task, name = request.task, request.format.name
+    if request.int8:
+        check_int8(name, task)
     if task == INSTANCE_SEGMENTATION:
         raise InputError(
             "Mask R-CNN cannot be exported: the number of regions that its second stage runs on depends on the image. "
@@ -143,6 +151,39 @@ def export(request: Request, program: Program, folder: Path) -> dict[str, Any]:
             "transformers": transformers.__version__,
             **chosen.versions(),
         },
+    }
+
+
+def export_int8(
+    request: Request, program: Program, folder: Path, score: Callable[[ExportedModel], float]
+) -> dict[str, Any]:
+    """Export a program into an empty folder as ONNX, verify it, and quantize it there; OpenVINO reads the result.
+
+    Args:
+        request: what to export.
+        program: see `load_program`.
+        folder: see `export`.
+        score: see `quantize`.
+
+    Returns:
+        As `export`; `verified` is about the model before it was quantized.
+    """
+    chosen, aside = request.format, folder.parent / "float32"
+    aside.mkdir()
+    record = export(request._replace(format=FORMATS["onnx"]), program, aside)
+    write_record(aside, record)
+    facts = quantize(aside, request.task, score)
+    path = folder / chosen.file
+    if chosen.name == "onnx":
+        (aside / chosen.file).rename(path)
+    else:
+        convert_to_openvino(aside / FORMATS["onnx"].file, path)
+    size = sum(each.stat().st_size for each in folder.iterdir())
+    _copy_files(request, folder)
+    return {
+        **record,
+        **{"format": chosen.name, "file": chosen.file, "int8": facts, "model_bytes": size},
+        "versions": record["versions"] | chosen.versions(),
     }
 
 

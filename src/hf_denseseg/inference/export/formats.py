@@ -97,13 +97,17 @@ def write_openvino(
     program: ExportedProgram, path: Path, input_name: str, output_names: tuple[str, ...]
 ) -> dict[str, Any]:
     """Write OpenVINO's XML and, beside it, the weights, through ONNX, with all weights in float32."""
-    import openvino
-
     with TemporaryDirectory() as folder:
         facts = write_onnx(program, Path(folder) / "model.onnx", input_name, output_names)
-        model = openvino.convert_model(Path(folder) / "model.onnx")
-        openvino.save_model(model, path, compress_to_fp16=False)
+        convert_to_openvino(Path(folder) / "model.onnx", path)
     return facts
+
+
+def convert_to_openvino(source: Path, path: Path) -> None:
+    """Convert an ONNX model; 8-bit layers stay what they are."""
+    import openvino
+
+    openvino.save_model(openvino.convert_model(source), path, compress_to_fp16=False)
 
 
 def write_aoti(program: ExportedProgram, path: Path, input_name: str, output_names: tuple[str, ...]) -> dict[str, Any]:
