@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 OFFLINE = HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
 
-.PHONY: demo test test-all check format lint types release-check install clean
+.PHONY: demo test test-all check format lint types docs release-check install clean
 
 demo: install
 	$(BIN)/denseseg kernels build --optional
@@ -33,6 +33,11 @@ lint: install
 
 types: install
 	$(BIN)/mypy
+
+# The site of docs/, in build/site.
+docs: install
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	$(BIN)/mkdocs build --quiet
 
 # Builds and checks what a release publishes, and publishes nothing.
 release-check: install

@@ -71,6 +71,7 @@ def camvid_rows() -> list[str]:
         camvid_row(f"{CAMVID}_channels_last", "the same with `--channels_last`"),
         camvid_row(CAMVID_PRETRAINED, f"`{CAMVID_PRETRAINED}`, ImageNet weights"),
         *(camvid_row(CAMVID_PRETRAINED, f"the same, seed {seed}", f"results_seed_{seed}.json") for seed in (1, 2)),
+        camvid_row(CAMVID_PRETRAINED, "the same from random weights, seed 0", "results_random.json"),
         "| U-Net, ResNet-18 (segmentation_models_pytorch) | 27.1 | 71.5 | – | about 1,000 | – |",
         "| SegFormer-B0 (transformers) | 20.4 | 61.9 | – | about 1,000 | – |",
     ]
