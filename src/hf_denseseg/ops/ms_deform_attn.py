@@ -183,5 +183,6 @@ def _autocast_rule(device_type: str) -> Callable:
 
 
 _AUTOCAST = torch.library.Library("hf_denseseg", "FRAGMENT")
-_AUTOCAST.impl("ms_deform_attn", _autocast_rule("cpu"), "AutocastCPU")
-_AUTOCAST.impl("ms_deform_attn", _autocast_rule("cuda"), "AutocastCUDA")
+# Another copy of this code, which a checkpoint brought along, may have registered them before.
+_AUTOCAST.impl("ms_deform_attn", _autocast_rule("cpu"), "AutocastCPU", allow_override=True)
+_AUTOCAST.impl("ms_deform_attn", _autocast_rule("cuda"), "AutocastCUDA", allow_override=True)
