@@ -1,4 +1,4 @@
-"""What all configurations share: unknown fields are refused, and one logit stands for two classes."""
+"""What all configurations share: unknown fields are refused, maps have names, one logit stands for two classes."""
 
 import difflib
 from collections.abc import Collection
@@ -47,6 +47,20 @@ class CheckedFields:
             return super().from_dict(config_dict, **kwargs)  # type: ignore[misc]
         finally:
             _reading.reset(token)
+
+    def name_maps(self, names: list[str], kwargs: dict[str, Any], default: list[str] | None = None) -> None:
+        """Name the maps that the backbone class can return, and choose those that it does.
+
+        Args:
+            names: of all maps, in the order in which they are computed.
+            kwargs: of the constructor; `out_features` and `out_indices` are taken out.
+            default: names of the maps that are returned if neither is given; None is the last one.
+        """
+        self.stage_names = names
+        chosen = {name: kwargs.pop(name, None) for name in ("out_features", "out_indices")}
+        if not any(each is not None for each in chosen.values()):
+            chosen["out_features"] = default
+        self.set_output_features_output_indices(**chosen)  # type: ignore[attr-defined]
 
     def check_fields(self, extra: Collection[str]) -> None:
         """Refuse keyword arguments that are no field of this configuration, or warn while a file is read.

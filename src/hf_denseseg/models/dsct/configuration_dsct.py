@@ -1,3 +1,17 @@
+# Copyright 2026 The hf_denseseg authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
 """Configuration of DSCT and the sizes of its published variants."""
 
 from typing import Any, Literal
@@ -62,11 +76,8 @@ class DsctConfig(CheckedFields, BackboneConfigMixin, PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         """Name the maps that the backbone can return: stem, four spatial stages, and the context map."""
         self.check_fields(kwargs)
-        self.stage_names = ["stem", "stage1", "stage2", "stage3", "stage4", "context"]
-        out_features, out_indices = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
-        if out_features is None and out_indices is None:
-            out_features = ["stage4", "context"]
-        self.set_output_features_output_indices(out_features=out_features, out_indices=out_indices)
+        names = ["stem", "stage1", "stage2", "stage3", "stage4", "context"]
+        self.name_maps(names, kwargs, default=["stage4", "context"])
         super().__post_init__(**kwargs)
 
     def validate_architecture(self) -> None:

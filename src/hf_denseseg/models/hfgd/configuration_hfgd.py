@@ -1,3 +1,17 @@
+# Copyright 2026 The hf_denseseg authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
 """Configuration of HFGD and the sizes of its published variants."""
 
 from typing import Any, Literal
@@ -8,6 +22,7 @@ from transformers.backbone_utils import BackboneConfigMixin, consolidate_backbon
 from transformers.configuration_utils import PreTrainedConfig
 
 from hf_denseseg.models.configuration import CheckedFields
+from hf_denseseg.models.hfgd.checks_hfgd import check_wrapped
 from hf_denseseg.models.hfgd.variants_hfgd import LEVELS, VARIANTS
 
 REGULARIZED = ("cae", "sa_car")  # extra encodings that class-aware regularization acts on
@@ -108,9 +123,7 @@ class HfgdConfig(CheckedFields, BackboneConfigMixin, PreTrainedConfig):
             )
             setattr(self, name, inner)
         self.check_fields(kwargs)
-        self.stage_names = [*LEVELS, "context", "guided"]
-        out_features, out_indices = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
-        self.set_output_features_output_indices(out_features=out_features, out_indices=out_indices)
+        self.name_maps([*LEVELS, "context", "guided"], kwargs)
         super().__post_init__(**kwargs)
 
     @property
@@ -148,19 +161,7 @@ class HfgdConfig(CheckedFields, BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(
                 "Moving centers are those of batches: set `car_batch_center`, or `car_center_decay` to None."
             )
-        wrapped: Any = self.wrapped_config
-        if wrapped is None:
-            return
-        if self.backbone_config is not None:
-            raise ValueError("Give `backbone_config` or `wrapped_config`: a wrapped model brings its own backbone.")
-        for name in ("extra_encoding", "upsampler", "output_stride"):
-            if getattr(self, name) != getattr(type(self), name):
-                raise ValueError(f"A wrapped model brings its own encoding and head: leave out `{name}`.")
-        if wrapped.num_labels != self.num_labels:
-            raise ValueError(
-                f"The wrapped model has {wrapped.num_labels} classes and HFGD {self.num_labels}, but they share their "
-                f"class tokens. Give both the same labels, for example `num_labels={wrapped.num_labels}`."
-            )
+        check_wrapped(self)
 
 
 __all__ = ["LEVELS", "VARIANTS", "HfgdConfig"]

@@ -1,3 +1,17 @@
+# Copyright 2026 The hf_denseseg authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
 """Configuration of HLG."""
 
 from typing import Any, Literal
@@ -88,9 +102,7 @@ class HlgConfig(CheckedFields, BackboneConfigMixin, PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         """Name the maps that the backbone can return: the stem's, and those of the four stages."""
         self.check_fields(kwargs)
-        self.stage_names = ["stem", "stage1", "stage2", "stage3", "stage4"]
-        out_features, out_indices = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
-        self.set_output_features_output_indices(out_features=out_features, out_indices=out_indices)
+        self.name_maps(["stem", "stage1", "stage2", "stage3", "stage4"], kwargs)
         super().__post_init__(**kwargs)
 
     @property

@@ -1,3 +1,17 @@
+# Copyright 2026 The hf_denseseg authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
 """Configuration of SETR and the sizes of its published variants."""
 
 from typing import Any, Literal
@@ -71,9 +85,7 @@ class SetrConfig(CheckedFields, BackboneConfigMixin, PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         """Name the maps that the backbone can return: the embeddings, and the tokens after each layer."""
         self.check_fields(kwargs)
-        self.stage_names = ["stem", *(f"stage{layer + 1}" for layer in range(self.num_hidden_layers))]
-        out_features, out_indices = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
-        self.set_output_features_output_indices(out_features=out_features, out_indices=out_indices)
+        self.name_maps(["stem", *(f"stage{layer + 1}" for layer in range(self.num_hidden_layers))], kwargs)
         super().__post_init__(**kwargs)
 
     @property

@@ -1,4 +1,18 @@
-"""Configuration of UN-EPT and the sizes of its published variants."""
+# Copyright 2026 The hf_denseseg authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Configuration of UN-EPT."""
 
 from typing import Any, Literal
 
@@ -7,12 +21,7 @@ from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
 
 from hf_denseseg.models.configuration import CheckedFields
-
-OUTPUT_STRIDE = 8
-"""Input pixels per query of the decoder, along each axis."""
-
-LOSS_WEIGHTS = {"code": (0.8, 1.0, 5.0, 0.6), "paper": (1.0, 1.5, 3.0, 0.7)}
-"""Weights of coarse, refined, boundary and direction loss: released training script, and Sec. 3.2 (Eq. 7)."""
+from hf_denseseg.models.unept.variants_unept import OUTPUT_STRIDE, VARIANTS, weights_of
 
 
 @strict
@@ -106,9 +115,7 @@ class UneptConfig(CheckedFields, BackboneConfigMixin, PreTrainedConfig):
         """Name the maps that the backbone class can return."""
         self.check_fields(kwargs)
         pyramid = [f"pyramid{level}" for level in range(1, self.num_levels + 1)]
-        self.stage_names = [*(["spatial"] if self.use_spatial_branch else []), *pyramid, "context"]
-        out_features, out_indices = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
-        self.set_output_features_output_indices(out_features=out_features, out_indices=out_indices)
+        self.name_maps([*(["spatial"] if self.use_spatial_branch else []), *pyramid, "context"], kwargs)
         super().__post_init__(**kwargs)
 
     @property
@@ -153,15 +160,7 @@ class UneptConfig(CheckedFields, BackboneConfigMixin, PreTrainedConfig):
             raise ValueError("`use_boundary_refinement` needs the boundaries of the spatial branch: set it to False.")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"`dropout` is {self.dropout}; a probability in [0, 1) is needed.")
-        preset = self.loss_weights
-        if preset not in LOSS_WEIGHTS if isinstance(preset, str) else len(preset) != 4 or min(preset) < 0:
-            raise ValueError(f"`loss_weights` is {preset!r}; give 'code', 'paper' or four numbers from 0 up.")
+        weights_of(self.loss_weights)
 
-
-VARIANTS: dict[str, dict[str, Any]] = {
-    "unept-resnet50": {"architectures": ["UneptForSemanticSegmentation"], "backbone_type": "resnet"},
-    "unept-deit-base": {"architectures": ["UneptForSemanticSegmentation"], "backbone_type": "deit"},
-}
-"""Published variants (Tables 1 to 4 of the paper): name -> task class and configuration fields."""
 
 __all__ = ["VARIANTS", "UneptConfig"]

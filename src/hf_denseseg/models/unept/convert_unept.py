@@ -11,8 +11,9 @@ import torch
 
 from hf_denseseg.errors import InputError
 from hf_denseseg.models.conversion import KeyTable, fetch_weights, load_converted, need, read_hyper_parameters
-from hf_denseseg.models.unept.configuration_unept import OUTPUT_STRIDE, VARIANTS, UneptConfig
+from hf_denseseg.models.unept.configuration_unept import VARIANTS, UneptConfig
 from hf_denseseg.models.unept.modeling_unept import LEVELS, UneptForSemanticSegmentation, resize_table
+from hf_denseseg.models.unept.variants_unept import OUTPUT_STRIDE
 
 logger = logging.getLogger(__name__)
 

@@ -1,3 +1,17 @@
+# Copyright 2026 The hf_denseseg authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
 """UN-EPT: sparse sampled attention over a pyramid for context, a spatial branch for queries and boundaries.
 
 "A Unified Efficient Pyramid Transformer for Semantic Segmentation", ICCV 2021 workshop. Figure 2, from left to right:
@@ -29,9 +43,10 @@ from hf_denseseg.errors import InputError
 from hf_denseseg.models.inputs import check_images, ignored_id, label_maps, segmentation_labels
 from hf_denseseg.models.losses import segmentation_loss
 from hf_denseseg.models.one_logit import name_two_classes
-from hf_denseseg.models.unept.configuration_unept import LOSS_WEIGHTS, OUTPUT_STRIDE, UneptConfig
+from hf_denseseg.models.unept.configuration_unept import UneptConfig
 from hf_denseseg.models.unept.refinement_unept import balanced_loss, boundary_offsets, refine, refinement_sources
 from hf_denseseg.models.unept.targets_unept import IGNORE_INDEX, NUM_DIRECTIONS, batched_targets, boundary_targets
+from hf_denseseg.models.unept.variants_unept import OUTPUT_STRIDE, weights_of
 from hf_denseseg.ops.ms_deform_attn import ms_deform_attn
 
 Shapes = Sequence[tuple[int, int]]
@@ -860,8 +875,7 @@ class UneptForSemanticSegmentation(UneptPreTrainedModel):
 
     def _total(self, losses: dict[str, torch.Tensor]) -> torch.Tensor:
         """Weighted sum (Eq. 7); without a spatial branch there is the first term only."""
-        preset = self.config.loss_weights
-        weights = LOSS_WEIGHTS[preset] if isinstance(preset, str) else preset
+        weights = weights_of(self.config.loss_weights)
         return sum(weight * term for weight, term in zip(weights, losses.values(), strict=False))  # type: ignore[return-value]
 
 
