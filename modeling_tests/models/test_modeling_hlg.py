@@ -487,12 +487,14 @@ def test_checkpoint_of_another_task_is_refused_with_its_name():
 
 
 @torch.no_grad()
-def test_upernet_is_transformers_own_and_exchanges_weights_with_it():
-    model = build(decode_head="upernet")
+@pytest.mark.parametrize("auxiliary", [True, False])
+def test_upernet_is_transformers_own_and_exchanges_weights_with_it(auxiliary):
+    model = build(decode_head="upernet", use_auxiliary_head=auxiliary)
     config = UperNetConfig(
         backbone_config=HlgConfig(**TINY, out_features=["stage1", "stage2", "stage3", "stage4"]),
         hidden_size=TINY["decoder_hidden_size"],
         auxiliary_channels=TINY["auxiliary_hidden_size"],
+        use_auxiliary_head=auxiliary,
     )
     config.num_labels = NUM_LABELS
     theirs = UperNetForSemanticSegmentation(config).eval()

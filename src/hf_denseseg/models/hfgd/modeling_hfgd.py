@@ -354,22 +354,22 @@ class HfgdModel(HfgdPreTrainedModel):
         self,
         pixel_values: torch.Tensor,
         output_feature_maps: bool | None = None,
-        output_hidden_states: bool | int | list[int] | None = None,
-        output_attentions: bool | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> HfgdModelOutput:
         """Encode `(B, 3, H, W)` images of any size from 4 pixels up."""
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
-        if output_attentions is None:
-            output_attentions = self.config.output_attentions
+        # The backbone, which may be timm's, records both itself.
+        states, attentions = kwargs.get("output_hidden_states"), kwargs.get("output_attentions")
+        if states is None:
+            states = self.config.output_hidden_states
+        if attentions is None:
+            attentions = self.config.output_attentions
         image_size = (pixel_values.shape[-2], pixel_values.shape[-1])
         check_images(pixel_values, SMALLEST_SIDE)
         outputs = feature_maps(
             self.backbone,
             pixel_values,
-            output_hidden_states=output_hidden_states is not False,  # 0 and [0, 2] name states
-            output_attentions=output_attentions,
+            output_hidden_states=states is not False,  # 0 and [0, 2] name states
+            output_attentions=attentions,
         )
         *low, top = outputs.feature_maps  # type: ignore[misc]  # C2, C3, C4 and C5
         context, extra = self.context_encoder(top)
@@ -381,7 +381,7 @@ class HfgdModel(HfgdPreTrainedModel):
             regularized_features=regularized,
             region_logits=regions,
             feature_maps=outputs.feature_maps if output_feature_maps else None,
-            hidden_states=_selected(outputs.hidden_states, output_hidden_states),
+            hidden_states=_selected(outputs.hidden_states, states),
             attentions=outputs.attentions,
         )
 

@@ -237,10 +237,10 @@ class HlgSmoothing(nn.Module):
 class HlgAttention(GradientCheckpointingLayer):
     """Common to all attentions: heads, choice of the implementation, attention in groups and global attention."""
 
-    def __init__(self, config: HlgConfig, channels: int, num_heads: int) -> None:
+    def __init__(self, config: HlgConfig, head_width: int) -> None:
         super().__init__()
         self.config = config
-        self.head_dim = channels // num_heads
+        self.head_dim = head_width
         self.scaling = self.head_dim**-0.5
         self.is_causal = False
 
@@ -373,8 +373,9 @@ class HlgLocalGlobalAttention(HlgAttention):
     code; Eq. 4 has W_K).
     """
 
-    def __init__(self, config: HlgConfig, channels: int, num_heads: int, dilated: bool, drop_path_rate: float) -> None:
-        super().__init__(config, channels, num_heads)
+    def __init__(self, config: HlgConfig, stage: int, dilated: bool, drop_path_rate: float) -> None:
+        channels, num_heads = config.hidden_sizes[stage], config.num_attention_heads[stage]
+        super().__init__(config, channels // num_heads)
         self.dilated = dilated
         self.layernorm_local = nn.LayerNorm(channels, eps=config.layer_norm_eps)
         self.layernorm_embedding = nn.LayerNorm(channels, eps=config.layer_norm_eps)
@@ -441,8 +442,9 @@ class HlgLocalGlobalAttention(HlgAttention):
 class HlgGlobalAttention(HlgAttention):
     """Global attention to the means of plain windows, without local attention (first rows of Table 14)."""
 
-    def __init__(self, config: HlgConfig, channels: int, num_heads: int, drop_path_rate: float) -> None:
-        super().__init__(config, channels, num_heads)
+    def __init__(self, config: HlgConfig, stage: int, drop_path_rate: float) -> None:
+        channels, num_heads = config.hidden_sizes[stage], config.num_attention_heads[stage]
+        super().__init__(config, channels // num_heads)
         self.side = config.window_size
         self.layernorm_query = nn.LayerNorm(channels, eps=config.layer_norm_eps)
         self.layernorm_embedding = nn.LayerNorm(channels, eps=config.layer_norm_eps)
@@ -471,8 +473,9 @@ class HlgGlobalAttention(HlgAttention):
 class HlgSelfAttention(HlgAttention):
     """Self-attention over the complete map (stage 4, whose map is small); LayerNorm follows it, none precedes it."""
 
-    def __init__(self, config: HlgConfig, channels: int, num_heads: int, drop_path_rate: float) -> None:
-        super().__init__(config, channels, num_heads)
+    def __init__(self, config: HlgConfig, stage: int, drop_path_rate: float) -> None:
+        channels, num_heads = config.hidden_sizes[stage], config.num_attention_heads[stage]
+        super().__init__(config, channels // num_heads)
         self.q_proj = nn.Linear(channels, channels)
         self.k_proj = nn.Linear(channels, channels)
         self.v_proj = nn.Linear(channels, channels)
@@ -495,7 +498,7 @@ class HlgLayer(nn.Module):
 
     def __init__(self, config: HlgConfig, stage: int, index: int, drop_path_rate: float) -> None:
         super().__init__()
-        width, heads = config.hidden_sizes[stage], config.num_attention_heads[stage]
+        width = config.hidden_sizes[stage]
         before = width if index else config.hidden_sizes[max(stage - 1, 0)]  # the stem is as wide as stage 1
         self.config = config
         mlp = HlgMlp if config.mlp_type == "depthwise" else HlgPlainMlp
@@ -504,11 +507,11 @@ class HlgLayer(nn.Module):
         dilated = config.local_attention == "dilated" and bool(index % 2)
         self.attention: HlgAttention
         if stage == 3:
-            self.attention = HlgSelfAttention(config, width, heads, drop_path_rate)
+            self.attention = HlgSelfAttention(config, stage, drop_path_rate)
         elif config.local_attention == "none":
-            self.attention = HlgGlobalAttention(config, width, heads, drop_path_rate)
+            self.attention = HlgGlobalAttention(config, stage, drop_path_rate)
         else:
-            self.attention = HlgLocalGlobalAttention(config, width, heads, dilated, drop_path_rate)
+            self.attention = HlgLocalGlobalAttention(config, stage, dilated, drop_path_rate)
 
     def forward(self, features: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
         features = self.mlp(features)
@@ -705,7 +708,7 @@ class HlgDecoderAttention(HlgAttention):
 
     def __init__(self, config: HlgConfig, dilated: bool) -> None:
         width = config.decoder_hidden_size
-        super().__init__(config, width, num_heads=width // 32)
+        super().__init__(config, head_width=32)
         self.dilated = dilated
         self.layernorm_local = nn.LayerNorm(width)
         self.layernorm_query = nn.LayerNorm(width)

@@ -375,7 +375,7 @@ class UneptDeformableAttention(nn.Module):
         source: torch.Tensor,
         reference_points: torch.Tensor,
         spatial_shapes: Shapes,
-        output_attentions: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Sample the levels around each reference point and sum the values by weight.
 
@@ -384,7 +384,7 @@ class UneptDeformableAttention(nn.Module):
             source: `(B, S, C)` tokens of all levels, one level after the other.
             reference_points: `(1 or B, Q, levels, 2)` as (x, y) in 0..1.
             spatial_shapes: (height, width) of each level.
-            output_attentions: whether to return the weights.
+            kwargs: with `output_attentions` the weights are returned too.
 
         Returns:
             `(B, Q, C)`, and the weights `(B, Q, heads, levels, points)` on request.
@@ -394,7 +394,7 @@ class UneptDeformableAttention(nn.Module):
         offsets = self.sampling_offsets(query).unflatten(2, (*points, 2))  # in pixels of the level
         logits = self.attention_weights(query).unflatten(2, points)  # (B, Q, heads, levels, points)
         output = self.output_proj(self.sampling(value, offsets, logits, reference_points, spatial_shapes))
-        weights = logits.flatten(3).softmax(-1).view(logits.shape) if output_attentions else None
+        weights = logits.flatten(3).softmax(-1).view(logits.shape) if kwargs.get("output_attentions") else None
         return output, weights
 
 
@@ -424,11 +424,11 @@ class UneptEncoderLayer(GradientCheckpointingLayer):
         positions: torch.Tensor,
         reference_points: torch.Tensor,
         spatial_shapes: Shapes,
-        output_attentions: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         """`(B, S, C)` -> `(B, S, C)`; `positions` `(1, S, C)` are added to the queries only."""
         attended, _ = self.self_attn(
-            hidden_states + positions, hidden_states, reference_points, spatial_shapes, output_attentions
+            hidden_states + positions, hidden_states, reference_points, spatial_shapes, **kwargs
         )
         hidden_states = self.self_attn_norm(hidden_states + self.dropout(attended))
         widened = F.relu(drop(self.fc1(hidden_states), self.dropout))
@@ -447,14 +447,14 @@ class UneptEncoder(nn.Module):
         hidden_states: torch.Tensor,
         positions: torch.Tensor,
         spatial_shapes: Shapes,
-        output_attentions: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         places = [cell_centers(height, width, hidden_states.device) for height, width in spatial_shapes]
         # Every token samples all levels around its own position.
         levels = len(spatial_shapes)
         reference_points = torch.cat(places)[None, :, None].expand(-1, -1, levels, -1)  # (1, S, levels, 2)
         for layer in self.layers:
-            hidden_states = layer(hidden_states, positions, reference_points, spatial_shapes, output_attentions)
+            hidden_states = layer(hidden_states, positions, reference_points, spatial_shapes, **kwargs)
         return hidden_states
 
 
@@ -560,7 +560,7 @@ class UneptContext(nn.Module):
         feature_maps: Sequence[torch.Tensor],
         queries: torch.Tensor,
         grid: tuple[int, int],
-        output_attentions: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Encode and decode.
 
@@ -568,7 +568,7 @@ class UneptContext(nn.Module):
             feature_maps: `(B, C, h_l, w_l)` of each level.
             queries: `(B, h*w, C)`.
             grid: (h, w) of the queries.
-            output_attentions: whether to record the encoder's attention weights.
+            kwargs: with `output_attentions` the encoder's attention weights are computed, to be recorded.
 
         Returns:
             `(B, h*w, C)` of the decoder and `(B, S, C)` of the encoder.
@@ -579,7 +579,7 @@ class UneptContext(nn.Module):
             sine_positions(height, width, tokens.shape[2], tokens.device).to(tokens.dtype) + embedding
             for (height, width), embedding in zip(spatial_shapes, self.level_embed, strict=True)
         ]  # of each level (h_l * w_l, C): sine encoding plus what marks the level
-        memory = self.encoder(tokens, torch.cat(positions)[None], spatial_shapes, output_attentions)
+        memory = self.encoder(tokens, torch.cat(positions)[None], spatial_shapes, **kwargs)
         return self.decoder(queries, grid, memory, spatial_shapes), memory
 
 
@@ -673,8 +673,8 @@ class UneptModel(UneptPreTrainedModel):
         if self.spatial_branch is not None:
             spatial_features = self.spatial_branch(pixel_values)
             queries = to_tokens(spatial_features) + table  # dynamic queries (Sec. 3.2)
-        output_attentions = kwargs.get("output_attentions", self.config.output_attentions)
-        context, memory = self.context(pyramid, queries, grid, output_attentions)
+        kwargs.setdefault("output_attentions", self.config.output_attentions)
+        context, memory = self.context(pyramid, queries, grid, **kwargs)
         return UneptModelOutput(
             last_hidden_state=context,
             spatial_features=spatial_features,
