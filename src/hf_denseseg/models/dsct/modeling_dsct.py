@@ -135,6 +135,7 @@ class DsctConvBlock(nn.Module):
         self.norm3 = nn.BatchNorm2d(out_channels, eps=BLOCK_EPS)
         self.residual: nn.Module = nn.Identity()
         if residual_convolution:
+            # trf-ignore: TRF036 - converted and saved weights name the two by index
             self.residual = nn.Sequential(
                 nn.Conv2d(in_channels, out_channels, kernel_size=1, stride=stride, bias=False),
                 nn.BatchNorm2d(out_channels, eps=BLOCK_EPS),
@@ -306,6 +307,8 @@ class DsctCoupledBlock(nn.Module):
         channels = config.spatial_hidden_sizes[third]
         in_channels = config.spatial_hidden_sizes[third - 1] if first else channels
         reduced = config.output_stride == 32 or third < 2  # else stages 3 and 4 stay at stride 8
+        # CODEPATH: every published name dilates, on which the paper is silent (README, "Dilation in the last third");
+        # official sizes whose `dilation_from_block` is null do not.
         dilation = 2 if config.dilated and not reduced else 1
         # The convolution that lost its stride keeps dilation 1: its input still has the spacing of pre-training. Those
         # behind it get dilation 2, which restores the spacing that they were trained at.
@@ -356,6 +359,8 @@ class DsctEncoder(nn.Module):
         self.spatial = DsctConvBlock(config.stem_channels, config.spatial_hidden_sizes[0], residual_convolution=True)
         self.context = DsctLayer(config, drop_path_rate=0.0)
         self.blocks = nn.ModuleList(DsctCoupledBlock(config, i) for i in range(2, config.num_hidden_layers + 1))
+        # CODEPATH: every published name has the norm; without: the other reading of the paper, which does not say
+        # (README, "Last LayerNorm on the context map").
         self.layernorm = nn.LayerNorm(config.hidden_size) if config.context_final_norm else nn.Identity()
         third = config.num_hidden_layers // 3
         self.stage_ends = {third: "stage1", 2 * third: "stage2", 3 * third - 1: "stage3", 3 * third: "stage4"}
@@ -565,6 +570,7 @@ class DsctForSemanticSegmentation(DsctPreTrainedModel):
         name_two_classes(config)
         super().__init__(config)
         self.dsct = DsctModel(config)
+        # CODEPATH: dsct-*-sac and dsct-*-sapp (Table 2).
         self.decode_head = DsctSacHead(config) if config.decode_head == "sac" else DsctSappHead(config)
         self.loss_function = segmentation_loss
         self.post_init()

@@ -48,6 +48,11 @@ from hf_denseseg.models.inputs import check_images, ignored_id, segmentation_lab
 from hf_denseseg.models.losses import segmentation_loss
 from hf_denseseg.models.one_logit import name_two_classes
 
+# CODEPATH: a wrapped model in Sec. 5.5 (`HfgdForSemanticSegmentation.guide`); every published name has its own parts.
+# CODEPATH: guidance in every published name and in rows with HFGM or "+ guidance"; not in the others of Tables 1 to 8.
+# CODEPATH: gradients stop in all of these but for the row of Sec. 5.2 (hfgd_ablation_sfpn_no_stops_*).
+# trf-ignore: TRF041 config.wrapped_config, config.guidance, config.stop_gradient
+
 REGION_LOSS_WEIGHT = 0.4  # of OCR's regions (Yuan et al., 2020, Sec. 4.1)
 SMALLEST_SIDE = 4  # pixels per side of one pixel of the finest map
 
@@ -330,7 +335,9 @@ class HfgdModel(HfgdPreTrainedModel):
         width: int = parts.encoder.channels
         self.reduce = nn.Identity() if self.upsampler is None else at_width(parts.upsampler.channels, width)
         self.axial_attention = None
+        # CODEPATH: every published name, and rows with HFGM or axial attention; not guidance alone and the baselines.
         if config.axial_attention:
+            # CODEPATH: one set per axis in every published name; shared: the authors' public layer (see the README).
             kind = HfgdAxialAttention if config.axial_projections == "per_axis" else HfgdSharedAxialAttention
             self.axial_attention = kind(config, width)
         for module in self.modules():
@@ -344,7 +351,7 @@ class HfgdModel(HfgdPreTrainedModel):
         channels = check_levels(backbone)
         encoders: dict[str, Any] = {"cae": HfgdContextEncoder, "sa_car": HfgdContextEncoder, **ENCODERS}
         encoder = encoders[config.extra_encoding](config, channels[-1])
-        if config.upsampler == "none":
+        if config.upsampler == "none":  # CODEPATH: FCN and dilated networks of Tables 1 and 2 (hfgd_ablation_fcn_*)
             return WrappedParts(backbone, encoder, None)
         upsamplers = {"u_sfpn": HfgdSemanticFpn, "sfpn": HfgdSemanticFpn, **UPSAMPLERS}
         return WrappedParts(backbone, encoder, upsamplers[config.upsampler](config, channels[:-1], encoder.channels))
@@ -373,6 +380,7 @@ class HfgdModel(HfgdPreTrainedModel):
         )
         *low, top = outputs.feature_maps  # type: ignore[misc]  # C2, C3, C4 and C5
         context, extra = self.context_encoder(top)
+        # CODEPATH: rows "OCR" of Table 1 (hfgd_ablation_*_ocr_*); no published name.
         regions, regularized = (extra, None) if self.config.extra_encoding == "ocr" else (None, extra)
         guided = context if self.upsampler is None else self._student(low, context, top, image_size)
         return HfgdModelOutput(
@@ -459,8 +467,9 @@ class HfgdForSemanticSegmentation(HfgdPreTrainedModel):
         width = cast(int, self.hfgd.context_encoder.channels)
         self.class_tokens = HfgdClassTokens(width, int(config.num_labels or 0), kernel_size=1)
         self.auxiliary_fcn = None
-        if config.auxiliary_fcn != "none":
+        if config.auxiliary_fcn != "none":  # CODEPATH: Sec. 5.1 (hfgd_ablation_sfpn_auxiliary_fcn*), no published name
             self.auxiliary_fcn = HfgdAuxiliaryFcn(config, check_levels(cast(Any, self.hfgd.backbone))[-1])
+        # CODEPATH: every published name, and rows with CAE or CAR; not plain "SA", OCR, ASPP, PPM and the baselines.
         self.regularization = HfgdClassAwareRegularization(config, config.cae_channels) if config.regularized else None
         self.loss_function = functools.partial(segmentation_loss, normalization=config.loss_normalization)
         self.post_init()

@@ -52,6 +52,9 @@ from hf_denseseg.models.losses import classification_loss, segmentation_loss
 from hf_denseseg.models.one_logit import name_two_classes
 from hf_denseseg.models.plain_layers import are_plain, fold_batch_norm
 
+# CODEPATH: padding is masked in every published name, and takes part in the weights of the release (`convert_hlg`).
+# trf-ignore: TRF041 config.mask_padding
+
 STRIDE = 32
 """Input pixels per token of the last stage; images are padded to a multiple of it."""
 
@@ -387,6 +390,7 @@ class HlgLocalGlobalAttention(HlgAttention):
         self.query_convolution = nn.Conv2d(channels, channels, kernel_size=3, padding=1, groups=channels)
         self.side = side = config.dilated_window_size if dilated else config.window_size
         self.embedding_convolution = (
+            # CODEPATH: hlg-tiny and hlg-retinanet-tiny with "DWConv" of Table 12; no published name.
             HlgWindowConvolution(channels, channels, kernel_size=side, stride=side, groups=channels)
             if config.window_embedding == "convolution"
             else None
@@ -432,6 +436,7 @@ class HlgLocalGlobalAttention(HlgAttention):
 
     def _embed(self, tokens: torch.Tensor, grouping: HlgGrouping, masked: tuple[int, int] | None) -> torch.Tensor:
         """One token per window: `(B, H, W, C)` -> `(B * windows, C)`."""
+        # CODEPATH: means in every published name; "convolution" in Table 12; "max" is named in Sec. 3.3 only.
         if self.config.window_embedding == "mean":
             return group_means(tokens, grouping, masked)
         if self.embedding_convolution is not None:
@@ -501,6 +506,7 @@ class HlgLayer(nn.Module):
         width = config.hidden_sizes[stage]
         before = width if index else config.hidden_sizes[max(stage - 1, 0)]  # the stem is as wide as stage 1
         self.config = config
+        # CODEPATH: DWMLP in every published name; plain in the baseline of Table 14 (hlg_ablation_small_baseline_*).
         mlp = HlgMlp if config.mlp_type == "depthwise" else HlgPlainMlp
         self.mlp = mlp(config, before, width, downsample=index == 0, drop_path_rate=drop_path_rate)
         self.smoothing = None if stage == 3 else HlgSmoothing(width)
@@ -508,6 +514,7 @@ class HlgLayer(nn.Module):
         self.attention: HlgAttention
         if stage == 3:
             self.attention = HlgSelfAttention(config, stage, drop_path_rate)
+        # CODEPATH: the first two rows of Table 14 (hlg_ablation_small_{baseline,dwmlp}_*), and no published name.
         elif config.local_attention == "none":
             self.attention = HlgGlobalAttention(config, stage, drop_path_rate)
         else:
@@ -546,7 +553,8 @@ class HlgEncoder(nn.Module):
         self.stem = HlgStem(config)
         last = max(config.num_hidden_layers - 1, 1)
         firsts = [sum(config.depths[:stage]) for stage in range(4)]
-        self.stages: Any = nn.ModuleList(
+        # Layers checkpoint their attention, not themselves: recomputed BatchNorms would count a batch twice.
+        self.stages: Any = nn.ModuleList(  # trf-ignore: TRF034
             nn.ModuleList(
                 HlgLayer(config, stage, index, config.drop_path_rate * (firsts[stage] + index) / last)
                 for index in range(config.depths[stage])
@@ -554,6 +562,7 @@ class HlgEncoder(nn.Module):
             for stage in range(4)
         )
         self.layernorms = nn.ModuleList(
+            # CODEPATH: hlg-{pup,upernet,retinanet,maskrcnn}-*, and not the classifiers hlg-*, hlg-*-release.
             HlgMapNorm(width, eps=config.layer_norm_eps) if config.normalize_stages or stage == 3 else nn.Identity()
             for stage, width in enumerate(config.hidden_sizes)
         )
@@ -815,11 +824,12 @@ def build_heads(config: HlgConfig) -> tuple[nn.Module, nn.Module | None]:
     upernet = UperNetConfig(hidden_size=config.decoder_hidden_size, auxiliary_channels=config.auxiliary_hidden_size)
     upernet.num_labels = int(config.num_labels or 0)
     sizes = list(config.hidden_sizes)
-    if config.decode_head == "pup":
+    if config.decode_head == "pup":  # CODEPATH: hlg-pup-* (Tables 5 and 6), else hlg-upernet-*
         head: Any = HlgPupHead(config)
     else:
         head = UperNetHead(upernet, sizes)
         head.classifier = HlgDropoutClassifier(head.channels, upernet.num_labels, 1, dropout=config.decoder_dropout)
+    # CODEPATH: every published name has one; weights of transformers' UperNet may not (its `use_auxiliary_head`).
     if not config.use_auxiliary_head:
         return head, None
     auxiliary = UperNetFCNHead(upernet, sizes)

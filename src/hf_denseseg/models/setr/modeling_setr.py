@@ -322,7 +322,8 @@ class SetrPreTrainedModel(PreTrainedModel):
     input_modalities = ("image",)  # type: ignore[assignment]
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False  # the loss is a mean; Trainer must not rescale it by the number of items
-    _no_split_modules = ["SetrEmbeddings", "SetrLayer", "BeitLayer"]
+    # `post_init` collects the names of direct children only, and transformers' BEiT lies one deeper.
+    _no_split_modules = ["SetrEmbeddings", "SetrLayer", "BeitLayer"]  # trf-ignore: TRF022
     _supports_sdpa = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
@@ -365,6 +366,7 @@ class SetrPreTrainedModel(PreTrainedModel):
 
 def build_encoder(config: SetrConfig) -> SetrEncoder | SetrBeitEncoder:
     """Build the encoder that the configuration names: plain ViT or BEiT."""
+    # CODEPATH: setr-*-{vit,deit}-* and setr-{pup,mla}-beit-large (Tables 3 to 5).
     return SetrEncoder(config) if config.encoder == "vit" else SetrBeitEncoder(config)
 
 
@@ -525,7 +527,7 @@ class SetrMlaHead(nn.Module):
         super().__init__()
         width, levels = config.mla_hidden_size, len(config.mla_layers)
         self.streams = nn.ModuleList(
-            nn.Sequential(
+            nn.Sequential(  # trf-ignore: TRF036 - converted and saved weights name the two by index
                 SetrConvNormRelu(config.decoder_hidden_size, width, kernel_size=3, bias=False),
                 SetrConvNormRelu(width, width, kernel_size=3, bias=False),
             )
@@ -543,11 +545,11 @@ class SetrMlaHead(nn.Module):
 
 def build_heads(config: SetrConfig) -> tuple[nn.Module, list[nn.Module]]:
     """Build the decoder of a configuration and its auxiliary heads, shallowest layer first."""
-    if config.decode_head == "mla":
+    if config.decode_head == "mla":  # CODEPATH: setr-mla-* (Tables 2 to 5)
         # One 1x1 convolution without bias each (the text has two layers, the released code one).
         width, num_labels = config.decoder_hidden_size, int(config.num_labels or 0)
         return SetrMlaHead(config), [nn.Conv2d(width, num_labels, 1, bias=False) for _ in config.mla_layers]
-    if config.decode_head == "pup":
+    if config.decode_head == "pup":  # CODEPATH: setr-pup-*; below setr-naive-*
         head = SetrPupHead(config, num_convolutions={2: 4, 4: 2}[config.pup_upsampling], factor=config.pup_upsampling)
         return head, [SetrPupHead(config, num_convolutions=1, factor=4) for _ in config.auxiliary_layers]
     return SetrNaiveHead(config), [SetrNaiveHead(config) for _ in config.auxiliary_layers]
@@ -560,8 +562,10 @@ class SetrForSemanticSegmentation(SetrPreTrainedModel):
         name_two_classes(config)
         super().__init__(config)
         self.setr = SetrModel(config)
+        # CODEPATH: setr-mla-*, not setr-naive-* and setr-pup-*.
         self.aggregation = SetrAggregation(config) if config.decode_head == "mla" else None
         self.decode_head, auxiliary = build_heads(config)
+        # CODEPATH: every published name has auxiliary heads; setr-naive-vit-large without: "w.o.aux" of Table 3.
         self.auxiliary_head = nn.ModuleList(auxiliary if config.use_auxiliary_head else [])
         self.loss_function = functools.partial(segmentation_loss, normalization=config.loss_normalization)
         self.post_init()

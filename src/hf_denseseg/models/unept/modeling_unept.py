@@ -49,6 +49,11 @@ from hf_denseseg.models.unept.targets_unept import IGNORE_INDEX, NUM_DIRECTIONS,
 from hf_denseseg.models.unept.variants_unept import OUTPUT_STRIDE, weights_of
 from hf_denseseg.ops.ms_deform_attn import ms_deform_attn
 
+# CODEPATH: without spatial branch: the rows of Table 5 without spatial path (unept_ablation_no_spatial_*,
+# unept_ablation_no_pyramid_no_spatial_*); every other published network has it.
+# CODEPATH: `logits` are coarse in every published name (released test code), refined in the paper's Figure 4.
+# trf-ignore: TRF041 config.use_spatial_branch, config.use_boundary_refinement
+
 Shapes = Sequence[tuple[int, int]]
 
 LEVELS = 3  # maps that a backbone returns; the pyramid takes the last `num_levels` of them
@@ -639,6 +644,7 @@ class UneptModel(UneptPreTrainedModel):
 
     def __init__(self, config: UneptConfig) -> None:
         super().__init__(config)
+        # CODEPATH: unept-resnet50 and unept-deit-base (Tables 1 to 4).
         self.backbone = UneptResNet(config) if config.backbone_type == "resnet" else UneptDeit(config)
         self.pyramid_proj = nn.ModuleList(
             nn.Conv2d(channels, config.hidden_size, kernel_size=1)
@@ -855,6 +861,7 @@ class UneptForSemanticSegmentation(UneptPreTrainedModel):
             boundary_labels: 0 and 1, 255 is ignored.
             direction_labels: 0 to 7, 255 is ignored.
         """
+        # CODEPATH: every published name, as in the released code; else README, "Where directions are learned".
         if self.config.direction_supervision == "predicted":
             at_boundary = boundary.detach().softmax(1)[:, 1] > 0.5
         else:
