@@ -1,4 +1,4 @@
-"""`denseseg export --format web`: the folder, and the page in a browser, which gives what `denseseg predict` gives.
+"""`denseseg export --format web` and `transformers_js`: the folders, and the page, which gives what `predict` gives.
 
 Chromium needs no driver: a page of this file holds the exported one in a frame of a chosen size, gives it files as a
 user's choice or drop would, and posts what it shows to the web server of the test.
@@ -15,9 +15,12 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from PIL import Image
+from transformers import SegformerConfig
+from transformers.models.segformer.image_processing_segformer import SegformerImageProcessor
 
 import hf_denseseg
 from hf_denseseg import load_segmentation
@@ -162,6 +165,46 @@ def test_what_no_page_can_show_is_refused_before_the_export(checkpoint, stand_in
 def test_class_names_cannot_end_the_script(tmp_path):
     text = page_text(tmp_path, ["</script><b>", "road"], [64, 96], "1.2.3")
     assert "</script><b>" not in text and "resized to 96 × 64 pixels" in text
+
+
+# --- the form that transformers.js opens
+
+
+def test_transformers_js_gets_a_segformer_with_the_classes_of_the_checkpoint(checkpoint, tmp_path):
+    """Read by transformers' own Segformer classes and run by ONNX Runtime: the classes of `denseseg predict`."""
+    folder, images = tmp_path / "segformer", tmp_path / "images"
+    assert main(["export", str(checkpoint), "--format", "transformers_js", "--output", str(folder)]) == 0
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert files == {"README.md", "config.json", "export.json", "onnx/model.onnx", "preprocessor_config.json"}
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["model_type"], config["transformers.js_config"]) == ("segformer", {"dtype": "fp32"})
+    assert (
+        SegformerConfig.from_pretrained(folder).id2label == hf_denseseg.SetrConfig.from_pretrained(checkpoint).id2label
+    )
+    images.mkdir()
+    coarse = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 6, 3), dtype=np.uint8)).resize((61, 75))
+    coarse.save(images / "image.png")
+    for name, model in (("own", checkpoint), ("exported", folder)):
+        assert main(["predict", str(model), str(images), "--output_dir", str(tmp_path / name)]) == 0
+    masks = [np.asarray(Image.open(tmp_path / name / "masks/image.png")) for name in ("own", "exported")]
+    values = SegformerImageProcessor.from_pretrained(folder)(coarse, return_tensors="np")["pixel_values"]
+    (logits,) = onnxruntime.InferenceSession(folder / "onnx/model.onnx").run(None, {"pixel_values": values})
+    assert np.array_equal(masks[1], masks[0]) and np.array_equal(logits[0].argmax(0), masks[0])
+    assert len(np.unique(masks[0])) > 1
+    (folder / "onnx/model.onnx").write_bytes(b"cut short")
+    assert main(["predict", str(folder), str(images), "--output_dir", str(tmp_path / "damaged")]) == 2
+
+
+def test_transformers_js_cannot_run_what_is_no_segformer(checkpoint, tmp_path, capsys):
+    words = ["--format", "transformers_js", "--output", str(tmp_path / "segformer")]
+    assert main(["export", str(checkpoint), *words, "--with_argmax"]) == 2
+    assert "Leave --with_argmax out" in capsys.readouterr().err
+    fields = {**TINY_SETR, "num_hidden_layers": 2, "auxiliary_layers": [0, 1], "num_labels": 1}
+    one = hf_denseseg.create_model("setr-naive-deit-base", **fields)
+    one.save_pretrained(tmp_path / "one")
+    create_image_processor(one.config, do_resize=False).save_pretrained(tmp_path / "one")
+    assert main(["export", str(tmp_path / "one"), *words]) == 2
+    assert "one logit per class" in capsys.readouterr().err and not (tmp_path / "segformer").exists()
 
 
 # --- in the browser

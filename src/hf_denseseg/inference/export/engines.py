@@ -91,5 +91,6 @@ ENGINES: dict[str, Callable[[Path], Engine]] = {
     "openvino": OpenVinoEngine,
     "aoti": CompiledEngine,
     "executorch": ExecutorchEngine,
+    "transformers_js": OnnxEngine,
     "web": OnnxEngine,
 }

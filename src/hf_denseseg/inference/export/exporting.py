@@ -15,8 +15,17 @@ from hf_denseseg.inference.export.engines import ENGINES
 from hf_denseseg.inference.export.exported_model import ExportedModel
 from hf_denseseg.inference.export.formats import FORMATS, Format, convert_to_openvino
 from hf_denseseg.inference.export.int8 import check_int8, quantize
-from hf_denseseg.inference.export.programs import ClassMap, Detections, Logits, Program, example_input, plain_operators
+from hf_denseseg.inference.export.programs import (
+    ClassMap,
+    Detections,
+    Logits,
+    PixelLogits,
+    Program,
+    example_input,
+    plain_operators,
+)
 from hf_denseseg.inference.export.record import write_record
+from hf_denseseg.inference.export.transformers_js import check_segformer, write_segformer
 from hf_denseseg.inference.export.verification import verify
 from hf_denseseg.inference.preprocessing import Preprocessing, view_size
 from hf_denseseg.inference.settings import InferenceSettings
@@ -64,6 +73,9 @@ def load_program(request: Request) -> Program:
     """
     _check_request(request)
     model = load_trained_model(request.checkpoint, request.task)
+    if request.format.name == "transformers_js":
+        check_segformer(request.checkpoint, request.task, model.config, request.with_argmax)
+        return PixelLogits(model).eval()
     if not request.with_argmax:
         return Detections(model).eval() if request.task == OBJECT_DETECTION else Logits(model).eval()
     processor = load_image_processor(request.checkpoint)
@@ -122,16 +134,19 @@ def export(request: Request, program: Program, folder: Path) -> dict[str, Any]:
     with chosen.tracing():
         exported = trace(program, channels, request.size, request.dynamic)
     path = folder / chosen.file
+    path.parent.mkdir(exist_ok=True)
     try:
         facts = chosen.write(exported, path, program.input_name, program.output_names)
     except Exception as error:  # the kinds are open-ended: each converter has its own
         raise RunError(
             f"--format {chosen.name} cannot hold this model ({_reason(error)}); nothing was written."
         ) from error
-    written = list(folder.iterdir())
+    written = list(path.parent.iterdir())
     shapes = [(batch if request.dynamic else 1, request.size or size) for batch, size in VERIFIED]
     checked = verify(program, ENGINES[chosen.name](path), channels, shapes)
     _copy_files(request, folder)
+    if chosen.name == "transformers_js":
+        write_segformer(folder, request.checkpoint, program.model.config)
     return {
         "task": request.task,
         "format": chosen.name,

@@ -164,6 +164,7 @@ FORMATS = {
             dynamic=False,
             tracing=executorch_patches,
         ),
+        Format("transformers_js", "onnx/model.onnx", write_onnx, "onnx", ("onnx", "onnxscript", "onnxruntime")),
         Format("web", "model.onnx", write_onnx, "onnx", ("onnx", "onnxscript", "onnxruntime")),
     )
 }

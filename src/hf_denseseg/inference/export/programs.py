@@ -38,6 +38,16 @@ class Detections(Logits):
     output_names, class_dim = ("logits", "pred_boxes", "anchors_per_level"), 2
 
 
+class PixelLogits(Logits):
+    """As `Logits`, at the size of `pixel_values`, for libraries that do not resize as the model means it."""
+
+    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Run the model and resize."""
+        (logits,) = super().forward(pixel_values)
+        size, align_corners = pixel_values.shape[-2:], align_corners_of(self.model)
+        return (F.interpolate(logits, size=size, mode="bilinear", align_corners=align_corners),)
+
+
 class ClassMap(nn.Module):
     """`image (B, C, H, W)` uint8 in, `class_map (B, H, W)` out, the class of every pixel.
 

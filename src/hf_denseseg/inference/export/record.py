@@ -19,9 +19,9 @@ def is_export(checkpoint: str | Path) -> bool:
 def write_record(folder: Path, record: dict[str, Any]) -> None:
     """Write `export.json`, with size and SHA-256 of every file that is in the folder."""
     files = {
-        path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)}
-        for path in sorted(folder.iterdir())
-        if path.name != RECORD
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != RECORD
     }
     write_atomic(folder / RECORD, json.dumps({**record, "files": files}, indent=1) + "\n")
 
@@ -41,7 +41,7 @@ def read_record(folder: str | Path) -> dict[str, Any]:
         raise InputError(f"{folder / RECORD} cannot be read ({error}). Export the checkpoint again.") from error
     for name, (size, checksum) in expected.items():
         path = folder / name
-        if Path(name).name != name or not path.is_file():
+        if ".." in Path(name).parts or Path(name).is_absolute() or not path.is_file():
             raise InputError(f"{path} is missing. Export the checkpoint again.")
         if path.stat().st_size != size:
             raise InputError(
