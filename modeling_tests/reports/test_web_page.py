@@ -7,6 +7,7 @@ user's choice or drop would, and posts what it shows to the web server of the te
 import http.server
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -58,6 +59,24 @@ for (const [name, how] of plan.files) {
 }
 await fetch("shown", {method: "POST", body: JSON.stringify(shown)});
 </script>"""
+
+
+# transformers.js as its documentation has it, but for the address of its WebAssembly; posts one class map per image.
+TRANSFORMERS_JS = """<!doctype html><script type="module">
+import { env, pipeline } from "./transformers.min.js";
+env.allowRemoteModels = false;
+Object.assign(env, {allowLocalModels: true, localModelPath: "models/", useBrowserCache: false});
+env.backends.onnx.wasm.wasmPaths = new URL("./", location.href).href;
+const segment = await pipeline("image-segmentation", "own"), maps = [];
+const ids = Object.fromEntries(Object.entries(segment.model.config.id2label).map(([id, name]) => [name, +id]));
+for (const name of NAMES) {
+  const found = await segment(name), map = new Array(found[0].mask.data.length).fill(255);
+  for (const { label, mask } of found) mask.data.forEach((value, i) => { if (value) map[i] = ids[label]; });
+  maps.push(map);
+}
+await fetch("shown", {method: "POST", body: JSON.stringify(maps)});
+</script>"""
+NODE_MODULES = os.environ.get("DENSESEG_NODE_MODULES")
 
 
 @pytest.fixture(scope="module")
@@ -229,6 +248,11 @@ def served(page, tmp_path_factory):
 def show(folder: Path, files: list[tuple[str, str]], tmp_path: Path, width: int = 1280, height: int = 800):
     """Give files to the page, and return what it shows for each, and the addresses that the browser asked for."""
     (folder / "plan.json").write_text(json.dumps({"files": files, "width": width, "height": height}))
+    return browse(folder, "harness.html", tmp_path)
+
+
+def browse(folder: Path, page: str, tmp_path: Path):
+    """Open a page of a folder, and return what it posts, and the addresses that the browser asked for."""
     posted, asked = [], []
 
     class Handler(http.server.SimpleHTTPRequestHandler):
@@ -248,7 +272,7 @@ def show(folder: Path, files: list[tuple[str, str]], tmp_path: Path, width: int 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         words = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
-        address = f"http://127.0.0.1:{server.server_port}/harness.html"
+        address = f"http://127.0.0.1:{server.server_port}/{page}"
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         browser = subprocess.Popen([CHROMIUM, *words, "--remote-debugging-port=0", address], **quiet)
         try:
@@ -301,3 +325,31 @@ def test_a_phone_a_large_photograph_and_a_file_that_is_no_image(served, tmp_path
         assert each["state"] == "error" and "notes.jpg is no image" in each["message"] and not each["visible"]
     assert large["state"] == "done" and large["size"] == [683, 1024] and "resized from 6000 × 4000" in large["message"]
     assert all(each["overflow"] <= 0 for each in (refused, large, again))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    CHROMIUM is None or not NODE_MODULES,
+    reason="no Chromium, or DENSESEG_NODE_MODULES is not set to the "
+    "node_modules of `npm install --ignore-scripts @huggingface/transformers@4.3`",
+)
+def test_transformers_js_gives_the_classes_of_predict(checkpoint, tmp_path):
+    folder, images = tmp_path / "site", tmp_path / "images"
+    exported = folder / "models" / "own"
+    assert main(["export", str(checkpoint), "--format", "transformers_js", "--output", str(exported)]) == 0
+    modules = Path(NODE_MODULES)
+    shutil.copy(modules / "@huggingface/transformers/dist/transformers.min.js", folder)
+    for path in (modules / "onnxruntime-web/dist").glob("ort-wasm-simd-threaded.*"):
+        shutil.copy(path, folder)
+    images.mkdir()
+    sizes = {"odd.png": (61, 75), "wide.png": (200, 96), "large.png": (480, 360)}
+    for name, size in sizes.items():
+        coarse = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 6, 3), dtype=np.uint8))
+        coarse.resize(size).save(images / name)
+        shutil.copy(images / name, folder)
+    (folder / "index.html").write_text(TRANSFORMERS_JS.replace("NAMES", json.dumps(list(sizes))))
+    assert main(["predict", str(checkpoint), str(images), "--output_dir", str(tmp_path / "out")]) == 0
+    maps, _ = browse(folder, "index.html", tmp_path)
+    for name, found in zip(sizes, maps, strict=True):
+        expected = np.asarray(Image.open(tmp_path / "out" / "masks" / name))
+        assert np.array_equal(np.array(found).reshape(expected.shape), expected)
