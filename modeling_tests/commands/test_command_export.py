@@ -320,3 +320,23 @@ def test_layers_that_cost_most_stay_in_float(checkpoint, logits_export, tmp_path
 def test_int8_options_that_do_not_fit_are_refused(checkpoint, tmp_path, capsys, words, message):
     assert main(["export", str(checkpoint), "--output", str(tmp_path / "exported"), *words]) == 2
     assert message in capsys.readouterr().err and not any(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_hlg_is_exported_for_maps_of_one_window_and_of_many(tmp_path):
+    """Sizes with and without padding; views of the attention's output must fit in ONNX too."""
+    torch.manual_seed(0)
+    fields = {"hidden_sizes": [16, 16, 32, 32], "depths": [2, 1, 1, 1], "num_attention_heads": [2, 2, 4, 2]}
+    model = hf_denseseg.HlgForSemanticSegmentation(
+        hf_denseseg.HlgConfig(**fields, decoder_hidden_size=32, auxiliary_hidden_size=8, num_labels=5)
+    ).eval()
+    model.save_pretrained(tmp_path / "model")
+    create_image_processor(model.config, do_resize=False).save_pretrained(tmp_path / "model")
+    words = ["--format", "onnx", "--output", str(tmp_path / "exported")]
+    assert main(["export", str(tmp_path / "model"), *words]) == 0
+    engine = engines.OnnxEngine(tmp_path / "exported" / "model.onnx")
+    for size in ((33, 64), (61, 93), (224, 448)):
+        pixel_values = torch.randn(1, 3, *size)
+        with torch.no_grad():
+            expected = model(pixel_values).logits
+        assert (engine(pixel_values)[0] - expected).abs().max() < 1e-4 * expected.std()

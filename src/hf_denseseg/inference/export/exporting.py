@@ -116,6 +116,7 @@ def _check_request(request: Request) -> None:
         raise InputError(f"{whose} takes images of one size only. Give it: --size H W.")
 
 
+@torch.no_grad()  # attention lays its output out otherwise with gradients, and views of it would not fit
 def export(request: Request, program: Program, folder: Path) -> dict[str, Any]:
     """Export a program into an empty folder, and verify it there.
 
