@@ -76,8 +76,12 @@ def load_program(request: Request) -> Program:
     if request.format.name == "transformers_js":
         check_segformer(request.checkpoint, request.task, model.config, request.with_argmax)
         return PixelLogits(model).eval()
+    if request.task == OBJECT_DETECTION:
+        # torch.onnx assumes another order in memory for what `sdpa` returns than the views behind it (2.14).
+        model.set_attn_implementation("eager")
+        return Detections(model).eval()
     if not request.with_argmax:
-        return Detections(model).eval() if request.task == OBJECT_DETECTION else Logits(model).eval()
+        return Logits(model).eval()
     processor = load_image_processor(request.checkpoint)
     check_statistics(processor, model.config, request.checkpoint)
     preprocessing, settings = Preprocessing.from_image_processor(processor), InferenceSettings.load(request.checkpoint)

@@ -20,7 +20,6 @@ class Logits(nn.Module):
 
     input_name: str = "pixel_values"
     output_names: tuple[str, ...] = ("logits",)
-    class_dim = 1
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
@@ -35,7 +34,7 @@ class Logits(nn.Module):
 class Detections(Logits):
     """As `Logits`, with the boxes and the number of anchors of each level of a detector, for images of one size."""
 
-    output_names, class_dim = ("logits", "pred_boxes", "anchors_per_level"), 2
+    output_names = ("logits", "pred_boxes", "anchors_per_level")
 
 
 class PixelLogits(Logits):
@@ -61,7 +60,7 @@ class ClassMap(nn.Module):
         resized: `(height, width)` that images are resized to first; None leaves them as they are.
     """
 
-    input_name, output_names, class_dim = "image", ("class_map",), 1
+    input_name, output_names = "image", ("class_map",)
 
     def __init__(
         self, model: PreTrainedModel, preprocessing: Preprocessing, threshold: float, resized: Size | None = None

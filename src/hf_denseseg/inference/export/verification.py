@@ -7,12 +7,13 @@ import torch
 
 from hf_denseseg.errors import RunError
 from hf_denseseg.inference.export.engines import Engine
-from hf_denseseg.inference.export.programs import ClassMap, Program, example_input, plain_operators
+from hf_denseseg.inference.export.programs import ClassMap, Detections, Program, example_input, plain_operators
 from hf_denseseg.inference.sliding_window import Size
 from hf_denseseg.models.one_logit import two_logits
 
 LEAST_AGREEMENT = 0.9999  # of the argmax
 LARGEST_ERROR = 1e-4  # of the spread of the outputs, where the model itself is exact
+PROPOSED = 0.05  # score above which RetinaNet proposes an object
 TIMES_MODEL_ERROR = 20.0  # the same rounding in another order
 
 
@@ -54,7 +55,7 @@ def verify(program: Program, engine: Engine, channels: int, shapes: list[tuple[i
             "batch": batch,
             "height": size[0],
             "width": size[1],
-            **_compare(expected, found, ideal, program.class_dim),
+            **_compare(program, expected, found, ideal),
         }
         _check(row)
         rows.append(row)
@@ -62,10 +63,10 @@ def verify(program: Program, engine: Engine, channels: int, shapes: list[tuple[i
 
 
 def _compare(
+    program: Program,
     expected: tuple[torch.Tensor, ...],
     found: tuple[torch.Tensor, ...],
     ideal: tuple[torch.Tensor, ...],
-    class_dim: int,
 ) -> dict[str, Any]:
     """Agreement of the first output's classes, and errors of all floating outputs relative to their spread."""
     if [each.shape for each in expected] != [each.shape for each in found]:
@@ -73,7 +74,7 @@ def _compare(
             f"The exported model returns {[tuple(each.shape) for each in found]} instead of "
             f"{[tuple(each.shape) for each in expected]}; nothing was written."
         )
-    classes = [_classes(each[0], class_dim) for each in (expected, found, ideal)]
+    classes = [_classes(program, each[0]) for each in (expected, found, ideal)]
     clear = classes[0] == classes[2]
     row: dict[str, Any] = {"agreement": ((classes[0] == classes[1]) | ~clear).double().mean().item()}
     for name, values in (("error", found), ("model_error", expected)):
@@ -83,9 +84,11 @@ def _compare(
     return row
 
 
-def _classes(output: torch.Tensor, dim: int) -> torch.Tensor:
-    """Class map, or the classes that logits choose."""
-    return two_logits(output).argmax(dim) if output.is_floating_point() else output.long()
+def _classes(program: Program, output: torch.Tensor) -> torch.Tensor:
+    """Class map, or the classes that logits choose; of a detector, whose logits are independent, those it proposes."""
+    if isinstance(program, Detections):
+        return output.sigmoid() > PROPOSED
+    return two_logits(output).argmax(1) if output.is_floating_point() else output.long()
 
 
 def _check(row: dict[str, Any]) -> None:
