@@ -150,13 +150,7 @@ class InferenceSettings:
     @classmethod
     def load(cls, checkpoint: str | Path) -> "InferenceSettings":
         """Settings saved with a checkpoint folder or hub id; the defaults if it has none."""
-        path = cached_file(
-            str(checkpoint),
-            SETTINGS_FILE,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-            _raise_exceptions_for_gated_repo=False,
-        )
+        path = saved_file(checkpoint, SETTINGS_FILE)
         if path is None:
             return cls()
         try:
@@ -168,6 +162,17 @@ class InferenceSettings:
         if not isinstance(values, dict):
             raise InputError(f'{path} holds no settings. It must be one JSON object, e.g. {{"mode": "whole"}}.')
         return cls.from_dict(values)
+
+
+def saved_file(checkpoint: str | Path, name: str) -> str | None:
+    """Path of a file of a checkpoint, a folder or hub id; None if it has none of this name."""
+    return cached_file(
+        str(checkpoint),
+        name,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        _raise_exceptions_for_gated_repo=False,
+    )
 
 
 def check_threshold(threshold: Any, num_labels: int = 1) -> float:

@@ -28,7 +28,7 @@ from hf_denseseg.inference.export.record import write_record
 from hf_denseseg.inference.export.transformers_js import check_segformer, write_segformer
 from hf_denseseg.inference.export.verification import verify
 from hf_denseseg.inference.preprocessing import Preprocessing, view_size
-from hf_denseseg.inference.settings import InferenceSettings
+from hf_denseseg.inference.settings import InferenceSettings, saved_file
 from hf_denseseg.inference.sliding_window import Size
 from hf_denseseg.models.auto.pretrained import load_image_processor, load_trained_model
 from hf_denseseg.models.auto.tasks import INSTANCE_SEGMENTATION, OBJECT_DETECTION, SEMANTIC_SEGMENTATION
@@ -238,7 +238,7 @@ def _reason(error: BaseException) -> str:
 def _copy_files(request: Request, folder: Path) -> None:
     """Copy what inference reads; a class map needs neither a protocol nor a resized image any more."""
     for name in KEPT:
-        if (source := Path(request.checkpoint) / name).exists():
+        if (source := saved_file(request.checkpoint, name)) is not None:
             shutil.copyfile(source, folder / name)
     if request.with_argmax:
         (folder / "inference_settings.json").unlink(missing_ok=True)
