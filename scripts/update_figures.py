@@ -114,9 +114,47 @@ def guidance() -> str:
     return "\n" + "\n".join(path.read_text() for path in tables) + "\n"
 
 
+def exports() -> str:
+    """What exported models keep, take and weigh, from the benchmark `export_formats`."""
+    result = json.loads((RESULTS / "export_formats.json").read_text())
+    lines = [
+        "",
+        f"`{result['command']}` on one thread of {result['processor']}, milliseconds in "
+        "turn with the model in eager mode, one image of the size:",
+        "",
+        "| model | format | agreement of float32 % | mIoU %: model, exported | ms: model, exported | speed | "
+        "peak MiB: model, exported | file MiB |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, cells in result["figures"]["checkpoints"].items():
+        for kind, cell in cells.items():
+            if "reason" in cell:
+                lines.append(f"| `{name}` | {kind} | {cell['reason']} |" + " |" * 5)
+                continue
+            before, after = cell["model_milliseconds"], cell["exported_milliseconds"]
+            lines.append(
+                f"| `{name}` | {kind} | {100 * cell['agreement']:.2f} | {100 * cell['model_mean_iou']:.2f}, "
+                f"{100 * cell['exported_mean_iou']:.2f} | {before:.0f}, {after:.0f} | {before / after:.2f}x | "
+                f"{cell['model_peak_mib']:.0f}, {cell['exported_peak_mib']:.0f} | {cell['file_mib']:.1f} |"
+            )
+    file = ROOT / "scripts" / "results" / "exports" / f"{CAMVID_PRETRAINED}_onnx_int8.json"
+    record = json.loads(file.read_text())
+    classes = record["score"]["classes"]
+    each = ", ".join(f"{row['class']} {100 * row['model']:.1f} → {100 * row['exported']:.1f}" for row in classes)
+    kept = len(record["int8"]["kept"])
+    lines += [
+        "",
+        f"IoU of each class by `{CAMVID_PRETRAINED}` in float32 and in int8 (ONNX, {record['score']['images']} "
+        f"images, {record['int8']['layers']} layers, {kept} of them kept in float32): {each}.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
 BLOCKS = {
     ROOT / "README.md": {"families": families},
     ROOT / "docs" / "measured.md": {"figures": measured},
+    ROOT / "docs" / "deploy.md": {"exports": exports},
     ROOT / "src" / "hf_denseseg" / "models" / "hfgd" / "README.md": {"guidance": guidance},
 }
 

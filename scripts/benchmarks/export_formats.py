@@ -57,3 +57,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             cells |= {f"{name}_int8": export(checkpoint, name, True, args) for name in both}
         table[checkpoint.name] = cells
     return {"size": args.size, "checkpoints": table}
+
+
+def readme_rows(result: dict) -> list[tuple[str, str, str]]:
+    """Nothing for the table of speeds: docs/deploy.md has a table of its own."""
+    return []
