@@ -185,7 +185,7 @@ def test_export_of_one_size(tmp_path, capsys):
     assert main([*words, "--size", "0", "64"]) == 2 and not (tmp_path / "exported").exists()
     assert main([*words, "--size", "64", "64"]) == 0
     pixel_values = torch.randn(3, 3, 64, 64)
-    found = torch.export.load(tmp_path / "exported" / "model.pt2").module()(pixel_values)
+    (found,) = torch.export.load(tmp_path / "exported" / "model.pt2").module()(pixel_values)
     torch.testing.assert_close(found, transformers_models.build("dpt")(pixel_values).logits, atol=1e-5, rtol=0)
 
 
