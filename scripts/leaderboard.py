@@ -44,7 +44,7 @@ class Row:
     def __init__(self, name: str, settings: dict[str, Any], shared: dict[str, Any], args: argparse.Namespace) -> None:
         own = dict(settings)
         self.name, self.folder, self.args = name, args.output_dir / slug(name), args
-        self.peer: str | None = own.pop("peer", None)
+        own.pop("peer", None)  # where the model comes from, for readers of the results
         self.pretrained: bool = own.pop("pretrained", False)
         self.pretraining: dict[str, Any] | None = own.pop("pretraining", None)
         self.recipe = {**shared, **own, "dataset": args.data}
@@ -119,7 +119,7 @@ class Row:
 
 
 def schedule(steps: int) -> dict[str, Any]:
-    """Keys of a run of so many steps."""
+    """Keys of a run of this number of steps."""
     return {"max_steps": steps, "warmup_steps": max(1, steps // 20), "save_steps": max(1, steps // 10)}
 
 

@@ -15,14 +15,13 @@ import torch
 from PIL import Image
 
 import hf_denseseg
-from hf_denseseg import load_segmentation
 from hf_denseseg.cli import main
 from hf_denseseg.inference.export import cost, engines, exported_model, exporting, int8
 from hf_denseseg.inference.preprocessing import Preprocessing
 from hf_denseseg.inference.segmentation import segment
 from hf_denseseg.inference.settings import InferenceSettings
 from hf_denseseg.models.auto.registration import create_image_processor
-from tiny_models import TINY_SETR
+from tiny_models import save_decided_setr
 
 ALONE = """
 import sys
@@ -48,17 +47,7 @@ def memory_of_no_process():
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("setr") / "model"
-    torch.manual_seed(0)
-    spec = load_segmentation("synthetic", "val", limit=1).spec
-    fields = {**TINY_SETR, "num_hidden_layers": 2, "auxiliary_layers": [0, 1], "num_labels": spec.num_labels}
-    model = hf_denseseg.create_model("setr-naive-deit-base", **fields, id2label=spec.id2label)
-    with torch.no_grad():  # classes that differ from place to place
-        for each in model.decode_head.parameters():
-            each.mul_(20)
-    model.save_pretrained(folder)
-    create_image_processor(model.config, do_resize=False).save_pretrained(folder)
-    return folder
+    return save_decided_setr(tmp_path_factory.mktemp("setr") / "model")
 
 
 @pytest.fixture(scope="module")

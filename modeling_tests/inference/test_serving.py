@@ -80,15 +80,18 @@ def test_switches_left_alone_keep_the_protocol_of_the_checkpoint():
         settings_of(-3, [], False)
 
 
-def test_uncertain_pixels_of_the_overlay_are_those_of_the_image(service, tmp_path):
-    image = tmp_path / "smooth.png"  # which a JPEG keeps
-    Image.linear_gradient("L").resize((90, 70)).convert("RGB").save(image)
+@pytest.mark.parametrize("turned", [False, True])
+def test_uncertain_pixels_of_the_overlay_are_those_of_the_image(turned, service, tmp_path):
+    image, exif = tmp_path / "smooth.png", Image.Exif()  # which a JPEG keeps
+    smooth = Image.linear_gradient("L").resize((90, 70)).convert("RGB")
+    exif[0x0112] = 8 if turned else 1  # turned by 90 degrees
+    (smooth.transpose(Image.Transpose.ROTATE_270) if turned else smooth).save(image, exif=exif)
     served = service.predict(str(image), tmp_path)
     confidence = np.asarray(Image.open(served.files["confidence"])) / 255
     least = float(np.quantile(confidence, 0.5))
     before = np.asarray(Image.open(served.files["overlay"])).astype(int)
     served = service.predict(str(image), tmp_path, least_confidence=least)
-    after, plain = (np.asarray(Image.open(each)).astype(int) for each in (served.files["overlay"], image))
+    after, plain = np.asarray(Image.open(served.files["overlay"])).astype(int), np.asarray(smooth).astype(int)
     low = confidence < least - 0.01
     assert low.any() and np.abs(after - plain)[low].mean() < np.abs(before - plain)[low].mean() / 2
     with Image.open(served.files["mask"]) as mask:

@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-import torch
 from PIL import Image
 from transformers import SegformerConfig
 from transformers.models.segformer.image_processing_segformer import SegformerImageProcessor
@@ -29,7 +28,7 @@ from hf_denseseg.cli import main
 from hf_denseseg.inference.export import web_runtime
 from hf_denseseg.models.auto.registration import create_image_processor
 from hf_denseseg.reports.web_page import page_text
-from tiny_models import TINY_SETR
+from tiny_models import TINY_SETR, save_decided_setr
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SECONDS = 120  # for the browser to start, load the model and segment
@@ -81,17 +80,7 @@ NODE_MODULES = os.environ.get("DENSESEG_NODE_MODULES")
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("setr") / "model"
-    torch.manual_seed(0)
-    spec = load_segmentation("synthetic", "val", limit=1).spec
-    fields = {**TINY_SETR, "num_hidden_layers": 2, "auxiliary_layers": [0, 1], "num_labels": spec.num_labels}
-    model = hf_denseseg.create_model("setr-naive-deit-base", **fields, id2label=spec.id2label)
-    with torch.no_grad():  # classes that differ from place to place
-        for each in model.decode_head.parameters():
-            each.mul_(20)
-    model.save_pretrained(folder)
-    create_image_processor(model.config, do_resize=False).save_pretrained(folder)
-    return folder
+    return save_decided_setr(tmp_path_factory.mktemp("setr") / "model")
 
 
 @pytest.fixture(scope="module")

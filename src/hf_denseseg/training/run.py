@@ -141,7 +141,7 @@ def export_scorer(recipe: Recipe, limit: int | None = None) -> Callable[[PreTrai
 
     Args:
         recipe: checkpoint, data and protocol; its output folder is created, and stays empty.
-        limit: at most so many images, spread evenly over the split.
+        limit: largest number of images, spread evenly over the split.
 
     Returns:
         Takes an exported model, or None for the checkpoint; returns what `results.json` of an evaluation holds.

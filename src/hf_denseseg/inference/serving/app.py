@@ -54,7 +54,8 @@ def build_app(service: ImageService, title: str, examples: Sequence[str] = ()) -
             if not path:
                 raise gradio.Error("Choose an image first.")
             options = _segmentation_options(*values) if segments else _object_options(service.task, *values)
-            folder = Path(tempfile.mkdtemp(dir=app.GRADIO_CACHE if Path(app.GRADIO_CACHE).is_dir() else None))
+            Path(app.GRADIO_CACHE).mkdir(parents=True, exist_ok=True)
+            folder = Path(tempfile.mkdtemp(dir=app.GRADIO_CACHE))
             try:
                 served = service.predict(path, folder, **options)
             except (InputError, RunError) as error:

@@ -56,8 +56,8 @@ class EndpointHandler:
                 return served.rows
             with Image.open(served.files["mask"]) as mask:
                 ids = np.asarray(mask)  # (H, W)
-        names: Any = self.service.predictor
-        index = {name: number for number, name in enumerate(class_names(names.model.config))}
+        predictor: Any = self.service.predictor
+        index = {name: number for number, name in enumerate(class_names(predictor.model.config))}
         return [
             {"label": row["class"], "score": row["score"], "mask": _png(ids == index[row["class"]])}
             for row in served.rows

@@ -8,13 +8,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from hf_denseseg.data.reading.georeferenced import Raster
+from hf_denseseg.data.reading.pixels import as_shown
 from hf_denseseg.errors import InputError
 from hf_denseseg.inference.predict.inputs import read_input_image
 from hf_denseseg.inference.predict.objects import ObjectPredictor
 from hf_denseseg.inference.predict.outputs import OutputSettings
 from hf_denseseg.inference.predict.prediction import PLACES
 from hf_denseseg.inference.predict.predictor import Predictor
-from hf_denseseg.inference.predict.segmentation import SegmentationPredictor
+from hf_denseseg.inference.predict.segmentation import REDUCED_SIDE, SegmentationPredictor
 from hf_denseseg.models.auto.pretrained import task_of_checkpoint
 from hf_denseseg.models.auto.tasks import SEMANTIC_SEGMENTATION
 
@@ -95,16 +97,18 @@ class ImageService:
             files[kind] = folder / f"{kind}{ending}"
             write(files[kind])
         if least_confidence > 0 and "overlay" in files:
-            _leave_uncertain_pixels(files["overlay"], Path(path), files["confidence"], least_confidence)
+            image = read_input_image(path, self.max_pixels, predictor.pixel_format)  # the first was drawn on
+            plain = as_shown(image.reduced(REDUCED_SIDE) if isinstance(image, Raster) else image)
+            _leave_uncertain_pixels(files["overlay"], plain, files["confidence"], least_confidence)
         return Served(prediction.facts.get("classes", prediction.facts.get("predictions", [])), files)
 
 
-def _leave_uncertain_pixels(overlay: Path, image: Path, confidence: Path, least: float) -> None:
+def _leave_uncertain_pixels(overlay: Path, plain: Image.Image, confidence: Path, least: float) -> None:
     """Copy the pixels of the image back where the confidence is below `least`, in the overlay's file."""
-    with Image.open(overlay) as drawn, Image.open(confidence) as known, Image.open(image) as plain:
+    with Image.open(overlay) as drawn, Image.open(confidence) as known:
         certain = np.asarray(known.resize(drawn.size, Image.Resampling.NEAREST)) >= 255 * least
         mask = Image.fromarray(certain.astype(np.uint8) * 255)
-        result = Image.composite(drawn.convert("RGB"), plain.convert("RGB").resize(drawn.size), mask)
+        result = Image.composite(drawn, plain, mask)
     result.save(overlay, quality=90)
 
 
