@@ -80,7 +80,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest="name", metavar="NAME")
     for name in names():
         text = ast.get_docstring(ast.parse((FOLDER / f"{name}.py").read_text())) or name
-        command = commands.add_parser(name, help=text.splitlines()[0], description=text)
+        command = commands.add_parser(name, help=text.splitlines()[0].replace("%", "%%"), description=text)
         if name in sys.argv:  # only the one that runs is imported
             load(name).add_arguments(command)
     args = parser.parse_args()
