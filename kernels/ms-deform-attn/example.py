@@ -7,8 +7,16 @@ python example.py
 from pathlib import Path
 
 import torch
-from kernels import LocalLayerRepository, Mode, get_kernel, kernelize, use_kernel_mapping
+from kernels import (
+    LocalLayerRepository,
+    Mode,
+    get_kernel,
+    kernelize,
+    replace_kernel_forward_from_hub,
+    use_kernel_mapping,
+)
 from transformers import DeformableDetrConfig, DeformableDetrModel, ResNetConfig
+from transformers.models.deformable_detr.modeling_deformable_detr import MultiScaleDeformableAttention
 
 REPOSITORY = "hf-denseseg/ms-deform-attn"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -29,7 +37,11 @@ backbone = ResNetConfig(
 )
 config = DeformableDetrConfig(backbone_config=backbone, encoder_layers=1, decoder_layers=1, num_queries=10)
 model = DeformableDetrModel(config).to(DEVICE).eval()
+# transformers does this itself where it finds the version of kernels that it wants.
+replace_kernel_forward_from_hub(MultiScaleDeformableAttention, "MultiScaleDeformableAttention")
 layer = LocalLayerRepository(Path(kernel.__file__).parent, layer_name="MultiScaleDeformableAttention")
 with use_kernel_mapping({"MultiScaleDeformableAttention": {DEVICE: layer}}), torch.no_grad():
     model = kernelize(model, mode=Mode.INFERENCE, device=DEVICE)
+    attention = next(module for module in model.modules() if isinstance(module, MultiScaleDeformableAttention))
+    print(attention.forward.__func__.__module__)  # that of the kernel
     print(model(torch.randn(1, 3, 64, 64, device=DEVICE)).last_hidden_state.shape)  # (1, 10, 256)

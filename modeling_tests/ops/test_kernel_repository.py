@@ -1,6 +1,7 @@
 """What the kernel's repository shows its users: the benchmark's classes verify themselves, the example runs."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -46,4 +47,41 @@ def test_the_example_runs():
         [sys.executable, SOURCE / "example.py"], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.splitlines()[-2:] == ["torch.Size([1, 5, 256])", "torch.Size([1, 10, 256])"]
+    shape, module, shape_of_model = done.stdout.splitlines()[-3:]
+    assert (shape, shape_of_model) == ("torch.Size([1, 5, 256])", "torch.Size([1, 10, 256])")
+    assert "transformers" not in module and "layers" in module
+
+
+MAPPED = """
+import torch
+LayerRepository._resolve_revision = lambda self: "v1"  # else it asks the hub for the commit, even of LOCAL_KERNELS
+from kernels import Mode, kernelize, replace_kernel_forward_from_hub, use_kernel_mapping
+from transformers import DeformableDetrConfig, DeformableDetrModel, ResNetConfig
+from transformers.models.deformable_detr.modeling_deformable_detr import MultiScaleDeformableAttention as Layer
+
+# What the decorator of the layer does where transformers finds the version of kernels that it wants.
+replace_kernel_forward_from_hub(Layer, "MultiScaleDeformableAttention")
+
+sizes = {"embedding_size": 8, "hidden_sizes": [8, 16, 32, 64], "depths": [1, 1, 1, 1]}
+backbone = ResNetConfig(**sizes, out_features=["stage2", "stage3", "stage4"])
+config = DeformableDetrConfig(backbone_config=backbone, encoder_layers=1, decoder_layers=1, num_queries=10)
+model = DeformableDetrModel(config).eval()
+image = torch.randn(1, 3, 64, 64)
+with torch.no_grad():
+    expected = model(image).last_hidden_state
+    with use_kernel_mapping(entry):
+        model = kernelize(model, mode=Mode.INFERENCE, device="cpu")
+    layer = next(each for each in model.modules() if type(each) is Layer)
+    torch.testing.assert_close(model(image).last_hidden_state, expected)
+print(layer.forward.__func__.__module__)
+"""
+
+
+def test_the_mapping_entry_runs_a_model_on_the_kernel():
+    (entry,) = re.findall(r"```python\n(.*?)```", (SOURCE / "TRANSFORMERS.md").read_text(), flags=re.DOTALL)
+    environment = {**os.environ, "LOCAL_KERNELS": f"hf-denseseg/ms-deform-attn={BUILD}", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", entry + MAPPED], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "transformers" not in done.stdout.splitlines()[-1]

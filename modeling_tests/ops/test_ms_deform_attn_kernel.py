@@ -232,11 +232,15 @@ def test_the_layer_for_transformers_equals_the_definition():
     torch.testing.assert_close(locations.grad, plain)
 
 
-def test_the_layer_refuses_what_it_does_not_support():
-    """Also when compiled: float64 must not silently become float32."""
-    value, offsets, logits, _ = random_call([(3, 4)], dtype=torch.float64)
+def test_the_layer_computes_in_plain_torch_what_the_kernel_does_not_serve():
+    """Also when compiled: float64 stays float64."""
+    value, offsets, logits, references = random_call(SHAPES, dtype=torch.float64)
     layer = find_kernel("cpu").kernel.layers.MultiScaleDeformableAttention()
-    arguments = (torch.tensor([[3, 4]]), [(3, 4)], torch.tensor([0]), offsets, logits, 64)
+    size = torch.tensor([shape[::-1] for shape in SHAPES])
+    locations = references[:, :, None, :, None] + offsets / size[:, None]
+    arguments = (size.flip(-1), SHAPES, torch.tensor([0, 54, 66]), locations)
+    weights = logits.flatten(-2).softmax(-1).view(logits.shape)
+    expected = ms_deform_attn_reference(value, offsets, logits, references, SHAPES)
     for run in (layer, torch.compile(layer, fullgraph=True, backend="eager")):
-        with pytest.raises(ValueError, match="float64"):
-            run(value, *arguments)
+        torch.testing.assert_close(run(value, *arguments, weights, 64), expected, atol=1e-12, rtol=1e-12)
+

@@ -91,10 +91,11 @@ def test_sixteen_bit_values_are_summed_in_float32(device, dtype, tolerance):
 
 @pytest.mark.kernels_ci
 @pytest.mark.parametrize("device", DEVICES)
-def test_the_layer_takes_what_transformers_gives(device):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])  # the layer computes what is not served in torch
+def test_the_layer_takes_what_transformers_gives(device, dtype):
     """The layer with the signature of the kernels hub."""
     kernel = load(device)
-    value, offsets, logits, _ = inputs(device)
+    value, offsets, logits, _ = inputs(device, dtype=dtype)
     layer = kernel.layers.MultiScaleDeformableAttention()
     shapes = list(zip(SHAPES[::2], SHAPES[1::2], strict=True))
 

@@ -2,23 +2,25 @@
 
 from types import ModuleType
 
+import torch
 from torch import Tensor
+
+from . import _cpu
+
+if torch.cuda.is_available():  # Triton is not needed elsewhere
+    from . import _triton
+else:
+    _triton = None
 
 
 def _backend(device_type: str) -> ModuleType:
-    """The module for a type of device; Triton is imported only when a tensor lies on a GPU."""
-    if device_type == "cpu":
-        from . import _cpu
-
-        return _cpu
-    from . import _triton
-
-    return _triton
+    """The module for a type of device; no import in here, since `torch.compile` traces it."""
+    return _cpu if device_type == "cpu" else _triton
 
 
 def unserved(value: Tensor, points: Tensor) -> str | None:
     """Why this kernel does not support tensors of these shapes, dtypes and devices, or None if it does."""
-    if value.device.type not in ("cpu", "cuda"):
+    if _backend(value.device.type) is None or value.device.type not in ("cpu", "cuda"):
         return f"there is no kernel for {value.device.type}"
     levels, per_level = points.shape[3:5]
     if levels * per_level > 256 or levels > 16:
@@ -70,6 +72,4 @@ def backward_sampled(
 
 def instruction_set(name: str = "") -> str:
     """The CPU instruction set in use: AVX-512, AVX2 or generic; a name switches to it, if the processor has it."""
-    from . import _cpu
-
     return _cpu.ops.instruction_set(name)
