@@ -25,15 +25,22 @@ from tiny_models import save_decided_setr
 
 ALONE = """
 import sys
-import numpy as np, onnxruntime
+import numpy as np
 class Blocked:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in ("torch", "hf_denseseg", "transformers"):
             raise ImportError(name)
 sys.meta_path.insert(0, Blocked())
-session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
 image = np.load(sys.argv[2])
-np.save(sys.argv[3], session.run(["class_map"], {"image": image})[0])
+if sys.argv[1].endswith(".onnx"):
+    import onnxruntime
+    session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
+    class_map = session.run(["class_map"], {"image": image})[0]
+else:
+    import openvino
+    model = openvino.Core().compile_model(sys.argv[1], "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    class_map = model({"image": image})["class_map"]
+np.save(sys.argv[3], class_map)
 """
 
 
@@ -68,16 +75,27 @@ def class_map_export(checkpoint, tmp_path_factory):
 def expected_map(checkpoint: Path, image: np.ndarray) -> np.ndarray:
     """Class map `(H, W)` of the checkpoint for an image `(3, H, W)` uint8, by the inference of the package."""
     model = hf_denseseg.SetrForSemanticSegmentation.from_pretrained(checkpoint).eval()
+@pytest.fixture(scope="module")
+def openvino_export(checkpoint, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("export") / "openvino"
+    words = ["--format", "openvino", "--with_argmax", "--output", str(folder)]
+    assert main(["export", str(checkpoint), *words]) == 0
+    return folder
+
+
     preprocessing = Preprocessing.from_image_processor(hf_denseseg.SetrImageProcessor.from_pretrained(checkpoint))
     return segment(model, torch.from_numpy(image), InferenceSettings(), preprocessing).numpy()
 
 
 def test_class_map_is_that_of_the_checkpoint_where_neither_torch_nor_this_package_can_be_imported(
-    checkpoint, class_map_export, tmp_path
+    checkpoint, name, tmp_path, request
 ):
+@pytest.mark.parametrize("name", ["class_map_export", "openvino_export"])
     images = np.random.default_rng(0).integers(0, 256, (2, 3, 75, 61), dtype=np.uint8)
     np.save(tmp_path / "image.npy", images)
-    words = [class_map_export / "model.onnx", tmp_path / "image.npy", tmp_path / "map.npy"]
+    words = [folder / file, tmp_path / "image.npy", tmp_path / "map.npy"]
+    folder = request.getfixturevalue(name)
+    file = json.loads((folder / "export.json").read_text())["file"]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     subprocess.run([sys.executable, "-c", ALONE, *map(str, words)], check=True, env=environment)
     found = np.load(tmp_path / "map.npy")
