@@ -16,12 +16,13 @@ from PIL import Image
 
 import hf_denseseg
 from hf_denseseg.cli import main
-from hf_denseseg.inference.export import cost, engines, exported_model, exporting, int8
+from hf_denseseg.inference.export import cost, engines, exported_model, exporting, int8, programs
+from hf_denseseg.inference.export.formats import FORMATS
 from hf_denseseg.inference.preprocessing import Preprocessing
 from hf_denseseg.inference.segmentation import segment
 from hf_denseseg.inference.settings import InferenceSettings
 from hf_denseseg.models.auto.registration import create_image_processor
-from tiny_models import save_decided_setr
+from tiny_models import TINY_SETR, save_decided_setr
 
 ALONE = """
 import sys
@@ -107,6 +108,22 @@ def test_class_map_is_that_of_the_checkpoint_where_neither_torch_nor_this_packag
 
 def test_record_says_what_it_is_and_how_it_was_verified(class_map_export):
     record = json.loads((class_map_export / "export.json").read_text())
+def test_more_than_256_classes_are_written_as_uint16(tmp_path):
+    """The last of 300 classes is chosen everywhere."""
+    fields = {**TINY_SETR, "num_hidden_layers": 2, "auxiliary_layers": [0, 1], "num_labels": 300}
+    model = hf_denseseg.create_model("setr-naive-deit-base", **fields).eval()
+    with torch.no_grad():
+        model.decode_head.classifier.bias[299] = 1e3
+    program = programs.ClassMap(model, Preprocessing((0.0,) * 3, (1.0,) * 3), 0.5).eval()
+    traced = exporting.trace(program, 3, None)
+    image = torch.zeros(1, 3, 40, 56, dtype=torch.uint8)
+    for name in ("torch", "onnx", "openvino"):
+        path = tmp_path / FORMATS[name].file
+        FORMATS[name].write(traced, path, program.input_name, program.output_names)
+        (found,) = engines.ENGINES[name](path)(image)
+        assert (found.dtype, found.shape) == (torch.uint16, (1, 40, 56)) and (found.int() == 299).all(), name
+
+
     assert (record["input"], record["outputs"], record["with_argmax"]) == ("image", ["class_map"], True)
     sizes = {(row["height"], row["width"]) for row in record["verified"]}
     assert len(sizes) == 4 and any(height % 2 for height, _ in sizes) and all(h != w for h, w in sizes)

@@ -20,7 +20,7 @@ the checkpoint that running it needs, and export.json: inputs, outputs, versions
 scores, milliseconds and peak memory of both, checksums. Its README.md has the table.
 Without --with_argmax the model takes normalized pixel_values (batch, 3, height, width) float32 and returns logits.
 With it, it takes image (batch, 3, height, width) uint8, RGB, and returns class_map (batch, height, width) uint8
-(int32 above 256 classes): normalization, resize and argmax are part of it.
+(uint16 above 256 classes): normalization, resize and argmax are part of it.
 --format web is onnx with --with_argmax, and index.html, which runs it in the browser. --format transformers_js writes
 onnx/model.onnx, and describes it as a Segformer, which transformers.js opens. See docs/deploy.md for both.
 With --dataset checkpoint and export are scored with every data and test key of `denseseg evaluate`; if the main score

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from hf_denseseg.inference.preprocessing import Preprocessing
 from hf_denseseg.inference.sliding_window import Size, align_corners_of, class_logits
 
-BYTE_CLASSES = 256  # class ids that uint8 holds
+CLASS_MAP_DTYPES = (torch.uint8, torch.uint16, torch.int32)
 
 
 class Logits(nn.Module):
@@ -90,8 +90,8 @@ Program = Logits | ClassMap
 
 
 def class_map_dtype(num_labels: int) -> torch.dtype:
-    """uint8, and int32 above 256 classes: neither torch nor ONNX Runtime computes with uint16 on every processor."""
-    return torch.uint8 if num_labels <= BYTE_CLASSES else torch.int32
+    """The smallest dtype that holds every class id: uint8, above 256 classes uint16."""
+    return next(dtype for dtype in CLASS_MAP_DTYPES if num_labels <= torch.iinfo(dtype).max + 1)
 
 
 def example_input(program: Program, channels: int, batch: int, size: Size, seed: int = 0) -> torch.Tensor:
