@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from timm.layers.conv2d_same import Conv2dSame
 import hf_denseseg
 from hf_denseseg.cli import main
 from hf_denseseg.inference.export import cost, engines, exported_model, exporting, int8, programs
@@ -358,6 +359,21 @@ def test_hlg_is_exported_for_maps_of_one_window_and_of_many(tmp_path):
     create_image_processor(model.config, do_resize=False).save_pretrained(tmp_path / "model")
     words = ["--format", "onnx", "--output", str(tmp_path / "exported")]
     assert main(["export", str(tmp_path / "model"), *words]) == 0
+@torch.no_grad()
+def test_tensorflow_padding_of_timm_is_exported_for_any_size(tmp_path):
+    """Even and odd sides at every stride: the sides that are padded depend on both; kernels below their stride too."""
+    torch.manual_seed(0)
+    layers = (Conv2dSame(3, 3, side, stride) for side, stride in ((3, 2), (5, 2), (1, 2), (3, 3), (5, 2)))
+    program = torch.nn.Sequential(*layers).eval()
+    traced = exporting.trace(program, 3, None)
+    FORMATS["onnx"].write(traced, tmp_path / "model.onnx", "pixel_values", ("logits",))
+    runs = traced.module(), engines.OnnxEngine(tmp_path / "model.onnx")
+    for size in ((96, 128), (97, 131), (51, 66), (192, 145)):
+        values = torch.randn(1, 3, *size)
+        for run in runs:
+            torch.testing.assert_close(run(values)[0].view(program(values)[0].shape), program(values)[0])
+
+
     engine = engines.OnnxEngine(tmp_path / "exported" / "model.onnx")
     for size in ((33, 64), (61, 93), (224, 448)):
         pixel_values = torch.randn(1, 3, *size)

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
+from timm.layers import padding as timm_padding
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -114,3 +115,24 @@ def plain_operators() -> Iterator[None]:
         del os.environ["DENSESEG_MSDA"]
         if before is not None:
             os.environ["DENSESEG_MSDA"] = before
+
+
+@contextmanager
+def whole_number_padding() -> Iterator[None]:
+    """TensorFlow's padding in timm's layers without fractions and maxima, which nested over layers end no tracing."""
+    before = timm_padding.get_same_padding
+    timm_padding.get_same_padding = same_padding
+    try:
+        yield
+    finally:
+        timm_padding.get_same_padding = before
+
+
+def same_padding(side: int, kernel_size: int, stride: int, dilation: int) -> int:
+    """Pixels that timm's `get_same_padding` adds to a side: the output has `ceil(side / stride)`.
+
+    `(ceil(side / stride) - 1) * stride >= side - stride`, so that the sum is negative for kernels below a stride only.
+    """
+    extent = (kernel_size - 1) * dilation + 1
+    added = ((side + stride - 1) // stride - 1) * stride + extent - side
+    return added if extent >= stride else torch.sym_max(added, 0)
