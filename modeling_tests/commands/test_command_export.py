@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from PIL import Image
-
 from timm.layers.conv2d_same import Conv2dSame
+
 import hf_denseseg
 from hf_denseseg.cli import main
 from hf_denseseg.inference.export import cost, engines, exported_model, exporting, int8, programs
@@ -74,9 +75,6 @@ def class_map_export(checkpoint, tmp_path_factory):
     return folder
 
 
-def expected_map(checkpoint: Path, image: np.ndarray) -> np.ndarray:
-    """Class map `(H, W)` of the checkpoint for an image `(3, H, W)` uint8, by the inference of the package."""
-    model = hf_denseseg.SetrForSemanticSegmentation.from_pretrained(checkpoint).eval()
 @pytest.fixture(scope="module")
 def openvino_export(checkpoint, tmp_path_factory):
     folder = tmp_path_factory.mktemp("export") / "openvino"
@@ -85,19 +83,22 @@ def openvino_export(checkpoint, tmp_path_factory):
     return folder
 
 
+def expected_map(checkpoint: Path, image: np.ndarray) -> np.ndarray:
+    """Class map `(H, W)` of the checkpoint for an image `(3, H, W)` uint8, by the inference of the package."""
+    model = hf_denseseg.SetrForSemanticSegmentation.from_pretrained(checkpoint).eval()
     preprocessing = Preprocessing.from_image_processor(hf_denseseg.SetrImageProcessor.from_pretrained(checkpoint))
     return segment(model, torch.from_numpy(image), InferenceSettings(), preprocessing).numpy()
 
 
+@pytest.mark.parametrize("name", ["class_map_export", "openvino_export"])
 def test_class_map_is_that_of_the_checkpoint_where_neither_torch_nor_this_package_can_be_imported(
     checkpoint, name, tmp_path, request
 ):
-@pytest.mark.parametrize("name", ["class_map_export", "openvino_export"])
+    folder = request.getfixturevalue(name)
+    file = json.loads((folder / "export.json").read_text())["file"]
     images = np.random.default_rng(0).integers(0, 256, (2, 3, 75, 61), dtype=np.uint8)
     np.save(tmp_path / "image.npy", images)
     words = [folder / file, tmp_path / "image.npy", tmp_path / "map.npy"]
-    folder = request.getfixturevalue(name)
-    file = json.loads((folder / "export.json").read_text())["file"]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     subprocess.run([sys.executable, "-c", ALONE, *map(str, words)], check=True, env=environment)
     found = np.load(tmp_path / "map.npy")
@@ -107,8 +108,6 @@ def test_class_map_is_that_of_the_checkpoint_where_neither_torch_nor_this_packag
     assert (found == expected).mean() >= 0.9999
 
 
-def test_record_says_what_it_is_and_how_it_was_verified(class_map_export):
-    record = json.loads((class_map_export / "export.json").read_text())
 def test_more_than_256_classes_are_written_as_uint16(tmp_path):
     """The last of 300 classes is chosen everywhere."""
     fields = {**TINY_SETR, "num_hidden_layers": 2, "auxiliary_layers": [0, 1], "num_labels": 300}
@@ -125,6 +124,8 @@ def test_more_than_256_classes_are_written_as_uint16(tmp_path):
         assert (found.dtype, found.shape) == (torch.uint16, (1, 40, 56)) and (found.int() == 299).all(), name
 
 
+def test_record_says_what_it_is_and_how_it_was_verified(class_map_export):
+    record = json.loads((class_map_export / "export.json").read_text())
     assert (record["input"], record["outputs"], record["with_argmax"]) == ("image", ["class_map"], True)
     sizes = {(row["height"], row["width"]) for row in record["verified"]}
     assert len(sizes) == 4 and any(height % 2 for height, _ in sizes) and all(h != w for h, w in sizes)
@@ -308,7 +309,7 @@ def test_int8_record_and_scores_by_the_evaluator(int8_export, tmp_path):
     record = json.loads((int8_export / "export.json").read_text())
     assert record["int8"]["inputs"] == 3 and record["int8"]["kept"] == [] and record["int8"]["layers"] > 3
     assert scores_of(int8_export, tmp_path / "out")["images"] == 3
-    assert "int8" in (int8_export / "README.md").read_text()
+    assert f"{100 * record['int8']['agreement']:.2f} % on the calibration" in (int8_export / "README.md").read_text()
 
 
 def test_layers_that_cost_most_stay_in_float(checkpoint, logits_export, tmp_path, monkeypatch):
@@ -322,15 +323,26 @@ def test_layers_that_cost_most_stay_in_float(checkpoint, logits_export, tmp_path
         written.append(list(layers))
         write(source, target, files, layers)
 
+    images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
     def score(model):
-        model(torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
+        model(images)
         return 0.8 - next(losses)
 
+    def convert(path):
+        shutil.copy(path, tmp_path / "int8.onnx")
+        return engines.OnnxEngine(path)
+
     monkeypatch.setattr(int8, "write_int8", noted)
-    facts = int8.quantize(tmp_path / "export", "semantic-segmentation", score)
+    facts = int8.quantize(tmp_path / "export", "semantic-segmentation", score, convert)
     every, alone, last = written[0], [each[0] for each in written if len(each) == 1], written[-1]
     assert alone == every and len(facts["kept"]) == 2 and not set(facts["kept"]) & set(last)
     assert len(last) == len(every) - 2
+    before, after = (
+        onnxruntime.InferenceSession(path).run(None, {"pixel_values": images.numpy()})[0].argmax(1)
+        for path in (logits_export / "model.onnx", tmp_path / "int8.onnx")
+    )
+    assert facts["agreement"] == pytest.approx((before == after).mean()) and 0 < facts["agreement"] <= 1
 
 
 @pytest.mark.parametrize(
@@ -339,7 +351,7 @@ def test_layers_that_cost_most_stay_in_float(checkpoint, logits_export, tmp_path
         (("--int8",), "need each other"),
         (("--calibration", "synthetic"), "need each other"),
         (("--calibration_images", "3"), "number of images for --int8"),
-        (CALIBRATION, "for the formats onnx and openvino"),
+        (CALIBRATION, "for the formats onnx, openvino, web, transformers_js"),
     ],
 )
 def test_int8_options_that_do_not_fit_are_refused(checkpoint, tmp_path, capsys, words, message):
@@ -347,18 +359,6 @@ def test_int8_options_that_do_not_fit_are_refused(checkpoint, tmp_path, capsys, 
     assert message in capsys.readouterr().err and not any(tmp_path.iterdir())
 
 
-@pytest.mark.slow
-def test_hlg_is_exported_for_maps_of_one_window_and_of_many(tmp_path):
-    """Sizes with and without padding; views of the attention's output must fit in ONNX too."""
-    torch.manual_seed(0)
-    fields = {"hidden_sizes": [16, 16, 32, 32], "depths": [2, 1, 1, 1], "num_attention_heads": [2, 2, 4, 2]}
-    model = hf_denseseg.HlgForSemanticSegmentation(
-        hf_denseseg.HlgConfig(**fields, decoder_hidden_size=32, auxiliary_hidden_size=8, num_labels=5)
-    ).eval()
-    model.save_pretrained(tmp_path / "model")
-    create_image_processor(model.config, do_resize=False).save_pretrained(tmp_path / "model")
-    words = ["--format", "onnx", "--output", str(tmp_path / "exported")]
-    assert main(["export", str(tmp_path / "model"), *words]) == 0
 @torch.no_grad()
 def test_tensorflow_padding_of_timm_is_exported_for_any_size(tmp_path):
     """Even and odd sides at every stride: the sides that are padded depend on both; kernels below their stride too."""
@@ -374,6 +374,18 @@ def test_tensorflow_padding_of_timm_is_exported_for_any_size(tmp_path):
             torch.testing.assert_close(run(values)[0].view(program(values)[0].shape), program(values)[0])
 
 
+@pytest.mark.slow
+def test_hlg_is_exported_for_maps_of_one_window_and_of_many(tmp_path):
+    """Sizes with and without padding; views of the attention's output must fit in ONNX too."""
+    torch.manual_seed(0)
+    fields = {"hidden_sizes": [16, 16, 32, 32], "depths": [2, 1, 1, 1], "num_attention_heads": [2, 2, 4, 2]}
+    model = hf_denseseg.HlgForSemanticSegmentation(
+        hf_denseseg.HlgConfig(**fields, decoder_hidden_size=32, auxiliary_hidden_size=8, num_labels=5)
+    ).eval()
+    model.save_pretrained(tmp_path / "model")
+    create_image_processor(model.config, do_resize=False).save_pretrained(tmp_path / "model")
+    words = ["--format", "onnx", "--output", str(tmp_path / "exported")]
+    assert main(["export", str(tmp_path / "model"), *words]) == 0
     engine = engines.OnnxEngine(tmp_path / "exported" / "model.onnx")
     for size in ((33, 64), (61, 93), (224, 448)):
         pixel_values = torch.randn(1, 3, *size)

@@ -25,12 +25,13 @@ from transformers.models.segformer.image_processing_segformer import SegformerIm
 import hf_denseseg
 from hf_denseseg import load_segmentation
 from hf_denseseg.cli import main
-from hf_denseseg.inference.export import web_runtime
+from hf_denseseg.inference.export import int8, web_runtime
 from hf_denseseg.models.auto.registration import create_image_processor
 from hf_denseseg.reports.web_page import page_text
 from tiny_models import TINY_SETR, save_decided_setr
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+INT8 = ("--int8", "--calibration", "synthetic", "--calibration_images", "3", "--use_cpu")
 SECONDS = 120  # for the browser to start, load the model and segment
 
 # Frame of width x height; then for each file: choose or drop it, wait, post the state of the page.
@@ -301,6 +302,26 @@ def test_the_browser_gives_the_classes_of_predict(served, checkpoint, tmp_path):
 
 
 @pytest.mark.slow
+def test_the_browser_runs_int8(served, checkpoint, tmp_path, monkeypatch):
+    """The classes of the same model on ONNX Runtime, on a fourth of the bytes."""
+    monkeypatch.setattr(int8, "MOST_LOST", 1.0)  # random weights lose more than trained ones
+    folder, image = tmp_path / "page", np.random.default_rng(0).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    assert main(["export", str(checkpoint), "--format", "web", "--output", str(folder), *INT8]) == 0
+    (folder / "harness.html").write_text(HARNESS)
+    files = [("odd.png", "choose"), ("wide.png", "drop")]
+    for (name, _), size in zip(files, ((61, 75), (200, 96)), strict=True):
+        Image.fromarray(image).resize(size).save(folder / name)
+    shown, _ = show(folder, files, tmp_path)
+    session = onnxruntime.InferenceSession(folder / "model.onnx")
+    for (name, _), found in zip(files, shown, strict=True):
+        pixels = np.asarray(Image.open(folder / name)).transpose(2, 0, 1)[None]
+        (expected,) = session.run(None, {"image": pixels})
+        assert found["state"] == "done", found
+        assert (np.array(found["classes"]) == expected.ravel()).mean() > 0.99
+    assert (folder / "model.onnx").stat().st_size < 0.5 * (served / "model.onnx").stat().st_size
+
+
+@pytest.mark.slow
 def test_a_phone_a_large_photograph_and_a_file_that_is_no_image(served, tmp_path):
     """390 x 844: nothing to scroll sideways; 6000 x 4000 pixels are reduced, and the page says so."""
     (served / "notes.jpg").write_bytes(b"no image")
@@ -317,15 +338,19 @@ def test_a_phone_a_large_photograph_and_a_file_that_is_no_image(served, tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("words", [(), INT8], ids=["float32", "int8"])
 @pytest.mark.skipif(
     CHROMIUM is None or not NODE_MODULES,
     reason="no Chromium, or DENSESEG_NODE_MODULES is not set to the "
     "node_modules of `npm install --ignore-scripts @huggingface/transformers@4.3`",
 )
-def test_transformers_js_gives_the_classes_of_predict(checkpoint, tmp_path):
+def test_transformers_js_gives_the_classes_of_predict(checkpoint, tmp_path, monkeypatch, words):
+    """Of the checkpoint; of the export itself in int8."""
+    monkeypatch.setattr(int8, "MOST_LOST", 1.0)
     folder, images = tmp_path / "site", tmp_path / "images"
     exported = folder / "models" / "own"
-    assert main(["export", str(checkpoint), "--format", "transformers_js", "--output", str(exported)]) == 0
+    command = ["export", str(checkpoint), "--format", "transformers_js", "--output", str(exported)]
+    assert main([*command, *words]) == 0
     modules = Path(NODE_MODULES)
     shutil.copy(modules / "@huggingface/transformers/dist/transformers.min.js", folder)
     for path in (modules / "onnxruntime-web/dist").glob("ort-wasm-simd-threaded.*"):
@@ -337,8 +362,10 @@ def test_transformers_js_gives_the_classes_of_predict(checkpoint, tmp_path):
         coarse.resize(size).save(images / name)
         shutil.copy(images / name, folder)
     (folder / "index.html").write_text(TRANSFORMERS_JS.replace("NAMES", json.dumps(list(sizes))))
-    assert main(["predict", str(checkpoint), str(images), "--output_dir", str(tmp_path / "out")]) == 0
+    model = exported if words else checkpoint
+    assert main(["predict", str(model), str(images), "--output_dir", str(tmp_path / "out")]) == 0
     maps, _ = browse(folder, "index.html", tmp_path)
     for name, found in zip(sizes, maps, strict=True):
         expected = np.asarray(Image.open(tmp_path / "out" / "masks" / name))
-        assert np.array_equal(np.array(found).reshape(expected.shape), expected)
+        agreement = (np.array(found).reshape(expected.shape) == expected).mean()
+        assert agreement >= (0.99 if words else 1)  # processors round products of 8 bits in two ways

@@ -44,7 +44,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--with_argmax", action="store_true", help="bytes in, class map out (segmentation)")
     text = "of the only images that the program takes, for models of one size (default: any size)"
     parser.add_argument("--size", nargs=2, type=int, metavar=("H", "W"), help=text)
-    parser.add_argument("--int8", action="store_true", help="8-bit weights and activations (onnx, openvino)")
+    parser.add_argument("--int8", action="store_true", help="8-bit weights and activations (formats on ONNX)")
     parser.add_argument("--calibration", metavar="DATASET", help="training images that the ranges of --int8 come from")
     text = "images for the ranges, spread over the training split (default 100)"
     parser.add_argument("--calibration_images", type=int, metavar="N", help=text)

@@ -25,14 +25,17 @@ def export_section(record: dict[str, Any]) -> str:
     cost, rows = record["cost"], record["verified"]
     low = min(row["agreement"] for row in rows)
     sizes = ", ".join(f"{row['height']}x{row['width']}" for row in rows)
-    kind, before = ("int8", " before quantization") if "int8" in record else ("float32", "")
+    kind, before, after = "float32", "", ""
+    if int8 := record.get("int8"):
+        kind, before = "int8", " before quantization"
+        after = f", and after it {100 * int8['agreement']:.2f} % on the calibration images"
     model, exported = cost["model"], cost["exported"]
     lines = [
         HEADING,
         "",
         f"`{record['file']}`, format {record['format']}, {kind}. It takes `{record['input']}` and returns "
         f"{', '.join(f'`{name}`' for name in record['outputs'])}; agreement with the checkpoint{before} at least "
-        f"{100 * low:.2f} % of the classes ({sizes}).",
+        f"{100 * low:.2f} % of the classes ({sizes}){after}.",
         "",
         "| | checkpoint | exported |",
         "|---|---|---|",
@@ -49,7 +52,7 @@ def export_section(record: dict[str, Any]) -> str:
         f"| size of the weights' file, MiB | | {record['model_bytes'] / 2**20:.1f} |",
         "",
     ]
-    if "int8" in record and score:
+    if int8 and score:
         lines += ["| class | float32 | int8 |", "|---|---|---|"]
         lines += [
             f"| {row['class']} | {_percent(row['model'])} | {_percent(row['exported'])} |" for row in score["classes"]

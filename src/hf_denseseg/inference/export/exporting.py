@@ -11,7 +11,7 @@ from torch.export import Dim, ExportedProgram
 
 from hf_denseseg import __version__
 from hf_denseseg.errors import InputError, RunError
-from hf_denseseg.inference.export.engines import ENGINES
+from hf_denseseg.inference.export.engines import ENGINES, Engine
 from hf_denseseg.inference.export.exported_model import ExportedModel
 from hf_denseseg.inference.export.formats import FORMATS, Format, convert_to_openvino
 from hf_denseseg.inference.export.int8 import check_int8, quantize
@@ -150,9 +150,7 @@ def export(request: Request, program: Program, folder: Path) -> dict[str, Any]:
     written = list(path.parent.iterdir())
     shapes = [(batch if request.dynamic else 1, request.size or size) for batch, size in VERIFIED]
     checked = verify(program, ENGINES[chosen.name](path), channels, shapes)
-    _copy_files(request, folder)
-    if chosen.name == "transformers_js":
-        write_segformer(folder, request.checkpoint, program.model.config)
+    _copy_files(request, program, folder)
     return {
         "task": request.task,
         "format": chosen.name,
@@ -178,7 +176,7 @@ def export(request: Request, program: Program, folder: Path) -> dict[str, Any]:
 def export_int8(
     request: Request, program: Program, folder: Path, score: Callable[[ExportedModel], float]
 ) -> dict[str, Any]:
-    """Export a program into an empty folder as ONNX, verify it, and quantize it there; OpenVINO reads the result.
+    """Export a program as ONNX, verify it, quantize it, and bring it into its format in an empty folder.
 
     Args:
         request: what to export.
@@ -193,14 +191,16 @@ def export_int8(
     aside.mkdir()
     record = export(request._replace(format=FORMATS["onnx"]), program, aside)
     write_record(aside, record)
-    facts = quantize(aside, request.task, score)
     path = folder / chosen.file
-    if chosen.name == "onnx":
-        (aside / chosen.file).rename(path)
-    else:
-        convert_to_openvino(aside / FORMATS["onnx"].file, path)
-    size = sum(each.stat().st_size for each in folder.iterdir())
-    _copy_files(request, folder)
+    path.parent.mkdir(exist_ok=True)
+
+    def convert(source: Path) -> Engine:
+        convert_to_openvino(source, path) if chosen.name == "openvino" else shutil.copyfile(source, path)
+        return ENGINES[chosen.name](path)
+
+    facts = quantize(aside, request.task, score, convert)
+    size = sum(each.stat().st_size for each in path.parent.iterdir())
+    _copy_files(request, program, folder)
     return {
         **record,
         **{"format": chosen.name, "file": chosen.file, "int8": facts, "model_bytes": size},
@@ -236,7 +236,7 @@ def _reason(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _copy_files(request: Request, folder: Path) -> None:
+def _copy_files(request: Request, program: Program, folder: Path) -> None:
     """Copy what inference reads; a class map needs neither a protocol nor a resized image any more."""
     for name in KEPT:
         if (source := saved_file(request.checkpoint, name)) is not None:
@@ -246,3 +246,5 @@ def _copy_files(request: Request, folder: Path) -> None:
         processor = load_image_processor(str(folder))
         processor.do_resize = False
         processor.save_pretrained(folder)
+    if request.format.name == "transformers_js":
+        write_segformer(folder, request.checkpoint, program.model.config)

@@ -4,8 +4,7 @@ Ranges of the activations come from calibration images. If the score on these im
 cost most of it, each quantized alone, stay in float32: one, two, four and so on, until it does not.
 """
 
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,7 +16,9 @@ import torch
 from hf_denseseg.errors import InputError, RunError
 from hf_denseseg.inference.export.engines import Engine, OnnxEngine
 from hf_denseseg.inference.export.exported_model import ExportedModel, open_export
+from hf_denseseg.inference.export.verification import chosen_classes
 
+FORMATS = ("onnx", "openvino", "web", "transformers_js")  # which start from an ONNX model
 LAYERS = ("Conv", "MatMul", "Gemm")
 IN_FLOAT = ("LayerNormalization", "Softmax")  # cheap, and their ranges are wide
 OLDEST_RUNTIME = (1, 32)  # the first that keeps ranges in a file
@@ -59,17 +60,21 @@ class _Reader:
         return values
 
 
-def quantize(folder: Path, task: str, score: Callable[[ExportedModel], float]) -> dict[str, Any]:
-    """Replace the model in a folder by one in int8.
+def quantize(
+    folder: Path, task: str, score: Callable[[ExportedModel], float], convert: Callable[[Path], Engine]
+) -> dict[str, Any]:
+    """Make a model in int8.
 
     Args:
         folder: of a verified export in the format onnx.
         task: of the checkpoint.
         score: main score of a model on the calibration images, a fraction; it runs the model on each.
+        convert: brings the ONNX model in int8, which is then removed, into its final format, and opens it.
 
     Returns:
-        For `export.json`: number of calibration `inputs`, `layers`, names of those `kept` in float32, and the scores
-        `before` and `after` on the calibration images.
+        For `export.json`: number of calibration `inputs`, `layers`, names of those `kept` in float32, the scores
+        `before` and `after` on the calibration images, and on these the `agreement` of what `convert` opens with the
+        float32 model: the share of the classes that stay the same.
 
     Raises:
         RunError: the score falls by too much with half of the layers in float32.
@@ -99,8 +104,9 @@ def quantize(folder: Path, task: str, score: Callable[[ExportedModel], float]) -
                 )
             ranked = ranked or _ranked(recorder.engine, prepared, Path(aside) / "one.onnx", recorder.files, layers)
             kept = ranked[: max(2 * len(kept), 1)]
-        os.replace(target, path)
-    return {"inputs": len(recorder.files), "layers": len(layers), "kept": kept, "before": before, "after": after}
+        agreement = sum(_agreements(recorder.engine, convert(target), recorder.files)) / len(recorder.files)
+    facts = {"inputs": len(recorder.files), "layers": len(layers), "kept": kept}
+    return {**facts, "before": before, "after": after, "agreement": agreement}
 
 
 def weight_layers(path: Path) -> list[str]:
@@ -136,19 +142,19 @@ def write_int8(source: Path, target: Path, files: list[Path], layers: Sequence[s
 
 def _ranked(engine: Engine, source: Path, target: Path, files: list[Path], layers: list[str]) -> list[str]:
     """The layers, that first which changes most classes when it alone is quantized."""
-    inputs = [torch.from_numpy(np.load(file)) for file in files[:: max(len(files) // COMPARED_INPUTS, 1)]]
-    expected = [_classes(engine(values)) for values in inputs]
-    changed = {}
+    compared, same = files[:: max(len(files) // COMPARED_INPUTS, 1)], {}
     for name in layers:
         write_int8(source, target, files, [name])
-        quantized = OnnxEngine(target)
-        pairs = zip(inputs, expected, strict=True)
-        changed[name] = sum(float((_classes(quantized(values)) != ids).double().mean()) for values, ids in pairs)
-    return sorted(layers, key=lambda name: -changed[name])
+        same[name] = sum(_agreements(engine, OnnxEngine(target), compared))
+    return sorted(layers, key=lambda name: same[name])
 
 
-def _classes(outputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    return outputs[0].argmax(1) if outputs[0].is_floating_point() else outputs[0]
+def _agreements(engine: Engine, other: Engine, files: list[Path]) -> Iterator[float]:
+    """Of each input, the share of the classes in which two engines agree."""
+    for file in files:
+        values = torch.from_numpy(np.load(file))
+        expected, found = (chosen_classes(each(values)[0]) for each in (engine, other))
+        yield (expected == found).double().mean().item()
 
 
 def check_int8(name: str, task: str) -> None:
@@ -157,8 +163,8 @@ def check_int8(name: str, task: str) -> None:
     Raises:
         InputError: of another format, of a detector, or without the quantizer.
     """
-    if name not in ("onnx", "openvino"):
-        raise InputError(f"--int8 is for the formats onnx and openvino, not for {name}.")
+    if name not in FORMATS:
+        raise InputError(f"--int8 is for the formats {', '.join(FORMATS)}, not for {name}.")
     if task not in ("semantic-segmentation", "image-classification"):
         raise InputError(f"--int8 is for segmentation and classification; this checkpoint is for {task}.")
     try:

@@ -85,9 +85,12 @@ def _compare(
 
 
 def _classes(program: Program, output: torch.Tensor) -> torch.Tensor:
-    """Class map, or the classes that logits choose; of a detector, whose logits are independent, those it proposes."""
-    if isinstance(program, Detections):
-        return output.sigmoid() > PROPOSED
+    """The chosen classes; of a detector, whose logits are independent, those it proposes."""
+    return output.sigmoid() > PROPOSED if isinstance(program, Detections) else chosen_classes(output)
+
+
+def chosen_classes(output: torch.Tensor) -> torch.Tensor:
+    """The classes that logits choose; those of a class map as they are."""
     return two_logits(output).argmax(1) if output.is_floating_point() else output.long()
 
 
