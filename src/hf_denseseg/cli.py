@@ -9,6 +9,7 @@ import os
 import sys
 from typing import Any
 
+from hf_denseseg.commands.help_format import HelpFormatter
 from hf_denseseg.errors import InputError, RunError, unknown_name
 
 COMMANDS = (
@@ -33,8 +34,8 @@ RENAMED_OPTIONS = {
     "--band_pixels": "--tile_above_pixels",
 } | {f"--{key}": f"--test_{key}" for key in ("mode", "crop_size", "stride", "base_size", "scales", "flip", "average")}
 EPILOG = """examples:
-  denseseg demo                                              train a small model on embedded data, offline
-  denseseg models 'dsct-*'                                   names, sizes and costs
+  denseseg demo              train a small model on embedded data, offline
+  denseseg models 'dsct-*'   names, sizes and costs
   denseseg train scripts/recipes/dsct/dsct_tiny_sac_camvid_cpu.yaml --dataset path/to/camvid
   denseseg predict runs/demo/model street.jpg --output_dir masks
 
@@ -45,7 +46,7 @@ class CommandParser(argparse.ArgumentParser):
     """A parser that takes options by their full names only: an abbreviation could mean another option tomorrow."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs | {"allow_abbrev": False})
+        super().__init__(*args, **kwargs | {"allow_abbrev": False, "formatter_class": HelpFormatter})
 
     def check_options(self, words: list[str]) -> None:
         """End with a usage error at the first of `words` that is no option, and propose the one that was meant."""
@@ -73,7 +74,6 @@ def build_parser() -> CommandParser:
         prog="denseseg",
         description="Train, evaluate and use dense-prediction models for Hugging Face transformers.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"hf-denseseg {_version()}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)

@@ -3,10 +3,11 @@
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 EPILOG = """examples:
-  denseseg card                                  every variant that has a recipe in scripts/recipes
-  denseseg card dsct-base-sac --results runs     with the results of finished runs in runs/RECIPE_NAME
+  denseseg card                                every variant that has a recipe in scripts/recipes
+  denseseg card dsct-base-sac --results runs   with the results of finished runs in runs/RECIPE_NAME
 
 `denseseg train` writes the card of a trained model itself: model/README.md in the run folder."""
 
@@ -18,14 +19,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="write the model cards of the published variants",
         description="Write one model card per published variant, with published and measured numbers side by side.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("names", nargs="*", help="published names (default: all that have a recipe)")
-    parser.add_argument("--recipes", type=Path, default="scripts/recipes", help="their folder (default: %(default)s)")
-    parser.add_argument("--results", type=Path, help="folder of finished runs: RECIPE_NAME/results.json")
-    parser.add_argument(
-        "--output_dir", type=Path, default="model_cards", help="folder to write (default: %(default)s)"
-    )
+    folder: dict[str, Any] = {"type": Path, "metavar": "FOLDER"}
+    parser.add_argument("--recipes", **folder, default="scripts/recipes", help="of the recipes (default: %(default)s)")
+    parser.add_argument("--results", **folder, help="of finished runs: RECIPE_NAME/results.json (default: none)")
+    parser.add_argument("--output_dir", **folder, default="model_cards", help="to write (default: %(default)s)")
 
 
 def main(args: argparse.Namespace) -> int:

@@ -9,7 +9,9 @@ EPILOG = """examples:
   denseseg convert setr google/vit-large-patch16-384 setr-mla-vit-large --num_labels 150 \\
       --config_overrides '{image_size: 512}' --output_dir setr-mla-imagenet
 
-Weights are read as safetensors or with weights_only=True, so no code in them is run. Every key of the official
+Weights are read as safetensors or with weights_only=True, so no code in them is run.
+
+Every key of the official
 checkpoint is converted or known to be unused; keys that are left over or missing are an error that lists them."""
 
 
@@ -20,7 +22,6 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="convert the authors' checkpoint into a model folder",
         description="Convert the authors' weights into a model folder that from_pretrained loads.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("family", help="model family: dsct, setr, hlg, unept or hfgd")
     parser.add_argument(
@@ -29,9 +30,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "take timm:NAME or a hub id, see their README",
     )
     parser.add_argument("hyper_parameters", help="published name, or a JSON file with the names of the official code")
-    parser.add_argument("--num_labels", type=int, help="number of classes of the head")
-    parser.add_argument("--config_overrides", help="config fields to change, as YAML: '{image_size: 512}'")
-    parser.add_argument("--output_dir", required=True, help="folder to write")
+    parser.add_argument(
+        "--num_labels", type=int, metavar="N", help="classes of the head (default: those of the weights)"
+    )
+    parser.add_argument("--config_overrides", metavar="YAML", help="config fields to change: '{image_size: 512}'")
+    parser.add_argument("--output_dir", metavar="FOLDER", required=True, help="folder to write")
 
 
 def main(args: argparse.Namespace) -> int:

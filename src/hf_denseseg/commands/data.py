@@ -12,6 +12,7 @@ from hf_denseseg.files import atomic_path, write_atomic
 from hf_denseseg.models.auto.tasks import SEMANTIC_SEGMENTATION, TASKS
 
 _EXAMPLES = {
+    "list": "denseseg data list",
     "check": "denseseg data check path/to/camvid --split train",
     "stats": "denseseg data stats path/to/camvid --split train --output stats.json",
     "show": "denseseg data show synthetic --limit 8 --output scenes.png",
@@ -24,6 +25,7 @@ _EPILOG = """examples:
   denseseg data check path/to/coco --split train2017 --task object-detection
   denseseg data stats path/to/imagenet --split val --task image-classification"""
 _HELP = {
+    "list": "known benchmarks and formats of annotation tools: classes, splits, license, source and files",
     "check": "read every image with its labels; name each fault, its file and how to fix it; exit code 2 if any",
     "stats": "count classes and image sizes (for label maps also pixels, and class weights from them), as JSON",
     "show": "draw the first images with their labels into one PNG",
@@ -37,38 +39,39 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "data",
         help="list benchmarks; check, count, show or pack a dataset",
-        description="Check a dataset before training on it, or pack it into shards for many machines.",
+        description="Check a dataset before training on it, convert it, or pack it into shards for many machines.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    actions = parser.add_subparsers(dest="action", metavar="|".join(("list", *_HELP, "doubt")), required=True)
-    actions.add_parser("list", help="known benchmarks: classes, splits, license, source and files")
-    data_doubt.add_action(actions)
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     for name, text in _HELP.items():
         action = actions.add_parser(
-            name, help=text, description=text[0].upper() + text[1:] + ".", epilog="example: " + _EXAMPLES[name]
+            name, help=text, description=text[0].upper() + text[1:] + ".", epilog=f"example:\n  {_EXAMPLES[name]}"
         )
+        if name == "list":
+            continue
         add = action.add_argument
         add("dataset", help="'synthetic', a benchmark, a folder, export or archive, an annotation file, or a hub id")
-        add("--task", choices=tuple(TASKS), default=SEMANTIC_SEGMENTATION, help="(default: %(default)s)")
+        text = "what the labels are for: %(choices)s (default: %(default)s)"
+        add("--task", choices=tuple(TASKS), metavar="TASK", default=SEMANTIC_SEGMENTATION, help=text)
         split = None if name == "convert" else "train"
         text = f"train, val, test or the name of a folder (default: {split or 'all'})"
         add("--split", default=split, help=text)
         add_source_options(action)
         default = 8 if name == "show" else None
-        text = f"only the first images (default: {default or 'all'})"
+        text = f"only the first N images (default: {default or 'all'})"
         add("--limit", type=int, metavar="N", default=default, help=text)
         if name == "pack":
-            add("--output_dir", type=Path, required=True, help="folder to write")
-            add("--format", choices=("parquet", "webdataset"), default="parquet", help="(default: %(default)s)")
-            add("--rows_per_shard", type=int, default=500, help="images per shard (default: %(default)s)")
+            add("--output_dir", type=Path, metavar="FOLDER", required=True, help="folder to write the shards into")
+            add("--format", choices=("parquet", "webdataset"), default="parquet", help="of shards (default: parquet)")
+            add("--rows_per_shard", type=int, metavar="N", default=500, help="images per shard (default: %(default)s)")
         elif name == "convert":
-            add("--output", type=Path, required=True, help="folder to write, which holds nothing yet")
+            add("--output", type=Path, metavar="FOLDER", required=True, help="folder to write, new or empty")
         elif name == "check":
             add("--write_spec", type=Path, metavar="FILE", help="write the label specification that fits label maps")
         else:
             path = Path("data.png" if name == "show" else "stats.json")
-            add("--output", type=Path, default=path, help=f"file to write (default: {path})")
+            add("--output", type=Path, metavar="FILE", default=path, help=f"file to write (default: {path})")
+    data_doubt.add_action(actions)
 
 
 def main(args: argparse.Namespace) -> int:

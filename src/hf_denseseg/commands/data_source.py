@@ -16,15 +16,25 @@ _FOLDER_OPTIONS = ("overlap", "empty_images", "mask_suffix")
 def add_source_options(parser: argparse.ArgumentParser) -> None:
     """Add the options to a command."""
     add = parser.add_argument
-    add("--data_root", help="folder of the benchmark that DATASET names (default: $DENSESEG_DATA_ROOT)")
-    add("--label_spec", metavar="FILE", help="label specification, a benchmark's name, or a list of class names")
-    add("--columns", type=json.loads, metavar="JSON", help='names of columns in the data: \'{"label": "mask"}\'')
-    add("--revision", help="revision of a hub dataset")
-    add("--num_channels", type=int, metavar="N", help="channels of the images (default: 3)")
-    add("--pixel_range", nargs="+", metavar="X", help="uint8 (default), uint16, or the values of black and white")
-    add("--overlap", metavar="WHICH", help="objects of an export: the last (default) or the smaller is on top")
-    add("--empty_images", metavar="AS", help="images of an export without objects: background (default) or ignored")
-    add("--mask_suffix", metavar="END", help="what the name of a mask has after its image's: _mask (default: found)")
+    text = "folder of the benchmark that DATASET names (default: $DENSESEG_DATA_ROOT)"
+    add("--data_root", metavar="FOLDER", help=text)
+    text = (
+        "label specification (YAML or JSON), a list of class names, or a benchmark's name (default: found by itself)"
+    )
+    add("--label_spec", metavar="FILE", help=text)
+    text = 'names of columns in the data, where they differ from ours: \'{"label": "mask"}\''
+    add("--columns", type=json.loads, metavar="JSON", help=text)
+    text = "commit, tag or branch of a hub dataset (default: the newest; copies of benchmarks need a commit)"
+    add("--revision", metavar="NAME", help=text)
+    add("--num_channels", type=int, metavar="N", help="channels of each image (default: 3)")
+    text = "stored values: uint8 (default), uint16, or those of black and white: 0 4095"
+    add("--pixel_range", nargs="+", metavar="X", help=text)
+    text = "exports: which of overlapping objects is on top: last (default) or smaller"
+    add("--overlap", metavar="WHICH", help=text)
+    text = "exports: what an image without objects is: background (default) or ignored"
+    add("--empty_images", metavar="AS", help=text)
+    text = "what the file name of a mask has after that of its image, for example _mask (default: found by itself)"
+    add("--mask_suffix", metavar="END", help=text)
 
 
 def source_of(args: argparse.Namespace, task: "Task") -> dict[str, Any]:

@@ -42,8 +42,8 @@ for row in data.dataset:
 EPILOG = """examples:
   denseseg demo --output_dir runs/demo
   denseseg demo --task image-classification --output_dir runs/demo-classification
-  denseseg demo --model segformer-b0                        a model of transformers
-  denseseg demo --max_steps 50                              any key of a recipe, see `denseseg train --keys`"""
+  denseseg demo --model segformer-b0   a model of transformers
+  denseseg demo --max_steps 50         any key of a recipe"""
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -54,15 +54,17 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         description="Train a small model on embedded drawings of streets, evaluate it per class, save it, load it in "
         "a new process through the Auto classes and the pipeline, and write predictions and one HTML page.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--task",
         choices=tuple(TASKS),
+        metavar="TASK",
         default=SEMANTIC_SEGMENTATION,
-        help="task to learn (default: %(default)s)",
+        help="task to learn: %(choices)s (default: %(default)s)",
     )
-    parser.add_argument("--output_dir", default="runs/demo", help="run folder to write (default: %(default)s)")
+    parser.add_argument(
+        "--output_dir", metavar="FOLDER", default="runs/demo", help="run folder to write (default: %(default)s)"
+    )
     parser.set_defaults(takes_overrides=True)
 
 

@@ -16,12 +16,14 @@ EPILOG = """examples:
   denseseg evaluate runs/city/model --dataset cityscapes --data_root FOLDER --eval_split test --submission city.zip
   torchrun --nproc_per_node 2 -m hf_denseseg.cli evaluate CHECKPOINT --dataset FOLDER --use_cpu
 
-OUTPUT_DIR (--output_dir) gets results.json and, for segmentation, index.html (open it in a browser), classes.csv,
-images.csv and confusion.csv. Run an interrupted command again, with any number of processes, and it continues where it
+--output_dir (default: runs/ and the name of the recipe, or runs/default) gets results.json and, for segmentation,
+index.html (open it in a browser), classes.csv, images.csv and confusion.csv.
+
+Run an interrupted command again, with any number of processes, and it continues where it
 stopped; with another checkpoint, protocol or label specification it starts from the beginning.
 
-Without a --test_ key the protocol saved with the checkpoint is used. Every data and test key of a recipe can be given
-(`denseseg train --keys` lists them)."""
+Without a --test_... key the protocol saved with the checkpoint is used. Every data and test key of a recipe can be
+given (`denseseg train --keys` lists them)."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -31,10 +33,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="score a checkpoint on a dataset, with any test protocol",
         description="Score a checkpoint for its task: a table of the classes and results.json.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("checkpoint", help="model folder or hub id")
-    parser.add_argument("--recipe", help="YAML file whose data and test keys are used")
+    parser.add_argument("checkpoint", help="model folder, exported model or hub id")
+    parser.add_argument("--recipe", metavar="FILE", help="YAML file whose data and test keys are used (default: none)")
     parser.add_argument(
         "--submission",
         metavar="ZIP",

@@ -13,17 +13,20 @@ EPILOG = """examples:
   denseseg export runs/camvid/model --format onnx --output exported --int8 --calibration path/to/camvid
   denseseg export runs/dpt/model --output exported --size 384 384
   denseseg evaluate exported --dataset path/to/camvid --eval_split test
-  denseseg export runs/camvid/model --format web --output page && python -m http.server --directory page
+  denseseg export runs/camvid/model --format web --output page
 
-OUTPUT gets the model (torch, aoti: model.pt2, onnx: model.onnx, openvino: openvino_model.xml and .bin), the files of
+--output gets the model (torch, aoti: model.pt2, onnx: model.onnx, openvino: openvino_model.xml and .bin), the files of
 the checkpoint that running it needs, and export.json: inputs, outputs, versions, agreement with the checkpoint,
 scores, milliseconds and peak memory of both, checksums. Its README.md has the table.
+
 Without --with_argmax the model takes normalized pixel_values (batch, 3, height, width) float32 and returns logits.
 With it, it takes image (batch, 3, height, width) uint8, RGB, and returns class_map (batch, height, width) uint8
 (uint16 above 256 classes): normalization, resize and argmax are part of it.
+
 --format web is onnx with --with_argmax, and index.html, which runs it in the browser. --format transformers_js writes
 onnx/model.onnx, and describes it as a Segformer, which transformers.js opens. See docs/deploy.md for both.
-With --dataset checkpoint and export are scored with every data and test key of `denseseg evaluate`; if the main score
+
+With --dataset, checkpoint and export are scored with every data and test key of `denseseg evaluate`; if the main score
 differs by more than 0.05 points (--int8: 1 point), nothing is written (exit code 1).
 
 torch 2.11 exports pooling for even or for odd sizes only; the command then says so and writes nothing."""
@@ -34,19 +37,25 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "export",
         help="write a checkpoint for another runtime",
-        description="Export with dynamic batch, height and width, and compare with the model at four sizes.",
+        description="Write a checkpoint as a model for another runtime, for images of any size, and compare both at "
+        "four sizes. Nothing is written if they differ.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("checkpoint", help="model folder or hub id")
-    parser.add_argument("--format", choices=FORMATS, default="torch", help="format (default: %(default)s)")
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder to write")
-    parser.add_argument("--with_argmax", action="store_true", help="bytes in, class map out (segmentation)")
-    text = "of the only images that the program takes, for models of one size (default: any size)"
+    parser.add_argument(
+        "--format", choices=FORMATS, metavar="FORMAT", default="torch", help="%(choices)s (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--output", required=True, metavar="FOLDER", help="folder to write: new, empty, or of an earlier export"
+    )
+    parser.add_argument(
+        "--with_argmax", action="store_true", help="takes bytes, returns class ids (segmentation); see below"
+    )
+    text = "height and width in pixels of the only images that the program takes (default: any size)"
     parser.add_argument("--size", nargs=2, type=int, metavar=("H", "W"), help=text)
     parser.add_argument("--int8", action="store_true", help="8-bit weights and activations (formats on ONNX)")
     parser.add_argument("--calibration", metavar="DATASET", help="training images that the ranges of --int8 come from")
-    text = "images for the ranges, spread over the training split (default 100)"
+    text = "images for the ranges, spread over the training split (default: 100)"
     parser.add_argument("--calibration_images", type=int, metavar="N", help=text)
     text = "npm package for --format web: folder or tarball (default: a cache folder, where npm puts it)"
     parser.add_argument("--onnxruntime_web", metavar="PATH", help=text)

@@ -11,9 +11,11 @@ EPILOG = """examples:
   denseseg features runs/demo/model --dataset synthetic --output_dir runs/demo/features
   denseseg features CHECKPOINT --dataset path/to/camvid --output_dir features --classes road pavement --projection umap
 
-OUTPUT_DIR gets tokens.png: what the classifier predicts for its own class tokens (a high diagonal: the classes do not
-depend on each other); features.png: a projection of pixel features to two dimensions, in the colors of the
-ground truth; features.json, the numbers: token confidence, and how separable the classes are before projection.
+--output_dir gets:
+  tokens.png     what the classifier predicts for its own class tokens (high diagonal: classes are independent)
+  features.png   a projection of pixel features to two dimensions, in the colors of the ground truth
+  features.json  the numbers: token confidence, and how separable the classes are before projection
+
 Without --classes the classes are shown that the checkpoint confuses most, at most eight; to compare checkpoints, name
 the same classes for each. umap is the paper's projection; it and tsne need `pip install 'hf-denseseg[umap]'`."""
 
@@ -25,20 +27,19 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="show class tokens and pixel features of a checkpoint",
         description="Show how well the features of a segmentation checkpoint separate the classes.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("checkpoint", help="folder or hub id of a segmentation model")
     add("--dataset", required=True, help="'synthetic', a benchmark, a folder or a hub id")
     add("--data_root", metavar="FOLDER", help="folder of the benchmark that --dataset names")
-    add("--eval_split", default="val", help="val, train, test or the name of a folder (default: val)")
-    add("--output_dir", required=True, help="folder to write")
-    add("--classes", nargs="+", metavar="NAME", help="classes to show")
+    add("--eval_split", metavar="SPLIT", default="val", help="val, train, test or the name of a folder (default: val)")
+    add("--output_dir", metavar="FOLDER", required=True, help="folder to write")
+    add("--classes", nargs="+", metavar="NAME", help="classes to show (default: see below)")
     add("--max_eval_samples", type=int, metavar="N", help="only the first N images (default: all)")
     add("--points", type=int, default=500, metavar="N", help="features per class (default: 500)")
-    add("--projection", choices=("pca", "umap", "tsne"), default="pca", help="projection to the plane (default: pca)")
+    add("--projection", choices=("pca", "umap", "tsne"), default="pca", help="to two dimensions, by (default: pca)")
     add("--label_spec", metavar="FILE", help="label specification (default: found beside the data)")
-    add("--seed", type=int, default=0, help="of the sampling and the projection (default: 0)")
+    add("--seed", type=int, metavar="N", default=0, help="seed of the sampling and the projection (default: 0)")
     add("--device", help="cpu, cuda, cuda:1 ... (default: cuda if there is one)")
 
 
@@ -129,6 +130,6 @@ def _check_present(counts: Any, chosen: list[int] | None, spec: Any, what: str) 
     """Refuse classes without anything to show, and fewer than two classes."""
     present = [k for k in range(spec.num_labels) if counts[k]]
     if absent := [spec.classes[k] for k in chosen or () if k not in present]:
-        raise InputError(f"{', '.join(absent)}: no {what}. Name other classes, or raise --limit.")
+        raise InputError(f"{', '.join(absent)}: no {what}. Name other classes, or raise --max_eval_samples.")
     if len(present if chosen is None else chosen) < 2:
-        raise InputError("At least two classes are needed. Name more, or raise --limit.")
+        raise InputError("At least two classes are needed. Name more, or raise --max_eval_samples.")

@@ -17,23 +17,35 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="build, inspect and measure the deformable-attention kernel",
         description="Deformable attention as compiled code: build it with the C++ compiler of this machine, see which "
         "implementation runs and why, and measure it against the PyTorch one of transformers.",
-        epilog="example: denseseg kernels build && denseseg kernels info && denseseg kernels bench --threads 2",
+        epilog="examples:\n  denseseg kernels build\n  denseseg kernels info\n  denseseg kernels bench --threads 2",
     )
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    build_parser = actions.add_parser("build", help="compile it, unless that is done already (takes seconds)")
-    build_parser.add_argument("--source", type=Path, help="kernel repository (default: the package's)")
+    build_parser = _add_action(
+        actions, "build", "compile it, unless that is done already (takes seconds)", "--optional"
+    )
+    text = "kernel repository (default: the package's)"
+    build_parser.add_argument("--source", type=Path, metavar="FOLDER", help=text)
     build_parser.add_argument(
         "--output_dir",
         type=Path,
+        metavar="FOLDER",
         help="folder to build into (default: build/ in the checkout, or the user's cache folder)",
     )
     build_parser.add_argument("--optional", action="store_true", help="without a compiler, print a note and succeed")
-    info = actions.add_parser("info", help="which implementation runs on the CPU and on the GPU, and why")
-    info.add_argument("--json", action="store_true", help="print JSON")
-    bench = actions.add_parser("bench", help="time and memory, compared with the PyTorch code of transformers")
-    bench.add_argument("--cases", nargs="+", choices=CASES, default=["unept-decoder"])
-    bench.add_argument("--threads", type=int, help="torch threads (default: torch's)")
-    bench.add_argument("--repeats", type=int, default=3, help="runs of each; the fastest counts (default: 3)")
+    info = _add_action(actions, "info", "which implementation runs on the CPU and on the GPU, and why", "--json")
+    info.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    text = "time and memory, compared with the PyTorch code of transformers"
+    bench = _add_action(actions, "bench", text, "--cases unept-decoder detr-encoder --threads 2")
+    text = "shapes as in these models: %(choices)s (default: unept-decoder)"
+    bench.add_argument("--cases", nargs="+", choices=CASES, metavar="CASE", default=["unept-decoder"], help=text)
+    bench.add_argument("--threads", type=int, metavar="N", help="torch threads (default: torch's)")
+    text = "runs of each, of which the fastest counts (default: %(default)s)"
+    bench.add_argument("--repeats", type=int, metavar="N", default=3, help=text)
+
+
+def _add_action(actions: argparse._SubParsersAction, name: str, text: str, options: str) -> argparse.ArgumentParser:
+    example = f"example:\n  denseseg kernels {name} {options}"
+    return actions.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", epilog=example)
 
 
 def main(args: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "models",
         help="list the published variants",
         description="List the published variants: parameters and multiply-adds, counted without allocating weights.",
-        epilog="example: denseseg models 'dsct-*' --image_size 512 512",
+        epilog="example:\n  denseseg models 'dsct-*' --image_size 512 512",
     )
     parser.add_argument("pattern", nargs="?", default="*", help="glob pattern, such as 'dsct-*' (default: all)")
     parser.add_argument(
@@ -18,8 +18,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         nargs=2,
         type=int,
         default=(512, 512),
-        metavar=("HEIGHT", "WIDTH"),
-        help="image size in pixels for the multiply-adds (default: 512 512)",
+        metavar=("H", "W"),
+        help="height and width in pixels for the multiply-adds (default: 512 512)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 

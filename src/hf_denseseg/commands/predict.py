@@ -17,26 +17,35 @@ EPILOG = """examples:
   accelerate launch --num_processes 4 -m hf_denseseg.cli predict CHECKPOINT photos/ --output_dir masks
   denseseg predict CHECKPOINT street.jpg --output_dir masks --show attention features positions --point 320 200
 
-OUTPUT/results.json names the files of each image, and for each class its fraction of the pixels and mean probability.
---write selects:
-  masks          OUTPUT/masks/NAME.png, class ids (a palette image: viewers show colors, readers get ids)
-  overlays       OUTPUT/overlays/NAME.jpg, the colors over the image
-  confidence     OUTPUT/confidence/NAME.png, the probability of each pixel's class (255 is 1)
-  probabilities  OUTPUT/probabilities/NAME.npz, all classes (num_labels, height, width) float16
-  parquet        OUTPUT/results.parquet, one row per image with its mask: datasets.Dataset.from_parquet reads it
-  video          OUTPUT/overlays/NAME.mp4, the overlays of a video at its frame rate
+In the output folder, results.json names the files of each image, and for each class its fraction of the pixels and
+mean probability. --write selects:
+  masks          masks/NAME.png, class ids (a palette image: viewers show colors, readers get ids)
+  overlays       overlays/NAME.jpg, the colors over the image
+  confidence     confidence/NAME.png, the probability of each pixel's class (255 is 1)
+  probabilities  probabilities/NAME.npz, all classes (num_labels, height, width) float16
+  parquet        results.parquet, one row per image with its mask: datasets.Dataset.from_parquet reads it
+  video          overlays/NAME.mp4, the overlays of a video at its frame rate
+
 Frames of a video are numbered NAME/000000; Ctrl-C ends a stream. Videos and streams need the extra `video`.
-Images above --tile_above_pixels are segmented in strips of rows: with windows, memory grows with their width only. The
-ids are the same; scores that are resized, or averaged over scales, may differ by rounding.
-With --show, OUTPUT/shown/NAME_attention.png shows what the picked points attend to in each layer, NAME_features.png
-the features of the layers and of the decoder, positions.png the similarity of the position embeddings, and
-NAME_refinement.png (UN-EPT) the label map before and after the boundary refinement.
-The five best classes of a classifier, or the boxes of a detector (and masks as RLE), go to OUTPUT/results.json, and
-the objects over the images to OUTPUT/drawn/NAME.jpg; of the options --threshold, --device, --frame_stride and
---max_pixels apply to them.
+
+Images above --tile_above_pixels are segmented in strips of rows: with windows, memory grows with their width only.
+The ids are the same; scores that are resized, or averaged over scales, may differ by rounding.
+
+--show writes into the folder shown/:
+  attention   what the picked points attend to in each layer
+  features    the features of the layers and of the decoder
+  positions   the similarity of the position embeddings
+  refinement  UN-EPT: the label map before and after the boundary refinement
+
+The five best classes of a classifier, or the boxes of a detector (and masks as RLE), go to results.json, and the
+objects over the images to drawn/NAME.jpg; of the options --threshold, --device, --frame_stride and --max_pixels
+apply to them.
+
 A run that was interrupted continues when the same command is given again, also with another number of processes.
-Processes of accelerate launch or torchrun share the images and the frames of each video, need the same OUTPUT, and
-write the same files as one process with the same number of threads. Files that cannot be read are left out and
+Processes of accelerate launch or torchrun share the images and the frames of each video, need the same
+--output_dir, and write the same files as one process with the same number of threads.
+
+Files that cannot be read are left out and
 reported (exit code 1); files of a folder that are neither images nor videos by their suffix are counted. Of a GIF,
 WebP or TIFF with several frames the first is read."""
 
@@ -49,10 +58,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         description="Segment images at their own size, classify them, or detect objects in them, as the checkpoint "
         "was trained to.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("checkpoint", help="folder or hub id of a model")
+    number: dict[str, Any] = {"type": int, "metavar": "N"}
+    kinds: dict[str, Any] = {"nargs": "+", "metavar": "KIND"}
+    add("checkpoint", help="model folder, exported model or hub id")
     add(
         "inputs",
         nargs="+",
@@ -60,38 +70,39 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="image, video, folder (searched recursively), glob, @FILE with one path per line, address of a stream "
         "(rtsp://...), or - for a stream on standard input",
     )
-    add("--output_dir", required=True, help="folder to write")
-    add("--write", nargs="+", choices=(*KINDS, *NEEDS), help="see below (default masks overlays, videos: also video)")
+    add("--output_dir", metavar="FOLDER", required=True, help="folder to write")
+    text = "%(choices)s; see below (default: masks overlays, and for videos video)"
+    add("--write", **kinds, choices=(*KINDS, *NEEDS), help=text)
     add("--raw_ids", action="store_true", default=None, help="masks hold the dataset's ids, as in its label maps")
     add("--label_spec", metavar="FILE", help="colors and raw ids (default: the checkpoint's labels.json)")
-    add("--frame_stride", type=int, metavar="N", help="predict every N-th frame of videos (default 1)")
-    add("--max_pixels", type=int, metavar="N", help="larger images are left out without decoding (default 178956970)")
-    add("--tile_above_pixels", type=int, metavar="N", help="larger ones go in strips of rows (default 4194304)")
-    add("--threshold", type=float, metavar="SCORE", help="minimum score of an object (default 0.5)")
+    add("--frame_stride", **number, help="predict every N-th frame of videos (default: 1)")
+    add("--max_pixels", **number, help="leave images of more pixels out, undecoded (default: 178956970)")
+    add("--tile_above_pixels", **number, help="segment images of more pixels in strips of rows (default: 4194304)")
+    add("--threshold", type=float, metavar="SCORE", help="lowest score of an object (default: 0.5)")
     add("--device", help="cpu, cuda, cuda:1 ... (default: cuda if available, one GPU per process)")
     test = parser.add_argument_group("test protocol (default: as saved with the checkpoint)").add_argument
     size: dict[str, Any] = {"nargs": 2, "type": int, "metavar": ("H", "W")}
     switch: dict[str, Any] = {"action": "store_true", "default": None}
     test("--test_mode", choices=("whole", "slide"), help="whole image, or a sliding window")
-    test("--test_crop_size", **size, help="sliding window in pixels")
-    test("--test_stride", **size, help="stride of the window (default 2/3 of its size)")
-    test("--test_base_size", **size, help="box to resize into, aspect ratio kept")
-    test("--test_scales", nargs="+", type=float, metavar="RATIO", help="scales to average over")
+    test("--test_crop_size", **size, help="height and width of the sliding window in pixels")
+    test("--test_stride", **size, help="step of the window in pixels (default: 2/3 of its size)")
+    test("--test_base_size", **size, help="box in pixels to resize into, aspect ratio kept")
+    test("--test_scales", nargs="+", type=float, metavar="RATIO", help="scales to average over: 0.75 1.0 1.25")
     test("--test_flip", **switch, help="average with the horizontally flipped image")
     test("--test_raise_short_side", **switch, help="SETR: enlarge images whose shortest edge is below the window's")
     test("--test_keep_odd", **switch, help="HFGD: scale each side separately, odd sides stay odd")
     test("--test_pad_to_window", **switch, help="pad images that are smaller than the window")
-    test("--test_average", choices=("probabilities", "logits"), help="quantity to average over scales and flips")
+    test("--test_average", choices=("probabilities", "logits"), help="what is averaged over scales and flips")
     test("--test_threshold", type=float, metavar="P", help="one logit: probability above which a pixel is foreground")
     test("--test_temperature", type=float, metavar="T", help="divide the logits by it; the classes stay")
-    test("--window_batch_size", type=int, metavar="N", help="windows per model call (default 4)")
+    test("--window_batch_size", **number, help="windows per model call (default: 4)")
     test("--accumulation_device", metavar="DEVICE", help="device that sums full-size scores, for example cpu")
     internals = parser.add_argument_group("the model's internals, as the papers show them").add_argument
-    internals("--show", nargs="+", choices=SHOWABLE, help="internals to show")
+    internals("--show", **kinds, choices=SHOWABLE, help="%(choices)s; see below")
     point: dict[str, Any] = {"nargs": "+", "action": "extend", "type": float, "metavar": "X Y"}
     internals("--point", **point, help="picked points of the attention, in pixels (default: center)")
-    internals("--layers", nargs="+", type=int, metavar="N", help="layers, from 1 (default: all; attention: 4)")
-    internals("--show_size", type=int, metavar="N", help="longest edge of the image that is inspected (default 512)")
+    internals("--layers", nargs="+", **number, help="layers to show, counted from 1 (default: all; attention: four)")
+    internals("--show_size", **number, help="longest edge of the inspected image in pixels (default: 512)")
 
 
 def main(args: argparse.Namespace) -> int:

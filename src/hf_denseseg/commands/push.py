@@ -9,9 +9,11 @@ EPILOG = """examples:
   denseseg push runs/demo/model your-name/dsct-demo --private
   denseseg push runs/demo/model your-name/dsct-demo --space --endpoint
 
-Log in once with `hf auth login`. The folder needs config.json, preprocessor_config.json,
-the weights and README.md (the card). Models of this package get their code, so that
-`from_pretrained(..., trust_remote_code=True)` loads them where it is not installed."""
+Log in once with `hf auth login`. The folder needs config.json, preprocessor_config.json, the weights and README.md
+(the card).
+
+Models of this package get their code, so that `from_pretrained(..., trust_remote_code=True)` loads them where it is
+not installed."""
 
 NEEDED = ("config.json", "README.md", "preprocessor_config.json")
 
@@ -23,7 +25,6 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="upload a model folder to the Hugging Face Hub",
         description="Upload a model folder with its card to the Hugging Face Hub.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("folder", type=Path, help="folder of a trained or converted model")
     parser.add_argument("repository", help="OWNER/NAME on the hub; created if it does not exist")
@@ -32,7 +33,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--space", action="store_true", help="also make a Space of this name with a page for the model"
     )
     parser.add_argument("--endpoint", action="store_true", help="also add handler.py, which inference endpoints call")
-    parser.add_argument("--message", default="Upload model", help="commit message (default: %(default)s)")
+    parser.add_argument(
+        "--message", metavar="TEXT", default="Upload model", help="commit message (default: %(default)s)"
+    )
 
 
 def main(args: argparse.Namespace) -> int:

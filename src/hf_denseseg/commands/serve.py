@@ -8,7 +8,9 @@ EPILOG = """examples:
   denseseg serve your-name/dsct-demo --examples street1.jpg street2.jpg --port 8080
 
 Needs `pip install 'hf-denseseg[app]'` (Gradio). The page is for this machine only; --host 0.0.0.0 opens it to the
-network. The same page as a Space of the hub: `denseseg push FOLDER OWNER/NAME --space`."""
+network.
+
+The same page as a Space of the hub: `denseseg push FOLDER OWNER/NAME --space`."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -18,13 +20,14 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="open a local page on which a checkpoint can be tried",
         description="Open a page for a checkpoint: upload an image, see mask, overlay and table.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("checkpoint", help="model folder, exported model or hub id")
-    parser.add_argument("--examples", nargs="+", default=[], metavar="IMAGE", help="images that the page offers")
+    parser.add_argument(
+        "--examples", nargs="+", default=[], metavar="IMAGE", help="images that the page offers (default: none)"
+    )
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda if available)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    parser.add_argument("--port", type=int, help="port (default: the first free one from 7860)")
+    parser.add_argument("--port", type=int, metavar="N", help="port (default: the first free one from 7860)")
 
 
 def main(args: argparse.Namespace) -> int:

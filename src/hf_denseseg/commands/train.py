@@ -5,20 +5,25 @@ import sys
 from pathlib import Path
 
 DESCRIPTION = """Train from a recipe, evaluate, and write a run folder: checkpoints, model with its card, results.json,
-learning curve, predictions and one HTML page of it all. After an interruption run the same command again: it
+learning curve, predictions and one HTML page of it all.
+
+After an interruption run the same command again: it
 resumes from the last complete checkpoint; on one machine it ends with the same weights, bit for bit."""
 
 EPILOG = """examples:
+  denseseg train path/to/dataset --output_dir runs/first
   denseseg train scripts/recipes/dsct/dsct_base_sac_cityscapes_80k.yaml --data_root path/to/archives
   denseseg train scripts/recipes/dsct/dsct_tiny_sac_camvid_cpu.yaml --dataset path/to/camvid --output_dir runs/camvid
   denseseg train --task image-classification --model hlg-tiny --dataset path/to/images --crop_size 224 224
-  denseseg train path/to/camvid --output_dir runs/first     derives every key, see runs/first/recipe.yaml
   denseseg train RECIPE.yaml --print_config
   accelerate launch scripts/train.py RECIPE.yaml --bf16
   torchrun --nproc_per_node 2 scripts/train.py RECIPE.yaml --use_cpu
 
-`denseseg train --keys` lists every key of a recipe. Each can also be given as `--key value`, after the
-recipe, and then overrides it."""
+Given a dataset instead of a recipe, every key is derived from the data and the machine, and printed with its
+reason; the run folder keeps them as recipe.yaml.
+
+`denseseg train --keys` lists every key of a recipe. Each can also be given as `--key value`, after the recipe, and
+then overrides it."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -28,12 +33,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="train a model from a recipe and evaluate it",
         description=DESCRIPTION,
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "recipe",
         nargs="?",
-        help="YAML file (default: the defaults of all keys); or a dataset, for which a recipe is derived",
+        help="recipe (YAML file), or a dataset (folder, archive or benchmark), for which one is derived (default: "
+        "every key has its default value)",
     )
     parser.add_argument("--print_config", action="store_true", help="print the resulting recipe and exit")
     parser.add_argument(
