@@ -155,3 +155,9 @@ def test_hyper_parameters_of_another_network_are_refused(official, change, messa
     config = {name: value for name, value in config.items() if value is not None or name == "dilation_from_block"}
     with pytest.raises(InputError, match=message):
         hf_denseseg.load_official("dsct", official, config)
+
+
+def test_image_processors_are_made_by_name_too():
+    name = "hlg-mobile"
+    by_name, by_config = map(hf_denseseg.create_image_processor, (name, hf_denseseg.create_config(name)))
+    assert by_name.to_dict() == by_config.to_dict() and by_name.task == "image-classification"

@@ -195,8 +195,14 @@ def _task_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     return family_classes(config.model_type)[config.architectures[0]]
 
 
-def create_image_processor(config: PreTrainedConfig, **options: Any) -> BaseImageProcessor:
-    """Build the image processor (torchvision) of a configuration's family with `options` such as `size`."""
+def create_image_processor(name_or_config: str | PreTrainedConfig, **options: Any) -> BaseImageProcessor:
+    """Build the image processor (torchvision) of a family.
+
+    Args:
+        name_or_config: one of `list_models()`, or a configuration.
+        options: its fields, such as `size`.
+    """
+    config = create_config(name_or_config) if isinstance(name_or_config, str) else name_or_config
     name = type(config).__name__.removesuffix("Config") + "ImageProcessor"
     processor_class = getattr(family_module(config.model_type, "image_processing"), name)
     if hasattr(config, "align_corners"):
