@@ -86,3 +86,18 @@ def test_installed_package_builds_the_kernel_in_the_cache_of_the_user(installed)
     run(installed, "-m", "hf_denseseg.cli", "kernels", "build")
     assert "compiled" in run(installed, "-m", "hf_denseseg.cli", "kernels", "info").split("\n")[2]
     assert list(installed[1].glob("hf_denseseg/ms-deform-attn/*/metadata.json"))
+
+
+@pytest.mark.slow
+def test_platform_wheel_brings_the_kernel_built(tmp_path):
+    environment = {**os.environ, "DENSESEG_WHEEL_KERNEL": "1"}
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path / "wheel"]
+    subprocess.run(command, cwd=REPOSITORY, check=True, env=environment)
+    (wheel,) = (tmp_path / "wheel").iterdir()
+    assert not wheel.name.endswith("any.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "package")
+    path = os.pathsep.join([str(tmp_path / "package"), *(each for each in sys.path if each.endswith("site-packages"))])
+    found = {**os.environ, "PYTHONPATH": path, "XDG_CACHE_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
+    report = run((tmp_path, tmp_path, found), "-m", "hf_denseseg.cli", "kernels", "info")
+    assert "compiled" in report.split("\n")[2] and str(tmp_path / "package") in report

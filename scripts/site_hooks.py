@@ -30,7 +30,7 @@ FUNCTIONS = {  # public functions and classes that are no model, by what they ar
         "load_official",
         "model_info",
     ],
-    "Checkpoints": ["write_code"],
+    "Checkpoints": ["example_checkpoint", "write_code"],
     "Data": ["load_segmentation", "load_classification", "load_detection"],
 }
 MORE = {

@@ -243,4 +243,3 @@ def test_the_layer_computes_in_plain_torch_what_the_kernel_does_not_serve():
     expected = ms_deform_attn_reference(value, offsets, logits, references, SHAPES)
     for run in (layer, torch.compile(layer, fullgraph=True, backend="eager")):
         torch.testing.assert_close(run(value, *arguments, weights, 64), expected, atol=1e-12, rtol=1e-12)
-

@@ -4,6 +4,7 @@ import importlib
 from typing import Any
 
 from hf_denseseg.inference.mixed_sizes import register_pipelines
+from hf_denseseg.models.auto.example import example_checkpoint
 from hf_denseseg.models.auto.registration import (
     create_config,
     create_image_processor,
@@ -25,6 +26,7 @@ __all__ = [
     "create_config",
     "create_image_processor",
     "create_model",
+    "example_checkpoint",
     "list_models",
     "load_classification",
     "load_detection",

@@ -8,9 +8,10 @@ _INSTALLED = Path(__file__).resolve().parent / "ms-deform-attn"
 
 
 def build_folder() -> Path:
-    """Folder of the built variants: in a checkout beside the sources, else in the user's cache."""
-    if SOURCE == _CHECKOUT:
-        return SOURCE / "build"
+    """Folder of the built variants: beside the sources in a checkout and in a platform wheel, else in the cache."""
+    beside = SOURCE / "build"
+    if SOURCE == _CHECKOUT or beside.is_dir():
+        return beside
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "hf_denseseg" / "ms-deform-attn"
 
