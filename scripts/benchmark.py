@@ -61,6 +61,18 @@ def environment() -> dict[str, object]:
     }
 
 
+def result_file(name: str) -> Path:
+    """Where the figures of a benchmark are kept."""
+    return FOLDER / "results" / f"{name}.json"
+
+
+def write_result(name: str, figures: dict, file: Path) -> dict:
+    """Write figures with the environment; returns both."""
+    result = {"benchmark": name, **environment(), "figures": figures}
+    write_atomic(file, json.dumps(result, indent=1) + "\n")
+    return result
+
+
 def show(figures: dict, indent: int = 0) -> None:
     """Print nested figures as an indented table."""
     for key, value in figures.items():
@@ -89,10 +101,9 @@ def main() -> None:
         return
     torch.set_num_threads(args.threads)
     module = load(args.name)
-    result = {"benchmark": args.name, **environment(), "figures": module.run(args)}
-    show(result)
+    figures = module.run(args)
     file = module.result_name(args) if hasattr(module, "result_name") else args.name
-    write_atomic(args.output or FOLDER / "results" / f"{file}.json", json.dumps(result, indent=1) + "\n")
+    show(write_result(args.name, figures, args.output or result_file(file)))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ from hf_denseseg.files import write_atomic
 from hf_denseseg.reports.model_card import paper_of
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-import benchmark  # noqa: E402 - a script beside this one
+import benchmark  # noqa: E402 - scripts beside this one
+import zoo_tables  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "scripts" / "benchmarks" / "results"
@@ -187,6 +188,7 @@ BLOCKS = {
     ROOT / "README.md": {"families": families, "results": results},
     ROOT / "docs" / "measured.md": {"figures": measured},
     ROOT / "docs" / "deploy.md": {"exports": exports},
+    ROOT / "docs" / "zoo.md": {"zoo": zoo_tables.zoo},
     ROOT / "src" / "hf_denseseg" / "models" / "hfgd" / "README.md": {"guidance": guidance},
 }
 
