@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "hf_denseseg"
-ERRORS = {"InputError", "RunError", "ValueError", "NoSplitError", "Fault"}
+ERRORS = {"InputError", "RunError", "ValueError", "NoSplitError", "NoLabelSpecError", "NoArea", "Fault"}
 
 
 def text_of(node: ast.expr) -> str:

@@ -214,7 +214,7 @@ def test_plain_mlp_is_a_patch_embedding_and_two_linear_layers():
 
 
 def test_window_means_are_needed_without_local_attention():
-    with pytest.raises(StrictDataclassError, match="'none' has mean window embeddings, not 'max'"):
+    with pytest.raises(StrictDataclassError, match="'none' needs `window_embedding` 'mean', not 'max'"):
         HlgConfig(local_attention="none", window_embedding="max")
 
 

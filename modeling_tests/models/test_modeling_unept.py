@@ -315,7 +315,7 @@ def test_without_spatial_branch_the_table_is_the_query_and_the_coarse_loss_is_le
     assert outputs.boundary_logits is None
     with pytest.raises(InputError, match="Without a spatial branch nothing is refined"):
         model(pixel_values, output_refined_logits=True)
-    with pytest.raises(StrictDataclassError, match="needs the boundaries of the spatial branch"):
+    with pytest.raises(StrictDataclassError, match="needs `use_spatial_branch`"):
         UneptConfig(use_spatial_branch=False, use_boundary_refinement=True)
 
 

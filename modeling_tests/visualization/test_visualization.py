@@ -23,6 +23,14 @@ def test_colorize_paints_each_class_and_leaves_ignored_pixels_black(dtype):
     np.testing.assert_array_equal(colors, expected)
 
 
+def test_label_maps_read_by_pillow_are_painted_without_a_warning(recwarn):
+    """Their arrays are read-only."""
+    ids = np.asarray(Image.fromarray(np.array([[0, 1]], dtype=np.uint8)))
+    assert not ids.flags.writeable
+    overlay(Image.new("RGB", (2, 1)), ids, SPEC.palette)
+    assert not recwarn.list
+
+
 def test_colorize_accepts_ids_below_zero_and_more_than_256_classes():
     palette = [(k % 256, k // 256, 7) for k in range(300)]
     colors = np.asarray(colorize(np.array([[299, -1, 5000]]), palette))

@@ -128,6 +128,8 @@ def run(args: argparse.Namespace) -> int:
     ):
         logging.getLogger(library).setLevel(logging.WARNING)
     command = importlib.import_module(f"hf_denseseg.commands.{args.command}")
+    if not sys.stderr.isatty():  # ours are off there too
+        importlib.import_module("transformers.utils.logging").disable_progress_bar()
     try:
         code = command.main(args)
         sys.stdout.flush()

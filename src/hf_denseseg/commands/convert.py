@@ -56,7 +56,7 @@ def main(args: argparse.Namespace) -> int:
     try:
         model = load_official(args.family, args.weights, args.hyper_parameters, **overrides)
     except (StrictDataclassError, TypeError) as error:
-        raise InputError(f"config_overrides {overrides}: {error}") from error
+        raise InputError(f"--config_overrides {overrides} cannot be used: {error}") from error
     model.save_pretrained(output)
     create_image_processor(model.config).save_pretrained(output)
     write_code(output)

@@ -121,7 +121,7 @@ def main(args: argparse.Namespace) -> int:
             print(offer(found.proposal, args.write_spec))
         return 2 if found.faults and not args.write_spec else 0
     if not found.images:
-        raise InputError(f"{args.dataset}: nothing to count.")
+        raise InputError(f"{args.dataset} holds no images of split {args.split} to count. Give another --split.")
     statistics = {"dataset": args.dataset, "split": args.split, "images": found.images, **found.statistics}
     statistics["faults"] = [str(fault) for fault in found.faults]
     write_atomic(args.output, json.dumps(statistics, indent=1) + "\n")

@@ -95,7 +95,7 @@ def main(args: argparse.Namespace) -> int:
     ]
     if subprocess.run(command, env=os.environ | {"HF_HUB_OFFLINE": "1"}, check=False).returncode:
         raise RunError(
-            f"The saved model in {output / 'model'} could not be used by the pipeline; see the lines above."
+            f"The saved model in {output / 'model'} could not be used by the pipeline: the lines above say why."
         )
     key, label = SCORE_NAMES[args.task].main_metric
     print(f"\n{label} {100 * results['scores'][key]:.1f} %. {chance_level(args.task, results['scores'])}")

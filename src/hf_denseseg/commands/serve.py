@@ -36,7 +36,7 @@ def main(args: argparse.Namespace) -> int:
     from hf_denseseg.inference.serving.app import launch
 
     if missing := [path for path in args.examples if not Path(path).is_file()]:
-        raise InputError(f"--examples {missing[0]} is no file.")
+        raise InputError(f"--examples {missing[0]} is no file. Give paths of images.")
     launch(
         args.checkpoint,
         examples=args.examples,

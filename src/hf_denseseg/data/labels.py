@@ -284,7 +284,10 @@ class LabelSpec:
             raw_of = {name: int(self.inverse_table[train]) for name, train in self.label2id.items()}
             raw_of.setdefault("void", int(self.inverse_table[self.ignore_index]))
             if unknown := [name for name in colors if name not in raw_of]:
-                raise InputError(f"`colors` of {self.name!r} names {unknown}, which are not classes (nor `void`).")
+                raise InputError(
+                    f"`colors` of {self.name!r} names {unknown}, which are not classes. Use names "
+                    "of `classes`, or `void`."
+                )
             colors = [(rgb, raw_of[name]) for name, rgb in colors.items()]
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return LabelSpec(**{**values, "color_to_raw": {_color(rgb): raw for rgb, raw in colors}})

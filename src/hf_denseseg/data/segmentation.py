@@ -219,8 +219,8 @@ def _spec_of_table(name: str, folder: Path) -> LabelSpec:
     if folder.is_dir():
         return find_spec(folder)
     raise InputError(
-        f"Dataset {name!r} is not a local folder, and a hub dataset needs `spec` (label specification), since the "
-        "meaning of its label ids is never guessed."
+        f"Dataset {name!r} is not a local folder, and a hub dataset needs a label specification, since the meaning of "
+        "its label ids is never guessed. Give one as --label_spec (in Python `spec`)."
     )
 
 

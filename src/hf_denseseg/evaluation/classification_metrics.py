@@ -28,7 +28,8 @@ def true_class_rank(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         raise InputError(f"Logits {tuple(logits.shape)} and labels {tuple(labels.shape)}: give (B, C) and (B,).")
     if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < count:
         raise InputError(
-            f"Labels from {int(labels.min())} to {int(labels.max())} for {count} classes. Map them first."
+            f"Labels from {int(labels.min())} to {int(labels.max())} for {count} classes. Map them "
+            f"to 0 to {count - 1} first."
         )
     own = logits.gather(1, labels[:, None])
     earlier = torch.arange(count, device=logits.device)[None] < labels[:, None]

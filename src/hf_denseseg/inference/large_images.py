@@ -91,7 +91,7 @@ def segment_in_strips(
         if settings.mode == "whole" and height * width > LARGEST_VIEW:
             raise InputError(
                 f"the model would be run on {height}x{width} pixels at once. Give windows (--test_crop_size 512 512), "
-                "or --test_base_size with a box to shrink the image into"
+                "or --test_base_size with a box to shrink the image into."
             )
     for top, scores in score_strips(model, image, settings, preprocessing, strip_rows=STRIP_ROWS):
         if settings.views == 1 and settings.threshold == DEFAULT_THRESHOLD:  # logits, of the right size already

@@ -110,7 +110,11 @@ def fetch_weights(weights: str | Path | Mapping[str, torch.Tensor]) -> dict[str,
     except (OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if Path(weights).exists():
-            raise InputError(f"{weights} is no folder of a transformers model ({reason}).") from error
+            raise InputError(
+                f"{weights} is no folder of a transformers model ({reason}). Give such a "
+                "folder, a file of weights, or "
+                "timm:NAME."
+            ) from error
         raise RunError(
             f"Encoder weights {str(weights)!r} could not be fetched: {reason} Give a file, a folder, or timm:NAME."
         ) from error
@@ -128,7 +132,9 @@ def _fetch_from_timm(name: str) -> dict[str, torch.Tensor]:
         raise InputError(f"timm has no weights {name!r}: {error}") from error
     except OSError as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise RunError(f"timm could not fetch {name}: {reason}") from error
+        raise RunError(
+            f"timm could not fetch {name}: {reason} Check the network, or give a file of weights."
+        ) from error
 
 
 def read_hyper_parameters(hyper_parameters: str | Path | Mapping[str, Any]) -> dict[str, Any]:
@@ -144,10 +150,15 @@ def read_hyper_parameters(hyper_parameters: str | Path | Mapping[str, Any]) -> d
         read = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(
-            f"Hyper-parameters {str(path)!r} are neither a published name nor a readable JSON file ({error})."
+            f"Hyper-parameters {str(path)!r} are neither a published name (`denseseg models` "
+            "lists them) nor a readable "
+            f"JSON file ({error})."
         ) from error
     if not isinstance(read, dict):
-        raise InputError(f"Hyper-parameters {path} hold a {type(read).__name__}; a JSON object is needed.")
+        raise InputError(
+            f"Hyper-parameters {path} hold a {type(read).__name__}; a JSON object with the names of "
+            "the official code is needed."
+        )
     return read
 
 

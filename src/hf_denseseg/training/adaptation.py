@@ -162,7 +162,10 @@ def load_adapter(model: nn.Module, folder: Path) -> None:
         state[f"{owner}.lora_{name}.{ADAPTER}.{rest}" if inside else kind] = value
     unexpected = model.load_state_dict(state, strict=False).unexpected_keys
     if unexpected:
-        raise InputError(f"{folder} was saved with other adapters ({', '.join(unexpected[:3])}).")
+        raise InputError(
+            f"{folder} was saved with other adapters ({', '.join(unexpected[:3])}). Give the same lora_rank and "
+            "lora_target_modules, or another --output_dir."
+        )
 
 
 __all__ = ["adapt", "check_adaptation", "load_adapter", "merged_state", "save_adapter", "still_modules"]

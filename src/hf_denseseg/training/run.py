@@ -163,7 +163,8 @@ def _check_fit(recipe: Recipe) -> None:
     """Refuse to fit a temperature that could not be saved, or would be saved with another protocol."""
     if recipe.task.name != SEMANTIC_SEGMENTATION:
         raise InputError(
-            f"--fit_temperature is for {SEMANTIC_SEGMENTATION}; this checkpoint is for {recipe.task.name}."
+            f"--fit_temperature is for {SEMANTIC_SEGMENTATION}; this checkpoint is for "
+            f"{recipe.task.name}. Leave it out."
         )
     if given := [key for key in recipe.given if key.startswith("test_")]:
         raise InputError(
@@ -190,7 +191,7 @@ def submit(recipe: Recipe, path: Path) -> None:
 
     if recipe.task.name != SEMANTIC_SEGMENTATION:
         raise InputError(
-            f"--submission is for the task {SEMANTIC_SEGMENTATION}; this checkpoint is for {recipe.task.name}."
+            f"--submission is for {SEMANTIC_SEGMENTATION}; this checkpoint is for {recipe.task.name}. Leave it out."
         )
     check_target(path)
     check_output_folder(recipe.training.output_dir or ".")

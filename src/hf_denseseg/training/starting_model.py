@@ -129,7 +129,9 @@ def _check_peer(arguments: ModelArguments) -> None:
     """Refuse what models of transformers by name do not have."""
     if arguments.task != SEMANTIC_SEGMENTATION:
         raise InputError(
-            f"{arguments.model} is a model for {SEMANTIC_SEGMENTATION}, but the task is {arguments.task}."
+            f"{arguments.model} is a model for {SEMANTIC_SEGMENTATION}, but the task is "
+            f"{arguments.task}. Give a model "
+            f"of `denseseg models`, or `task: {SEMANTIC_SEGMENTATION}`."
         )
 
 

@@ -18,9 +18,14 @@ def colorize(ids: torch.Tensor | np.ndarray, palette: Palette) -> Image.Image:
     # The last entry stays black, for every id that has no color.
     table = np.zeros((max(len(palette), 256) + 1, 3), dtype=np.uint8)
     table[: len(palette)] = np.asarray(palette, dtype=np.uint8)
-    indices = np.asarray(torch.as_tensor(ids).cpu()).astype(np.int64)
+    indices = _array(ids).astype(np.int64)
     beyond = (indices < 0) | (indices >= len(table))
     return Image.fromarray(table[np.where(beyond, len(table) - 1, indices)])
+
+
+def _array(ids: torch.Tensor | np.ndarray) -> np.ndarray:
+    """A label map as an array; torch warns of read-only ones, as Pillow's are."""
+    return ids.cpu().numpy() if isinstance(ids, torch.Tensor) else np.asarray(ids)
 
 
 def overlay(
@@ -37,7 +42,7 @@ def overlay(
     Raises:
         InputError: the sizes differ, or `opacity` is outside 0..1.
     """
-    shown, ids = as_shown(image), np.asarray(torch.as_tensor(ids).cpu())
+    shown, ids = as_shown(image), _array(ids)
     if not 0 <= opacity <= 1:
         raise InputError(f"Overlay opacity is {opacity}. Give a number from 0 to 1.")
     if ids.shape != (shown.height, shown.width):

@@ -28,7 +28,10 @@ class RareClasses:
         totals = pixels.sum(0)  # (num_labels,)
         self.classes = np.flatnonzero(totals)
         if not len(self.classes):
-            raise InputError("Rare classes cannot be drawn: all pixels of the training images are ignored.")
+            raise InputError(
+                "Rare classes cannot be drawn: all pixels of the training images are ignored. Fix "
+                "the label specification."
+            )
         rarity = (1 - totals[self.classes] / totals.sum()) / temperature
         weights = np.exp(rarity - rarity.max())  # the largest is 1, so that nothing overflows
         self.probabilities = weights / weights.sum()

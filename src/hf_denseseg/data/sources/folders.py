@@ -38,7 +38,8 @@ def find_spec(folder: Path) -> LabelSpec:
         return spec
     raise NoLabelSpecError(
         f"No label specification in {folder} (searched for {', '.join(SPEC_FILES)}). Write one, at least "
-        '{"classes": ["road", ...]} in the order of the ids, or give `spec`; `denseseg data check` proposes one.'
+        '{"classes": ["road", ...]} in the order of the ids, or give one as --label_spec (in Python `spec`); '
+        "`denseseg data check` proposes one."
     )
 
 
@@ -154,7 +155,7 @@ def list_pairs(folder: Path, split: str, mask_suffix: str | None = None) -> Pair
     images_folder, labels_folder = layouts[name]
     images = _images(images_folder, deep=images_folder != labels_folder)
     if not images:
-        raise InputError(f"Split {name!r} is empty: no images in {images_folder}.")
+        raise InputError(f"Split {name!r} is empty: no images in {images_folder}. Add images, or give another split.")
     if images_folder == labels_folder:
         suffix = mask_suffix or _found_suffix(images, images)
         labels = {key: file for key, file in images.items() if key.endswith(suffix)}

@@ -112,7 +112,9 @@ def open_export(folder: str | Path, task: str, trusted: bool = False) -> Exporte
     if chosen is None or chosen.file != record.get("file") or record["file"] not in record["files"]:
         raise InputError(f"{folder} names a format or file that this version does not know. Export it again.")
     if (own := task_of_checkpoint(str(folder)) or task) != task:
-        raise InputError(f"{folder} is an export for {own}, not for {task}.")
+        raise InputError(
+            f"{folder} is an export for {own}, not for {task}. Give an export or a checkpoint for {task}."
+        )
     if chosen.name in CODE_FORMATS and not trusted:
         raise InputError(
             f"{folder} holds machine code, which opening it would run, so no command opens it. Evaluate another "

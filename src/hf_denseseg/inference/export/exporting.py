@@ -145,7 +145,8 @@ def export(request: Request, program: Program, folder: Path) -> dict[str, Any]:
         facts = chosen.write(exported, path, program.input_name, program.output_names)
     except Exception as error:  # the kinds are open-ended: each converter has its own
         raise RunError(
-            f"--format {chosen.name} cannot hold this model ({_reason(error)}); nothing was written."
+            f"--format {chosen.name} cannot hold this model ({_reason(error)}); nothing was written. Give another "
+            "--format."
         ) from error
     written = list(path.parent.iterdir())
     shapes = [(batch if request.dynamic else 1, request.size or size) for batch, size in VERIFIED]

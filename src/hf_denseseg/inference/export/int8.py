@@ -164,9 +164,13 @@ def check_int8(name: str, task: str) -> None:
         InputError: of another format, of a detector, or without the quantizer.
     """
     if name not in FORMATS:
-        raise InputError(f"--int8 is for the formats {', '.join(FORMATS)}, not for {name}.")
+        raise InputError(
+            f"--int8 is for the formats {', '.join(FORMATS)}, not for {name}. Give one of them, or leave --int8 out."
+        )
     if task not in ("semantic-segmentation", "image-classification"):
-        raise InputError(f"--int8 is for segmentation and classification; this checkpoint is for {task}.")
+        raise InputError(
+            f"--int8 is for segmentation and classification; this checkpoint is for {task}. Leave it out."
+        )
     try:
         found = tuple(map(int, version("onnxruntime").split(".")[:2]))
     except PackageNotFoundError:

@@ -28,7 +28,10 @@ def check_segformer(checkpoint: str, task: str, config: PreTrainedConfig, with_a
         InputError: it says why.
     """
     if task != SEMANTIC_SEGMENTATION:
-        raise InputError(f"--format transformers_js is for {SEMANTIC_SEGMENTATION}; this checkpoint is for {task}.")
+        raise InputError(
+            f"--format transformers_js is for {SEMANTIC_SEGMENTATION}; this checkpoint is for "
+            f"{task}. Give --format onnx."
+        )
     if with_argmax:
         raise InputError("transformers.js chooses the classes itself, from logits. Leave --with_argmax out.")
     if config.num_labels == 1:

@@ -15,6 +15,7 @@ LEAST_AGREEMENT = 0.9999  # of the argmax
 LARGEST_ERROR = 1e-4  # of the spread of the outputs, where the model itself is exact
 PROPOSED = 0.05  # score above which RetinaNet proposes an object
 TIMES_MODEL_ERROR = 20.0  # the same rounding in another order
+OTHERWISE = "Give another --format, or report it with the versions of torch and of the runtime."
 
 
 @torch.no_grad()
@@ -72,7 +73,7 @@ def _compare(
     if [each.shape for each in expected] != [each.shape for each in found]:
         raise RunError(
             f"The exported model returns {[tuple(each.shape) for each in found]} instead of "
-            f"{[tuple(each.shape) for each in expected]}; nothing was written."
+            f"{[tuple(each.shape) for each in expected]}; nothing was written. {OTHERWISE}"
         )
     classes = [_classes(program, each[0]) for each in (expected, found, ideal)]
     clear = classes[0] == classes[2]
@@ -104,11 +105,11 @@ def _check(row: dict[str, Any]) -> None:
     if not row["agreement"] >= LEAST_AGREEMENT:
         raise RunError(
             f"The exported model agrees with the model on {100 * row['agreement']:.3f} % of the classes {where}, at "
-            f"least {100 * LEAST_AGREEMENT} % are needed; nothing was written."
+            f"least {100 * LEAST_AGREEMENT} % are needed; nothing was written. {OTHERWISE}"
         )
     limit = max(LARGEST_ERROR, TIMES_MODEL_ERROR * row.get("model_error", 0.0))
     if not row.get("error", 0.0) <= limit:
         raise RunError(
             f"The exported model is off by {row['error']:.1e} of the spread of its outputs {where}, at most "
-            f"{limit:.1e} is allowed (the model itself: {row['model_error']:.1e}); nothing was written."
+            f"{limit:.1e} is allowed (the model itself: {row['model_error']:.1e}); nothing was written. {OTHERWISE}"
         )

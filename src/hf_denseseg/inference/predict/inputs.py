@@ -218,7 +218,7 @@ def items_of(
     if pixel_format != RGB_BYTES:
         raise InputError(
             f"{source.origin} is a video, whose frames have three channels of 8 bits, but the checkpoint takes images "
-            f"with num_channels {pixel_format.num_channels} and pixel_range {pixel_format.shown_range}."
+            f"with num_channels {pixel_format.num_channels} and pixel_range {pixel_format.shown_range}. Leave it out."
         )
     for frame in read_frames(source.origin, frame_stride, max_pixels):
         if frame.number // frame_stride % process[1] == process[0]:

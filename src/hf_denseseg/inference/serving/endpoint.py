@@ -78,7 +78,9 @@ def _encoded(image: Any) -> bytes:
         try:
             return base64.b64decode(image.rpartition("base64,")[2], validate=True)
         except ValueError as error:
-            raise InputError("inputs is a text, but not base64 of an image file.") from error
+            raise InputError(
+                "inputs is a text, but not base64 of an image file. Send the image encoded so, or as bytes."
+            ) from error
     if isinstance(image, bytes | bytearray):
         return bytes(image)
     raise InputError(f"inputs is a {type(image).__name__}: send an image, or base64 text of an image file.")

@@ -16,7 +16,7 @@ from transformers import (
     UperNetConfig,
 )
 
-from hf_denseseg.errors import InputError
+from hf_denseseg.errors import InputError, unknown_name
 from hf_denseseg.models.channels import set_image_channels
 
 _STAGES = ["stage1", "stage2", "stage3", "stage4"]
@@ -52,7 +52,9 @@ def create_peer(name: str, **overrides: Any) -> PreTrainedModel:
     known, num_channels = kind(), overrides.pop("num_channels", None)
     for key in overrides:
         if not hasattr(known, key):
-            raise InputError(f"config_overrides: {kind.__name__} of {name} has no field {key!r}.")
+            otherwise = f"See {kind.__name__} in the documentation of transformers."
+            fault = unknown_name(f"{kind.__name__} field", key, known.to_dict(), otherwise)
+            raise InputError(f"config_overrides of {name}: {fault}")
     fields = {**fields, **overrides}
     if isinstance(backbone := fields.get("backbone_config"), dict):
         fields["backbone_config"] = AutoConfig.for_model(**backbone)

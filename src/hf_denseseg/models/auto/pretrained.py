@@ -85,13 +85,17 @@ def load_trained_model(checkpoint: str, task: str = SEMANTIC_SEGMENTATION, **ove
         )
     except OSError as error:
         if not folder.exists() and checkpoint.count("/") <= 1 and not checkpoint.startswith((".", "/")):
-            raise RunError(f"Could not fetch {checkpoint} from the hub: {_first_line(error)}") from error
+            raise RunError(
+                f"Could not fetch {checkpoint} from the hub: {_first_line(error)} Check the name and the network, or "
+                "give the folder of a saved model."
+            ) from error
         raise InputError(f"{checkpoint} cannot be loaded: {_first_line(error)}") from error
     except InputError:
         raise
     except MALFORMED as error:
         raise InputError(
-            f"{checkpoint} is no complete {task.replace('-', ' ')} checkpoint: {_first_line(error)}"
+            f"{checkpoint} is no complete {task.replace('-', ' ')} checkpoint: {_first_line(error)} Save it again, or "
+            "give another."
         ) from error
     mismatched = sorted(key for key, *_ in loaded["mismatched_keys"])
     # A head for other classes may be replaced on request, encoder weights never.
@@ -161,7 +165,7 @@ def _check_size(folder: Path, kind: Any) -> None:
     if needed > 16 * stored + ALWAYS_TAKEN:
         raise InputError(
             f"{folder}/config.json describes a model of {needed:,} bytes, but its weights are {stored:,} bytes: the "
-            "two do not belong together."
+            "two do not belong together. Copy or save the model again."
         )
 
 

@@ -120,7 +120,9 @@ def read_config(official: Mapping[str, Any]) -> dict[str, Any]:
         )
     if dilation_from_block not in (None, 2 * depth // 3 + 1):
         raise InputError(
-            f"dilation_from_block is {dilation_from_block}; null or {2 * depth // 3 + 1}, where the stride is lost."
+            f"dilation_from_block is {dilation_from_block}; null and {2 * depth // 3 + 1}, the "
+            "first block without its "
+            "stride, are supported."
         )
     output_stride = strides[-1]
     return {

@@ -104,13 +104,21 @@ def to_mask(segmentation: Any, size: tuple[int, int], where: str) -> np.ndarray:
     # COCO's three forms: run lengths (plain or compressed), polygons, and an array.
     if isinstance(segmentation, Mapping):
         if tuple(segmentation["size"]) != tuple(size):
-            raise InputError(f"{where}: run lengths of size {segmentation['size']} for an image of {list(size)}.")
+            raise InputError(
+                f"{where}: run lengths of size {segmentation['size']} for an image of "
+                f"{list(size)}. Encode the mask at "
+                "the size of the image."
+            )
         counts = segmentation["counts"]
         if not isinstance(counts, str | bytes):
             values = np.arange(len(counts)) % 2 == 1  # runs of zeros and ones alternate, column by column
             flat = np.repeat(values, counts)
             if flat.size != size[0] * size[1]:
-                raise InputError(f"{where}: the run lengths sum up to {flat.size}, not {size[0] * size[1]} pixels.")
+                raise InputError(
+                    f"{where}: the run lengths add up to {flat.size}, not to {size[0] * size[1]} "
+                    "pixels. Encode the mask "
+                    "again."
+                )
             return flat.reshape(size[1], size[0]).T.copy()
         return _coco_masks(where).decode(segmentation).astype(bool)
     if isinstance(segmentation, Sequence) and segmentation and np.ndim(segmentation[0]) == 1:
@@ -120,8 +128,9 @@ def to_mask(segmentation: Any, size: tuple[int, int], where: str) -> np.ndarray:
     mask = np.asarray(segmentation)
     if mask.shape != tuple(size):
         raise InputError(
-            f"{where}: the segmentation is no polygon, no run lengths and no array of {list(size)}, but "
-            f"{type(segmentation).__name__} of shape {list(mask.shape)}."
+            f"{where}: the segmentation is a {type(segmentation).__name__} of shape "
+            f"{list(mask.shape)}. Give polygons, "
+            f"run lengths, or an array of {list(size)}."
         )
     return mask.astype(bool)
 

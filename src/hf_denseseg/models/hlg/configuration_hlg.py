@@ -142,11 +142,13 @@ class HlgConfig(CheckedFields, BackboneConfigMixin, PreTrainedConfig):
         if any(size % 2 == 0 for size in self.stem_kernel_sizes):
             raise ValueError(f"`stem_kernel_sizes` is {list(self.stem_kernel_sizes)}; odd numbers are needed.")
         if self.local_attention == "none" and self.window_embedding != "mean":
-            raise ValueError(f"`local_attention` 'none' has mean window embeddings, not {self.window_embedding!r}.")
+            raise ValueError(
+                f"`local_attention` 'none' needs `window_embedding` 'mean', not {self.window_embedding!r}."
+            )
         if not 0 <= self.drop_path_rate < 1:
             raise ValueError(f"`drop_path_rate` is {self.drop_path_rate}; a probability in [0, 1) is needed.")
         if self.decode_head == "pup" and self.decoder_hidden_size % 32:
-            raise ValueError(f"`decoder_hidden_size` is {self.decoder_hidden_size}; its heads have 32 channels each.")
+            raise ValueError(f"`decoder_hidden_size` is {self.decoder_hidden_size}; a multiple of 32 is needed.")
 
 
 __all__ = ["VARIANTS", "HlgConfig"]

@@ -126,7 +126,9 @@ class _HlgMixin:
         task = kwargs.get("task") or self.task
         if task not in DETECTION_TASKS:
             if annotations is not None:
-                raise InputError(f"`annotations` are for detection, but the task of this processor is {task!r}.")
+                raise InputError(
+                    f"`annotations` are for detection, but the task of this processor is {task!r}. Leave them out."
+                )
             return super().preprocess(images, segmentation_maps, **kwargs)  # type: ignore[misc]
         if segmentation_maps is not None:
             raise InputError(f"`segmentation_maps` are no labels of {task}. Give `annotations` in COCO's form.")

@@ -157,7 +157,7 @@ class UneptConfig(CheckedFields, BackboneConfigMixin, PreTrainedConfig):
         if list(self.out_layers) != sorted(set(self.out_layers)):
             raise ValueError(f"`out_layers` are {self.out_layers}; increasing numbers are needed.")
         if self.use_boundary_refinement and not self.use_spatial_branch:
-            raise ValueError("`use_boundary_refinement` needs the boundaries of the spatial branch: set it to False.")
+            raise ValueError("`use_boundary_refinement` needs `use_spatial_branch`: set it to False, or both to True.")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"`dropout` is {self.dropout}; a probability in [0, 1) is needed.")
         weights_of(self.loss_weights)

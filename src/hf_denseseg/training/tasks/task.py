@@ -135,7 +135,8 @@ class Task(ABC):
             InputError: the task has no label maps.
         """
         raise InputError(
-            f"Doubtful labels are found in label maps (semantic-segmentation); this checkpoint is for {self.name}."
+            f"Doubtful labels are found in label maps; this checkpoint is for {self.name}. Give one for "
+            "semantic-segmentation."
         )
 
     def use_class_order(self, trainer: Any, order: list[int]) -> None:
