@@ -196,6 +196,14 @@ def test_keys_are_listed_with_their_meaning(capsys):
     assert "adam_beta2" in text and "[only object-detection, instance-segmentation]" in text
 
 
+def test_keys_fit_a_terminal(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert main(["train", "--keys"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80 and any(line.startswith("cat_max_ratio ") for line in lines)
+
+
 def test_models_prints_the_counts_of_the_paper(capsys):
     assert main(["models", "dsct-tiny-*", "--json"]) == 0
     table = json.loads(capsys.readouterr().out)

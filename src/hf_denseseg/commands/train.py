@@ -1,7 +1,9 @@
 """`denseseg train`: train from a recipe, evaluate, and leave a folder that explains itself."""
 
 import argparse
+import shutil
 import sys
+import textwrap
 from pathlib import Path
 
 DESCRIPTION = """Train from a recipe, evaluate, and write a run folder: checkpoints, model with its card, results.json,
@@ -83,10 +85,14 @@ def is_dataset(argument: str) -> bool:
 
 
 def print_keys() -> None:
-    """Print name, meaning and default of our keys, and the names of those that transformers defines."""
+    """Print name, meaning and default of our keys, and the names of those that transformers defines.
+
+    On a terminal lines are wrapped; elsewhere each key has one.
+    """
     from hf_denseseg.training.key_checks import UNUSED_KEYS
     from hf_denseseg.training.recipe import ARGUMENT_CLASSES, recipe_fields
 
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
     inherited = []
     for name, (owner, _) in recipe_fields().items():
         field = owner.__dataclass_fields__[name]
@@ -94,7 +100,11 @@ def print_keys() -> None:
             default = field.default_factory() if callable(field.default_factory) else field.default
             tasks = ", ".join(field.metadata.get("tasks", ()))
             only = f" [only {tasks}]" if tasks else ""
-            print(f"{name:<30} {field.metadata.get('help', '')} [default: {default}]{only}")
+            meaning = field.metadata.get("help", "")
+            shown = "" if "(default: " in meaning else f" [default: {default}]"
+            text = f"{name:<30} {meaning}{shown}{only}"
+            print(textwrap.fill(text, width, subsequent_indent=" " * 31, break_on_hyphens=False))
         elif name not in UNUSED_KEYS:
             inherited.append(name)
-    print("\nand the arguments of transformers.TrainingArguments: " + ", ".join(sorted(inherited)))
+    text = "and the arguments of transformers.TrainingArguments: " + ", ".join(sorted(inherited))
+    print("\n" + textwrap.fill(text, width))
