@@ -74,8 +74,12 @@ def write_onnx(program: ExportedProgram, path: Path, input_name: str, output_nam
     `PreTrainedModel` with its own forward, so normalization and argmax cannot be part of the graph, and its fixes
     change nothing in these models.
     """
-    # onnxscript folds splits of constant sizes only (0.7.2): those of symbolic sizes become slices.
-    program = program.run_decompositions({torch.ops.aten.split_with_sizes.default: _slices})
+    from onnx_ir.passes import common
+    from onnxscript import optimizer
+
+    if any("split" in str(node.target) or "chunk" in str(node.target) for node in program.graph.nodes):
+        # onnxscript folds splits of constant sizes only (0.7.2): those of symbolic sizes become slices.
+        program = program.run_decompositions({torch.ops.aten.split_with_sizes.default: _slices})
     with warnings.catch_warnings(), redirect_stdout(StringIO()):
         warnings.simplefilter("ignore")
         converted = torch.onnx.export(
@@ -86,8 +90,15 @@ def write_onnx(program: ExportedProgram, path: Path, input_name: str, output_nam
             output_names=list(output_names),
             dynamo=True,
             verbose=False,
+            optimize=False,
         )
     assert converted is not None  # `dynamo=True` returns a program
+    # Of the optimizer what changes the file. Its rewrites are left to the runtimes, which make their own: one of them
+    # compares all pairs of nodes.
+    common.InlinePass()(converted.model)
+    optimizer.fold_constants(converted.model)
+    optimizer.remove_unused_nodes(converted.model)
+    common.CommonSubexpressionEliminationPass()(converted.model)
     weights = sum(each.numel() * each.element_size() for each in program.state_dict.values())
     converted.save(path, external_data=weights > LARGEST_PROTOBUF)
     return {"opset": converted.model.opset_imports[""]}
