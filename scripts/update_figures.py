@@ -6,6 +6,7 @@ python scripts/update_figures.py --demo runs/demo   # also make the image of the
 """
 
 import argparse
+import functools
 import json
 import statistics
 import sys
@@ -21,6 +22,7 @@ from hf_denseseg.reports.model_card import paper_of
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import benchmark  # noqa: E402 - scripts beside this one
 import zoo_tables  # noqa: E402
+from published_tables import published  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "scripts" / "benchmarks" / "results"
@@ -189,8 +191,12 @@ BLOCKS = {
     ROOT / "docs" / "measured.md": {"figures": measured},
     ROOT / "docs" / "deploy.md": {"exports": exports},
     ROOT / "docs" / "zoo.md": {"zoo": zoo_tables.zoo},
-    ROOT / "src" / "hf_denseseg" / "models" / "hfgd" / "README.md": {"guidance": guidance},
 }
+for _family in hf_denseseg.models.auto.registration.families():
+    _page = ROOT / "src" / "hf_denseseg" / "models" / _family / "README.md"
+    BLOCKS[_page] = {"published": functools.partial(published, _family)}
+    if _family == "hfgd":
+        BLOCKS[_page]["guidance"] = guidance
 
 
 def updated(page: Path) -> str:
