@@ -141,7 +141,15 @@ def _ignored_prediction(ignore_index: int) -> str:
 
 
 class ConfusionMeter:
-    """Sum of confusion matrices over a dataset; memory does not grow with the number or size of images."""
+    """Sum of confusion matrices over a dataset; memory does not grow with the number or size of images.
+
+    Args:
+        num_labels: number of classes C.
+        ignore_index: id of pixels that do not count; by default 255, beyond 254 classes 65535.
+
+    Raises:
+        InputError: no classes, or an `ignore_index` that is one of them.
+    """
 
     def __init__(self, num_labels: int, ignore_index: int | None = None) -> None:
         self.num_labels = num_labels
@@ -150,7 +158,15 @@ class ConfusionMeter:
         self.matrix = torch.zeros(num_labels, num_labels, dtype=torch.int64)
 
     def update(self, prediction: LabelMap | Iterable[LabelMap], label: LabelMap | Iterable[LabelMap]) -> None:
-        """Add one pair of maps, a batch, or two equally long sequences of maps that may differ in size."""
+        """Add one pair of maps, a batch, or two equally long sequences of maps that may differ in size.
+
+        Args:
+            prediction: `(H, W)` or `(B, H, W)` class ids, or a sequence of `(H, W)` maps.
+            label: the same of the ground truth.
+
+        Raises:
+            InputError: other shapes, floating-point values or unknown ids; then nothing was added.
+        """
         if isinstance(prediction, torch.Tensor | np.ndarray) and isinstance(label, torch.Tensor | np.ndarray):
             self.add(confusion_matrix(prediction, label, self.num_labels, self.ignore_index))
             return
@@ -168,7 +184,11 @@ class ConfusionMeter:
             self.add(matrix)
 
     def add(self, matrix: torch.Tensor) -> None:
-        """Add a `(C, C)` matrix, or several as `(N, C, C)`, e.g. gathered from other processes."""
+        """Add a `(C, C)` matrix of integer counts, or several as `(N, C, C)`, e.g. gathered from other processes.
+
+        Raises:
+            InputError: another shape, or counts that are no integers.
+        """
         if matrix.is_floating_point() or matrix.shape[-2:] != self.matrix.shape or matrix.ndim > 3:
             raise InputError(
                 f"A confusion matrix of shape {tuple(matrix.shape)} and dtype {matrix.dtype} cannot be added. "
@@ -177,7 +197,15 @@ class ConfusionMeter:
         self.matrix += matrix.to("cpu", torch.int64).reshape(-1, *self.matrix.shape).sum(0)
 
     def compute(self, classes: Sequence[str], absent: str = "zero") -> dict[str, Any]:
-        """Metrics of everything added so far, see `segmentation_metrics`."""
+        """Metrics of everything added so far.
+
+        Args:
+            classes: C names.
+            absent: convention for classes that are in neither labels nor predictions, see `segmentation_metrics`.
+
+        Returns:
+            As `segmentation_metrics`: `mean_iou`, `pixel_accuracy`, `mean_accuracy`, `per_class` and others.
+        """
         return segmentation_metrics(self.matrix, classes, absent)
 
 

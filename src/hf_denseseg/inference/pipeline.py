@@ -22,6 +22,18 @@ class SlidingWindowSegmentationPipeline(ImageSegmentationPipeline):
     crop_size=(512, 512), stride=(341, 341))`; without `crop_size` the model is run on the whole image. `score` is the
     mean probability of the class over its mask, at the temperature saved with the checkpoint. `batch_size` counts
     windows of one image, not images.
+
+    Args:
+        crop_size: (height, width) of the window in pixels.
+        stride: (height, width) from one window to the next (default: 2/3 of the window).
+        window_batch_size: windows per model call (default 4).
+        threshold: of models with one logit, the probability above which a pixel is foreground.
+
+    Returns:
+        For each image a list of `{"score", "label", "mask"}`; masks are PIL images of the size of the image.
+
+    Raises:
+        InputError: settings that contradict each other, or an image of other channels or values than the checkpoint's.
     """
 
     _loaded_temperature: float | None = None

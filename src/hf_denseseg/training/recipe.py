@@ -77,6 +77,9 @@ def load_recipe(path: str | Path | None, overrides: list[str] | None = None) -> 
         path: YAML file, or None for the defaults alone.
         overrides: words such as `["--max_steps", "100", "--crop_size", "256", "256"]`, which override the file.
 
+    Returns:
+        A `Recipe`: the keys, checked and in groups.
+
     Raises:
         InputError: no such file, not a mapping, a key that does not exist (the nearest one is proposed), a key that
             belongs to another task, or a value of the wrong type.
@@ -94,6 +97,9 @@ def make_recipe(given: dict[str, Any], where: str, comments: Mapping[str, str] |
         given: key -> value.
         where: where the keys are from, for messages.
         comments: see `Recipe`.
+
+    Returns:
+        A `Recipe`.
 
     Raises:
         InputError: see `load_recipe`.

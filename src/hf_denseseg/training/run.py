@@ -56,6 +56,9 @@ LOCAL_FILES = ("data_root", "encoder_weights", "label_spec")  # keys whose paths
 def train(recipe: Recipe) -> dict[str, Any]:
     """Train a recipe, or continue its run, and write the run folder.
 
+    Args:
+        recipe: what `load_recipe` reads from a file, or `make_recipe` makes of keys.
+
     Returns:
         The content of `results.json`.
 
@@ -110,6 +113,9 @@ def evaluate(recipe: Recipe, fit_temperature: bool = False) -> dict[str, Any]:
     Args:
         recipe: checkpoint, data and protocol.
         fit_temperature: fit the temperature of the checkpoint to this data, and save it with its protocol.
+
+    Returns:
+        The content of `results.json`.
 
     Raises:
         InputError: recipe, data, checkpoint or folder cannot be used.

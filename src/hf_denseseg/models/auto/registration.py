@@ -132,7 +132,14 @@ def _variants() -> Iterator[tuple[str, str, dict[str, Any]]]:
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Return the sorted names of the published variants that match a glob pattern such as `"dsct-*"`."""
+    """Names of the published variants.
+
+    Args:
+        pattern: glob pattern such as `"dsct-*"`.
+
+    Returns:
+        The names that match, sorted.
+    """
     return sorted(fnmatch.filter((name for name, _, _ in _variants()), pattern))
 
 
@@ -149,6 +156,9 @@ def create_config(name: str, **overrides: Any) -> PreTrainedConfig:
     Args:
         name: one of `list_models()`.
         overrides: configuration fields, for example `num_labels=19`; `num_channels` is set in the backbone too.
+
+    Returns:
+        A configuration whose `architectures` names the class of its task.
 
     Raises:
         InputError: unknown name or unknown field; proposes the nearest.
@@ -184,6 +194,12 @@ def create_model(name: str, **overrides: Any) -> PreTrainedModel:
     Args:
         name: one of `list_models()`.
         overrides: configuration fields, for example `num_labels=19`.
+
+    Returns:
+        A model of its task, such as `DsctForSemanticSegmentation`, in train mode.
+
+    Raises:
+        InputError: unknown name or unknown field; proposes the nearest.
     """
     config = create_config(name, **overrides)
     return _task_class(config)(config)
@@ -200,7 +216,13 @@ def create_image_processor(name_or_config: str | PreTrainedConfig, **options: An
 
     Args:
         name_or_config: one of `list_models()`, or a configuration.
-        options: its fields, such as `size`.
+        options: its fields, such as `size={"height": 512, "width": 512}`.
+
+    Returns:
+        It makes `pixel_values` `(B, 3, H, W)` of images, and label maps of logits.
+
+    Raises:
+        InputError: unknown name; proposes the nearest.
     """
     config = create_config(name_or_config) if isinstance(name_or_config, str) else name_or_config
     name = type(config).__name__.removesuffix("Config") + "ImageProcessor"
@@ -222,6 +244,12 @@ def model_info(
         image_size: (height, width) in pixels; of a name whose configuration has an `image_size` (a stored position
             table), that field is set to it, rounded up to whole patches.
         overrides: configuration fields for a name, for example `num_labels=19`.
+
+    Returns:
+        A `ModelInfo`.
+
+    Raises:
+        InputError: unknown name or unknown field; proposes the nearest.
     """
     config = name_or_config
     # A stored position table fits one size only: count at the size that was asked for, not at that of the variant.
@@ -274,6 +302,9 @@ def load_official(
         weights: `.safetensors`, `.pth`, `.bin` or `.tar` file, or a state dict, with the official key names.
         hyper_parameters: sizes under the official names (JSON file or dict), or a published name.
         overrides: configuration fields, for example `num_labels=19`.
+
+    Returns:
+        The model; what the weights do not hold, such as a head for other classes, is random.
 
     Raises:
         InputError: unreadable file, or unused, missing or wrongly shaped keys (all listed in one message).

@@ -31,7 +31,8 @@ def write_code(folder: str | Path) -> None:
     """Add its code to a saved model, and name its classes in `config.json` and `preprocessor_config.json`.
 
     Args:
-        folder: what `save_pretrained` of a model (and of its image processor, if there is one) wrote.
+        folder: what `save_pretrained` of a model (and of its image processor, if there is one) wrote; its files are
+            changed in place.
     """
     folder = Path(folder)
     config = json.loads((folder / "config.json").read_text())

@@ -627,6 +627,10 @@ class DsctForImageClassification(DsctPreTrainedModel):
         Args:
             pixel_values: `(B, 3, H, W)`, normalized.
             labels: `(B,)` class ids, or `(B, num_labels)` class probabilities; others with `config.problem_type`.
+
+        Returns:
+            `logits` `(B, num_labels)`, the sum of both classifiers' logits, which it holds too; `loss` if labels are
+            given.
         """
         outputs = self.dsct(pixel_values, return_dict=True, **kwargs)
         spatial_logits = self.spatial_classifier(outputs.spatial_map.mean(dim=(2, 3)))

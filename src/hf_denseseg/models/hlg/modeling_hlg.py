@@ -697,6 +697,9 @@ class HlgForImageClassification(HlgPreTrainedModel):
             pixel_values: `(B, 3, H, W)`, normalized.
             labels: `(B,)` class ids, or `(B, num_labels)` class probabilities, as mixup and cutmix produce them;
                 others with `config.problem_type`, see `classification_loss`.
+
+        Returns:
+            `logits` `(B, num_labels)`; `loss` if labels are given.
         """
         outputs = self.hlg(pixel_values, return_dict=True, **kwargs)
         logits = self.classifier(outputs.last_hidden_state.mean(dim=(2, 3)))
