@@ -1,5 +1,7 @@
 """The pages of the site: every link points to a page of it, and the reference names what is public."""
 
+import importlib
+import inspect
 import posixpath
 import re
 import sys
@@ -14,6 +16,7 @@ sys.path.append(str(REPOSITORY / "scripts"))
 import site_hooks  # noqa: E402 - a script
 
 PAGES = {f"docs/{path.name}": path.name for path in (REPOSITORY / "docs").glob("*.md")}
+REFERENCE = [line.split()[1] for line in site_hooks.reference().splitlines() if line.startswith(":::")]
 PAGES |= {source: page for page, source in site_hooks.ELSEWHERE.items()}
 
 
@@ -38,11 +41,34 @@ def test_links_that_lead_out_become_text():
 
 
 def test_reference_holds_every_public_name():
-    named = {line.rpartition(".")[2] for line in site_hooks.reference().splitlines() if line.startswith(":::")}
+    named = {name.rpartition(".")[2] for name in REFERENCE}
     assert set(hf_denseseg.__all__) <= named
+
+
+def public(name):
+    """What a name of the reference stands for."""
+    module, _, attribute = name.rpartition(".")
+    return getattr(importlib.import_module(module), attribute)
+
+
+@pytest.mark.parametrize("name", REFERENCE)
+def test_a_public_name_says_what_it_takes_and_returns(name):
+    """Every parameter of a function, and of the `forward` of a model with a head, and what comes back."""
+    found = public(name)
+    is_head = inspect.isclass(found) and "For" in found.__name__ and hasattr(found, "forward")
+    function = found.forward if is_head else found
+    documented = inspect.getdoc(function) or ""
+    assert documented
+    if inspect.isfunction(function):
+        signature = inspect.signature(function)
+        missing = [
+            each for each in signature.parameters if each not in ("self", "kwargs") and each + ":" not in documented
+        ]
+        assert not missing, missing
+        assert "Returns:" in documented or signature.return_annotation in (None, "None")
 
 
 def test_navigation_names_every_page():
     nav = yaml.safe_load((REPOSITORY / "mkdocs.yml").read_text())["nav"]
     found = set(re.findall(r"[\w/]+\.md", str(nav)))
-    assert found == {*PAGES.values(), "reference.md"}
+    assert found == {page for page in PAGES.values() if not page.startswith("cards/")} | {"reference.md"}

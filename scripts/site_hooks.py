@@ -19,7 +19,9 @@ ELSEWHERE = {
     "index.md": "README.md",
     "changelog.md": "CHANGELOG.md",
     "contributing.md": "CONTRIBUTING.md",
+    "accelerate.md": "scripts/accelerate/README.md",
     **{f"papers/{name}.md": f"src/hf_denseseg/models/{name}/README.md" for name in registration.families()},
+    **{f"cards/{path.name}": f"model_cards/{path.name}" for path in sorted((ROOT / "model_cards").glob("*.md"))},
 }
 FUNCTIONS = {  # public functions and classes that are no model, by what they are for
     "Models": [
@@ -34,13 +36,24 @@ FUNCTIONS = {  # public functions and classes that are no model, by what they ar
     "Data": ["load_segmentation", "load_classification", "load_detection"],
 }
 MORE = {
+    "Models": ["hf_denseseg.models.flops.ModelInfo"],
     "Inference": [
         "hf_denseseg.inference.pipeline.SlidingWindowSegmentationPipeline",
         "hf_denseseg.inference.settings.InferenceSettings",
     ],
     "Data": ["hf_denseseg.data.labels.LabelSpec", "hf_denseseg.data.class_names.ClassNames"],
-    "Evaluation": ["hf_denseseg.evaluation.segmentation_metrics.ConfusionMeter"],
-    "Training": ["hf_denseseg.training.trainer.TaskTrainer", "hf_denseseg.training.run.train"],
+    "Evaluation": [
+        "hf_denseseg.evaluation.segmentation_metrics.ConfusionMeter",
+        "hf_denseseg.evaluation.segmentation_metrics.segmentation_metrics",
+    ],
+    "Training": [
+        "hf_denseseg.training.recipe.load_recipe",
+        "hf_denseseg.training.recipe.make_recipe",
+        "hf_denseseg.training.run.train",
+        "hf_denseseg.training.run.evaluate",
+        "hf_denseseg.training.trainer.TaskTrainer",
+    ],
+    "Errors": ["hf_denseseg.errors.InputError", "hf_denseseg.errors.RunError"],
     "Kernels": [
         "hf_denseseg.ops.ms_deform_attn.ms_deform_attn",
         "hf_denseseg.ops.kernelize.kernelize_deformable_attention",
@@ -101,6 +114,10 @@ def reference() -> str:
             lines += [f"::: {name}", ""]
     for family in registration.families():
         lines += [f"## {paper_of(family)['name']}", ""]
+        outputs = vars(registration.family_module(family, "modeling")).values()
         own = [each for each in classes.values() if f".models.{family}." in each.__module__]
+        own += [
+            each for each in outputs if getattr(each, "__name__", "").endswith("Output") and family in each.__module__
+        ]
         lines += [line for each in own for line in (f"::: {each.__module__}.{each.__name__}", "")]
     return "\n".join(lines)
