@@ -18,7 +18,8 @@ import sys
 import pytest
 
 from guide_data import BROUGHT
-from hf_denseseg.cli import main
+from hf_denseseg.cli import main, parse_arguments
+from hf_denseseg.training.recipe import recipe_fields
 from msda_cases import needs_kernel
 from processes import run_two
 from reference import REPOSITORY
@@ -62,6 +63,16 @@ def test_every_block_runs_or_names_what_it_needs(page):
         assert language != "js" or needs, "no test runs JavaScript: begin with `// needs a browser`"
         if language in ("text", ""):
             assert not re.search(r"^(\$ |denseseg |python |pip |make |torchrun )", code, flags=re.MULTILINE), code
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_options_of_commands_that_do_not_run_exist(page):
+    for language, code, needs in blocks(page):
+        for line in code.replace("\\\n", " ").splitlines() if language == "bash" and needs else ():
+            words = shlex.split(line, comments=True)
+            if words[:1] == ["denseseg"]:
+                keys = [word[2:] for word in parse_arguments(words[1:]).overrides if word.startswith("--")]
+                assert set(keys) <= recipe_fields().keys()
 
 
 class Guide:
