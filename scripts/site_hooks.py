@@ -35,8 +35,10 @@ FUNCTIONS = {  # public functions and classes that are no model, by what they ar
     "Checkpoints": ["example_checkpoint", "write_code"],
     "Data": ["load_segmentation", "load_classification", "load_detection"],
 }
+INHERITING = "hf_denseseg.models.image_processing.SegmentationImageProcessor"  # its methods are those of a mixin
 MORE = {
     "Models": ["hf_denseseg.models.flops.ModelInfo"],
+    "Image processors": [INHERITING, "hf_denseseg.models.image_processing.SegmentationImageProcessorKwargs"],
     "Inference": [
         "hf_denseseg.inference.pipeline.SlidingWindowSegmentationPipeline",
         "hf_denseseg.inference.settings.InferenceSettings",
@@ -111,7 +113,7 @@ def reference() -> str:
         for name in FUNCTIONS.get(title, ()):
             lines += [f"::: {getattr(hf_denseseg, name).__module__}.{name}", ""]
         for name in MORE.get(title, ()):
-            lines += [f"::: {name}", ""]
+            lines += [f"::: {name}", *(["    options: {inherited_members: true}"] if name == INHERITING else []), ""]
     for family in registration.families():
         lines += [f"## {paper_of(family)['name']}", ""]
         outputs = vars(registration.family_module(family, "modeling")).values()

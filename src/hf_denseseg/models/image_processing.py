@@ -144,7 +144,11 @@ class _SegmentationMixin:
 
 
 class SegmentationImageProcessor(_SegmentationMixin, SegformerImageProcessor):  # type: ignore[misc]
-    """Resize (shorter side 512, ratio kept), rescale and normalize with torchvision."""
+    """Resize (shorter side 512, ratio kept), rescale and normalize with torchvision.
+
+    Options are those of transformers' Segformer processor (`size`, `image_mean`, `do_resize`, ...) and
+    `SegmentationImageProcessorKwargs`.
+    """
 
     def reduce_label(self, labels: list[torch.Tensor]) -> list[torch.Tensor]:
         """Ignore raw label 0: 0 -> `ignore_index`, k -> k - 1, ignored ones stay; int64, whatever the type of maps."""

@@ -26,13 +26,13 @@ class DsctImageProcessorKwargs(SegmentationImageProcessorKwargs, total=False):
 
 
 class DsctImageProcessor(SegmentationImageProcessor):
-    """Torchvision image processor of DSCT."""
+    """Torchvision image processor of DSCT, see `SegmentationImageProcessor`."""
 
     valid_kwargs = DsctImageProcessorKwargs
 
 
 class DsctImageProcessorPil(SegmentationImageProcessorPil):
-    """PIL image processor of DSCT."""
+    """The same with PIL and numpy (DSCT)."""
 
     valid_kwargs = DsctImageProcessorKwargs
 

@@ -26,13 +26,13 @@ class HfgdImageProcessorKwargs(SegmentationImageProcessorKwargs, total=False):
 
 
 class HfgdImageProcessor(SegmentationImageProcessor):
-    """Torchvision image processor of HFGD."""
+    """Torchvision image processor of HFGD, see `SegmentationImageProcessor`."""
 
     valid_kwargs = HfgdImageProcessorKwargs
 
 
 class HfgdImageProcessorPil(SegmentationImageProcessorPil):
-    """PIL image processor of HFGD."""
+    """The same with PIL and numpy (HFGD)."""
 
     valid_kwargs = HfgdImageProcessorKwargs
 

@@ -333,11 +333,11 @@ def _sizes(target_sizes: Sequence[Any] | torch.Tensor) -> list[tuple[int, int]]:
 
 
 class HlgImageProcessor(_HlgMixin, SegmentationImageProcessor):  # type: ignore[misc]
-    """Torchvision image processor of HLG."""
+    """Torchvision image processor of HLG, see `SegmentationImageProcessor`."""
 
 
 class HlgImageProcessorPil(_HlgMixin, SegmentationImageProcessorPil):  # type: ignore[misc]
-    """PIL image processor of HLG."""
+    """The same with PIL and numpy (HLG)."""
 
 
 __all__ = ["HlgImageProcessor", "HlgImageProcessorKwargs", "HlgImageProcessorPil"]

@@ -26,13 +26,13 @@ class SetrImageProcessorKwargs(SegmentationImageProcessorKwargs, total=False):
 
 
 class SetrImageProcessor(SegmentationImageProcessor):
-    """Torchvision image processor of SETR."""
+    """Torchvision image processor of SETR, see `SegmentationImageProcessor`."""
 
     valid_kwargs = SetrImageProcessorKwargs
 
 
 class SetrImageProcessorPil(SegmentationImageProcessorPil):
-    """PIL image processor of SETR."""
+    """The same with PIL and numpy (SETR)."""
 
     valid_kwargs = SetrImageProcessorKwargs
 

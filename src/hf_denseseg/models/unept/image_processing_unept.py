@@ -26,13 +26,13 @@ class UneptImageProcessorKwargs(SegmentationImageProcessorKwargs, total=False):
 
 
 class UneptImageProcessor(SegmentationImageProcessor):
-    """Torchvision image processor of UN-EPT."""
+    """Torchvision image processor of UN-EPT, see `SegmentationImageProcessor`."""
 
     valid_kwargs = UneptImageProcessorKwargs
 
 
 class UneptImageProcessorPil(SegmentationImageProcessorPil):
-    """PIL image processor of UN-EPT."""
+    """The same with PIL and numpy (UN-EPT)."""
 
     valid_kwargs = UneptImageProcessorKwargs
 
