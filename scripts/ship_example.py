@@ -69,6 +69,7 @@ def write_card(card: str, results: dict) -> None:
     card = card.replace("## Training", found + "## Training").replace("## Citation", PHOTO.lstrip() + "\n## Citation")
     use = 'pipeline("image-segmentation", model=hf_denseseg.example_checkpoint())'
     card = card.replace('pipeline("image-segmentation", model="path/to/this/folder")', use)
+    card = card.replace('segment("street.jpg")', 'segment(hf_denseseg.example_checkpoint() + "/photo.jpg")')
     (FOLDER / "README.md").write_text(card)
 
 
