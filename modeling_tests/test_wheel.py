@@ -1,6 +1,7 @@
 """The wheel and the source distribution are whole: what a checkout can do, an installed package can."""
 
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -79,6 +80,11 @@ def test_installed_package_runs_outside_a_checkout(installed):
     folder, cache, _ = installed
     run(installed, "-c", WITHOUT_CHECKOUT, folder, cache)
     assert "Train, evaluate and use" in run(installed, "-c", "import denseseg_command as c; c.main()", "--help")
+
+
+def test_the_ten_lines_of_the_readme_run_outside_a_checkout(installed):
+    (lines,) = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), flags=re.DOTALL)
+    assert "sky (640, 427)" in run(installed, "-c", lines)
 
 
 @pytest.mark.slow
