@@ -18,6 +18,7 @@ import sys
 import pytest
 
 from guide_data import BROUGHT
+from hf_denseseg import example_checkpoint
 from hf_denseseg.cli import main, parse_arguments
 from hf_denseseg.training.recipe import recipe_fields
 from msda_cases import needs_kernel
@@ -96,6 +97,7 @@ class Guide:
             logging.getLogger().removeHandler(log)
 
     def bash(self, code, page):
+        code = code.replace("$(denseseg models --example)", example_checkpoint())
         for line in code.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
             if not words:

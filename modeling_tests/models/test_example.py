@@ -12,6 +12,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 import hf_denseseg
+from hf_denseseg.cli import main
 from hf_denseseg.data.labels import LabelSpec
 from hf_denseseg.data.synthetic.scenes import SYNTHETIC_SPEC
 from reference import REPOSITORY
@@ -80,3 +81,8 @@ def test_card_has_the_measured_scores():
         for row in run["scores"]["per_class"]:
             assert f"| {row['class']} | {100 * row['iou']:.2f} |" in card
     assert "CC BY 2.0" in card and "Apache-2.0" in card
+
+
+def test_the_command_line_names_it(capsys):
+    assert main(["models", "--example"]) == 0
+    assert capsys.readouterr().out == f"{FOLDER}\n"
