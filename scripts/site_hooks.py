@@ -22,6 +22,7 @@ ELSEWHERE = {
     "accelerate.md": "scripts/accelerate/README.md",
     **{f"papers/{name}.md": f"src/hf_denseseg/models/{name}/README.md" for name in registration.families()},
     **{f"cards/{path.name}": f"model_cards/{path.name}" for path in sorted((ROOT / "model_cards").glob("*.md"))},
+    "cards/example.md": "src/hf_denseseg/models/example/README.md",
 }
 FUNCTIONS = {  # public functions and classes that are no model, by what they are for
     "Models": [
