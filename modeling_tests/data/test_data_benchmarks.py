@@ -663,7 +663,7 @@ def test_a_copy_on_the_hub_needs_its_commit_hash(monkeypatch, revision, online):
     with pytest.raises(InputError, match="its commit hash") as caught:
         load_segmentation("somebody/cityscapes", "train", spec="cityscapes", revision=revision)
     assert ("the current one is c0ffeec0ffee" in str(caught.value)) == online
-    with pytest.raises(InputError, match="needs `spec`"):
+    with pytest.raises(InputError, match="needs a label specification"):
         load_segmentation("somebody/cityscapes", "train", revision=revision)
 
 

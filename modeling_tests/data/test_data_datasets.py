@@ -200,7 +200,7 @@ def test_missing_columns_are_listed(tmp_path):
 def test_a_hub_id_without_network_gives_a_one_sentence_error():
     with pytest.raises(RunError, match="'owner/streets' is not a local folder, and the hub cannot be reached"):
         load_segmentation("owner/streets", "train", spec=SPEC)
-    with pytest.raises(InputError, match="needs `spec`"):
+    with pytest.raises(InputError, match="needs a label specification"):
         load_segmentation("owner/streets", "train")
 
 

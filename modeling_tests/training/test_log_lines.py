@@ -12,6 +12,7 @@ def test_lines_of_training_evaluation_and_the_end():
     logs = {"eval_mean_iou": 0.41234, "eval_pixel_accuracy": 0.9, "eval_runtime": 3.0, "epoch": 1.0}
     assert log_line(logs, 700, 1400, 1.0) == "step  700/1400  evaluation: mean_iou 0.4123, pixel_accuracy 0.9"
     assert log_line({"train_runtime": 3725.0, "train_loss": 2.0}, 5, 5, 0.0) == "step 5/5  1 h 02 min of training"
+    assert log_line({"eval_mean_iou": 0.5}, 0, 0, 0.0) == "evaluation: mean_iou 0.5"  # `denseseg evaluate`
 
 
 @pytest.mark.parametrize(

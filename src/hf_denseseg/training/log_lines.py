@@ -78,7 +78,7 @@ def log_line(logs: Mapping[str, Any], step: int, total: int, seconds_left: float
     Args:
         logs: as transformers logs them: of training, of an evaluation (`eval_...`), or of the end (`train_...`).
         step: number of steps done.
-        total: number of steps of the run.
+        total: number of steps of the run; 0 where a checkpoint is only evaluated.
         seconds_left: until the last step.
     """
     place = f"step {step:>{len(str(total))}}/{total}"
@@ -89,7 +89,7 @@ def log_line(logs: Mapping[str, Any], step: int, total: int, seconds_left: float
         shown = (
             f"{name} {number(value)}" for name, value in scores.items() if not any(part in name for part in TIMING)
         )
-        return f"{place}  evaluation: " + ", ".join(shown)
+        return (f"{place}  " if total else "") + "evaluation: " + ", ".join(shown)
     names = {"loss": "loss", "learning_rate": "lr", "grad_norm": "grad norm"}
     known = [f"{short} {number(logs[name])}" for name, short in names.items() if name in logs]
     others = [f"{name} {number(value)}" for name, value in logs.items() if name not in (*names, "epoch", "total_flos")]
