@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 OFFLINE = HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
 
-.PHONY: demo test test-all check format lint types docs release-check install clean
+.PHONY: demo test test-all check format lint types docs notebooks release-check install clean
 
 demo: install
 	$(BIN)/denseseg kernels build --optional
@@ -43,6 +43,11 @@ types: install
 docs: install
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	$(BIN)/mkdocs build --quiet
+
+# Runs the notebooks of docs/notebooks again, and keeps their outputs.
+notebooks: install
+	$(BIN)/denseseg kernels build --optional
+	$(BIN)/python scripts/notebooks.py
 
 # Builds and checks what a release publishes, and publishes nothing.
 release-check: install
