@@ -123,8 +123,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             break
         words = [sys.executable, __file__, name, str(threads), str(args.rounds)]
         done = subprocess.run(words, capture_output=True, text=True)
-        if done.returncode:
-            sys.exit(f"{name}: {done.stderr[-2000:]}")
+        if done.returncode:  # the others can still be measured, and the same command tries it again
+            print(f"{name} failed: {done.stderr[-2000:]}", file=sys.stderr, flush=True)
+            continue
         print(name, line := done.stdout.splitlines()[-1], flush=True)
         variants[name] |= json.loads(line)
         benchmark.write_result(args.name, figures, file)
