@@ -121,14 +121,14 @@ def plain_operators() -> Iterator[None]:
 def whole_number_padding() -> Iterator[None]:
     """TensorFlow's padding in timm's layers without fractions and maxima, which nested over layers end no tracing."""
     before = timm_padding.get_same_padding
-    timm_padding.get_same_padding = same_padding
+    timm_padding.get_same_padding = same_padding  # type: ignore[assignment]
     try:
         yield
     finally:
         timm_padding.get_same_padding = before
 
 
-def same_padding(side: int, kernel_size: int, stride: int, dilation: int) -> int:
+def same_padding(side: int, kernel_size: int, stride: int, dilation: int) -> int | torch.SymInt:
     """Pixels that timm's `get_same_padding` adds to a side: the output has `ceil(side / stride)`.
 
     `(ceil(side / stride) - 1) * stride >= side - stride`, so that the sum is negative for kernels below a stride only.
