@@ -6,6 +6,7 @@ of a text block must have been printed on the page before; `…` stands for anyt
 """
 
 import contextlib
+import functools
 import io
 import logging
 import os
@@ -108,7 +109,7 @@ class Guide:
                 expected = re.search(r"# exit code (\d)", line)
                 assert main(words[1:]) == int(expected[1] if expected else 0), self.failed(line)
             elif words[:5] == ["torchrun", "--nproc_per_node", "2", "-m", "hf_denseseg.cli"]:
-                run_two(words[5:], "29641", self.folder, prepare=Inside(self.folder))
+                run_two(words[5:], "29641", self.folder, prepare=functools.partial(os.chdir, self.folder))
             else:
                 self.shell(line)
 
@@ -135,16 +136,6 @@ class Guide:
 
     def failed(self, what):
         return f"{what}\n{self.printed.getvalue()[-3000:]}"
-
-
-class Inside:
-    """`os.chdir` to a folder, for a process that starts."""
-
-    def __init__(self, folder):
-        self.folder = folder
-
-    def __call__(self):
-        os.chdir(self.folder)
 
 
 @pytest.fixture(scope="module")
