@@ -22,13 +22,21 @@ PAGES |= {source: page for page, source in site_hooks.ELSEWHERE.items()}
 
 @pytest.mark.parametrize("source", PAGES)
 def test_links_of_a_page_stay_in_the_site(source):
-    page, text = PAGES[source], (REPOSITORY / source).read_text()
+    page, text = PAGES[source], site_hooks.text_of(source)
     linked = site_hooks.relink(text, source, page)
-    for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", linked):
+    for target in re.findall(r"\]\((?!https?://|#|data:)([^)#]+)", linked):
         place = posixpath.normpath(posixpath.join(posixpath.dirname(page), target))
         assert place in PAGES.values() or (REPOSITORY / "docs" / place).exists(), target
     code = re.findall(r"```.*?```", text, flags=re.DOTALL)
     assert all(block in linked for block in code)
+
+
+def test_notebooks_are_pages_with_their_outputs():
+    page = site_hooks.text_of("docs/notebooks/export.ipynb")
+    assert "```bash\ndenseseg export model --format onnx" in page and "%%bash" not in page
+    assert "```text\n(1, 11, 86, 128)" in page and "![output](data:image/jpeg;base64,/9j/" in page
+    relinked = site_hooks.relink("[e](notebooks/export.ipynb)", "docs/notebooks.md", "notebooks.md")
+    assert relinked == "[e](notebooks/export.md)"
 
 
 def test_links_that_lead_out_become_text():
@@ -71,4 +79,5 @@ def test_a_public_name_says_what_it_takes_and_returns(name):
 def test_navigation_names_every_page():
     nav = yaml.safe_load((REPOSITORY / "mkdocs.yml").read_text())["nav"]
     found = set(re.findall(r"[\w/]+\.md", str(nav)))
-    assert found == {page for page in PAGES.values() if not page.startswith("cards/")} | {"reference.md"}
+    linked = ("cards/", "notebooks/")  # by zoo.md and notebooks.md
+    assert found == {page for page in PAGES.values() if not page.startswith(linked)} | {"reference.md"}

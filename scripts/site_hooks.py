@@ -1,8 +1,9 @@
-"""Pages of the site that lie elsewhere in the repository or are made from docstrings, and links between all of them.
+"""Pages of the site that lie elsewhere in the repository or are made, and links between all of them.
 
 mkdocs calls `on_files` and `on_page_markdown`, see `mkdocs.yml`.
 """
 
+import json
 import posixpath
 import re
 from pathlib import Path
@@ -13,7 +14,7 @@ from hf_denseseg.models.auto import registration
 from hf_denseseg.reports.model_card import paper_of
 
 ROOT = Path(__file__).resolve().parents[1]
-LINK = re.compile(r"(!?)\[([^\[\]]*)\]\((?!https?://|#|mailto:)([^)#\s]+)(#[^)]*)?\)")
+LINK = re.compile(r"(!?)\[([^\[\]]*)\]\((?!https?://|#|mailto:|data:)([^)#\s]+)(#[^)]*)?\)")
 # Page of the site -> file of the repository.
 ELSEWHERE = {
     "index.md": "README.md",
@@ -23,6 +24,10 @@ ELSEWHERE = {
     **{f"papers/{name}.md": f"src/hf_denseseg/models/{name}/README.md" for name in registration.families()},
     **{f"cards/{path.name}": f"model_cards/{path.name}" for path in sorted((ROOT / "model_cards").glob("*.md"))},
     "cards/example.md": "src/hf_denseseg/models/example/README.md",
+    **{
+        f"notebooks/{path.stem}.md": f"docs/notebooks/{path.name}"
+        for path in sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
+    },
 }
 FUNCTIONS = {  # public functions and classes that are no model, by what they are for
     "Models": [
@@ -69,9 +74,33 @@ def on_files(files: Any, config: Any) -> Any:
     from mkdocs.structure.files import File
 
     for page, source in ELSEWHERE.items():
-        files.append(File.generated(config, page, content=relink((ROOT / source).read_text(), source, page)))
+        files.append(File.generated(config, page, content=relink(text_of(source), source, page)))
     files.append(File.generated(config, "reference.md", content=reference()))
     return files
+
+
+def text_of(source: str) -> str:
+    """Markdown of a file of the repository; of a notebook its cells with their outputs."""
+    text = (ROOT / source).read_text()
+    if not source.endswith(".ipynb"):
+        return text
+    parts = []
+    for cell in json.loads(text)["cells"]:
+        body = "".join(cell["source"])
+        if cell["cell_type"] == "code":
+            magic, _, commands = body.partition("\n")
+            body = f"```bash\n{commands}\n```" if magic == "%%bash" else f"```python\n{body}\n```"
+        parts += [body, *map(output_text, cell.get("outputs", ()))]
+    return "\n\n".join(parts) + "\n"
+
+
+def output_text(output: dict[str, Any]) -> str:
+    """Markdown of one output of a notebook: its image, or its text."""
+    data = output.get("data", {})
+    for kind in data.keys() & {"image/png", "image/jpeg"}:
+        return f"![output](data:{kind};base64,{''.join(''.join(data[kind]).split())})"
+    text = "".join(output.get("text", data.get("text/plain", "")))
+    return f"```text\n{text.strip()}\n```"
 
 
 def on_page_markdown(markdown: str, page: Any, **kwargs: Any) -> str:
