@@ -79,8 +79,6 @@ def quantize(
     Raises:
         RunError: the score falls by too much with half of the layers in float32.
     """
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
     model = open_export(folder, task)
     path = folder / model.record["file"]
     with TemporaryDirectory(dir=folder.parent) as aside:
@@ -88,7 +86,7 @@ def quantize(
         recorder = _Recorder(model.engine, Path(aside))
         model.engine = recorder
         before = score(model)
-        quant_pre_process(path, prepared, skip_symbolic_shape=True)
+        prepare(path, prepared)
         layers, kept, ranked = weight_layers(prepared), list[str](), list[str]()
         while True:
             write_int8(prepared, target, recorder.files, [name for name in layers if name not in kept])
@@ -107,6 +105,13 @@ def quantize(
         agreement = sum(_agreements(recorder.engine, convert(target), recorder.files)) / len(recorder.files)
     facts = {"inputs": len(recorder.files), "layers": len(layers), "kept": kept}
     return {**facts, "before": before, "after": after, "agreement": agreement}
+
+
+def prepare(source: Path, target: Path) -> None:
+    """Let ONNX Runtime fold what would be quantized apart, such as a BatchNorm after a convolution."""
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    quant_pre_process(source, target, skip_symbolic_shape=True)
 
 
 def weight_layers(path: Path) -> list[str]:
