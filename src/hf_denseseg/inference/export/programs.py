@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -128,11 +129,11 @@ def whole_number_padding() -> Iterator[None]:
         timm_padding.get_same_padding = before
 
 
-def same_padding(side: int, kernel_size: int, stride: int, dilation: int) -> int | torch.SymInt:
-    """Pixels that timm's `get_same_padding` adds to a side: the output has `ceil(side / stride)`.
+def same_padding(x: int, kernel_size: int, stride: int, dilation: int) -> Any:
+    """Pixels that timm's function of this form adds to a side of `x`, so that the output has `ceil(x / stride)`.
 
-    `(ceil(side / stride) - 1) * stride >= side - stride`, so that the sum is negative for kernels below a stride only.
+    `(ceil(x / stride) - 1) * stride >= x - stride`, so that the sum is negative for kernels below a stride only.
     """
     extent = (kernel_size - 1) * dilation + 1
-    added = ((side + stride - 1) // stride - 1) * stride + extent - side
+    added = ((x + stride - 1) // stride - 1) * stride + extent - x
     return added if extent >= stride else torch.sym_max(added, 0)
