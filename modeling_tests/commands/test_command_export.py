@@ -345,6 +345,17 @@ def test_layers_that_cost_most_stay_in_float(checkpoint, logits_export, tmp_path
     assert facts["agreement"] == pytest.approx((before == after).mean()) and 0 < facts["agreement"] <= 1
 
 
+def test_an_int8_model_that_its_runtime_cannot_run_is_not_written(checkpoint, tmp_path, capsys, monkeypatch):
+    def engine(path):
+        raise ValueError("unknown operator")
+
+    monkeypatch.setattr(int8, "MOST_LOST", 1.0)
+    monkeypatch.setitem(engines.ENGINES, "openvino", engine)
+    words = ["export", str(checkpoint), "--format", "openvino", "--output", str(tmp_path / "exported"), *CALIBRATION]
+    assert main(words) == 1
+    assert "does not run there (unknown operator)" in capsys.readouterr().err and not any(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -57,6 +57,7 @@ def program_of(name: str, size: Size) -> Logits:
     return Logits(create_model(name, num_labels=19, **fields)).eval()
 
 
+@torch.no_grad()  # as `export`: with gradients attention lays its output out otherwise
 def write_exports(name: str, size: Size, folder: Path) -> None:
     """Export once for all numbers of threads; what is there is kept."""
     folder.mkdir(parents=True, exist_ok=True)

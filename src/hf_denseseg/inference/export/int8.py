@@ -77,7 +77,7 @@ def quantize(
         float32 model: the share of the classes that stay the same.
 
     Raises:
-        RunError: the score falls by too much with half of the layers in float32.
+        RunError: the score falls by too much with half of the layers in float32, or the final format cannot run it.
     """
     model = open_export(folder, task)
     path = folder / model.record["file"]
@@ -102,7 +102,14 @@ def quantize(
                 )
             ranked = ranked or _ranked(recorder.engine, prepared, Path(aside) / "one.onnx", recorder.files, layers)
             kept = ranked[: max(2 * len(kept), 1)]
-        agreement = sum(_agreements(recorder.engine, convert(target), recorder.files)) / len(recorder.files)
+        try:
+            agreement = sum(_agreements(recorder.engine, convert(target), recorder.files)) / len(recorder.files)
+        except Exception as error:  # the kinds are open-ended: each runtime has its own
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+            raise RunError(
+                f"The model in int8 does not run there ({reason}); nothing was written. Give another --format, or "
+                "leave --int8 out."
+            ) from error
     facts = {"inputs": len(recorder.files), "layers": len(layers), "kept": kept}
     return {**facts, "before": before, "after": after, "agreement": agreement}
 
