@@ -345,6 +345,29 @@ def test_layers_that_cost_most_stay_in_float(checkpoint, logits_export, tmp_path
     assert facts["agreement"] == pytest.approx((before == after).mean()) and 0 < facts["agreement"] <= 1
 
 
+def test_masks_of_minus_infinity_survive_int8(tmp_path):
+    """Scores that are masked before a softmax: a range that reaches minus infinity would end what is beside it."""
+    generator = np.random.default_rng(0)
+    weights = [generator.standard_normal((8, 8)).astype(np.float32) for _ in range(2)]
+    mask = np.where(np.arange(8) < 6, 0, -np.inf).astype(np.float32)
+    nodes = [("MatMul", "x", "w0", "scores"), ("Add", "scores", "mask", "masked"), ("MatMul", "weights", "w1", "y")]
+    nodes = [onnx.helper.make_node(kind, [a, b], [out], name=out) for kind, a, b, out in nodes]
+    nodes.insert(2, onnx.helper.make_node("Softmax", ["masked"], ["weights"], name="weights"))
+    ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [16, 8]) for name in "xy"]
+    constants = zip(("w0", "w1", "mask"), (*weights, mask), strict=True)
+    constants = [onnx.numpy_helper.from_array(values, name) for name, values in constants]
+    graph = onnx.helper.make_graph(nodes, "attention", ends[:1], ends[1:], constants)
+    opset = [onnx.helper.make_opsetid("", 20)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=10), tmp_path / "model.onnx")
+    values = generator.standard_normal((16, 8)).astype(np.float32)
+    np.save(tmp_path / "x.npy", values)
+    int8.write_int8(tmp_path / "model.onnx", tmp_path / "int8.onnx", [tmp_path / "x.npy"], ["scores", "y"])
+    scores = np.exp(values @ weights[0] + mask)
+    expected = scores / scores.sum(1, keepdims=True) @ weights[1]
+    (found,) = onnxruntime.InferenceSession(tmp_path / "int8.onnx").run(None, {"x": values})
+    assert np.abs(found - expected).max() < 0.1 * expected.std()
+
+
 def test_an_int8_model_that_its_runtime_cannot_run_is_not_written(checkpoint, tmp_path, capsys, monkeypatch):
     def engine(path):
         raise ValueError("unknown operator")

@@ -134,10 +134,11 @@ def write_int8(source: Path, target: Path, files: list[Path], layers: Sequence[s
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
     graph = onnx.load(source, load_external_data=False).graph
+    masks = _before_softmax(graph.node)
     names = [
         node.name
         for node in graph.node
-        if (node.op_type not in LAYERS or node.name in layers) and node.op_type not in IN_FLOAT
+        if (node.name in layers if node.op_type in LAYERS else node.op_type not in IN_FLOAT and node.name not in masks)
     ]
     quantize_static(
         source,
@@ -150,6 +151,19 @@ def write_int8(source: Path, target: Path, files: list[Path], layers: Sequence[s
         nodes_to_quantize=names if len(layers) > 1 else list(layers),
         calibration_cache_path=source.with_suffix(".ranges"),
     )
+
+
+def _before_softmax(nodes: Sequence[Any]) -> set[str]:
+    """Names of the nodes between layers and softmax: masks and their sums reach minus infinity, which has no range."""
+    producers = {output: node for node in nodes for output in node.output}
+    left = [name for node in nodes if node.op_type == "Softmax" for name in node.input]
+    found = set[str]()
+    while left:
+        node = producers.get(left.pop())
+        if node is not None and node.op_type not in LAYERS and node.name not in found:
+            found.add(node.name)
+            left += node.input
+    return found
 
 
 def _ranked(engine: Engine, source: Path, target: Path, files: list[Path], layers: list[str]) -> list[str]:
