@@ -122,7 +122,7 @@ def plain_operators() -> Iterator[None]:
 def whole_number_padding() -> Iterator[None]:
     """TensorFlow's padding in timm's layers without fractions and maxima, which nested over layers end no tracing."""
     before = timm_padding.get_same_padding
-    timm_padding.get_same_padding = same_padding  # type: ignore[assignment]
+    timm_padding.get_same_padding = same_padding
     try:
         yield
     finally:
