@@ -53,7 +53,9 @@ def store(model: Path) -> None:
 def score(camvid: str, output: Path) -> dict:
     """Evaluate what was stored on CamVid's validation images."""
     words = ["--dataset", camvid, "--eval_split", "val", "--label_spec", SPEC, "--output_dir", str(output)]
-    subprocess.run([sys.executable, "-m", "hf_denseseg.cli", "evaluate", str(FOLDER), *words], check=True, cwd=ROOT)
+    # The path stands in the results.
+    model = str(FOLDER.relative_to(ROOT))
+    subprocess.run([sys.executable, "-m", "hf_denseseg.cli", "evaluate", model, *words], check=True, cwd=ROOT)
     return json.loads((output / "results.json").read_text())
 
 
