@@ -65,6 +65,11 @@ class Request(NamedTuple):
         """Whether the batch may stay free, and without `size` height and width too."""
         return self.format.dynamic and self.task != OBJECT_DETECTION
 
+    @property
+    def shapes(self) -> list[tuple[int, Size]]:
+        """Batch and size of the inputs that the export is verified on."""
+        return [(batch if self.dynamic else 1, self.size or size) for batch, size in VERIFIED]
+
 
 def load_program(request: Request) -> Program:
     """Load the checkpoint and wrap it as the program that is exported.
@@ -149,8 +154,7 @@ def export(request: Request, program: Program, folder: Path) -> dict[str, Any]:
             "--format."
         ) from error
     written = list(path.parent.iterdir())
-    shapes = [(batch if request.dynamic else 1, request.size or size) for batch, size in VERIFIED]
-    checked = verify(program, ENGINES[chosen.name](path), channels, shapes)
+    checked = verify(program, ENGINES[chosen.name](path), channels, request.shapes)
     _copy_files(request, program, folder)
     return {
         "task": request.task,
@@ -197,7 +201,10 @@ def export_int8(
 
     def convert(source: Path) -> Engine:
         convert_to_openvino(source, path) if chosen.name == "openvino" else shutil.copyfile(source, path)
-        return ENGINES[chosen.name](path)
+        engine = ENGINES[chosen.name](path)
+        for batch, size in request.shapes:  # 8-bit operators of a runtime may fit in one size only
+            engine(example_input(program, record["channels"], batch, size))
+        return engine
 
     facts = quantize(aside, request.task, score, convert)
     size = sum(each.stat().st_size for each in path.parent.iterdir())
