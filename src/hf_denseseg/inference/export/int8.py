@@ -134,11 +134,14 @@ def write_int8(source: Path, target: Path, files: list[Path], layers: Sequence[s
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
     graph = onnx.load(source, load_external_data=False).graph
-    masks = _before_softmax(graph.node)
+    masks, of_image = _before_softmax(graph.node), _of_image(graph.node, graph.input[0].name)
     names = [
         node.name
         for node in graph.node
-        if (node.name in layers if node.op_type in LAYERS else node.op_type not in IN_FLOAT and node.name not in masks)
+        if node.name in of_image
+        and (
+            node.name in layers if node.op_type in LAYERS else node.op_type not in IN_FLOAT and node.name not in masks
+        )
     ]
     quantize_static(
         source,
@@ -151,6 +154,16 @@ def write_int8(source: Path, target: Path, files: list[Path], layers: Sequence[s
         nodes_to_quantize=names if len(layers) > 1 else list(layers),
         calibration_cache_path=source.with_suffix(".ranges"),
     )
+
+
+def _of_image(nodes: Sequence[Any], input_name: str) -> set[str]:
+    """Names of the nodes that depend on the values of the image; coordinates depend on its size, and so do ranges."""
+    values, found = {input_name}, set[str]()
+    for node in nodes:
+        if node.op_type != "Shape" and values.intersection(node.input):
+            values.update(node.output)
+            found.add(node.name)
+    return found
 
 
 def _before_softmax(nodes: Sequence[Any]) -> set[str]:
