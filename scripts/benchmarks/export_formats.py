@@ -97,7 +97,7 @@ def export(checkpoint: Path, folder: Path, name: str, int8: bool, args: argparse
         done = subprocess.run(words, capture_output=True, text=True)
         if done.returncode:
             last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-            return {"reason": last.removeprefix("error: ")}
+            return {"reason": last.removeprefix("error: ").removeprefix("failed: ")}
     found = json.loads(record.read_text())
     score, cost = found["score"], found["cost"]
     return {
