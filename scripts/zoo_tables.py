@@ -116,10 +116,11 @@ def smaller_models() -> list[str]:
     lines = []
     for file in sorted(RESULTS.glob("*/results.json")):
         run = json.loads(file.read_text())
-        (recipe,) = (ROOT / "scripts" / "recipes").rglob(f"{file.parent.name.removesuffix('_channels_last')}.yaml")
+        recipe = file.parent.name.removesuffix("_channels_last")
+        path = f"../scripts/recipes/{run['model_type']}/{recipe}.yaml"
         lines.append(
             f"| `{file.parent.name}` | {run['parameters'] / 1e6:.1f} | {run['dataset']} {run['split']} | "
-            f"{percent(run['scores']['mean_iou'])} | [{recipe.stem}](../{recipe.relative_to(ROOT)}) |"
+            f"{percent(run['scores']['mean_iou'])} | [{recipe}]({path}) |"
         )
     return table(("run", "parameters M", "data", "measured mIoU %", "recipe"), lines)
 

@@ -191,8 +191,8 @@ def test_masks_are_decoded_from_every_format_of_coco():
     "segmentation, message",
     [
         ({"size": [30, 41], "counts": [1230]}, "of size"),
-        ({"size": [30, 40], "counts": [7]}, "sum up to 7, not 1200"),
-        (np.zeros((4, 4)), "no array of"),
+        ({"size": [30, 40], "counts": [7]}, "add up to 7, not to 1200"),
+        (np.zeros((4, 4)), "or an array of"),
         (None, "NoneType"),
     ],
 )

@@ -549,7 +549,7 @@ def test_other_window_embeddings_of_table_12(choice):
         ({"depths": [2, 2, 2]}, "4 positive numbers"),
         ({"stem_kernel_sizes": [3, 2]}, "odd numbers"),
         ({"drop_path_rate": 1.0}, r"\[0, 1\)"),
-        ({"decoder_hidden_size": 40}, "32 channels each"),
+        ({"decoder_hidden_size": 40}, "multiple of 32"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused_with_the_field(fields, message):

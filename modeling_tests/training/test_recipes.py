@@ -33,7 +33,7 @@ RECIPES = {path.stem: path for path in sorted(FOLDER.rglob("*.yaml"))}
 PUBLISHED = {family: importlib.import_module(f"test_published_{family}") for family in families()}
 
 SHORT = [
-    *("--encoder_weights", "null", "--train_split", "train", "--eval_split", "val", "--use_cpu"),
+    *("--encoder_weights", "null", "--freeze", "null", "--train_split", "train", "--eval_split", "val", "--use_cpu"),
     *("--max_steps", "2", "--max_train_samples", "2", "--max_eval_samples", "1", "--save_strategy", "no"),
     *("--per_device_train_batch_size", "2"),
 ]
