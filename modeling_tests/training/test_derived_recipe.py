@@ -125,6 +125,8 @@ def test_given_keys_win_and_the_others_follow_from_them():
     own = keys_of(model="segformer-b0")
     assert own["model"] == "segformer-b0" and "config_overrides" not in own
     weights = {choice.key: choice for choice in derive(CAMVID, H100, {"encoder_weights": "a.pth"})}
+    # A new head learns nothing in a few hundred steps at the rate of a trained encoder.
+    assert weights["head_learning_rate_multiplier"].value == 10 and "head_learning_rate_multiplier" not in found
     assert weights["learning_rate"].value == 1.0e-4 and "given encoder weights" in weights["model"].reason
     assert "random weights" in found["model"].reason and "nothing is downloaded" in found["model"].reason
 

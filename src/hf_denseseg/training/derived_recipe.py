@@ -191,8 +191,13 @@ def _choose_schedule(choose: Any, statistics: Statistics, machine: Machine, give
     )
     # A published name of a model starts from random weights; a folder or a hub id is a checkpoint.
     trained = given.get("encoder_weights") is not None or "/" in given.get("model", "")
-    rate = 1.0e-4 if trained else 5.0e-4 if gpu else 3.0e-3
-    choose("learning_rate", rate * min(batch / 8, 1), "a trained start" if trained else f"random weights on {where}")
+    if trained:
+        rate = 1.0e-4 if gpu else 3.0e-4  # there are fewer steps on a CPU
+        choose("learning_rate", rate * min(batch / 8, 1), f"a trained start, on {where}")
+        choose("head_learning_rate_multiplier", 10.0, "the head for these classes is new")
+    else:
+        rate = 5.0e-4 if gpu else 3.0e-3
+        choose("learning_rate", rate * min(batch / 8, 1), f"random weights on {where}")
     choose("warmup_steps", max(steps // 20, 1), "the first twentieth of the steps")
     choose("weight_decay", 0.05, "as the recipes of the papers from random weights")
     decay = round(min(max(1 - 14 / steps, 0.9), 0.999), 4)
