@@ -67,9 +67,9 @@ def test_it_finds_most_of_real_streets(segment):
     assert [spec.classes[spec.raw_to_train[raw]] for raw in range(11)] == [same.get(name, name) for name in names]
     right = known = 0
     for path in sorted((CAMVID / "val" / "labels").glob("*.png"))[::12]:
-        truth = spec.encode(np.asarray(Image.open(path)))
+        labels = spec.encode(np.asarray(Image.open(path)))
         ids = segment(Image.open(CAMVID / "val" / "images" / f"{path.stem}.jpg"))
-        right, known = right + ((ids == truth) & (truth != 255)).sum(), known + (truth != 255).sum()
+        right, known = right + ((ids == labels) & (labels != 255)).sum(), known + (labels != 255).sum()
     assert right / known > 0.7
 
 
