@@ -40,8 +40,8 @@ def test_notebooks_are_pages_with_their_outputs():
 
 
 def test_links_that_lead_out_become_text():
-    text = "[the\ncard](../model_cards/a.md), [data](data.md#x), ![i](images/demo.png), `a[0]`"
-    expected = "the\ncard, [data](data.md#x), ![i](images/demo.png), `a[0]`"
+    text = "[the\ncard](../model_cards/a.md), [data](data.md#x), ![i](images/example.jpg), `a[0]`"
+    expected = "the\ncard, [data](data.md#x), ![i](images/example.jpg), `a[0]`"
     assert site_hooks.relink(text, "docs/training.md", "training.md") == expected
     assert site_hooks.relink("[k](docs/data.md)", "README.md", "index.md") == "[k](data.md)"
     hlg = "[m](../../../../docs/measured.md)"

@@ -2,7 +2,6 @@
 
 python scripts/update_figures.py           # rewrite the blocks between the markers
 python scripts/update_figures.py --check   # exit 1 if one is not up to date
-python scripts/update_figures.py --demo runs/demo   # also make the image of the README from a finished `make demo`
 """
 
 import argparse
@@ -12,9 +11,6 @@ import statistics
 import sys
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from PIL import Image
 
 import hf_denseseg
 from hf_denseseg.files import write_atomic
@@ -27,7 +23,6 @@ from published_tables import published  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "scripts" / "benchmarks" / "results"
-DEMO_IMAGE = ROOT / "docs" / "images" / "demo.png"
 CAMVID, CAMVID_PRETRAINED = "dsct_tiny_sac_camvid_cpu", "hfgd_lite0_camvid_cpu"
 EXAMPLE = "hfgd_lite0_drawn_streets_cpu"
 
@@ -225,21 +220,10 @@ def updated(page: Path) -> str:
     return text
 
 
-def write_demo_image(run: Path, rows: int = 2) -> None:
-    """Cut the first rows of a demo run's `images.png` (image, ground truth, prediction) out, as a small PNG."""
-    with Image.open(run / "images.png") as image:
-        blank = (np.asarray(image.convert("RGB")) == 255).all((1, 2))
-        ends = np.flatnonzero(blank[1:] & ~blank[:-1]) + 1  # of the titles, then of each row
-        image.crop((0, 0, image.width, int(ends[rows]))).quantize(128).save(DEMO_IMAGE, optimize=True)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--demo", type=Path, metavar="RUN", help="run folder of `make demo`")
     parser.add_argument("--check", action="store_true", help="write nothing")
     args = parser.parse_args()
-    if args.demo:
-        write_demo_image(args.demo)
     new = {page: updated(page) for page in BLOCKS}
     if args.check:
         return int(any(text != page.read_text() for page, text in new.items()))

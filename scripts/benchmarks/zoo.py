@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from _results import earlier_figures
 from _timing import in_turn
 
 from hf_denseseg import create_config, create_model, list_models, model_info
@@ -114,7 +115,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     started, threads = time.monotonic(), torch.get_num_threads()
     file = args.output or benchmark.result_file("zoo")
-    known = json.loads(file.read_text())["figures"]["variants"] if file.exists() else {}
+    known = earlier_figures(args).get("variants", {})
     variants = {name: {**known.get(name, {}), **counts(name)} for name in list_models()}
     figures = {"threads": threads, "rounds": args.rounds, "variants": variants}
     left = args.models or [name for name in variants if "eager_milliseconds" not in variants[name]]
