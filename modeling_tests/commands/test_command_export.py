@@ -13,12 +13,14 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from timm.layers.conv2d_same import Conv2dSame
 
 import hf_denseseg
 from hf_denseseg.cli import main
 from hf_denseseg.inference.export import cost, engines, exported_model, exporting, int8, programs
+from hf_denseseg.inference.export.byte_resize import ByteResize
 from hf_denseseg.inference.export.formats import FORMATS
 from hf_denseseg.inference.preprocessing import Preprocessing
 from hf_denseseg.inference.segmentation import segment
@@ -106,6 +108,33 @@ def test_class_map_is_that_of_the_checkpoint_where_neither_torch_nor_this_packag
     assert len(np.unique(found)) > 1
     expected = np.stack([expected_map(checkpoint, image) for image in images])
     assert (found == expected).mean() >= 0.9999
+
+
+needs_avx = pytest.mark.skipif(
+    not torch.backends.cpu.get_cpu_capability().startswith("AVX"),
+    reason="torch resizes bytes in another way on this processor",
+)
+
+
+@needs_avx
+@pytest.mark.parametrize(("before", "after"), [((80, 100), (64, 80)), ((37, 50), (91, 70)), ((300, 31), (13, 310))])
+def test_resize_in_whole_numbers_is_that_of_torch(before, after):
+    images = torch.randint(0, 256, (2, 3, *before), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    expected = F.interpolate(images, size=after, mode="bilinear", antialias=True)
+    assert torch.equal(ByteResize(before, after)(images), expected)
+
+
+@needs_avx
+def test_class_map_of_a_checkpoint_that_resizes_images_is_that_of_the_package(checkpoint):
+    """80 % of the size: many sums lie in the middle between two bytes, which floating point rounds either way."""
+    model = hf_denseseg.SetrForSemanticSegmentation.from_pretrained(checkpoint).eval()
+    preprocessing = Preprocessing.from_image_processor(hf_denseseg.SetrImageProcessor.from_pretrained(checkpoint))
+    image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 80, 100), dtype=np.uint8))
+    program = programs.ClassMap(model, preprocessing, 0.5, ByteResize((80, 100), (64, 80))).eval()
+    with torch.no_grad():
+        (found,) = program(image[None])
+    expected = segment(model, image, InferenceSettings(base_size=(64, 80)), preprocessing)
+    assert len(expected.unique()) > 1 and torch.equal(found[0].long(), expected.long())
 
 
 def test_more_than_256_classes_are_written_as_uint16(tmp_path):

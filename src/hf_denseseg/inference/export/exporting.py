@@ -11,6 +11,7 @@ from torch.export import Dim, ExportedProgram
 
 from hf_denseseg import __version__
 from hf_denseseg.errors import InputError, RunError
+from hf_denseseg.inference.export.byte_resize import ByteResize
 from hf_denseseg.inference.export.engines import ENGINES, Engine
 from hf_denseseg.inference.export.exported_model import ExportedModel
 from hf_denseseg.inference.export.formats import FORMATS, Format, convert_to_openvino
@@ -101,8 +102,10 @@ def load_program(request: Request) -> Program:
             f"{request.checkpoint} resizes images, to a size that depends on theirs. Give the --size of the images, "
             "or leave --with_argmax out."
         )
-    resized = view_size(request.size, 1.0, whole) if request.size else None
-    return ClassMap(model, preprocessing, settings.threshold, resized).eval()
+    resize = None
+    if (size := request.size) and (resized := view_size(size, 1.0, whole)) != size:
+        resize = ByteResize(size, resized)
+    return ClassMap(model, preprocessing, settings.threshold, resize).eval()
 
 
 def _check_request(request: Request) -> None:

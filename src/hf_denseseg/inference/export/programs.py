@@ -59,17 +59,17 @@ class ClassMap(nn.Module):
         model: segmentation model.
         preprocessing: of the checkpoint.
         threshold: of a model with one logit.
-        resized: `(height, width)` that images are resized to first; None leaves them as they are.
+        resize: what images are resized by first, bytes to bytes; None leaves them as they are.
     """
 
     input_name, output_names = "image", ("class_map",)
 
     def __init__(
-        self, model: PreTrainedModel, preprocessing: Preprocessing, threshold: float, resized: Size | None = None
+        self, model: PreTrainedModel, preprocessing: Preprocessing, threshold: float, resize: nn.Module | None = None
     ) -> None:
         super().__init__()
         self.model: PreTrainedModel = model
-        self.preprocessing, self.resized = preprocessing, resized
+        self.preprocessing, self.resize = preprocessing, resize
         self.align_corners = align_corners_of(model)
         self.shift = float(torch.logit(torch.tensor(threshold, dtype=torch.float64)))
         self.dtype = class_map_dtype(model.config.num_labels or 0)
@@ -78,11 +78,11 @@ class ClassMap(nn.Module):
         """Normalize, run the model, resize, choose."""
         dtype = next(self.model.parameters()).dtype
         size = image.shape[-2:]
-        if self.resized is not None and self.resized != tuple(size):  # as `preprocessing.resized` does it
-            values = F.interpolate(image.float(), size=self.resized, mode="bilinear", antialias=True)
-            image = values.round().clamp(0, 255).to(torch.uint8)
+        if self.resize is not None:
+            image = self.resize(image)
         logits = class_logits(self.model, self.preprocessing.normalize(image, dtype))
         logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=self.align_corners)
+        logits = logits.contiguous()  # ExecuTorch takes the argmax of no other order in memory
         if self.shift:  # above the threshold: the logit is above its logit
             return ((logits[:, 1] > self.shift).to(self.dtype),)
         return (logits.argmax(1).to(self.dtype),)
