@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from hf_denseseg.errors import InputError
+from hf_denseseg.inference.export.engines import ENGINES
+from hf_denseseg.inference.export.formats import FORMATS
 from hf_denseseg.ops import ms_deform_attn, sample_locations
 from msda_cases import plain_loops, random_call
 
@@ -74,3 +76,23 @@ def test_tensors_of_shapes_that_do_not_match_are_refused(change, message):
     change(call)
     with pytest.raises(InputError, match=message):
         ms_deform_attn(*call, SHAPES)
+
+
+def test_a_graph_for_all_sizes_gives_the_same_in_onnx_runtime_and_openvino(tmp_path):
+    """Sizes are symbols there; OpenVINO makes `(1,)` of a scalar that is filled with one."""
+
+    class Sampled(torch.nn.Module):
+        def forward(self, features):  # (1, C, H, W)
+            shape = tuple(features.shape[-2:])
+            value = features.flatten(2).mT[:, :, None]  # (1, H*W, 1, C)
+            locations = torch.linspace(0.1, 0.8, 5).view(1, 5, 1, 1, 1, 1).expand(-1, -1, -1, -1, 3, 2)
+            return (sample_locations(value, locations, torch.full((1, 5, 1, 1, 3), 0.4), [shape]),)
+
+    sides = dict.fromkeys((2, 3), torch.export.Dim.AUTO)
+    program = torch.export.export(Sampled(), (torch.zeros(1, 4, 16, 24),), dynamic_shapes=(sides,))
+    features = torch.randn(1, 4, 11, 17, generator=torch.Generator().manual_seed(0))
+    (expected,) = Sampled()(features)
+    for name in ("onnx", "openvino"):
+        path = tmp_path / FORMATS[name].file
+        FORMATS[name].write(program, path, "features", ("sampled",))
+        torch.testing.assert_close(ENGINES[name](path)(features)[0], expected, atol=1e-5, rtol=1e-5)

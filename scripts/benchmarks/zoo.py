@@ -125,7 +125,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         words = [sys.executable, __file__, name, str(threads), str(args.rounds)]
         done = subprocess.run(words, capture_output=True, text=True)
         if done.returncode:  # the others can still be measured, and the same command tries it again
-            print(f"{name} failed: {done.stderr[-2000:]}", file=sys.stderr, flush=True)
+            print(f"{name} failed (exit code {done.returncode}): {done.stderr[-2000:]}", file=sys.stderr, flush=True)
             continue
         print(name, line := done.stdout.splitlines()[-1], flush=True)
         variants[name] |= json.loads(line)

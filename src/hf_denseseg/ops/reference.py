@@ -62,9 +62,10 @@ def exact_coordinates(coordinates: Tensor) -> Tensor:
 
 def width_heights(spatial_shapes: Shapes, like: Tensor) -> Tensor:
     """(width, height) of every level, `(L, 2)`, to scale its (x, y)."""
-    # `new_full` instead of `tensor`: sizes may be symbolic while a graph is traced.
+    # `new_full` instead of `tensor`: sizes may be symbolic while a graph is traced. One axis, since OpenVINO (2026.4)
+    # makes `(1,)` of the shape `()`.
     rows = [
-        torch.stack([like.new_full((), size, dtype=exact_coordinates(like).dtype) for size in reversed(shape)])
+        torch.cat([like.new_full((1,), size, dtype=exact_coordinates(like).dtype) for size in reversed(shape)])
         for shape in spatial_shapes
     ]
     return torch.stack(rows)
