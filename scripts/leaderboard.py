@@ -137,14 +137,19 @@ def multiply_adds(row: Row, size: tuple[int, int]) -> int:
     return int(done.stdout.split()[-1])
 
 
+def current_commit() -> str:
+    """Hash of the commit that is checked out."""
+    words = ["git", "rev-parse", "HEAD"]
+    return subprocess.run(words, capture_output=True, text=True, cwd=ROOT).stdout.strip()
+
+
 def environment(args: argparse.Namespace) -> dict[str, Any]:
     """What the figures depend on besides the code."""
     import benchmark
 
     words = ["--dataset", args.dataset, "--plan", args.plan, "--budget_cpu_seconds", f"{args.budget_cpu_seconds:g}"]
     command = "python scripts/leaderboard.py " + shlex.join([*words, "--seeds", str(args.seeds)])
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=ROOT).stdout.strip()
-    return benchmark.environment() | {"command": command, "commit": commit}
+    return benchmark.environment() | {"command": command}
 
 
 def table(results: dict[str, Any]) -> str:
@@ -291,6 +296,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             done = row.final(seed, state["steps"], tried["settings"])
         except RuntimeError as error:
             done = {"seed": seed, "state": f"failed: {error}"}
+        done["commit"] = current_commit()  # the table may grow over several evenings
         state["runs"] = [each for each in state["runs"] if each["seed"] != seed] + [done]
         print(f"{name}, seed {seed}: {done.get('mean_iou_percent', done['state'])}", flush=True)
         write(results, args.results)
