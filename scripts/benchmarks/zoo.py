@@ -7,6 +7,7 @@ goes on where another one ended.
 """
 
 import argparse
+import gc
 import json
 import statistics
 import subprocess
@@ -101,6 +102,7 @@ def measure(name: str, threads: int, rounds: int) -> dict[str, Any]:
             path = Path(folder) / FORMATS["onnx"].file
             try:
                 FORMATS["onnx"].write(trace(program, 3, size, False), path, program.input_name, program.output_names)
+                gc.collect()  # graphs hold themselves and the weights: the largest model needs this memory now
                 engine = OnnxEngine(path)
                 steps["onnx"] = lambda: engine(values)
             except RunError as error:
