@@ -24,6 +24,8 @@ INT8 = ("onnx", "openvino")
 SCRIPTS = Path(__file__).resolve().parents[1]
 SIZE = (192, 288)
 SCENES = f"synthetic:100@{SIZE[0]}x{SIZE[1]}"
+# An exported detector takes images of one size: all of these become its recipe's 192x320.
+DETECTOR_SCENES = "synthetic:2@96x160"
 # Sizes of the models for segmentation: rows of the leaderboard.
 SEGMENTATION = {
     "dsct": "DSCT",
@@ -63,10 +65,13 @@ def own_checkpoints(work: Path) -> list[Path]:
         own = {key: value for key, value in rows[row].items() if key in ("model", "config_overrides")}
         train(work / "trained" / name, {**TRAINED, **own, "dataset": SCENES, "max_eval_samples": 20})
         made.append(name)
-    for name, task in (("hlg-classifier", "image_classification"), ("hlg-retinanet", "object_detection")):
+    for name, task, own in (
+        ("hlg-classifier", "image_classification", {}),
+        ("hlg-retinanet", "object_detection", {"dataset": DETECTOR_SCENES}),
+    ):
         recipe = yaml.safe_load((commands / f"demo_{task}.yaml").read_text())
         fewer = {"max_steps": STEPS, "eval_strategy": "no", "save_steps": STEPS, "use_cpu": True}
-        train(work / "trained" / name, {**recipe, **fewer})
+        train(work / "trained" / name, {**recipe, **fewer, **own})
         made.append(name)
     config = hf_denseseg.create_config("hlg-maskrcnn-tiny")
     config.architectures = ["HlgForInstanceSegmentation"]

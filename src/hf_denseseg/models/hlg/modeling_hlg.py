@@ -421,7 +421,7 @@ class HlgLocalGlobalAttention(HlgAttention):
         local = self.attend_in_groups(grouping, (query, value), self.local_bias, masked, **kwargs)
         tokens = tokens + local
         # Z_G: one embedding per window, (B, M, C).
-        embedding = grouping.keys(self.layernorm_embedding(self._embed(tokens, grouping, masked)), tokens.shape[0])
+        embedding = self.layernorm_embedding(grouping.keys(self._embed(tokens, grouping, masked), tokens.shape[0]))
         if not self.config.mask_padding:
             tokens, query, local = (crop(each, size) for each in (tokens, query, local))
         # Eq. 9: queries plus DWConv, here of the normalized local attention (released code; Eq. 9 has it on V).
@@ -467,7 +467,7 @@ class HlgGlobalAttention(HlgAttention):
         tokens = features.permute(0, 2, 3, 1)
         grouping = HlgGrouping.windows(size, self.side, dilated=False).traced(tokens)
         means = group_means(tokens, grouping, self.masked_size(size, grouping))
-        embedding = grouping.keys(self.layernorm_embedding(means), tokens.shape[0])
+        embedding = self.layernorm_embedding(grouping.keys(means, tokens.shape[0]))
         tokens = tokens if self.config.mask_padding else crop(tokens, size)
         query, key, value = self.q_proj(self.layernorm_query(tokens)), self.k_proj(embedding), self.v_proj(embedding)
         places = HlgPlaces.of(self.config.global_bias, size, grouping)
@@ -749,7 +749,7 @@ class HlgDecoderAttention(HlgAttention):
         maps = self.q_proj(normed), self.k_proj(normed), self.v_proj(normed)
         tokens = tokens + self.o_proj(self.attend_in_groups(grouping, maps, self.position_bias, masked, **kwargs))
         # Every position to the means of all groups, (B, M, C).
-        embedding = grouping.keys(self.layernorm_embedding(group_means(tokens, grouping, masked)), tokens.shape[0])
+        embedding = self.layernorm_embedding(grouping.keys(group_means(tokens, grouping, masked), tokens.shape[0]))
         tokens = tokens if self.config.mask_padding else crop(tokens, size)
         query = self.q_proj(self.layernorm_query(tokens))
         places = HlgPlaces.of(self.config.global_bias, size, grouping)
