@@ -172,9 +172,11 @@ def exports() -> str:
         "one image of the size. `any`: of all sizes, of which this was measured. The score is mIoU, top-1 accuracy "
         "or mAP on the number of images. Agreement: share of the classes, of float32 the lowest of four sizes with "
         "random images, of int8 on the calibration images. The small models learned drawn scenes for 40 steps: "
-        "their scores say only whether the export keeps them. Other jobs ran on the machine, so that the ratio of the "
-        "times counts. Formats that have no line were not run: "
-        "`python scripts/benchmark.py --threads 1 export_formats` goes on with them.",
+        "their scores say only whether the export keeps them. Another job ran on the other core, so that the ratio of "
+        "the times counts. In eager mode the C++ kernel computes the deformable attention of UN-EPT, in exports plain "
+        "operators do. Formats that have no line were not run: "
+        "`python scripts/benchmark.py --threads 1 export_formats` goes on with them. How fast published variants run "
+        "in each runtime, in float32 and int8: [figures](measured.md).",
         "",
         "| model | format | agreement % | score %: model, exported (images) | ms: model, exported | speed | size | "
         "peak MiB: model, exported | file MiB |",
