@@ -145,22 +145,23 @@ def guidance() -> str:
     return "\n" + "\n".join(path.read_text() for path in tables) + "\n"
 
 
-def export_rows(name: str, cells: dict[str, Any]) -> list[str]:
-    """A line for each format of one model; formats that it lacks for one reason share a line."""
-    lines, missing = [], dict[str, list[str]]()
-    for kind, cell in cells.items():
+def export_rows(name: str, cells: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """Lines of one model: one for each format, and one for the formats that it lacks for one reason."""
+    rows, missing = [], dict[str, list[str]]()
+    for kind in sorted(cells):
+        cell = cells[kind]
         if "reason" in cell:
             missing.setdefault(cell["reason"], []).append(kind)
             continue
         model, exported = cell["model"], cell["exported"]
         before, after = model["milliseconds"], exported["milliseconds"]
         size = "x".join(map(str, cell["size"])) + ", any" * cell["any_size"]
-        lines.append(
+        rows.append(
             f"| `{name}` | {kind} | {100 * cell['agreement']:.2f} | {100 * model['score']:.2f}, "
             f"{100 * exported['score']:.2f} ({cell['images']}) | {before:.0f}, {after:.0f} | {before / after:.2f}x | "
             f"{size} | {model['peak_mib']:.0f}, {exported['peak_mib']:.0f} | {cell['file_mib']:.1f} |"
         )
-    return lines + [f"| `{name}` | {', '.join(kinds)} | {reason} |" + " |" * 6 for reason, kinds in missing.items()]
+    return rows, [f"- `{name}`, {', '.join(kinds)}: {reason}" for reason, kinds in missing.items()]
 
 
 def exports() -> str:
@@ -178,12 +179,14 @@ def exports() -> str:
         "`python scripts/benchmark.py --threads 1 export_formats` goes on with them. How fast published variants run "
         "in each runtime, in float32 and int8: [figures](measured.md).",
         "",
-        "| model | format | agreement % | score %: model, exported (images) | ms: model, exported | speed | size | "
-        "peak MiB: model, exported | file MiB |",
-        "|---|---|---|---|---|---|---|---|---|",
     ]
+    heads = ("model", "format", "agreement %", "score %: model, exported (images)", "ms: model, exported", "speed",
+             "size", "peak MiB: model, exported", "file MiB")  # fmt: skip
+    rows, missing = list[str](), list[str]()
     for name, row in result["figures"]["checkpoints"].items():
-        lines += export_rows(name, row["cells"])
+        own_rows, own_missing = export_rows(name, row["cells"])
+        rows, missing = rows + own_rows, missing + own_missing
+    lines += [*zoo_tables.table(heads, rows), "Not written, and why:", "", *missing]
     lines += ["", "The commands of each model stand in `scripts/benchmarks/results/export_formats.json`."]
     file = ROOT / "scripts" / "results" / "exports" / f"{CAMVID_PRETRAINED}_onnx_int8.json"
     record = json.loads(file.read_text())
