@@ -109,6 +109,21 @@ def measured() -> str:
     return "\n".join(speed)
 
 
+def int8_speed() -> str:
+    """One sentence from the benchmark `export`."""
+    figures = json.loads((RESULTS / "export.json").read_text())["figures"]
+    ranges = []
+    for kind, name in (("onnx_int8", "ONNX Runtime"), ("openvino_int8", "OpenVINO")):
+        runs = figures["1 thread"].values()
+        times = sorted(run["eager"]["milliseconds"] / run[kind]["milliseconds"] for run in runs)
+        ranges.append(f"{name} {times[0]:.1f} to {times[-1]:.1f} times")
+    size = "x".join(map(str, figures["size"]))
+    return (
+        f"Exported to int8, one variant of each family runs by {' and by '.join(ranges)} as fast as in eager mode "
+        f"({size}, one thread; [figures](docs/measured.md))."
+    )
+
+
 def results() -> str:
     """The measured scores in short."""
     folder = ROOT / "scripts" / "results"
@@ -134,6 +149,8 @@ def results() -> str:
         row("the same", "random", "CamVid", random),
         row(f"`{CAMVID}`", "random", "CamVid", scratch),
         row(f"`{EXAMPLE}`", "ImageNet (Lite0)", "drawn streets", drawn, training=cost),
+        "",
+        int8_speed(),
         "",
     ]
     return "\n".join(lines)
