@@ -19,6 +19,7 @@ from timm.layers.conv2d_same import Conv2dSame
 
 import hf_denseseg
 from hf_denseseg.cli import main
+from hf_denseseg.errors import InputError
 from hf_denseseg.inference.export import cost, engines, exported_model, exporting, int8, programs
 from hf_denseseg.inference.export.byte_resize import ByteResize
 from hf_denseseg.inference.export.formats import FORMATS
@@ -151,6 +152,13 @@ def test_more_than_256_classes_are_written_as_uint16(tmp_path):
         FORMATS[name].write(traced, path, program.input_name, program.output_names)
         (found,) = engines.ENGINES[name](path)(image)
         assert (found.dtype, found.shape) == (torch.uint16, (1, 40, 56)) and (found.int() == 299).all(), name
+
+
+def test_an_export_for_one_size_says_so_to_images_of_another(logits_export):
+    model = exported_model.open_export(logits_export, "semantic-segmentation")
+    model.record["size"] = [64, 96]
+    with pytest.raises(InputError, match="takes images of 64x96 pixels; after preprocessing they have 32x48"):
+        model(torch.zeros(1, 3, 32, 48))
 
 
 def test_record_says_what_it_is_and_how_it_was_verified(class_map_export):

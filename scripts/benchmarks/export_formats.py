@@ -85,7 +85,8 @@ def data_of(checkpoint: Path, args: argparse.Namespace) -> dict[str, Any]:
     keys = yaml.safe_load(recipe.read_text()) if recipe.exists() else {}
     if "task" not in keys:
         return {"dataset": args.dataset, "eval_split": args.eval_split, "max_eval_samples": args.images}
-    return {key: keys[key] for key in ("dataset", "eval_split", "max_eval_samples", "test_base_size") if key in keys}
+    names = ("dataset", "eval_split", "max_eval_samples", "test_base_size", "crop_size")
+    return {key: keys[key] for key in names if key in keys}
 
 
 def export(checkpoint: Path, folder: Path, name: str, int8: bool, args: argparse.Namespace) -> dict[str, Any]:
@@ -94,8 +95,9 @@ def export(checkpoint: Path, folder: Path, name: str, int8: bool, args: argparse
     if not record.exists():
         data, size = data_of(checkpoint, args), args.size
         words = [*DENSESEG, "export", str(checkpoint), "--format", name, "--output", str(folder), "--use_cpu"]
-        if (base := data.pop("test_base_size", None)) is not None:
-            size = [str(side) for side in base]
+        base, crop = data.pop("test_base_size", None), data.pop("crop_size", None)
+        if prepared := base or crop:  # the size of a detector's or a classifier's images
+            size = [str(side) for side in prepared]
         words += ["--size", *size] if name == "executorch" or base else []
         words += ["--int8", "--calibration", data["dataset"], "--calibration_images", "30"] if int8 else []
         words += [word for key, value in data.items() for word in (f"--{key}", str(value))]

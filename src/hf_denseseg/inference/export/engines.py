@@ -72,7 +72,7 @@ class CompiledEngine:
 
 
 class ExecutorchEngine:
-    """An ExecuTorch program on XNNPACK."""
+    """An ExecuTorch program on XNNPACK, for one image after the other."""
 
     def __init__(self, path: Path) -> None:
         from executorch.runtime import Runtime
@@ -81,8 +81,10 @@ class ExecutorchEngine:
         self.method = self.program.load_method("forward")
 
     def __call__(self, values: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Run the method; its outputs lie in memory that the next call uses."""
-        return tuple(each.clone() for each in self.method.execute([values.contiguous().cpu()]))
+        """Run the method; its outputs lie in memory that the next run uses."""
+        images = values.contiguous().cpu().split(1)
+        parts = [[each.clone() for each in self.method.execute([image])] for image in images]
+        return tuple(torch.cat(each) for each in zip(*parts, strict=True))
 
 
 ENGINES: dict[str, Callable[[Path], Engine]] = {

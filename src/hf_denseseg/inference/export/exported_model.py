@@ -59,8 +59,13 @@ class ExportedModel(PreTrainedModel):
         """Run the exported model on a normalized batch `(B, C, H, W)`.
 
         Raises:
-            InputError: images of different sizes, padded to one.
+            InputError: images of different sizes, padded to one, or of another size than the export's one.
         """
+        if (size := self.record["size"]) and size != list(pixel_values.shape[-2:]):
+            raise InputError(
+                f"This export takes images of {size[0]}x{size[1]} pixels; after preprocessing they have "
+                f"{pixel_values.shape[-2]}x{pixel_values.shape[-1]}. Export with this --size, or in a format for all."
+            )
         if pixel_mask is not None and not pixel_mask.all():
             raise InputError("An exported detector takes images of one size, without padding. Run them one by one.")
         if self.preprocessing is None:

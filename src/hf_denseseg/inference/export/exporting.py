@@ -25,6 +25,7 @@ from hf_denseseg.inference.export.programs import (
     example_input,
     plain_operators,
     whole_number_padding,
+    without_garbage_collection,
 )
 from hf_denseseg.inference.export.record import write_record
 from hf_denseseg.inference.export.transformers_js import check_segformer, write_segformer
@@ -229,7 +230,7 @@ def trace(program: Program, channels: int, size: Size | None, any_batch: bool = 
     example = example_input(program, channels, 2 if any_batch else 1, size or TRACED)
     free = ((0,) if any_batch else ()) + (() if size else (2, 3))
     try:
-        with plain_operators(), whole_number_padding():
+        with plain_operators(), whole_number_padding(), without_garbage_collection():
             return torch.export.export(program, (example,), dynamic_shapes=(dict.fromkeys(free, Dim.AUTO),))
     except Exception as error:  # the kinds are open-ended: the model's own code at this size, or torch's exporter
         which = f"{size[0]}x{size[1]} pixels" if size else "any size"

@@ -16,6 +16,7 @@ import torch
 from torch.export import ExportedProgram
 
 from hf_denseseg.errors import InputError
+from hf_denseseg.inference.export.programs import without_garbage_collection
 
 LARGEST_PROTOBUF = 2**31 - 2**20  # bytes of weights that one ONNX file holds
 
@@ -80,7 +81,7 @@ def write_onnx(program: ExportedProgram, path: Path, input_name: str, output_nam
     if any("split" in str(node.target) or "chunk" in str(node.target) for node in program.graph.nodes):
         # onnxscript folds splits of constant sizes only (0.7.2): those of symbolic sizes become slices.
         program = program.run_decompositions({torch.ops.aten.split_with_sizes.default: _slices})
-    with warnings.catch_warnings(), redirect_stdout(StringIO()):
+    with warnings.catch_warnings(), redirect_stdout(StringIO()), without_garbage_collection():
         warnings.simplefilter("ignore")
         converted = torch.onnx.export(
             program,
