@@ -9,12 +9,12 @@ from torch import nn
 
 from hf_denseseg.inference.sliding_window import Size
 
-MOST_BITS = 22
-WEIGHT_LIMIT = 2**15  # weights are 16-bit integers with a sign
+# Of torch's kernel for bytes: weights are 16-bit integers with a sign, and have at most so many bits behind the point.
+WEIGHT_LIMIT, MOST_BITS = 2**15, 22
 
 
 class ByteResize(nn.Module):
-    """Resize images `(B, C, H, W)` uint8 as torch and Pillow do: the rows first, then the columns, in fixed point.
+    """Resize images `(B, C, H, W)` uint8 as torch does: the rows first, then the columns, in fixed point.
 
     Args:
         before: `(height, width)` of the images.
