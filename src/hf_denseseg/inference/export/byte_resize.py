@@ -9,7 +9,7 @@ from torch import nn
 
 from hf_denseseg.inference.sliding_window import Size
 
-# Of torch's kernel for bytes: weights are 16-bit integers with a sign, and have at most so many bits behind the point.
+# As in torch's kernel for bytes: weights are signed integers of 16 bits, with at most 22 bits behind the binary point.
 WEIGHT_LIMIT, MOST_BITS = 2**15, 22
 
 
