@@ -1,6 +1,6 @@
 """Does guidance help? HFGD's upsamplers with and without it, from one pre-trained backbone, paired by seed.
 
-The four arms of the paper's Table 3 and the UperNet and FaPN of Table 8, with equal budgets and the same seeds.
+The four arms of the paper's Table 3 and the UperNet and FaPN of Table 8, with equal steps and the same seeds.
 Guidance protects good features, so the backbone is pre-trained: EfficientNet-Lite0 with ImageNet weights if
 `--encoder_weights` is given (the file that `convert_efficientnet_lite0.py` writes), else a small ResNet that is first
 trained as a plain FCN on synthetic street scenes. Finished runs are not repeated and an interrupted one resumes, so
@@ -10,15 +10,15 @@ python scripts/guidance_experiment.py --dataset path/to/camvid --encoder_weights
 """
 
 import argparse
+import itertools
 import json
+import statistics
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-
-from experiments import mean_and_spread, paired_interval, score, train
+from experiments import environment, finished, gain, mean_and_spread, outcome_of, score, slug, train
 from hf_denseseg.files import write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -105,65 +105,83 @@ def backbone(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
     return keys, {"dataset": PRETRAINING["dataset"], "steps": args.backbone_steps, "mean_iou_percent": done}
 
 
+def settings_of(arm: str, seed: int, keys: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
+    """Recipe of one run."""
+    own = {
+        "config_overrides": keys["config_overrides"] | ARMS[arm],
+        "dataset": args.dataset,
+        "train_split": "train",
+        "eval_split": "val",
+        "scale_range": [0.5, 1.25],
+        "max_steps": args.steps,
+        "eval_steps": args.steps,
+        "save_steps": max(1, args.steps // 5),
+        "learning_rate": args.learning_rate,
+        "warmup_steps": 20,
+        "seed": seed,
+    }
+    return TRAINING | keys | own
+
+
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Train the backbone if it has no weights, then every arm; return the content of the table."""
+    """Train the backbone if it has no weights, then every arm with the first seed, with the second, and so on."""
     keys, origin = backbone(args)
-    scores: dict[str, list[float]] = {}
-    seconds: dict[str, list[float]] = {}
-    for seed in args.seeds:
-        for arm in args.arms:
-            settings = {
-                **keys,
-                "config_overrides": keys["config_overrides"] | ARMS[arm],
-                "dataset": args.dataset,
-                "train_split": "train",
-                "eval_split": "val",
-                "scale_range": [0.5, 1.25],
-                "max_steps": args.steps,
-                "eval_steps": args.steps,
-                "save_steps": max(1, args.steps // 5),
-                "learning_rate": args.learning_rate,
-                "warmup_steps": 20,
-                "seed": seed,
-            }
-            result = train(args.output_dir / f"arm{list(ARMS).index(arm)}_seed{seed}", TRAINING | settings)
-            scores.setdefault(arm, []).append(score(result))
-            seconds.setdefault(arm, []).append(result["training"]["cpu_seconds"])
-            print(f"{arm}, seed {seed}: {scores[arm][-1]:.2f} % mIoU", flush=True)
-    return {
-        "dataset": result["dataset"],
-        "images": result["images"],
+    results: dict[str, Any] = {
+        "dataset": args.dataset,
         "steps": args.steps,
         "learning_rate": args.learning_rate,
-        "seeds": args.seeds,
         "backbone": origin,
-        "mean_iou_percent": scores,
-        "cpu_seconds": seconds,
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        "environment": environment("guidance_experiment.py", sys.argv[1:]),
+        "rows": {arm: {"runs": []} for arm in args.arms},
     }
+
+    def train_arm(arm: str, seed: int) -> dict[str, Any]:
+        folder = args.output_dir / f"arm{list(ARMS).index(arm)}_seed{seed}"
+        done = train(folder, settings_of(arm, seed, keys, args))
+        known = {"images": done["images"], "cpu_seconds": done["training"]["cpu_seconds"], "commit": done["commit"]}
+        return {"mean_iou_percent": score(done)} | known
+
+    for seed, arm in itertools.product(args.seeds, args.arms):
+        done = outcome_of(partial(train_arm, arm, seed), seed)
+        results["rows"][arm]["runs"].append(done)
+        print(f"{arm}, seed {seed}: {done.get('mean_iou_percent', done['state'])}", flush=True)
+        write(results, args.results)
+    return results
+
+
+def write(results: dict[str, Any], folder: Path) -> None:
+    """The results so far; the files carry the names of the dataset and the backbone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = slug(Path(results["dataset"]).name) + ("" if "steps" in results["backbone"] else "_lite0")
+    write_atomic(folder / f"{stem}.json", json.dumps(results, indent=1) + "\n")
+    write_atomic(folder / f"{stem}.md", table(results))
 
 
 def table(results: dict[str, Any]) -> str:
     """Mean and spread of each arm, and its gain over the same upsampler without HFGM, next to the paper's numbers."""
-    origin, seeds = results["backbone"], len(results["seeds"])
+    origin, rows = results["backbone"], results["rows"]
     trained = "" if "steps" not in origin else (
         f", as a plain FCN for {origin['steps']} steps ({origin['mean_iou_percent']:.1f} % mIoU there)"
     )  # fmt: skip
     lines = [
-        f"{results['dataset']} val ({results['images']} images), {results['steps']} steps of 8, {seeds} seeds, "
-        f"learning rate {results['learning_rate']:g}; the backbone was pre-trained on {origin['dataset']}{trained}.",
+        f"{Path(results['dataset']).name} val, {results['steps']} steps of 8, learning rate "
+        f"{results['learning_rate']:g}; the backbone was pre-trained on {origin['dataset']}{trained}.",
         "",
-        "| arm | measured: mIoU %, mean ± standard deviation | each seed | gain, mean [95 % interval] | "
+        "| arm | measured: mIoU %, mean ± standard deviation | each seed | gain, mean [95 % interval] | CPU seconds | "
         "paper (Tables 3 and 8, Pascal Context, ResNet-50) |",
-        "|---|---|---|---|---|",
+        "|---|---|---|---|---|---|",
     ]
-    measured = results["mean_iou_percent"]
-    for arm, scores in measured.items():
-        gain = "–"
-        if (base := BASES.get(arm)) in measured and seeds > 1:
-            gain = "{:+.2f} [{:+.2f}, {:+.2f}]".format(*paired_interval(scores, measured[base]))
+    for arm, row in rows.items():
+        if not (scores := [*finished(row).values()]):
+            states = [run["state"] for run in row["runs"]]
+            lines.append(f"| {arm} | {states[0] if states else 'not measured'} | – | – | – | {PAPER[arm]:.2f} |")
+            continue
+        seconds = statistics.mean(run["cpu_seconds"] for run in row["runs"] if run["state"] == "done")
         each = ", ".join(f"{score:.2f}" for score in scores)
-        lines.append(f"| {arm} | {mean_and_spread(scores)} | {each} | {gain} | {PAPER[arm]:.2f} |")
+        lines.append(
+            f"| {arm} | {mean_and_spread(scores)} | {each} | {gain(row, rows.get(BASES.get(arm, '')))} | "
+            f"{seconds:.0f} | {PAPER[arm]:.2f} |"
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -180,10 +198,6 @@ def main() -> int:
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     args = parser.parse_args()
     results = run(args)
-    args.results.mkdir(parents=True, exist_ok=True)
-    stem = results["dataset"] + ("_lite0" if args.encoder_weights else "")
-    for suffix, text in (("json", json.dumps(results, indent=1) + "\n"), ("md", table(results))):
-        write_atomic(args.results / f"{stem}.{suffix}", text)
     print(table(results))
     return 0
 

@@ -13,16 +13,16 @@ stays in the results. Writes `scripts/results/leaderboard/PLAN.json`, `.md` and 
 import argparse
 import itertools
 import json
-import shlex
 import statistics
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from experiments import DENSESEG, mean_and_spread, paired_interval, score, train
+from experiments import DENSESEG, environment, finished, gain, mean_and_spread, outcome_of, score, slug, train
 from hf_denseseg.files import atomic_path, write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,11 +31,6 @@ SMP = (sys.executable, str(ROOT / "scripts" / "smp_unet.py"))
 TIMED_STEPS = (4, 24)  # of two short runs; their difference leaves out what every run does once
 EVALUATIONS = 5  # points of a learning curve
 HELD_BACK = 0.2  # part of the training split that the search is scored on
-
-
-def slug(name: str) -> str:
-    """A name as a folder."""
-    return "".join(letter if letter.isalnum() else "_" for letter in name.lower())
 
 
 class Row:
@@ -105,8 +100,6 @@ class Row:
         per_step = cost["cpu_seconds"] / (steps - first)
         judged = sum(step > part + first for step, _ in evaluated)
         return {
-            "seed": seed,
-            "state": "done",
             "mean_iou_percent": score(run),
             "cpu_seconds": before + per_step * steps,
             "curve": evaluated,
@@ -114,6 +107,7 @@ class Row:
             "eval_images_per_second": judged * run["images"] / cost["evaluation_cpu_seconds"],
             "peak_memory_bytes": cost["peak_memory_bytes"],
             "parameters": run["parameters"],
+            "commit": run["commit"],
             "classes": {each["class"]: 100 * each["iou"] for each in run["scores"]["per_class"]},
         }
 
@@ -137,21 +131,6 @@ def multiply_adds(row: Row, size: tuple[int, int]) -> int:
     return int(done.stdout.split()[-1])
 
 
-def current_commit() -> str:
-    """Hash of the commit that is checked out."""
-    words = ["git", "rev-parse", "HEAD"]
-    return subprocess.run(words, capture_output=True, text=True, cwd=ROOT).stdout.strip()
-
-
-def environment(args: argparse.Namespace) -> dict[str, Any]:
-    """What the figures depend on besides the code."""
-    import benchmark
-
-    words = ["--dataset", args.dataset, "--plan", args.plan, "--budget_cpu_seconds", f"{args.budget_cpu_seconds:g}"]
-    command = "python scripts/leaderboard.py " + shlex.join([*words, "--seeds", str(args.seeds)])
-    return benchmark.environment() | {"command": command}
-
-
 def table(results: dict[str, Any]) -> str:
     """The rows, best first."""
     base = results.get("base")
@@ -166,7 +145,7 @@ def table(results: dict[str, Any]) -> str:
         "|---" * (10 if base else 9) + "|",
     ]
     rows = results["rows"].items()
-    for name, row in sorted(rows, key=lambda each: -statistics.mean(finished(each[1]) or [-1.0])):
+    for name, row in sorted(rows, key=lambda each: -statistics.mean(finished(each[1]).values() or [-1.0])):
         runs = [run for run in row["runs"] if run["state"] == "done"]
         if not runs:
             lines.append(
@@ -179,31 +158,13 @@ def table(results: dict[str, Any]) -> str:
             for key in ("train_images_per_second", "eval_images_per_second", "peak_memory_bytes", "cpu_seconds")
         }
         lines.append(
-            f"| {name} | {mean_and_spread(finished(row))} | {len(runs)} | {row['steps']} | "
+            f"| {name} | {mean_and_spread([*finished(row).values()])} | {len(runs)} | {row['steps']} | "
             f"{runs[0]['parameters'] / 1e6:.2f} | {row['multiply_adds'] / 1e9:.2f} | "
             f"{mean['train_images_per_second']:.1f} / {mean['eval_images_per_second']:.1f} | "
             f"{mean['peak_memory_bytes'] / 2**20:.0f} | {mean['cpu_seconds']:.0f} |"
             + (f" {gain(row, results['rows'][base])} |" if base else "")
         )
     return "\n".join(lines) + "\n"
-
-
-def gain(row: dict[str, Any], base: dict[str, Any]) -> str:
-    """Gain over the base seed by seed, with its 95 % interval if there are several seeds."""
-    own, other = ({run["seed"]: run["mean_iou_percent"] for run in each["runs"] if run["state"] == "done"}
-                  for each in (row, base))  # fmt: skip
-    seeds = sorted(own.keys() & other.keys())
-    pairs = [own[seed] for seed in seeds], [other[seed] for seed in seeds]
-    if row is base or not seeds:
-        return "–"
-    if len(seeds) == 1:
-        return f"{pairs[0][0] - pairs[1][0]:+.2f}"
-    return "{:+.2f} [{:+.2f}, {:+.2f}]".format(*paired_interval(*pairs))
-
-
-def finished(row: dict[str, Any]) -> list[float]:
-    """mIoU of the runs that did not fail."""
-    return [run["mean_iou_percent"] for run in row["runs"] if run["state"] == "done"]
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
@@ -215,11 +176,11 @@ def draw(results: dict[str, Any], path: Path) -> None:
     FigureCanvasAgg(figure)
     axis = figure.add_subplot()
     rows = {name: row for name, row in results["rows"].items() if finished(row)}
-    for name, row in sorted(rows.items(), key=lambda each: -statistics.mean(finished(each[1]))):
+    for name, row in sorted(rows.items(), key=lambda each: -statistics.mean(finished(each[1]).values())):
         runs = [run for run in row["runs"] if run["state"] == "done"]
         seconds = [step * row["seconds_per_step"] for step, _ in runs[0]["curve"]]
         scores = [[run["curve"][number][1] for run in runs] for number in range(len(seconds))]
-        label = f"{name}: {statistics.mean(finished(row)):.1f}"
+        label = f"{name}: {statistics.mean(finished(row).values()):.1f}"
         (line,) = axis.plot(seconds, [statistics.mean(each) for each in scores], marker="o", label=label)
         axis.fill_between(seconds, list(map(min, scores)), list(map(max, scores)), color=line.get_color(), alpha=0.2)
     axis.set(xlabel="CPU seconds of training", ylabel="validation mIoU in %", xlim=(0, None), ylim=(0, None))
@@ -256,7 +217,16 @@ def results_so_far(args: argparse.Namespace, base: str | None) -> dict[str, Any]
     file = args.results / f"{args.plan}.json"
     if not file.exists():
         head = {"plan": args.plan, "dataset": args.dataset, "budget_cpu_seconds": args.budget_cpu_seconds}
-        return head | {"base": base, "environment": environment(args), "rows": {}}
+        words = [
+            "--dataset",
+            args.dataset,
+            "--plan",
+            args.plan,
+            "--budget_cpu_seconds",
+            f"{args.budget_cpu_seconds:g}",
+        ]
+        known = environment("leaderboard.py", [*words, "--seeds", str(args.seeds)])
+        return head | {"base": base, "environment": known, "rows": {}}
     results = json.loads(file.read_text())
     if results["budget_cpu_seconds"] != args.budget_cpu_seconds:
         sys.exit(f"{file} holds a leaderboard of {results['budget_cpu_seconds']:g} CPU seconds: give that budget, or "
@@ -292,11 +262,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         if any(each["seed"] == seed and each["state"] == "done" for each in state["runs"]):
             continue
         tried = max(state["search"], key=lambda each: each["mean_iou_percent"], default={"settings": {}})
-        try:
-            done = row.final(seed, state["steps"], tried["settings"])
-        except RuntimeError as error:
-            done = {"seed": seed, "state": f"failed: {error}"}
-        done["commit"] = current_commit()  # the table may grow over several evenings
+        done = outcome_of(partial(row.final, seed, state["steps"], tried["settings"]), seed)
         state["runs"] = [each for each in state["runs"] if each["seed"] != seed] + [done]
         print(f"{name}, seed {seed}: {done.get('mean_iou_percent', done['state'])}", flush=True)
         write(results, args.results)

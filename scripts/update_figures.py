@@ -27,15 +27,27 @@ CAMVID, CAMVID_PRETRAINED = "dsct_tiny_sac_camvid_cpu", "hfgd_lite0_camvid_cpu"
 EXAMPLE = "hfgd_lite0_drawn_streets_cpu"
 
 
-def speed_rows() -> list[str]:
-    """One line per figure of the benchmarks, worded by each of them."""
-    rows = []
+SECTIONS = {  # of the page of measurements -> its benchmarks
+    "Models": ("reference", "cuda_step", "dilated", "setr_encoder", "swin"),
+    "Deformable attention": ("msda", "msda_cuda", "msda_roofline", "deformable_detr"),
+    "Exports": ("export",),
+    "Training": ("training_throughput", "augmentation", "data_path", "derived_recipe"),
+    "Evaluation and prediction": ("argmax", "metrics", "evaluator", "evaluation_memory", "predict", "raster"),
+    "Faults in labels": ("doubt",),
+}
+
+
+def speed_tables() -> list[str]:
+    """A table of each section, one line per figure of its benchmarks, worded by each of them."""
+    section_of = {name: section for section, names in SECTIONS.items() for name in names}
+    rows: dict[str, list[str]] = {section: [] for section in SECTIONS}
     for path in sorted(RESULTS.glob("*.json")):
         result = json.loads(path.read_text())
         for what, ours, peer in benchmark.load(result["benchmark"]).readme_rows(result):
             command = result["command"].removeprefix("python ")
-            rows.append(f"| {what} | {ours} | {peer} | `{command}` |")
-    return rows
+            rows[section_of[result["benchmark"]]].append(f"| {what} | {ours} | {peer} | `{command}` |")
+    heads = ["| what | ours | peer | command (`python ...`) |", "|---|---|---|---|"]
+    return [line for section, lines in rows.items() for line in ("", f"## {section}", "", *heads, *lines)]
 
 
 def family_rows() -> list[str]:
@@ -83,11 +95,11 @@ def measured() -> str:
     speed = [
         "",
         "Each figure is a ratio to the named peer in one run, written by the command to",
-        "`scripts/benchmarks/results/` with the versions and the processor.",
+        "`scripts/benchmarks/results/` with the versions and the processor. Rows that name a GPU ran on it, the",
+        "others on a CPU.",
+        *speed_tables(),
         "",
-        "| what | ours | peer | command (`python ...`) |",
-        "|---|---|---|---|",
-        *speed_rows(),
+        "## mIoU on CamVid",
         "",
         "Real images: CamVid (11 classes, 360x480, validation), on a CPU, whole images, single scale, from random",
         "weights but for the row that names others:",
@@ -102,8 +114,8 @@ def measured() -> str:
         "|---|---|---|---|---|---|",
         *camvid_rows(),
         "",
-        "`dsct_small_sac_camvid` (full size, for a GPU): not measured. Rows that name a GPU ran on it, the others on",
-        "a CPU.",
+        "`dsct_small_sac_camvid` (full size, for a GPU): not measured. All families and their peers at equal CPU",
+        "seconds: [Compare models](experiments.md).",
         "",
     ]
     return "\n".join(speed)

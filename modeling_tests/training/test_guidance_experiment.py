@@ -1,5 +1,6 @@
 """The guidance experiment: its arms differ only in guidance and axial attention; its table has the right numbers."""
 
+import argparse
 import importlib.util
 import json
 import statistics
@@ -30,46 +31,65 @@ def script(monkeypatch):
 
 
 def test_every_arm_starts_from_the_same_backbone_and_finished_runs_are_kept(script, tmp_path, monkeypatch, capsys):
-    words = [
-        "--dataset",
-        "synthetic:5@64x96",
-        "--steps",
-        "1",
-        "--backbone_steps",
-        "1",
-        "--seeds",
-        "0",
-        "--arms",
-        "SemanticFPN",
-        "full HFGM",
-    ]
+    words = ["--dataset", "synthetic:5@64x96", "--steps", "1", "--backbone_steps", "1", "--seeds", "0"]
+    words += ["--arms", "SemanticFPN", "full HFGM"]
     folders = ["--output_dir", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
     monkeypatch.setattr(sys, "argv", ["guidance_experiment.py", *words, *folders])
     assert script.main() == 0
-    results = json.loads((tmp_path / "results" / "synthetic-street-11.json").read_text())
-    assert {arm: len(scores) for arm, scores in results["mean_iou_percent"].items()} == {
-        "SemanticFPN": 1,
-        "full HFGM": 1,
-    }
+    file = tmp_path / "results" / "synthetic_5_64x96.json"
+    results = json.loads(file.read_text())
+    assert list(results["rows"]) == ["SemanticFPN", "full HFGM"]
+    for row in results["rows"].values():
+        assert [run["state"] for run in row["runs"]] == ["done"] and row["runs"][0]["images"] == 1
     recipes = [(tmp_path / "runs" / f"arm{number}_seed0.yaml").read_text() for number in (0, 3)]
     switches = ("guidance:", "axial_attention:", "output_dir:")
     rest = {"\n".join(line for line in text.splitlines() if not line.strip().startswith(switches)) for text in recipes}
     assert len(rest) == 1 and "runs/backbone/model" in rest.pop()
-    monkeypatch.setattr(experiments.subprocess, "run", None)  # nothing is trained again
+    real = experiments.subprocess.run
+    only_git = lambda words, **kwargs: real(words, **kwargs) if words[0] == "git" else None  # noqa: E731
+    monkeypatch.setattr(experiments.subprocess, "run", only_git)  # nothing is trained again
     assert script.main() == 0
-    assert json.loads((tmp_path / "results" / "synthetic-street-11.json").read_text()) == results
+    assert json.loads(file.read_text())["rows"] == results["rows"]
 
 
-def test_table_gives_mean_spread_and_paired_interval(script):
+def run_of(seed, score):
+    return {"seed": seed, "state": "done", "mean_iou_percent": score, "images": 3, "cpu_seconds": 9.0}
+
+
+def test_table_gives_mean_spread_and_paired_interval_and_tells_of_a_failed_run(script, tmp_path):
     scores = {"SemanticFPN": [30.0, 32.0, 34.0], "+ guidance": [31.0, 31.5, 36.0]}
-    results = {"dataset": "d", "images": 3, "steps": 5, "learning_rate": 0.001, "seeds": [0, 1, 2]}
-    results |= {"mean_iou_percent": scores, "backbone": {"steps": 7, "dataset": "s", "mean_iou_percent": 40.0}}
-    row = next(line for line in script.table(results).splitlines() if line.startswith("| + guidance"))
+    rows = {arm: {"runs": [run_of(*each) for each in enumerate(own)]} for arm, own in scores.items()}
+    rows["FaPN"] = {"runs": [{"seed": 0, "state": "failed: exit code 2: no"}]}
+    results = {"dataset": "path/to/camvid", "steps": 5, "learning_rate": 0.001, "rows": rows}
+    results |= {"backbone": {"steps": 7, "dataset": "s", "mean_iou_percent": 40.0}}
+    script.write(results, tmp_path)
+    lines = (tmp_path / "camvid.md").read_text().splitlines()
+    row = next(line for line in lines if line.startswith("| + guidance"))
     gains = [1.0, -0.5, 2.0]
     mean, half = statistics.mean(gains), 4.302653 * statistics.stdev(gains) / 3**0.5  # t of 97.5 %, 2 degrees
     own = scores["+ guidance"]
     assert f"{statistics.mean(own):.2f} ± {statistics.stdev(own):.2f}" in row
     assert f"{mean:+.2f} [{mean - half:+.2f}, {mean + half:+.2f}]" in row and row.endswith("47.67 |")
+    assert "failed: exit code 2: no" in lines[-1] and len({line.count("|") for line in lines[2:]}) == 1
+
+
+def test_gain_pairs_seeds_that_both_have():
+    base = {"runs": [run_of(0, 30.0), run_of(2, 31.0)]}
+    assert experiments.gain({"runs": [run_of(2, 33.5), run_of(1, 99.0)]}, base) == "+2.50"
+    assert experiments.gain(base, base) == experiments.gain(base, None) == "–"
+
+
+def test_a_run_keeps_the_commit_that_trained_it(tmp_path, monkeypatch):
+    def pretend(words, **kwargs):
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "results.json").write_text("{}")
+        return argparse.Namespace(returncode=0)
+
+    monkeypatch.setattr(experiments, "current_commit", lambda: "first")
+    monkeypatch.setattr(experiments.subprocess, "run", pretend)
+    assert experiments.train(tmp_path / "run", {})["commit"] == "first"
+    monkeypatch.setattr(experiments, "current_commit", lambda: "second")
+    assert experiments.train(tmp_path / "run", {})["commit"] == "first"
 
 
 def test_every_arm_is_the_model_that_it_is_called(script):
