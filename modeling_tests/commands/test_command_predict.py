@@ -175,13 +175,13 @@ def test_a_second_run_predicts_only_what_is_missing_or_out_of_date(checkpoint, p
     forget(output, "night/a")
     capsys.readouterr()
     assert run(checkpoint, photos, "--output_dir", output) == 0
-    assert "2 images predicted, 1 were finished before" in capsys.readouterr().out
+    assert "2 images predicted, 1 finished before" in capsys.readouterr().out
     assert (output / "results.json").read_text() == first
     run(checkpoint, photos, "--output_dir", output, "--test_flip")
     assert "3 images predicted, 0 left out" in capsys.readouterr().out
     Image.new("RGB", (9, 9)).save(photos / "a.png")
     run(checkpoint, photos, "--output_dir", output, "--test_flip")
-    assert "1 images predicted, 2 were finished before" in capsys.readouterr().out
+    assert "1 image predicted, 2 finished before" in capsys.readouterr().out
     assert Image.open(output / "masks/a.png").size == (9, 9)
 
 
@@ -479,7 +479,7 @@ def test_a_killed_run_is_finished_by_two_processes_with_the_same_files(checkpoin
     before = len(finished(tmp_path / "out"))
     assert before < 30 and not (tmp_path / "out/results.json").exists()
     run_two([*words, str(tmp_path / "out")], free_port(), tmp_path)
-    assert f"{30 - before} images predicted, {before} were finished before" in (tmp_path / "rank0.txt").read_text()
+    assert f"{30 - before} images predicted, {before} finished before" in (tmp_path / "rank0.txt").read_text()
     run(*words[1:], tmp_path / "uninterrupted")
     left = {
         name: data for name, data in contents(tmp_path / "out").items() if "/." not in name
@@ -536,7 +536,7 @@ def test_a_truncated_record_or_one_of_another_image_is_made_again(checkpoint, ph
     os.utime(photos / "b.jpg", ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
     capsys.readouterr()
     run(checkpoint, photos, "--output_dir", output)
-    assert "2 images predicted, 1 were finished before" in capsys.readouterr().out
+    assert "2 images predicted, 1 finished before" in capsys.readouterr().out
 
 
 def test_contradicting_options_are_refused_with_the_fix(checkpoint, photos, tmp_path):

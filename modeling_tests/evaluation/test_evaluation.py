@@ -331,7 +331,7 @@ def test_killed_evaluation_continues_with_two_processes_to_the_same_scores(check
     process.join()
     assert not (folder / "results.json").exists() and 3 <= counted(folder) < 12
     processes.run_two(words, "29561", tmp_path)
-    assert "of 12 images were finished before" in (tmp_path / "rank0.txt").read_text()
+    assert "of 12 images finished before" in (tmp_path / "rank0.txt").read_text()
     expected, again = (json.loads((each / "results.json").read_text()) for each in (complete, folder))
     assert again["scores"] == expected["scores"] and expected["images"] == 12
     for name in ("classes.csv", "images.csv", "confusion.csv"):

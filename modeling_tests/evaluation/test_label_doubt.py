@@ -158,7 +158,7 @@ def test_an_interrupted_ranking_continues_in_two_processes_to_the_same_table(
         assert main(words) == 1
     assert not (tmp_path / "out" / "doubts.csv").exists()
     processes.run_two(words, "29577", tmp_path)
-    assert "2 of 6 images were finished before" in (tmp_path / "rank0.txt").read_text()
+    assert "2 of 6 images finished before" in (tmp_path / "rank0.txt").read_text()
     assert (tmp_path / "out" / "doubts.csv").read_text() == (complete / "doubts.csv").read_text()
     assert not (tmp_path / "out" / "doubt_journal").exists()
 

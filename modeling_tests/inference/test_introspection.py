@@ -300,9 +300,9 @@ def test_show_writes_readable_figures_and_masks_once(checkpoints, street, tmp_pa
     assert record["attention"] == "shown/street_attention.png"
     capsys.readouterr()
     show(checkpoints / "setr-pup-vit-base", *words, "--point", 1, 2, 120, 60, 60, 30)
-    assert "0 images predicted, 1 were finished before" in capsys.readouterr().out
+    assert "0 images predicted, 1 finished before" in capsys.readouterr().out
     show(checkpoints / "setr-pup-vit-base", *words, "--point", 5, 5)
-    assert "1 images predicted, 0 left out" in capsys.readouterr().out
+    assert "1 image predicted, 0 left out" in capsys.readouterr().out
 
 
 def test_show_does_not_change_the_masks(checkpoints, street, tmp_path):

@@ -79,7 +79,7 @@ def test_finished_images_are_not_predicted_again(checkpoints, images, monkeypatc
     assert main(words) == 0
     monkeypatch.setattr(ObjectPredictor, "find", lambda *args: pytest.fail("predicted again"))
     assert main(words) == 0
-    assert "2 were finished before" in capsys.readouterr().out
+    assert "2 finished before" in capsys.readouterr().out
 
 
 def test_options_of_another_task_are_refused(checkpoints, images, capsys):

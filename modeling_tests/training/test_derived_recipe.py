@@ -207,6 +207,14 @@ def test_channels_and_range_are_those_of_the_files(folder, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(("rank", "printed"), [("0", True), ("1", False)])
+def test_one_of_several_processes_prints_the_reasons(folder, tmp_path, monkeypatch, capsys, rank, printed):
+    monkeypatch.setenv("RANK", rank)
+    words = ["train", str(folder), "--use_cpu", "--output_dir", str(tmp_path / "out"), "--print_config"]
+    assert main(words) == 0
+    assert ("learning_rate: " in capsys.readouterr().err) == printed
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

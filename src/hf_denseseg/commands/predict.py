@@ -123,8 +123,9 @@ def main(args: argparse.Namespace) -> int:
     outcome = run_prediction(predictor, found, output, args.frame_stride or 1, options.max_pixels(args), processes)
     if processes.rank > 0:
         return 0  # a launcher stops all processes as soon as one fails, and rank 0 still has to write
-    kept = f", {outcome.kept} were finished before" if outcome.kept else ""
+    kept = f", {outcome.kept} finished before" if outcome.kept else ""
     left_out = f"{len(outcome.failed)} left out{found.describe_passed_over()}"
     where = f"see {output / 'results.json'} ({outcome.seconds:.1f} s)"
-    print(f"{outcome.predicted} images predicted{kept}, {left_out}; {where}")
+    images = "1 image" if outcome.predicted == 1 else f"{outcome.predicted} images"
+    print(f"{images} predicted{kept}, {left_out}; {where}")
     return 1 if outcome.failed else 0

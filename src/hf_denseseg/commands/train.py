@@ -1,6 +1,7 @@
 """`denseseg train`: train from a recipe, evaluate, and leave a folder that explains itself."""
 
 import argparse
+import os
 import shutil
 import sys
 import textwrap
@@ -60,7 +61,8 @@ def main(args: argparse.Namespace) -> int:
         from hf_denseseg.training.derived_recipe import derived_recipe
 
         recipe = derived_recipe(args.recipe, parse_overrides(args.overrides))
-        for key, reason in recipe.comments.items():
+        reasons = recipe.comments if int(os.environ.get("RANK", 0)) == 0 else {}  # of several processes one prints
+        for key, reason in reasons.items():
             print(f"{key}: {recipe.given[key]} ({reason})", file=sys.stderr)
     else:
         recipe = load_recipe(args.recipe, args.overrides)

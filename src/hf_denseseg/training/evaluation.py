@@ -100,7 +100,7 @@ def open_journal(
     gathered = processes_of(trainer).gather(journal.read() if first else [])
     known = {entry.key: entry for entries in gathered for entry in entries}
     if known and trainer.is_world_process_zero():
-        logger.info("Continuing: %d of %d images were finished before.", len(known), len(trainer.eval_dataset))
+        logger.info("Continuing: %d of %d images finished before.", len(known), len(trainer.eval_dataset))
     return journal, known, kept
 
 
