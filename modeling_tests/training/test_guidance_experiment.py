@@ -41,7 +41,7 @@ def test_every_arm_starts_from_the_same_backbone_and_finished_runs_are_kept(scri
     assert list(results["rows"]) == ["SemanticFPN", "full HFGM"]
     for row in results["rows"].values():
         assert [run["state"] for run in row["runs"]] == ["done"] and row["runs"][0]["images"] == 1
-    recipes = [(tmp_path / "runs" / f"arm{number}_seed0.yaml").read_text() for number in (0, 3)]
+    recipes = [(tmp_path / "runs" / f"{arm}_seed0.yaml").read_text() for arm in ("semanticfpn", "full_hfgm")]
     switches = ("guidance:", "axial_attention:", "output_dir:")
     rest = {"\n".join(line for line in text.splitlines() if not line.strip().startswith(switches)) for text in recipes}
     assert len(rest) == 1 and "runs/backbone/model" in rest.pop()
@@ -95,12 +95,13 @@ def test_a_run_keeps_the_commit_that_trained_it(tmp_path, monkeypatch):
 def test_every_arm_is_the_model_that_it_is_called(script):
     for arm, fields in script.ARMS.items():
         config = create_config("hfgd-resnet50", **(script.MODEL | script.LITE0 | fields))
-        full = arm.endswith("HFGM")
+        full = "HFGM" in arm
         assert (config.guidance, config.axial_attention) == (full or "guidance" in arm, full or "axial" in arm), arm
         kind = next((name for name in ("UperNet", "FaPN") if name in arm), "sfpn")
         assert config.upsampler == kind.lower(), arm
         same = script.ARMS[script.BASES.get(arm, arm)]
-        switches = ("guidance", "axial_attention")
+        assert config.stop_gradient == ("no stops" not in arm)
+        switches = ("guidance", "axial_attention", "stop_gradient")
         assert {k: v for k, v in same.items() if k not in switches} == {
             k: v for k, v in fields.items() if k not in switches
         }
