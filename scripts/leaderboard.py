@@ -16,6 +16,7 @@ import json
 import statistics
 import subprocess
 import sys
+import textwrap
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -131,40 +132,56 @@ def multiply_adds(row: Row, size: tuple[int, int]) -> int:
     return int(done.stdout.split()[-1])
 
 
+def chosen(row: dict[str, Any]) -> dict[str, Any]:
+    """The settings that did best in the search of a row; none if there was no search."""
+    best = max(row["search"], key=lambda each: each["mean_iou_percent"], default={"settings": {}})
+    return best["settings"]
+
+
+HEADS = ("model", "mIoU %, mean ± standard deviation", "seeds", "steps", "parameters M", "GMACs",
+         "images per CPU second: training / evaluation", "peak memory MiB", "CPU seconds")  # fmt: skip
+
+
 def table(results: dict[str, Any]) -> str:
     """The rows, best first."""
-    base = results.get("base")
-    searched = any(row["search"] for row in results["rows"].values())
-    how = "; learning rate by a search on a fifth of the training split at a quarter of the budget" if searched else ""
+    rows, base = results["rows"], results.get("base")
+    keys = list(dict.fromkeys(key for row in rows.values() for key in chosen(row)))
+    names = " and ".join(key.replace("_", " ") for key in keys)
+    how = f"; {names} by a search on a fifth of the training split at a quarter of the budget" if keys else ""
+    heads = [*HEADS, *([names] if keys else []), *([f"gain over {base}"] if base else [])]
     lines = [
         f"{results['dataset']} val, {results['budget_cpu_seconds']:g} CPU seconds of training for each run on "
         f"{results['environment']['processor']}{how}.",
         "",
-        "| model | mIoU %, mean ± standard deviation | seeds | steps | parameters M | GMACs | images per CPU second: "
-        "training / evaluation | peak memory MiB | CPU seconds |" + (f" gain over {base} |" if base else ""),
-        "|---" * (10 if base else 9) + "|",
+        f"| {' | '.join(heads)} |",
+        "|---" * len(heads) + "|",
     ]
-    rows = results["rows"].items()
-    for name, row in sorted(rows, key=lambda each: -statistics.mean(finished(each[1]).values() or [-1.0])):
-        runs = [run for run in row["runs"] if run["state"] == "done"]
-        if not runs:
-            lines.append(
-                f"| {name} | {row['runs'][0]['state'] if row['runs'] else 'not measured'} |"
-                + " – |" * (8 if base else 7)
-            )
-            continue
-        mean = {
-            key: statistics.mean(run[key] for run in runs)
-            for key in ("train_images_per_second", "eval_images_per_second", "peak_memory_bytes", "cpu_seconds")
-        }
-        lines.append(
-            f"| {name} | {mean_and_spread([*finished(row).values()])} | {len(runs)} | {row['steps']} | "
-            f"{runs[0]['parameters'] / 1e6:.2f} | {row['multiply_adds'] / 1e9:.2f} | "
-            f"{mean['train_images_per_second']:.1f} / {mean['eval_images_per_second']:.1f} | "
-            f"{mean['peak_memory_bytes'] / 2**20:.0f} | {mean['cpu_seconds']:.0f} |"
-            + (f" {gain(row, results['rows'][base])} |" if base else "")
-        )
+    for name, row in sorted(rows.items(), key=lambda each: -statistics.mean(finished(each[1]).values() or [-1.0])):
+        if finished(row):
+            cells = cells_of(row)
+            cells += [", ".join(f"{value:g}" for value in chosen(row).values())] if keys else []
+            cells += [gain(row, rows[base])] if base else []
+        else:
+            cells = [row["runs"][0]["state"] if row["runs"] else "not measured", *["–"] * (len(heads) - 2)]
+        lines.append(f"| {' | '.join([name, *cells])} |")
     return "\n".join(lines) + "\n"
+
+
+def cells_of(row: dict[str, Any]) -> list[str]:
+    """The cells below `HEADS` behind the name, means over the seeds."""
+    runs = [run for run in row["runs"] if run["state"] == "done"]
+    keys = ("train_images_per_second", "eval_images_per_second", "peak_memory_bytes", "cpu_seconds")
+    training, evaluation, memory, seconds = (statistics.mean(run[key] for run in runs) for key in keys)
+    return [
+        mean_and_spread([*finished(row).values()]),
+        str(len(runs)),
+        str(row["steps"]),
+        f"{runs[0]['parameters'] / 1e6:.2f}",
+        f"{row['multiply_adds'] / 1e9:.2f}",
+        f"{training:.1f} / {evaluation:.1f}",
+        f"{memory / 2**20:.0f}",
+        f"{seconds:.0f}",
+    ]
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
@@ -180,9 +197,11 @@ def draw(results: dict[str, Any], path: Path) -> None:
         runs = [run for run in row["runs"] if run["state"] == "done"]
         seconds = [step * row["seconds_per_step"] for step, _ in runs[0]["curve"]]
         scores = [[run["curve"][number][1] for run in runs] for number in range(len(seconds))]
-        label = f"{name}: {statistics.mean(finished(row).values()):.1f}"
-        (line,) = axis.plot(seconds, [statistics.mean(each) for each in scores], marker="o", label=label)
-        axis.fill_between(seconds, list(map(min, scores)), list(map(max, scores)), color=line.get_color(), alpha=0.2)
+        label = textwrap.fill(f"{name}: {statistics.mean(finished(row).values()):.1f}", 30)
+        (line,) = axis.plot(seconds, [statistics.mean(each) for each in scores], marker="o", markersize=4, label=label)
+        axis.fill_between(
+            seconds, list(map(min, scores)), list(map(max, scores)), color=line.get_color(), alpha=0.2, lw=0
+        )
     axis.set(xlabel="CPU seconds of training", ylabel="validation mIoU in %", xlim=(0, None), ylim=(0, None))
     axis.grid(alpha=0.3)
     if rows:
@@ -261,8 +280,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         state = states[name]
         if any(each["seed"] == seed and each["state"] == "done" for each in state["runs"]):
             continue
-        tried = max(state["search"], key=lambda each: each["mean_iou_percent"], default={"settings": {}})
-        done = outcome_of(partial(row.final, seed, state["steps"], tried["settings"]), seed)
+        done = outcome_of(partial(row.final, seed, state["steps"], chosen(state)), seed)
         state["runs"] = [each for each in state["runs"] if each["seed"] != seed] + [done]
         print(f"{name}, seed {seed}: {done.get('mean_iou_percent', done['state'])}", flush=True)
         write(results, args.results)
