@@ -257,7 +257,7 @@ def start_row(row: Row, recipe: dict[str, Any], size: tuple[int, int], budget: f
     """What is known of a row before it is trained: seconds of a step, steps that fit into the budget, operations."""
     seconds = row.seconds_per_step()
     print(f"{row.name}: {seconds:.3f} CPU seconds per step", flush=True)
-    steps = max(EVALUATIONS, int(budget / seconds))
+    steps = max(1, int(budget / seconds) // EVALUATIONS) * EVALUATIONS
     known = {"recipe": recipe, "seconds_per_step": seconds, "steps": steps, "multiply_adds": multiply_adds(row, size)}
     return known | {"search": [], "runs": []}
 

@@ -396,23 +396,37 @@ def test_layer_decay_needs_a_model_with_parameter_depths():
 
 
 def test_average_follows_its_equation(tmp_path):
+    """`decay` grows to 0.75 in 26 updates; a run that was continued goes on with it."""
     model = torch.nn.Linear(2, 1, bias=False)
     average = ExponentialMovingAverage(0.75)
-    model.weight.data = torch.tensor([[1.0, 0.0]])
     average.start(model)
-    expected = model.weight.detach().clone()
-    for step in range(3):
-        model.weight.data = torch.full((1, 2), float(step + 2))
+    expected = torch.zeros(1, 2)
+    for step in range(40):
+        model.weight.data = torch.full((1, 2), float(step % 7) ** 2)
+        if step == 20:
+            average.save(tmp_path / "ema.safetensors")
+            average = ExponentialMovingAverage(0.75)
+            average.start(torch.nn.Linear(2, 1, bias=False))
+            average.load(tmp_path / "ema.safetensors")
         average.update(model)
-        # torch copies the weights at the first update.
-        expected = model.weight.detach() if step == 0 else 0.75 * expected + 0.25 * model.weight.detach()
-    average.save(tmp_path / "ema.safetensors")
-    again = ExponentialMovingAverage(0.75)
-    again.start(torch.nn.Linear(2, 1, bias=False))
-    again.load(tmp_path / "ema.safetensors")
-    with again.swapped_into(model):
-        assert torch.allclose(model.weight, expected)
-    assert torch.equal(model.weight, torch.full((1, 2), 4.0))
+        decay = min(0.75, (1 + step) / (10 + step)) if step else 0.0  # 0, 2/11, 3/12, 4/13, ...
+        expected = decay * expected + (1 - decay) * model.weight.detach()
+        with average.swapped_into(model):
+            assert torch.allclose(model.weight, expected)
+    assert torch.equal(model.weight, torch.full((1, 2), 16.0))
+
+
+def test_a_short_average_holds_none_of_the_first_weights():
+    model = torch.nn.Linear(2, 1, bias=False)
+    model.weight.data.fill_(1000.0)
+    average = ExponentialMovingAverage(0.999)
+    average.start(model)
+    average.update(model)
+    for _ in range(27):
+        model.weight.data.fill_(1.0)
+        average.update(model)
+    with average.swapped_into(model):
+        assert torch.allclose(model.weight, torch.ones(1, 2), atol=1e-3)
 
 
 def test_the_average_of_the_best_evaluation_is_scored_and_saved(tmp_path, monkeypatch):

@@ -143,7 +143,8 @@ class TaskTrainingArguments(TrainingArguments):
         metadata={"help": "stop after this many evaluations without a better score, see `metric_for_best_model`"},
     )
     ema_decay: float | None = field(
-        default=None, metadata={"help": "exponential moving average of the weights with this decay"}
+        default=None,
+        metadata={"help": "exponential moving average of the weights with this decay, less in the first steps"},
     )
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "see DistributedDataParallel"})
 
