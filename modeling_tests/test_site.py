@@ -26,7 +26,8 @@ def test_links_of_a_page_stay_in_the_site(source):
     linked = site_hooks.relink(text, source, page)
     for target in re.findall(r"\]\((?!https?://|#|data:)([^)#]+)", linked):
         place = posixpath.normpath(posixpath.join(posixpath.dirname(page), target))
-        assert place in PAGES.values() or (REPOSITORY / "docs" / place).exists(), target
+        found = place in PAGES.values() or place in site_hooks.IMAGES or (REPOSITORY / "docs" / place).exists()
+        assert found, target
     code = re.findall(r"```.*?```", text, flags=re.DOTALL)
     assert all(block in linked for block in code)
 
@@ -46,6 +47,13 @@ def test_links_that_lead_out_become_text():
     assert site_hooks.relink("[k](docs/data.md)", "README.md", "index.md") == "[k](data.md)"
     hlg = "[m](../../../../docs/measured.md)"
     assert site_hooks.relink(hlg, "src/hf_denseseg/models/hlg/README.md", "papers/hlg.md") == "[m](../measured.md)"
+
+
+def test_images_from_elsewhere_are_files_of_the_site():
+    for page, file in (("README.md", "index.md"), ("docs/experiments.md", "experiments.md")):
+        linked = site_hooks.relink(site_hooks.text_of(page), page, file)
+        assert re.search(r"!\[[^]]+\]\(images/leaderboard_camvid.png\)", linked), page
+    assert all((REPOSITORY / source).exists() for source in site_hooks.IMAGES.values())
 
 
 def test_reference_holds_every_public_name():

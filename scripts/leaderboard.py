@@ -185,7 +185,7 @@ def cells_of(row: dict[str, Any]) -> list[str]:
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
-    """Learning curves over CPU seconds: the mean of the seeds, and the band from the lowest to the highest."""
+    """Learning curves over CPU seconds: the mean of the seeds, and the band from lowest to highest; peers dashed."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -198,7 +198,8 @@ def draw(results: dict[str, Any], path: Path) -> None:
         seconds = [step * row["seconds_per_step"] for step, _ in runs[0]["curve"]]
         scores = [[run["curve"][number][1] for run in runs] for number in range(len(seconds))]
         label = textwrap.fill(f"{name}: {statistics.mean(finished(row).values()):.1f}", 30)
-        (line,) = axis.plot(seconds, [statistics.mean(each) for each in scores], marker="o", markersize=4, label=label)
+        style = {"linestyle": "--" if row["recipe"].get("peer") else "-", "marker": "o", "markersize": 4}
+        (line,) = axis.plot(seconds, [statistics.mean(each) for each in scores], label=label, **style)
         axis.fill_between(
             seconds, list(map(min, scores)), list(map(max, scores)), color=line.get_color(), alpha=0.2, lw=0
         )

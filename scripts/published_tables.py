@@ -6,9 +6,11 @@ from typing import Any
 
 import yaml
 
+from experiments import finished, mean_and_spread
 from hf_denseseg.evaluation.score_names import SCORE_NAMES
 
 ROOT = Path(__file__).resolve().parents[1]
+LEADERBOARD = ROOT / "scripts" / "results" / "leaderboard" / "camvid.json"
 LABELS = {key: label for names in SCORE_NAMES.values() for key, label in names.metrics.items()}
 
 
@@ -31,9 +33,25 @@ def published(family: str) -> str:
         "The [cards](../../../../model_cards) name the recipes beside what was measured. The rows of the paper need",
         "GPUs and the benchmarks: not measured.",
         *([f"Measured with a recipe that is not in the paper: {', '.join(measured)}."] if measured else []),
+        at_equal_budget(family),
         "",
     ]
     return "\n".join(lines)
+
+
+def at_equal_budget(family: str) -> str:
+    """The family's small models in the leaderboard."""
+    results = json.loads(LEADERBOARD.read_text())
+    scores = [
+        f"{name} {mean_and_spread(scores)} % mIoU"
+        for name, row in results["rows"].items()
+        if row["recipe"]["model"].split("-")[0] == family and (scores := [*finished(row).values()])
+    ]
+    return (
+        f"Small models after {results['budget_cpu_seconds']:g} CPU seconds on {results['dataset']}: "
+        f"{', '.join(scores)}; "
+        "[the other families and their peers](../../../../docs/experiments.md#a-leaderboard-at-equal-budgets)."
+    )
 
 
 def row_of(table: dict[str, Any]) -> str:

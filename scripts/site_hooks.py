@@ -1,4 +1,4 @@
-"""Pages of the site that lie elsewhere in the repository or are made, and links between all of them.
+"""Pages and images of the site that lie elsewhere in the repository or are made, and links between all of them.
 
 mkdocs calls `on_files` and `on_page_markdown`, see `mkdocs.yml`.
 """
@@ -15,7 +15,7 @@ from hf_denseseg.reports.model_card import paper_of
 
 ROOT = Path(__file__).resolve().parents[1]
 LINK = re.compile(r"(!?)\[([^\[\]]*)\]\((?!https?://|#|mailto:|data:)([^)#\s]+)(#[^)]*)?\)")
-# Page of the site -> file of the repository.
+# Page or image of the site -> file of the repository.
 ELSEWHERE = {
     "index.md": "README.md",
     "changelog.md": "CHANGELOG.md",
@@ -29,6 +29,7 @@ ELSEWHERE = {
         for path in sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
     },
 }
+IMAGES = {"images/leaderboard_camvid.png": "scripts/results/leaderboard/camvid.png"}
 FUNCTIONS = {  # public functions and classes that are no model, by what they are for
     "Models": [
         "create_config",
@@ -75,6 +76,8 @@ def on_files(files: Any, config: Any) -> Any:
 
     for page, source in ELSEWHERE.items():
         files.append(File.generated(config, page, content=relink(text_of(source), source, page)))
+    for image, source in IMAGES.items():
+        files.append(File.generated(config, image, abs_src_path=str(ROOT / source)))
     files.append(File.generated(config, "reference.md", content=reference()))
     return files
 
@@ -117,7 +120,7 @@ def relink(text: str, source: str, page: str) -> str:
         source: path of the file in the repository.
         page: path of its page in the site.
     """
-    pages = {file: name for name, file in ELSEWHERE.items()}
+    pages = {file: name for name, file in (ELSEWHERE | IMAGES).items()}
 
     def replaced(found: re.Match[str]) -> str:
         image, words, link, anchor = found.groups(default="")

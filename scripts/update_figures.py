@@ -19,14 +19,13 @@ from hf_denseseg.reports.model_card import paper_of
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import benchmark  # noqa: E402 - scripts beside this one
 import zoo_tables  # noqa: E402
-from published_tables import published  # noqa: E402
+from experiments import finished  # noqa: E402
+from published_tables import LEADERBOARD, published  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "scripts" / "benchmarks" / "results"
 CAMVID, CAMVID_PRETRAINED = "dsct_tiny_sac_camvid_cpu", "hfgd_lite0_camvid_cpu"
 EXAMPLE = "hfgd_lite0_drawn_streets_cpu"
-
-
 SECTIONS = {  # of the page of measurements -> its benchmarks
     "Models": ("reference", "cuda_step", "dilated", "setr_encoder", "swin"),
     "Deformable attention": ("msda", "msda_cuda", "msda_roofline", "deformable_detr"),
@@ -136,6 +135,19 @@ def int8_speed() -> str:
     )
 
 
+def equal_budgets() -> str:
+    """The figure of the leaderboard, and what it shows."""
+    results = json.loads(LEADERBOARD.read_text())
+    numbers = sorted({len(finished(row)) for row in results["rows"].values()})
+    seeds = " to ".join(map(str, dict.fromkeys([numbers[0], numbers[-1]]))) + " seed" + "s" * (numbers[-1] > 1)
+    band = "; band: lowest to highest" if numbers[-1] > 1 else ""
+    return (
+        f"![Learning curves of {len(results['rows'])} models](scripts/results/leaderboard/camvid.png)\n\n"
+        f"*Every family at a small size, and its peers (dashed): {results['budget_cpu_seconds']:g} CPU seconds "
+        f"of training each on CamVid ({seeds}{band}). [Table and conditions](docs/experiments.md).*"
+    )
+
+
 def results() -> str:
     """The measured scores in short."""
     folder = ROOT / "scripts" / "results"
@@ -162,10 +174,20 @@ def results() -> str:
         row(f"`{CAMVID}`", "random", "CamVid", scratch),
         row(f"`{EXAMPLE}`", "ImageNet (Lite0)", "drawn streets", drawn, training=cost),
         "",
+        equal_budgets(),
+        "",
         int8_speed(),
         "",
     ]
     return "\n".join(lines)
+
+
+def leaderboard() -> str:
+    """Figure and table of the leaderboard on CamVid."""
+    table = LEADERBOARD.with_suffix(".md").read_text()
+    alt = "mIoU on CamVid's validation images over CPU seconds of training, one curve for each model, peers dashed"
+    image = f"![{alt}](../scripts/results/leaderboard/camvid.png)"
+    return f'\n{image}\n\n<div class="sortable" markdown="1">\n\n{table}\n</div>\n\n'
 
 
 def guidance() -> str:
@@ -234,6 +256,7 @@ def exports() -> str:
 BLOCKS = {
     ROOT / "README.md": {"families": families, "results": results},
     ROOT / "docs" / "measured.md": {"figures": measured},
+    ROOT / "docs" / "experiments.md": {"leaderboard": leaderboard},
     ROOT / "docs" / "deploy.md": {"exports": exports},
     ROOT / "docs" / "zoo.md": {"zoo": zoo_tables.zoo},
 }
