@@ -237,14 +237,7 @@ def results_so_far(args: argparse.Namespace, base: str | None) -> dict[str, Any]
     file = args.results / f"{args.plan}.json"
     if not file.exists():
         head = {"plan": args.plan, "dataset": args.dataset, "budget_cpu_seconds": args.budget_cpu_seconds}
-        words = [
-            "--dataset",
-            args.dataset,
-            "--plan",
-            args.plan,
-            "--budget_cpu_seconds",
-            f"{args.budget_cpu_seconds:g}",
-        ]
+        words = f"--dataset {args.dataset} --plan {args.plan} --budget_cpu_seconds {args.budget_cpu_seconds:g}".split()
         known = environment("leaderboard.py", [*words, "--seeds", str(args.seeds)])
         return head | {"base": base, "environment": known, "rows": {}}
     results = json.loads(file.read_text())
