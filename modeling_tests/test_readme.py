@@ -57,6 +57,15 @@ def test_tables_are_those_of_the_folders_and_result_files():
         assert update_figures.updated(page) == page.read_text(), f"{page}: run `python scripts/update_figures.py`"
 
 
+def test_a_family_without_a_row_in_the_leaderboard_has_no_line_on_it(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    import published_tables
+
+    assert published_tables.at_equal_budget("toy") == []
+    (line,) = published_tables.at_equal_budget("unept")
+    assert "UN-EPT" in line and "DSCT" not in line
+
+
 def expanded(names: str) -> list[str]:
     """`a-{b,c}` -> a-b, a-c."""
     found = re.search(r"{([^{}]*)}", names)

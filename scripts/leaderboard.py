@@ -40,7 +40,7 @@ class Row:
     def __init__(self, name: str, settings: dict[str, Any], shared: dict[str, Any], args: argparse.Namespace) -> None:
         own = dict(settings)
         self.name, self.folder, self.args = name, args.output_dir / slug(name), args
-        own.pop("peer", None)  # where the model comes from, for readers of the results
+        own.pop("peer", None)  # where the model comes from: for readers, and for its line in the figure
         self.pretrained: bool = own.pop("pretrained", False)
         self.pretraining: dict[str, Any] | None = own.pop("pretraining", None)
         self.recipe = {**shared, **own, "dataset": args.data}

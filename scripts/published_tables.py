@@ -33,25 +33,26 @@ def published(family: str) -> str:
         "The [cards](../../../../model_cards) name the recipes beside what was measured. The rows of the paper need",
         "GPUs and the benchmarks: not measured.",
         *([f"Measured with a recipe that is not in the paper: {', '.join(measured)}."] if measured else []),
-        at_equal_budget(family),
+        *at_equal_budget(family),
         "",
     ]
     return "\n".join(lines)
 
 
-def at_equal_budget(family: str) -> str:
-    """The family's small models in the leaderboard."""
+def at_equal_budget(family: str) -> list[str]:
+    """A line on the family's small models in the leaderboard, if it has any."""
     results = json.loads(LEADERBOARD.read_text())
     scores = [
         f"{name} {mean_and_spread(scores)} % mIoU"
         for name, row in results["rows"].items()
         if row["recipe"]["model"].split("-")[0] == family and (scores := [*finished(row).values()])
     ]
-    return (
+    line = (
         f"Small models after {results['budget_cpu_seconds']:g} CPU seconds on {results['dataset']}: "
         f"{', '.join(scores)}; "
         "[the other families and their peers](../../../../docs/experiments.md#a-leaderboard-at-equal-budgets)."
     )
+    return [line] if scores else []
 
 
 def row_of(table: dict[str, Any]) -> str:

@@ -138,13 +138,13 @@ def int8_speed() -> str:
 def equal_budgets() -> str:
     """The figure of the leaderboard, and what it shows."""
     results = json.loads(LEADERBOARD.read_text())
-    numbers = sorted({len(finished(row)) for row in results["rows"].values()})
-    seeds = " to ".join(map(str, dict.fromkeys([numbers[0], numbers[-1]]))) + " seed" + "s" * (numbers[-1] > 1)
-    band = "; band: lowest to highest" if numbers[-1] > 1 else ""
+    numbers = [len(finished(row)) for row in results["rows"].values()]
+    fewest, most = min(numbers), max(numbers)
+    seeds = f"{most} seeds" if fewest == most else f"{fewest} to {most} seeds"
     return (
         f"![Learning curves of {len(results['rows'])} models](scripts/results/leaderboard/camvid.png)\n\n"
         f"*Every family at a small size, and its peers (dashed): {results['budget_cpu_seconds']:g} CPU seconds "
-        f"of training each on CamVid ({seeds}{band}). [Table and conditions](docs/experiments.md).*"
+        f"of training each on CamVid ({seeds}; band: lowest to highest). [Table and conditions](docs/experiments.md).*"
     )
 
 

@@ -46,8 +46,12 @@ def test_every_arm_starts_from_the_same_backbone_and_finished_runs_are_kept(scri
     rest = {"\n".join(line for line in text.splitlines() if not line.strip().startswith(switches)) for text in recipes}
     assert len(rest) == 1 and "runs/backbone/model" in rest.pop()
     real = experiments.subprocess.run
-    only_git = lambda words, **kwargs: real(words, **kwargs) if words[0] == "git" else None  # noqa: E731
-    monkeypatch.setattr(experiments.subprocess, "run", only_git)  # nothing is trained again
+
+    def only_git(words, **kwargs):  # nothing is trained again
+        assert words[0] == "git"
+        return real(words, **kwargs)
+
+    monkeypatch.setattr(experiments.subprocess, "run", only_git)
     assert script.main() == 0
     assert json.loads(file.read_text())["rows"] == results["rows"]
 

@@ -33,11 +33,11 @@ class ExponentialMovingAverage:
         # `use_buffers` also averages the running statistics of BatchNorm.
         self.average = AveragedModel(model, multi_avg_fn=self._move, use_buffers=True)
 
-    def _move(self, averages: Any, weights: Any, _: torch.Tensor | int) -> None:
+    def _move(self, averages: Any, weights: Any, count: torch.Tensor | int) -> None:
         """Move lists of averaged tensors towards those of the model."""
         assert self.average is not None
-        updates = int(self.average.n_averaged)  # on the CPU, unlike the copy that torch passes: no GPU waits
-        get_ema_multi_avg_fn(min(self.decay, (1 + updates) / (10 + updates)))(averages, weights, _)
+        updates = int(self.average.n_averaged)  # on the CPU, unlike `count`, its copy on the GPU: nothing waits
+        get_ema_multi_avg_fn(min(self.decay, (1 + updates) / (10 + updates)))(averages, weights, count)
 
     def update(self, model: nn.Module) -> None:
         """Update the average with the weights of `model`."""
