@@ -43,6 +43,7 @@ class Row:
         own.pop("peer", None)  # where the model comes from: for readers, and for its line in the figure
         self.pretrained: bool = own.pop("pretrained", False)
         self.pretraining: dict[str, Any] | None = own.pop("pretraining", None)
+        self.warmup: float = own.pop("fraction_of_warmup", 0.05)
         self.recipe = {**shared, **own, "dataset": args.data}
         self.command = SMP if self.recipe["model"] == "smp-unet" else DENSESEG
         if self.pretrained:
@@ -68,6 +69,14 @@ class Row:
         first, second = (run["training"]["cpu_seconds"] for run in taken)
         return (second - first) / (TIMED_STEPS[1] - TIMED_STEPS[0])
 
+    def schedule(self, steps: int) -> dict[str, Any]:
+        """Keys of a run of this number of steps."""
+        return {
+            "max_steps": steps,
+            "warmup_steps": max(1, int(self.warmup * steps)),
+            "save_steps": max(1, steps // 10),
+        }
+
     def search(self, steps: int, choices: dict[str, list[Any]]) -> list[dict[str, Any]]:
         """Train every combination of `choices` for `steps`; their mIoU on the part of train that is held back."""
         tried = []
@@ -75,7 +84,7 @@ class Row:
             settings = dict(zip(choices, values, strict=True))
             name = "search_" + "_".join(f"{value:g}" for value in values)
             try:
-                run = self.train(name, **schedule(steps), eval_strategy="no", eval_fraction=HELD_BACK, **settings)
+                run = self.train(name, **self.schedule(steps), eval_strategy="no", eval_fraction=HELD_BACK, **settings)
                 outcome = {"mean_iou_percent": score(run), "images": run["images"]}
             except RuntimeError as error:
                 outcome = {"mean_iou_percent": 0.0, "state": f"failed: {error}"}
@@ -88,12 +97,13 @@ class Row:
         if self.pretraining:
             keys = dict(self.pretraining)
             part = int(keys.pop("fraction_of_steps") * steps)
-            keys |= {**schedule(part), "eval_strategy": "no", "max_eval_samples": 1, "seed": seed}
+            keys |= {**self.schedule(part), "eval_strategy": "no", "max_eval_samples": 1, "seed": seed}
             before = self.train(f"pretraining_{seed}", **settings | keys)["training"]["cpu_seconds"]
             steps -= part
             start = {"model": str(self.folder / f"pretraining_{seed}" / "model"), "config_overrides": None}
             settings = settings | start
-        run = self.train(f"seed_{seed}", **schedule(steps), eval_steps=steps // EVALUATIONS, seed=seed, **settings)
+        keys = self.schedule(steps) | {"eval_steps": steps // EVALUATIONS, "seed": seed}
+        run = self.train(f"seed_{seed}", **keys, **settings)
         cost, history = run["training"], run["history"]
         evaluated = [[part + each["step"], 100 * each["eval_mean_iou"]] for each in history if "eval_mean_iou" in each]
         # A run that was continued has measured what came after its checkpoint only.
@@ -111,11 +121,6 @@ class Row:
             "commit": run["commit"],
             "classes": {each["class"]: 100 * each["iou"] for each in run["scores"]["per_class"]},
         }
-
-
-def schedule(steps: int) -> dict[str, Any]:
-    """Keys of a run of this number of steps."""
-    return {"max_steps": steps, "warmup_steps": max(1, steps // 20), "save_steps": max(1, steps // 10)}
 
 
 def multiply_adds(row: Row, size: tuple[int, int]) -> int:

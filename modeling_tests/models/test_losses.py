@@ -212,6 +212,26 @@ def test_sources_choose_the_logits_of_other_pixels_for_every_loss(sample, kind):
     assert_same_outputs(found, segmentation_loss(moved, labels, kind=kind))
 
 
+@pytest.mark.parametrize("weights", [None, [0.1, 2.0, 0.5, 0.25]])
+def test_label_smoothing_spreads_a_part_of_the_target_over_all_classes(sample, weights):
+    total, count = 0.0, 0.0
+    for probabilities, label in class_probabilities(*sample):
+        losses = [-math.log(each) for each in probabilities]
+        weight = 1.0 if weights is None else weights[label]
+        total += weight * (0.9 * losses[label] + 0.1 * sum(losses) / 4)
+        count += weight
+    options = {"label_smoothing": 0.1, "class_weights": None if weights is None else torch.tensor(weights)}
+    assert segmentation_loss(*sample, **options).item() == pytest.approx(total / count, rel=1e-5)
+    own = torch.arange(15).view(1, 3, 5).expand(2, -1, -1)  # every pixel is its own source
+    assert segmentation_loss(*sample, sources=own, **options).item() == pytest.approx(total / count, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["focal", "dice"])
+def test_label_smoothing_needs_a_cross_entropy(sample, kind):
+    with pytest.raises(ValueError, match=f"the loss is '{kind}'"):
+        segmentation_loss(*sample, kind=kind, label_smoothing=0.1)
+
+
 def test_unknown_loss_is_refused(sample):
     with pytest.raises(ValueError, match="Use one of ce, focal"):
         segmentation_loss(*sample, kind="tversky")

@@ -54,6 +54,12 @@ class TestDsctSapp:
     config, model, batch = SegmentationModelTester.config, SegmentationModelTester.model, SegmentationModelTester.batch
 
 
+class TestDsctAuxiliary(TestDsctSapp):
+    """Only what the auxiliary heads can change."""
+
+    tiny, output_stride = {**TINY, "auxiliary_hidden_size": 8, "auxiliary_loss_weight": 0.4}, 4
+
+
 class TestDsctImageProcessor(ImageProcessorTester):
     torchvision_class, pil_class = DsctImageProcessor, DsctImageProcessorPil
     config_class, model_class, tiny = DsctConfig, DsctForSemanticSegmentation, TINY
@@ -69,6 +75,27 @@ def test_rewrites_equal_the_reference_implementation(head, size, align_corners):
     pixel_values = torch.randn(2, 3, *size)
     expected = reference_implementation(model)(pixel_values).logits
     torch.testing.assert_close(model(pixel_values).logits, expected, atol=1e-4 * float(expected.std()), rtol=0)
+
+
+def test_loss_is_main_plus_weighted_auxiliary_of_both_streams():
+    config = DsctConfig(**TINY, auxiliary_hidden_size=8, auxiliary_loss_weight=0.3, num_labels=5)
+    model = DsctForSemanticSegmentation(config)
+    pixel_values, labels = torch.randn(2, 3, 64, 64), torch.randint(0, 5, (2, 64, 64))
+    labels[0, :20] = 255
+    outputs = model(pixel_values, labels=labels)
+    assert [each.shape for each in outputs.auxiliary_logits] == [(2, 5, 8, 8), (2, 5, 4, 4)]
+    losses = [
+        F.cross_entropy(F.interpolate(each, size=(64, 64), mode="bilinear"), labels, ignore_index=255)
+        for each in (outputs.logits, *outputs.auxiliary_logits)
+    ]
+    torch.testing.assert_close(outputs.loss, losses[0] + 0.3 * (losses[1] + losses[2]))
+    assert model(pixel_values).auxiliary_logits is None
+
+    # The rest of the model is the one without: it takes these weights, and gives the same logits.
+    plain = DsctForSemanticSegmentation(DsctConfig(**TINY, num_labels=5))
+    missing, unexpected = plain.load_state_dict(model.state_dict(), strict=False)
+    assert not missing and all(name.startswith("auxiliary_heads.") for name in unexpected)
+    torch.testing.assert_close(plain.eval()(pixel_values).logits, model.eval()(pixel_values).logits)
 
 
 @torch.no_grad()
@@ -148,6 +175,7 @@ class TestDsctClassification(ClassificationModelTester):
         ({"spatial_hidden_sizes": [8, 16, 21]}, r"spatial_hidden_sizes\[2\]"),
         ({"output_stride": 16}, "output_stride"),
         ({"drop_path_rate": 1.5}, "probability"),
+        ({"auxiliary_loss_weight": -1}, "use 0 .no heads. or more"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused_with_a_fix(fields, message):

@@ -274,7 +274,8 @@ def test_final_rate_above_an_initial_rate_is_refused(tmp_path):
 
 
 def test_switches_of_the_recipe_reach_the_loss_and_the_precision(tmp_path):
-    switches = ["--ohem_threshold", "0.7", "--ohem_min_kept", "10", "--loss_normalization", "all", "--class_weights"]
+    switches = ["--ohem_threshold", "0.7", "--ohem_min_kept", "10", "--loss_normalization", "all"]
+    switches += ["--label_smoothing", "0.1", "--class_weights"]
     words = ["--max_steps", "1", "--bf16", "--gradient_accumulation_steps", "2", *switches, *(["1.0"] * 10), "2.0"]
     trainer, seen = trainer_of(tmp_path, *words), []
     trainer.model.decode_head.register_forward_hook(lambda module, args, logits: seen.append(logits.dtype))
@@ -282,6 +283,7 @@ def test_switches_of_the_recipe_reach_the_loss_and_the_precision(tmp_path):
     assert seen == [torch.bfloat16] * 2  # two batches accumulated
     options = trainer.model.loss_function.keywords
     assert (options["ohem_threshold"], options["ohem_min_kept"], options["normalization"]) == (0.7, 10, "all")
+    assert options["label_smoothing"] == 0.1
     assert options["class_weights"].tolist() == [1.0] * 10 + [2.0]
 
 
@@ -298,6 +300,8 @@ def test_other_losses_reach_the_model(tmp_path, loss):
         (["--loss", "ce+dise"], "Did you mean 'ce\\+dice'"),
         (["--loss", "dice", "--ohem_threshold", "0.7"], "or use 'ce\\+dice'"),
         (["--loss", "lovasz", "--loss_normalization", "all"], "or use 'ce\\+lovasz'"),
+        (["--loss", "focal", "--label_smoothing", "0.1"], "use a loss with 'ce'"),
+        (["--label_smoothing", "1.5"], "from 0 up and below 1"),
     ],
 )
 def test_losses_that_cannot_be_followed_are_refused(tmp_path, words, message):

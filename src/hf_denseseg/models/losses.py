@@ -63,6 +63,7 @@ def segmentation_loss(
     ohem_min_kept: int = 100_000,
     sources: torch.Tensor | None = None,
     kind: str = "ce",
+    label_smoothing: float = 0.0,
 ) -> torch.Tensor:
     """Upsample the logits to the labels and take the loss in float32, by default the cross-entropy.
 
@@ -84,15 +85,19 @@ def segmentation_loss(
         kind: one of `LOSSES`: cross-entropy, focal loss (Lin et al., 2017), soft Dice or Lovász-softmax (see
             `region_losses`; `normalization` does not concern these two), or the sum of two. With one logit Dice
             and Lovász judge the foreground only, and Lovász is the hinge loss; class weights do not concern them.
+        label_smoothing: part of the target that is spread evenly over all classes, for kinds with cross-entropy.
 
     Returns:
         Scalar float32. A batch without any valid pixel gives 0 with zero (finite) gradients.
 
     Raises:
-        ValueError: `normalization` is neither `"valid"` nor `"all"`, or `kind` is not one of `LOSSES`.
+        ValueError: `normalization` is neither `"valid"` nor `"all"`, `kind` is not one of `LOSSES`, or has no
+            cross-entropy to smooth.
     """
     if kind not in LOSSES:
         raise ValueError(f"Loss {kind!r} is unknown. Use one of {', '.join(LOSSES)}.")
+    if label_smoothing and not kind.startswith("ce"):
+        raise ValueError(f"Label smoothing {label_smoothing} smooths cross-entropy, and the loss is {kind!r}.")
     if normalization not in ("valid", "all"):
         raise ValueError(f"Loss normalization {normalization!r} is unknown. Use 'valid' or 'all'.")
     if ignore_index is None:
@@ -114,9 +119,15 @@ def segmentation_loss(
         logits = two_logits(logits)
     classes = torch.where(valid, labels, 0)  # any class will do: ignored pixels are masked below
     if sources is None:
-        loss = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="none")
+        loss = F.cross_entropy(
+            logits, labels, ignore_index=ignore_index, reduction="none", label_smoothing=label_smoothing
+        )
     else:
         loss = _LossAt.apply(logits, classes, sources)
+        if label_smoothing:
+            uniform = (logits.logsumexp(1) - logits.mean(1)).flatten(1)  # (B, H*W), loss of a target with all classes
+            uniform = uniform.gather(1, sources.flatten(1)).view(loss.shape)
+            loss = (1 - label_smoothing) * loss + label_smoothing * uniform
     if kind == "focal":
         loss = loss * (1 - torch.exp(-loss)) ** FOCAL_GAMMA
     pixel_weight = torch.ones_like(loss) if weights is None else weights[classes]

@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 from hf_denseseg.errors import InputError, unknown_name
 from hf_denseseg.models.auto.tasks import SEMANTIC_SEGMENTATION, TASKS
 from hf_denseseg.models.losses import LOSSES
-from hf_denseseg.training.data_arguments import SEGMENTATION
+from hf_denseseg.training.data_arguments import CLASSIFICATION, SEGMENTATION
 
 logger = logging.getLogger(__name__)
 
@@ -125,6 +125,13 @@ class TaskTrainingArguments(TrainingArguments):
             "help": "divide the loss by the 'valid' pixels or by 'all' (default: as the model's config says)",
         },
     )
+    label_smoothing: float = field(
+        default=0.0,
+        metadata={
+            "tasks": (*SEGMENTATION, *CLASSIFICATION),
+            "help": "label smoothing of the cross-entropy: target weight distributed over all classes",
+        },
+    )
     class_weights: str | list[float] | None = field(
         default=None,
         metadata={"tasks": SEGMENTATION, "help": "JSON file of `denseseg data stats`, as FILE:enet or FILE:median"},
@@ -160,6 +167,13 @@ class TaskTrainingArguments(TrainingArguments):
             raise InputError(
                 f"ohem_threshold and loss_normalization are for losses of single pixels; {self.loss} judges regions. "
                 f"Leave them out, or use 'ce+{self.loss}'."
+            )
+        if not 0 <= self.label_smoothing < 1:
+            raise InputError(f"label_smoothing is {self.label_smoothing}: a number from 0 up and below 1 is needed.")
+        if self.label_smoothing and not self.loss.startswith("ce"):
+            raise InputError(
+                f"label_smoothing is for cross-entropy, and the loss is {self.loss!r}. Leave it out, or use a loss "
+                "with 'ce'."
             )
         if self.loss_normalization not in (None, "valid", "all"):
             raise InputError(f"loss_normalization is {self.loss_normalization!r}: use 'valid' or 'all'.")

@@ -176,10 +176,6 @@ class DataArguments:
         default=0.5,
         metadata={"tasks": CLASSIFICATION, "help": "probability of CutMix instead of Mixup, if both are on"},
     )
-    label_smoothing: float = field(
-        default=0.0,
-        metadata={"tasks": CLASSIFICATION, "help": "label smoothing: target weight distributed over all classes"},
-    )
 
     # Training images of detection.
     filter_empty: bool = field(

@@ -20,7 +20,7 @@ UNUSED_KEYS: dict[str, str] = {
     "num_train_epochs": "runs are counted in optimizer steps: give --max_steps (epochs x images / total batch size)",
     "resume_from_checkpoint": "a run continues in its own folder: give the same command with its --output_dir; to "
     "start from trained weights, give --model RUN/model",
-    "label_smoothing_factor": "transformers smooths class ids of images only: use label_smoothing (classification)",
+    "label_smoothing_factor": "transformers smooths class ids of images only: use label_smoothing",
     "auto_find_batch_size": "it would change the recipe's batch size: lower per_device_train_batch_size and raise "
     "gradient_accumulation_steps",
     "deepspeed": "give FSDP, see scripts/accelerate",

@@ -45,6 +45,8 @@ class DsctConfig(CheckedFields, BackboneConfigMixin, PreTrainedConfig):
         decoder_hidden_size: width at which the head fuses the two streams.
         sapp_hidden_size: width of the three 3x3 convolutions of SAPP.
         classifier_dropout_prob: dropout before the last convolution of the head.
+        auxiliary_hidden_size: channels of the auxiliary heads, which run with labels only.
+        auxiliary_loss_weight: weight of the loss of each of them; 0, as in the paper: the model has none.
         align_corners: how the head and the loss resize; true for sizes 2n-1 such as 769.
         semantic_loss_ignore_index: train id that the loss leaves out; 255 means 65535 beyond 254 classes.
     """
@@ -68,6 +70,8 @@ class DsctConfig(CheckedFields, BackboneConfigMixin, PreTrainedConfig):
     decoder_hidden_size: int = 768
     sapp_hidden_size: int = 256
     classifier_dropout_prob: float | int = 0.1
+    auxiliary_hidden_size: int = 64
+    auxiliary_loss_weight: float | int = 0.0
     align_corners: bool = False
     semantic_loss_ignore_index: int = 255
     _out_features: list[str] | None = None
@@ -106,6 +110,8 @@ class DsctConfig(CheckedFields, BackboneConfigMixin, PreTrainedConfig):
         for name in ("drop_path_rate", "classifier_dropout_prob"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; a probability in [0, 1) is needed.")
+        if self.auxiliary_loss_weight < 0:
+            raise ValueError(f"`auxiliary_loss_weight` is {self.auxiliary_loss_weight}; use 0 (no heads) or more.")
 
 
 _SIZES: dict[str, dict[str, Any]] = {

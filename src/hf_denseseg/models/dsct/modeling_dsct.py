@@ -75,6 +75,13 @@ class DsctImageClassifierOutput(ImageClassifierOutput):
     context_logits: torch.Tensor | None = None
 
 
+@dataclass
+class DsctSegmenterOutput(SemanticSegmenterOutput):
+    """Segmentation output; `auxiliary_logits`, of both streams, are computed only with labels."""
+
+    auxiliary_logits: tuple[torch.Tensor, ...] | None = None
+
+
 class DsctStem(nn.Module):
     """7x7 convolution and max pooling shared by both streams: `(B, 3, H, W)` -> `(B, 64, ceil(H/4), ceil(W/4))`."""
 
@@ -563,6 +570,20 @@ class DsctSappHead(nn.Module):
         return self.classifier(self.dropout(features))
 
 
+class DsctAuxiliaryHead(nn.Sequential):
+    """FCN head on one stream, at its resolution; not in the paper, only for the loss in training."""
+
+    def __init__(self, config: DsctConfig, channels: int) -> None:
+        width = config.auxiliary_hidden_size
+        super().__init__(
+            nn.Conv2d(channels, width, kernel_size=3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(inplace=True),
+            nn.Dropout(config.classifier_dropout_prob),
+            DsctClassifier(width, int(config.num_labels or 0), kernel_size=1),
+        )
+
+
 class DsctForSemanticSegmentation(DsctPreTrainedModel):
     """DSCT with one of its two decoders (Figure 1)."""
 
@@ -572,13 +593,17 @@ class DsctForSemanticSegmentation(DsctPreTrainedModel):
         self.dsct = DsctModel(config)
         # CODEPATH: dsct-*-sac and dsct-*-sapp (Table 2).
         self.decode_head = DsctSacHead(config) if config.decode_head == "sac" else DsctSappHead(config)
+        self.auxiliary_heads: nn.ModuleList | None = None
+        if config.auxiliary_loss_weight:
+            channels = (config.spatial_hidden_sizes[-1], config.hidden_size)
+            self.auxiliary_heads = nn.ModuleList(DsctAuxiliaryHead(config, each) for each in channels)
         self.loss_function = segmentation_loss
         self.post_init()
 
     @can_return_tuple
     def forward(
         self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
-    ) -> SemanticSegmenterOutput:
+    ) -> DsctSegmenterOutput:
         """Segment images.
 
         Args:
@@ -587,23 +612,35 @@ class DsctForSemanticSegmentation(DsctPreTrainedModel):
 
         Returns:
             `logits` `(B, num_labels, H/4, W/4)` with the SAC head, `(B, num_labels, H/2, W/2)` with SAPP; `loss` if
-            labels are given.
+            labels are given, and `auxiliary_logits` of both streams if the model has heads for them.
         """
         labels = segmentation_labels(labels, pixel_values, self.config)
         outputs = self.dsct(pixel_values, return_dict=True, **kwargs)
         logits = self.decode_head(
             outputs.spatial_map, outputs.context_map, (pixel_values.shape[-2], pixel_values.shape[-1])
         )
-        loss = None
+        loss, auxiliary_logits = None, None
         if labels is not None:
-            loss = self.loss_function(
-                logits=logits,
-                labels=labels,
-                ignore_index=ignored_id(self.config),
-                align_corners=self.config.align_corners,
-            )
-        return SemanticSegmenterOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+            loss = self._loss(logits, labels)
+            if self.auxiliary_heads is not None:
+                maps = (outputs.spatial_map, outputs.context_map)  # (B, C, H/8, W/8), (B, C, H/16, W/16)
+                auxiliary_logits = tuple(head(each) for head, each in zip(self.auxiliary_heads, maps, strict=True))
+                for each in auxiliary_logits:
+                    loss = loss + self.config.auxiliary_loss_weight * self._loss(each, labels)
+        return DsctSegmenterOutput(
+            loss=loss,
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            auxiliary_logits=auxiliary_logits,
+        )
+
+    def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return self.loss_function(
+            logits=logits,
+            labels=labels,
+            ignore_index=ignored_id(self.config),
+            align_corners=self.config.align_corners,
         )
 
 

@@ -201,7 +201,7 @@ class ImageClassification(Task):
             mixup=data.mixup,
             cutmix=data.cutmix,
             switch_probability=data.mixup_switch_probability,
-            label_smoothing=data.label_smoothing,
+            label_smoothing=args.label_smoothing,
             seed=args.seed,
         )
         return ClassificationTrainer(

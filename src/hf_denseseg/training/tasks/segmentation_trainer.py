@@ -104,6 +104,7 @@ class SegmentationTrainer(TaskTrainer):
             ohem_threshold=args.ohem_threshold,
             ohem_min_kept=args.ohem_min_kept,
             kind=args.loss,
+            label_smoothing=args.label_smoothing,
         )
         self._auxiliary_logits: list[torch.Tensor] = []  # of the batch, from a model of transformers
         self._computes_loss = is_own(model.config)
