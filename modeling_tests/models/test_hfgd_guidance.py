@@ -124,6 +124,17 @@ def test_without_stops_the_guided_loss_reaches_everything(fields):
     assert len(silent) <= 3, sorted(silent)
 
 
+@pytest.mark.parametrize("fields", PAPER.values(), ids=PAPER.keys())
+def test_one_of_the_two_stops_leaves_the_other_way_open(fields):
+    tokens, teacher = ["class_tokens.weight", "class_tokens.bias"], set()
+    for stop in ("features", "tokens"):
+        model = build(fields | {"stop_gradient": stop})
+        found = reached(model, model(**batch()).loss_dict["guided"])
+        teacher = names(model, *TEACHER) - {*tokens}
+        assert (found >= {*tokens}) == (stop == "features") and {*tokens}.isdisjoint(found) == (stop == "tokens")
+        assert bool(found & teacher) == (stop == "tokens")
+
+
 def test_without_guidance_one_branch_learns_from_one_loss():
     model = build(TINY | {"guidance": False})
     outputs = model(**batch())

@@ -101,11 +101,14 @@ def test_every_arm_is_the_model_that_it_is_called(script):
         config = create_config("hfgd-resnet50", **(script.MODEL | script.LITE0 | fields))
         full = "HFGM" in arm
         assert (config.guidance, config.axial_attention) == (full or "guidance" in arm, full or "axial" in arm), arm
-        kind = next((name for name in ("UperNet", "FaPN") if name in arm), "sfpn")
+        kind = next((name for name in ("UperNet", "FaPN") if name in arm), "none" if "FCN" in arm else "sfpn")
         assert config.upsampler == kind.lower(), arm
-        same = script.ARMS[script.BASES.get(arm, arm)]
-        assert config.stop_gradient == ("no stops" not in arm)
-        switches = ("guidance", "axial_attention", "stop_gradient")
+        base = script.BASES.get(arm, arm)
+        same, images = script.ARMS[base], arm.endswith("images doubled")
+        stops = {"no stops": False, "features stopped": "features", "tokens stopped": "tokens"}
+        assert config.stop_gradient == stops.get(arm.partition(", ")[2], True)
+        assert base.endswith("images doubled") == images
+        switches = ("guidance", "axial_attention", "stop_gradient", *(["upsampler"] if kind == "none" else []))
         assert {k: v for k, v in same.items() if k not in switches} == {
             k: v for k, v in fields.items() if k not in switches
         }

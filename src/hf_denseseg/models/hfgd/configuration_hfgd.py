@@ -45,7 +45,8 @@ class HfgdConfig(CheckedFields, BackboneConfigMixin, PreTrainedConfig):
         guidance: whether class tokens learn from the high-level map only and are shared with the upsampler; else there
             is one branch with its own classifier.
         axial_attention: whether axial attention follows the upsampler.
-        stop_gradient: whether the upsampler sends no gradient to backbone, encoding and tokens (with `guidance`).
+        stop_gradient: what the guided loss does not train (with `guidance`): true for backbone, encoding and class
+            tokens, `"features"` for the first two, `"tokens"` for the last.
         auxiliary_fcn: FCN on the coarsest map beside the upsampler, whose prediction is the model's (Sec. 5.1):
             `"joint"`, or `"stopped"`, which sends no gradient to the backbone.
         decoder_width: channels of high-level map, upsampler and class tokens.
@@ -83,7 +84,7 @@ class HfgdConfig(CheckedFields, BackboneConfigMixin, PreTrainedConfig):
     output_stride: Literal[2, 4] = 4
     guidance: bool = True
     axial_attention: bool = True
-    stop_gradient: bool = True
+    stop_gradient: bool | Literal["features", "tokens"] = True
     auxiliary_fcn: Literal["none", "joint", "stopped"] = "none"
     decoder_width: int = 256
     cae_wide_channels: int = 2048

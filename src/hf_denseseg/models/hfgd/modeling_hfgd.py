@@ -399,7 +399,7 @@ class HfgdModel(HfgdPreTrainedModel):
         """Everything after the gradient stops on C2 to C4 and on the high-level map (Figure 2)."""
         if self.config.wrapped_config is not None:
             low = [*low, top]  # heads of transformers may read the backbone's coarsest map too
-        if self.config.guidance and self.config.stop_gradient:
+        if self.config.guidance and self.config.stop_gradient in (True, "features"):
             low, context = [each.detach() for each in low], context.detach()
         # Axial attention works on channels-last memory; Transformer backbones return channels-first maps.
         low, context = [_channels_last(each) for each in low], _channels_last(context)
@@ -521,7 +521,8 @@ class HfgdForSemanticSegmentation(HfgdPreTrainedModel):
         labels = segmentation_labels(labels, pixel_values, config)
         read_by_fcn = self.auxiliary_fcn is not None
         outputs = self.hfgd(pixel_values, output_feature_maps=read_by_fcn, return_dict=True, **kwargs)
-        logits = self.class_tokens(outputs.last_hidden_state, stop=config.guidance and config.stop_gradient)
+        stop = config.guidance and config.stop_gradient in (True, "tokens")
+        logits = self.class_tokens(outputs.last_hidden_state, stop=stop)
         high_level = None
         if config.guidance and (labels is not None or output_auxiliary_logits):
             high_level = self.class_tokens(outputs.high_level_features)

@@ -77,7 +77,7 @@ class ReferenceHfgdModel(HfgdModel):
     ) -> torch.Tensor:
         low = [each.contiguous() for each in (low if self.config.wrapped_config is None else [*low, top])]
         context = context.contiguous()
-        if self.config.guidance and self.config.stop_gradient:
+        if self.config.guidance and self.config.stop_gradient in (True, "features"):
             low, context = [each.detach() for each in low], context.detach()
         features = self.reduce(self.upsampler(low, context, image_size))
         return features if self.axial_attention is None else features + self.axial_attention(features)
