@@ -155,7 +155,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     def train_arm(arm: str, seed: int) -> dict[str, Any]:
         folder = args.output_dir / f"{slug(arm)}_seed{seed}"
         done = train(folder, settings_of(arm, seed, keys, args))
-        classes = {each["class"]: 100 * each["iou"] for each in done["scores"]["per_class"]}
+        found = [each for each in done["scores"]["per_class"] if each["iou"] is not None]
+        classes = {each["class"]: 100 * each["iou"] for each in found}
         known = {"mean_iou_percent": score(done), "classes": classes, "images": done["images"]}
         return known | {"cpu_seconds": done["training"]["cpu_seconds"], "commit": done["commit"]}
 
