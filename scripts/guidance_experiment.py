@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import environment, finished, gain, mean_and_spread, outcome_of, score, slug, train
-from hf_denseseg.files import write_atomic
+from hf_denseseg.files import atomic_path, write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "scripts" / "results" / "guidance"
@@ -161,10 +161,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         return known | {"cpu_seconds": done["training"]["cpu_seconds"], "commit": done["commit"]}
 
     for seed, arm in itertools.product(args.seeds, args.arms):
+        if args.only_finished and not (args.output_dir / f"{slug(arm)}_seed{seed}" / "results.json").exists():
+            continue
         done = outcome_of(partial(train_arm, arm, seed), seed)
         results["rows"][arm]["runs"].append(done)
         print(f"{arm}, seed {seed}: {done.get('mean_iou_percent', done['state'])}", flush=True)
-        write(results, args.results)
+        if not args.only_finished:
+            write(results, args.results)
+    write(results, args.results)
     return results
 
 
@@ -173,7 +177,8 @@ def write(results: dict[str, Any], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     stem = slug(Path(results["dataset"]).name) + ("" if "steps" in results["backbone"] else "_lite0")
     write_atomic(folder / f"{stem}.json", json.dumps(results, indent=1) + "\n")
-    write_atomic(folder / f"{stem}.md", table(results))
+    write_atomic(folder / f"{stem}.md", table(results) + class_table(results))
+    draw(results, folder / f"{stem}.png")
 
 
 def table(results: dict[str, Any]) -> str:
@@ -205,16 +210,54 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def class_table(results: dict[str, Any]) -> str:
+    """IoU of each class, mean over the seeds; empty where no run has them."""
+    rows = {arm: [run["classes"] for run in row["runs"] if "classes" in run] for arm, row in results["rows"].items()}
+    names = list(dict.fromkeys(name for runs in rows.values() for run in runs for name in run))
+    if not names:
+        return ""
+    lines = ["", "IoU of each class in %, mean over the seeds:", "", f"| arm | {' | '.join(names)} |"]
+    lines.append("|---" * (1 + len(names)) + "|")
+    for arm, runs in rows.items():
+        each = ([run[name] for run in runs if name in run] for name in names)
+        if runs:
+            cells = [f"{statistics.mean(scores):.1f}" if scores else "–" for scores in each]
+            lines.append(f"| {arm} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def draw(results: dict[str, Any], path: Path) -> None:
+    """A line per arm: a dot for each seed, a bar at their mean, hollow dots for what the arm is compared with."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = {arm: [*finished(row).values()] for arm, row in results["rows"].items() if finished(row)}
+    figure = Figure(figsize=(8, 1.2 + 0.3 * len(rows)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axis = figure.add_subplot()
+    for line, (arm, scores) in enumerate(rows.items()):
+        base = arm not in BASES or BASES[arm] == arm
+        color = "C0" if base else "C1"
+        axis.plot(scores, [line] * len(scores), "o", color=color, fillstyle="none" if base else "full")
+        axis.plot([statistics.mean(scores)], [line], "|", color=color, markersize=16, markeredgewidth=2)
+    axis.set(yticks=range(len(rows)), yticklabels=list(rows), xlabel="validation mIoU in %")
+    axis.invert_yaxis()
+    axis.grid(alpha=0.3)
+    with atomic_path(path) as aside:
+        figure.savefig(aside, dpi=120)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", default="synthetic:200", help="folder of CamVid, or synthetic scenes (default)")
     parser.add_argument("--encoder_weights", help="ImageNet weights of EfficientNet-Lite0 (default: a small ResNet)")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="these arms only")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/guidance"), help="folder of the runs")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for DATASET.json and DATASET.md")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for DATASET.json, .md and .png")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=200, help="steps of each arm (default %(default)s)")
     parser.add_argument("--backbone_steps", type=int, default=1000, help="steps of the FCN (default %(default)s)")
+    parser.add_argument("--only_finished", action="store_true", help="train nothing: the table of finished runs")
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     args = parser.parse_args()
     results = run(args)

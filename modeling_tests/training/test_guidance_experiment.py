@@ -77,6 +77,25 @@ def test_table_gives_mean_spread_and_paired_interval_and_tells_of_a_failed_run(s
     assert "failed: exit code 2: no" in lines[-1] and len({line.count("|") for line in lines[2:]}) == 1
 
 
+def test_second_table_has_the_mean_of_each_class(script, tmp_path):
+    runs = [run_of(0, 50.0) | {"classes": {"road": 90.0, "pole": 0.0}}, run_of(1, 52.0) | {"classes": {"road": 94.0}}]
+    results = {"dataset": "path/to/camvid", "steps": 5, "learning_rate": 0.001, "backbone": {"dataset": "s"}}
+    results["rows"] = {"FCN": {"runs": runs}, "FaPN": {"runs": [{"seed": 0, "state": "failed: no"}]}}
+    script.write(results, tmp_path)
+    lines = (tmp_path / "camvid_lite0.md").read_text().splitlines()
+    assert lines[-3:] == ["| arm | road | pole |", "|---|---|---|", "| FCN | 92.0 | 0.0 |"]
+    assert (tmp_path / "camvid_lite0.png").stat().st_size > 1000
+
+
+def test_only_finished_trains_nothing(script, tmp_path, monkeypatch):
+    words = ["--dataset", "synthetic:5@64x96", "--encoder_weights", "none.safetensors", "--only_finished"]
+    folders = ["--output_dir", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
+    monkeypatch.setattr(sys, "argv", ["guidance_experiment.py", *words, *folders])
+    assert script.main() == 0
+    rows = json.loads((tmp_path / "results" / "synthetic_5_64x96_lite0.json").read_text())["rows"]
+    assert not (tmp_path / "runs").exists() and all(row == {"runs": []} for row in rows.values())
+
+
 def test_gain_pairs_seeds_that_both_have():
     base = {"runs": [run_of(0, 30.0), run_of(2, 31.0)]}
     assert experiments.gain({"runs": [run_of(2, 33.5), run_of(1, 99.0)]}, base) == "+2.50"
