@@ -74,11 +74,13 @@ ARMS: dict[str, dict[str, Any]] = {
 DOUBLED = {"crop_size": [384, 512], "scale_range": [1.0, 2.5], "per_device_train_batch_size": 2, "test_scales": [2.0]}
 """What is cropped of an image stays, at the same cost: two crops of four times the pixels for eight."""
 BASES = {
-    **dict.fromkeys([arm for arm in ARMS if arm.startswith(("+", "full", "FCN"))], "SemanticFPN"),
-    **{arm: "SemanticFPN, images doubled" for arm in ARMS if arm.endswith("doubled")},
+    **dict.fromkeys(["+ guidance", "+ axial attention", "FCN"], "SemanticFPN"),
+    "full HFGM": "+ axial attention",
+    **{arm: "full HFGM" for arm in ARMS if arm.endswith(("stops", "stopped"))},
+    **dict.fromkeys(["FCN, images doubled", "full HFGM, images doubled"], "SemanticFPN, images doubled"),
     **{"UperNet + HFGM": "UperNet", "FaPN + HFGM": "FaPN"},
 }
-"""What each arm is compared with, seed by seed: the same upsampler on the same images without HFGM."""
+"""What each arm is compared with, seed by seed: on the same images, the arm that it changes."""
 PAPER = {
     **{"SemanticFPN": 47.14, "+ guidance": 47.67, "+ axial attention": 47.88, "full HFGM": 48.94},  # Table 3
     "full HFGM, no stops": 48.50,  # Sec. 5.2
@@ -143,12 +145,13 @@ def settings_of(arm: str, seed: int, keys: dict[str, Any], args: argparse.Namesp
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Train the backbone if it has no weights, then every arm with the first seed, with the second, and so on."""
     keys, origin = backbone(args)
+    words = [word for word in sys.argv[1:] if word != "--only_finished"]  # the command that trained
     results: dict[str, Any] = {
         "dataset": args.dataset,
         "steps": args.steps,
         "learning_rate": args.learning_rate,
         "backbone": origin,
-        "environment": environment("guidance_experiment.py", sys.argv[1:]),
+        "environment": environment("guidance_experiment.py", words),
         "rows": {arm: {"runs": []} for arm in args.arms},
     }
 
@@ -191,21 +194,21 @@ def table(results: dict[str, Any]) -> str:
         f"{Path(results['dataset']).name} val, {results['steps']} steps of 8, learning rate "
         f"{results['learning_rate']:g}; the backbone was pre-trained on {origin['dataset']}{trained}.",
         "",
-        "| arm | measured: mIoU %, mean ± standard deviation | each seed | gain, mean [95 % interval] | CPU seconds | "
-        "paper (Tables 1, 3, 8, Sec. 5.2; Pascal Context, ResNet-50) |",
-        "|---|---|---|---|---|---|",
+        "| arm | measured: mIoU %, mean ± standard deviation | each seed | gain, mean [95 % interval] | over | "
+        "CPU seconds | paper (Tables 1, 3, 8, Sec. 5.2; Pascal Context, ResNet-50) |",
+        "|---|---|---|---|---|---|---|",
     ]
     for arm, row in rows.items():
-        paper = f"{PAPER[arm]:.2f}" if arm in PAPER else "–"
+        paper, base = f"{PAPER[arm]:.2f}" if arm in PAPER else "–", BASES.get(arm, "–")
         if not (scores := [*finished(row).values()]):
             states = [run["state"] for run in row["runs"]]
-            lines.append(f"| {arm} | {states[0] if states else 'not measured'} | – | – | – | {paper} |")
+            lines.append(f"| {arm} | {states[0] if states else 'not measured'} | – | – | – | – | {paper} |")
             continue
         seconds = statistics.mean(run["cpu_seconds"] for run in row["runs"] if run["state"] == "done")
         each = ", ".join(f"{score:.2f}" for score in scores)
         lines.append(
-            f"| {arm} | {mean_and_spread(scores)} | {each} | {gain(row, rows.get(BASES.get(arm, '')))} | "
-            f"{seconds:.0f} | {paper} |"
+            f"| {arm} | {mean_and_spread(scores)} | {each} | {gain(row, rows.get(base))} | "
+            f"{base} | {seconds:.0f} | {paper} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -227,7 +230,7 @@ def class_table(results: dict[str, Any]) -> str:
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
-    """A line per arm: a dot for each seed, a bar at their mean, hollow dots for what the arm is compared with."""
+    """A line per arm: a dot for each seed, a bar at their mean; orange: with guidance."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -236,9 +239,8 @@ def draw(results: dict[str, Any], path: Path) -> None:
     FigureCanvasAgg(figure)
     axis = figure.add_subplot()
     for line, (arm, scores) in enumerate(rows.items()):
-        base = arm not in BASES or BASES[arm] == arm
-        color = "C0" if base else "C1"
-        axis.plot(scores, [line] * len(scores), "o", color=color, fillstyle="none" if base else "full")
+        color = "C1" if "guidance" in arm or "HFGM" in arm else "C0"
+        axis.plot(scores, [line] * len(scores), "o", color=color)
         axis.plot([statistics.mean(scores)], [line], "|", color=color, markersize=16, markeredgewidth=2)
     axis.set(yticks=range(len(rows)), yticklabels=list(rows), xlabel="validation mIoU in %")
     axis.invert_yaxis()

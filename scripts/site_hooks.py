@@ -29,7 +29,10 @@ ELSEWHERE = {
         for path in sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
     },
 }
-IMAGES = {"images/leaderboard_camvid.png": "scripts/results/leaderboard/camvid.png"}
+IMAGES = {
+    "images/leaderboard_camvid.png": "scripts/results/leaderboard/camvid.png",
+    "images/guidance_camvid.png": "scripts/results/guidance/camvid_lite0.png",
+}
 FUNCTIONS = {  # public functions and classes that are no model, by what they are for
     "Models": [
         "create_config",

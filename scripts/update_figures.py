@@ -190,10 +190,10 @@ def leaderboard() -> str:
     return f'\n{image}\n\n<div class="sortable" markdown="1">\n\n{table}\n</div>\n\n'
 
 
-def guidance() -> str:
-    """The tables of HFGD's experiment, one for each dataset."""
-    tables = sorted((ROOT / "scripts" / "results" / "guidance").glob("*.md"))
-    return "\n" + "\n".join(path.read_text() for path in tables) + "\n"
+def guidance(pretrained: bool) -> str:
+    """The tables of HFGD's experiment: on ImageNet weights, or on those of an FCN on drawn scenes."""
+    files = sorted((ROOT / "scripts" / "results" / "guidance").glob("*.md"))
+    return "\n" + "\n".join(path.read_text() for path in files if path.stem.endswith("_lite0") == pretrained) + "\n"
 
 
 def export_rows(name: str, cells: dict[str, Any]) -> tuple[list[str], list[str]]:
@@ -257,14 +257,16 @@ BLOCKS = {
     ROOT / "README.md": {"families": families, "results": results},
     ROOT / "docs" / "measured.md": {"figures": measured},
     ROOT / "docs" / "experiments.md": {"leaderboard": leaderboard},
+    ROOT / "docs" / "guidance.md": {
+        "guidance": functools.partial(guidance, pretrained=True),
+        "earlier": functools.partial(guidance, pretrained=False),
+    },
     ROOT / "docs" / "deploy.md": {"exports": exports},
     ROOT / "docs" / "zoo.md": {"zoo": zoo_tables.zoo},
 }
 for _family in hf_denseseg.models.auto.registration.families():
     _page = ROOT / "src" / "hf_denseseg" / "models" / _family / "README.md"
     BLOCKS[_page] = {"published": functools.partial(published, _family)}
-    if _family == "hfgd":
-        BLOCKS[_page]["guidance"] = guidance
 
 
 def updated(page: Path) -> str:
