@@ -594,6 +594,7 @@ class DsctForSemanticSegmentation(DsctPreTrainedModel):
         # CODEPATH: dsct-*-sac and dsct-*-sapp (Table 2).
         self.decode_head = DsctSacHead(config) if config.decode_head == "sac" else DsctSappHead(config)
         self.auxiliary_heads: nn.ModuleList | None = None
+        # CODEPATH: no published name has them; own runs with a weight above 0 do.
         if config.auxiliary_loss_weight:
             channels = (config.spatial_hidden_sizes[-1], config.hidden_size)
             self.auxiliary_heads = nn.ModuleList(DsctAuxiliaryHead(config, each) for each in channels)
