@@ -45,7 +45,7 @@ class HfgdConfig(CheckedFields, BackboneConfigMixin, PreTrainedConfig):
         guidance: whether class tokens learn from the high-level map only and are shared with the upsampler; else there
             is one branch with its own classifier.
         axial_attention: whether axial attention follows the upsampler.
-        stop_gradient: what the guided loss does not train: `"features"` (backbone, encoding), `"tokens"`, or both: true.
+        stop_gradient: what the guided loss does not train: `"features"` (backbone, encoding), `"tokens"`, true: both.
         auxiliary_fcn: FCN on the coarsest map beside the upsampler, whose prediction is the model's (Sec. 5.1):
             `"joint"`, or `"stopped"`, which sends no gradient to the backbone.
         decoder_width: channels of high-level map, upsampler and class tokens.
