@@ -163,15 +163,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         known = {"mean_iou_percent": score(done), "classes": classes, "images": done["images"]}
         return known | {"cpu_seconds": done["training"]["cpu_seconds"], "commit": done["commit"]}
 
+    write(results, args.results)
     for seed, arm in itertools.product(args.seeds, args.arms):
         if args.only_finished and not (args.output_dir / f"{slug(arm)}_seed{seed}" / "results.json").exists():
             continue
         done = outcome_of(partial(train_arm, arm, seed), seed)
         results["rows"][arm]["runs"].append(done)
         print(f"{arm}, seed {seed}: {done.get('mean_iou_percent', done['state'])}", flush=True)
-        if not args.only_finished:
-            write(results, args.results)
-    write(results, args.results)
+        write(results, args.results)
     return results
 
 
@@ -262,6 +261,13 @@ def main() -> int:
     parser.add_argument("--only_finished", action="store_true", help="train nothing: the table of finished runs")
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     args = parser.parse_args()
+    if (
+        args.only_finished
+        and not args.encoder_weights
+        and not (args.output_dir / "backbone" / "results.json").exists()
+    ):
+        parser.error(f"--only_finished: no backbone was trained in {args.output_dir}; leave the option out, or give "
+                     "the --encoder_weights that the runs had.")  # fmt: skip
     results = run(args)
     print(table(results))
     return 0

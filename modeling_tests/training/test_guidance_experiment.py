@@ -94,6 +94,9 @@ def test_only_finished_trains_nothing(script, tmp_path, monkeypatch):
     assert script.main() == 0
     rows = json.loads((tmp_path / "results" / "synthetic_5_64x96_lite0.json").read_text())["rows"]
     assert not (tmp_path / "runs").exists() and all(row == {"runs": []} for row in rows.values())
+    monkeypatch.setattr(sys, "argv", ["guidance_experiment.py", *words[:2], "--only_finished", *folders])
+    with pytest.raises(SystemExit):  # the backbone would have to be trained
+        script.main()
 
 
 def test_gain_pairs_seeds_that_both_have():
