@@ -1,11 +1,13 @@
 """What the experiments share: runs as processes of their own that are resumed or kept, and statistics over seeds."""
 
+import itertools
 import json
 import shlex
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ DENSESEG = (sys.executable, "-m", "hf_denseseg.cli")
 def train(folder: Path, settings: dict[str, Any], command: tuple[str, ...] = DENSESEG) -> dict[str, Any]:
     """Run a recipe in a process of its own, resume it, or return its results if it is finished.
 
-    The commit of the run is among the results: a table may grow over several evenings.
+    The commit and the processor of the run are among the results: a table may grow over several evenings and machines.
 
     Args:
         folder: run folder; the recipe and the output of the process are written beside it.
@@ -28,22 +30,73 @@ def train(folder: Path, settings: dict[str, Any], command: tuple[str, ...] = DEN
         command: program with the subcommands of `denseseg`.
 
     Returns:
-        the content of `results.json`, and `commit`.
+        the content of `results.json`, with `commit` and `processor`.
 
     Raises:
         RuntimeError: the process failed; the message is its last line.
     """
-    finished, commit = folder / "results.json", folder.with_name(f"{folder.name}.commit")
+    finished, origin = folder / "results.json", folder.with_name(f"{folder.name}.origin.json")
     if not finished.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         recipe, log = folder.with_name(f"{folder.name}.yaml"), folder.with_name(f"{folder.name}.log")
-        write_atomic(commit, current_commit())
+        write_atomic(origin, json.dumps({"commit": current_commit(), "processor": processor_name()}))
         write_atomic(recipe, yaml.safe_dump({**settings, "output_dir": str(folder)}, sort_keys=False))
         with log.open("a") as file:
             code = subprocess.run([*command, "train", str(recipe)], stdout=file, stderr=file).returncode
         if code:
             raise RuntimeError(f"exit code {code}: {log.read_text().strip().splitlines()[-1]}")
-    return json.loads(finished.read_text()) | {"commit": commit.read_text()}
+    return json.loads(finished.read_text()) | json.loads(origin.read_text())
+
+
+def results_so_far(file: Path, head: dict[str, Any], script: str, words: list[str]) -> dict[str, Any]:
+    """The results that were written before, or none yet.
+
+    Args:
+        file: JSON file of the results.
+        head: what all runs of the file have in common.
+        script: name of the script, for the command in new results.
+        words: its arguments.
+
+    Returns:
+        `head`, `environment` (of the first run) and `rows`.
+
+    Raises:
+        SystemExit: the file holds results with another value in `head`.
+    """
+    if not file.exists():
+        return head | {"environment": environment(script, words), "rows": {}}
+    results = json.loads(file.read_text())
+    for key, value in head.items():
+        if results[key] != value:
+            sys.exit(f"{file} holds results with {key} {results[key]}, not {value}: run with the same, or give "
+                     "another folder as --results.")  # fmt: skip
+    return results
+
+
+def train_seeds(
+    rows: dict[str, dict[str, Any]],
+    names: Iterable[str],
+    seeds: Iterable[int],
+    run: Callable[[str, int], dict[str, Any]],
+    write: Callable[[], None],
+) -> None:
+    """Every row with the first seed, every row with the second, and so on; what failed before is tried again.
+
+    Args:
+        rows: states of the rows by name; `runs` of each takes what is new.
+        names: rows to train.
+        seeds: seeds to train.
+        run: trains a row with a seed; may raise a RuntimeError, which is kept among the runs.
+        write: is called after every run.
+    """
+    for seed, name in itertools.product(seeds, list(names)):
+        if seed in finished(rows[name]):
+            continue
+        done = outcome_of(partial(run, name, seed), seed)
+        others = [each for each in rows[name]["runs"] if each["seed"] != seed]
+        rows[name]["runs"] = sorted([*others, done], key=lambda each: each["seed"])
+        print(f"{name}, seed {seed}: {done.get('mean_iou_percent', done['state'])}", flush=True)
+        write()
 
 
 def slug(name: str) -> str:
@@ -70,6 +123,13 @@ def current_commit() -> str:
     return subprocess.run(words, capture_output=True, text=True, cwd=ROOT).stdout.strip()
 
 
+def processor_name() -> str:
+    """Name of this machine's processor."""
+    import benchmark
+
+    return benchmark.processor_name()
+
+
 def environment(script: str, words: list[str]) -> dict[str, Any]:
     """What the figures depend on besides the code: versions, processor, the command."""
     import benchmark
@@ -80,6 +140,11 @@ def environment(script: str, words: list[str]) -> dict[str, Any]:
 def finished(row: dict[str, Any]) -> dict[int, float]:
     """mIoU of the runs that did not fail, by seed."""
     return {run["seed"]: run["mean_iou_percent"] for run in row["runs"] if run["state"] == "done"}
+
+
+def costs(row: dict[str, Any], processor: str) -> list[dict[str, Any]]:
+    """Finished runs of a row on one processor: seconds of another mean something else."""
+    return [run for run in row["runs"] if run["state"] == "done" and run["processor"] == processor]
 
 
 def gain(row: dict[str, Any], base: dict[str, Any] | None) -> str:

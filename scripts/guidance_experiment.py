@@ -5,22 +5,20 @@ what explains the outcome: full HFGM with one of its two stopped gradients or no
 alone, which is the teacher; and images of twice their size, which the teacher sees as if its stride were 16.
 Guidance protects good features, so the backbone is pre-trained: EfficientNet-Lite0 with ImageNet weights if
 `--encoder_weights` is given (the file that `convert_efficientnet_lite0.py` writes), else a small ResNet that is first
-trained as a plain FCN on synthetic street scenes. Finished runs are not repeated and an interrupted one resumes, so
-the script can be started again, with more seeds or arms.
+trained as a plain FCN on synthetic street scenes. Runs that the results hold are not repeated and an interrupted one
+resumes, so the script can be started again, with more seeds or arms.
 
 python scripts/guidance_experiment.py --dataset path/to/camvid --encoder_weights lite0.safetensors --steps 700
 """
 
 import argparse
-import itertools
 import json
 import statistics
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from experiments import environment, finished, gain, mean_and_spread, outcome_of, score, slug, train
+from experiments import costs, finished, gain, mean_and_spread, results_so_far, score, slug, train, train_seeds
 from hf_denseseg.files import atomic_path, write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -145,15 +143,11 @@ def settings_of(arm: str, seed: int, keys: dict[str, Any], args: argparse.Namesp
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Train the backbone if it has no weights, then every arm with the first seed, with the second, and so on."""
     keys, origin = backbone(args)
-    words = [word for word in sys.argv[1:] if word != "--only_finished"]  # the command that trained
-    results: dict[str, Any] = {
-        "dataset": args.dataset,
-        "steps": args.steps,
-        "learning_rate": args.learning_rate,
-        "backbone": origin,
-        "environment": environment("guidance_experiment.py", words),
-        "rows": {arm: {"runs": []} for arm in args.arms},
-    }
+    head = {"dataset": args.dataset, "steps": args.steps, "learning_rate": args.learning_rate, "backbone": origin}
+    file = args.results / f"{stem(head)}.json"
+    results = results_so_far(file, head, "guidance_experiment.py", sys.argv[1:])
+    rows = results["rows"]
+    results["rows"] = {arm: rows.get(arm, {"runs": []}) for arm in ARMS if arm in rows or arm in args.arms}
 
     def train_arm(arm: str, seed: int) -> dict[str, Any]:
         folder = args.output_dir / f"{slug(arm)}_seed{seed}"
@@ -161,31 +155,30 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         found = [each for each in done["scores"]["per_class"] if each["iou"] is not None]
         classes = {each["class"]: 100 * each["iou"] for each in found}
         known = {"mean_iou_percent": score(done), "classes": classes, "images": done["images"]}
-        return known | {"cpu_seconds": done["training"]["cpu_seconds"], "commit": done["commit"]}
+        cost = done["training"]["cpu_seconds"]
+        return known | {"cpu_seconds": cost, "commit": done["commit"], "processor": done["processor"]}
 
-    write(results, args.results)
-    for seed, arm in itertools.product(args.seeds, args.arms):
-        if args.only_finished and not (args.output_dir / f"{slug(arm)}_seed{seed}" / "results.json").exists():
-            continue
-        done = outcome_of(partial(train_arm, arm, seed), seed)
-        results["rows"][arm]["runs"].append(done)
-        print(f"{arm}, seed {seed}: {done.get('mean_iou_percent', done['state'])}", flush=True)
-        write(results, args.results)
+    train_seeds(results["rows"], args.arms, args.seeds, train_arm, lambda: write(results, args.results))
     return results
 
 
+def stem(results: dict[str, Any]) -> str:
+    """Name of the files of the results: dataset and backbone."""
+    return slug(Path(results["dataset"]).name) + ("" if "steps" in results["backbone"] else "_lite0")
+
+
 def write(results: dict[str, Any], folder: Path) -> None:
-    """The results so far; the files carry the names of the dataset and the backbone."""
+    """The results so far."""
     folder.mkdir(parents=True, exist_ok=True)
-    stem = slug(Path(results["dataset"]).name) + ("" if "steps" in results["backbone"] else "_lite0")
-    write_atomic(folder / f"{stem}.json", json.dumps(results, indent=1) + "\n")
-    write_atomic(folder / f"{stem}.md", table(results) + class_table(results))
-    draw(results, folder / f"{stem}.png")
+    name = stem(results)
+    write_atomic(folder / f"{name}.json", json.dumps(results, indent=1) + "\n")
+    write_atomic(folder / f"{name}.md", table(results) + class_table(results))
+    draw(results, folder / f"{name}.png")
 
 
 def table(results: dict[str, Any]) -> str:
     """Mean and spread of each arm, and its gain over the same upsampler without HFGM, next to the paper's numbers."""
-    origin, rows = results["backbone"], results["rows"]
+    origin, rows, processor = results["backbone"], results["rows"], results["environment"]["processor"]
     trained = "" if "steps" not in origin else (
         f", as a plain FCN for {origin['steps']} steps ({origin['mean_iou_percent']:.1f} % mIoU there)"
     )  # fmt: skip
@@ -194,7 +187,7 @@ def table(results: dict[str, Any]) -> str:
         f"{results['learning_rate']:g}; the backbone was pre-trained on {origin['dataset']}{trained}.",
         "",
         "| arm | measured: mIoU %, mean ± standard deviation | each seed | gain, mean [95 % interval] | over | "
-        "CPU seconds | paper (Tables 1, 3, 8, Sec. 5.2; Pascal Context, ResNet-50) |",
+        f"CPU seconds on {processor} | paper (Tables 1, 3, 8, Sec. 5.2; Pascal Context, ResNet-50) |",
         "|---|---|---|---|---|---|---|",
     ]
     for arm, row in rows.items():
@@ -203,11 +196,12 @@ def table(results: dict[str, Any]) -> str:
             states = [run["state"] for run in row["runs"]]
             lines.append(f"| {arm} | {states[0] if states else 'not measured'} | – | – | – | – | {paper} |")
             continue
-        seconds = statistics.mean(run["cpu_seconds"] for run in row["runs"] if run["state"] == "done")
+        timed = [run["cpu_seconds"] for run in costs(row, processor)]
+        seconds = f"{statistics.mean(timed):.0f}" if timed else "–"
         each = ", ".join(f"{score:.2f}" for score in scores)
         lines.append(
             f"| {arm} | {mean_and_spread(scores)} | {each} | {gain(row, rows.get(base))} | "
-            f"{base} | {seconds:.0f} | {paper} |"
+            f"{base} | {seconds} | {paper} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -258,16 +252,8 @@ def main() -> int:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=200, help="steps of each arm (default %(default)s)")
     parser.add_argument("--backbone_steps", type=int, default=1000, help="steps of the FCN (default %(default)s)")
-    parser.add_argument("--only_finished", action="store_true", help="train nothing: the table of finished runs")
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     args = parser.parse_args()
-    if (
-        args.only_finished
-        and not args.encoder_weights
-        and not (args.output_dir / "backbone" / "results.json").exists()
-    ):
-        parser.error(f"--only_finished: no backbone was trained in {args.output_dir}; leave the option out, or give "
-                     "the --encoder_weights that the runs had.")  # fmt: skip
     results = run(args)
     print(table(results))
     return 0

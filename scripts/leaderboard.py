@@ -17,19 +17,29 @@ import statistics
 import subprocess
 import sys
 import textwrap
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from experiments import DENSESEG, environment, finished, gain, mean_and_spread, outcome_of, score, slug, train
+from experiments import (
+    DENSESEG,
+    costs,
+    finished,
+    gain,
+    mean_and_spread,
+    results_so_far,
+    score,
+    slug,
+    train,
+    train_seeds,
+)
 from hf_denseseg.files import atomic_path, write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "scripts" / "results" / "leaderboard"
 SMP = (sys.executable, str(ROOT / "scripts" / "smp_unet.py"))
-TIMED_STEPS = (4, 24)  # of two short runs; their difference leaves out what every run does once
+TIMED_STEPS = (4, 44)  # of two short runs; their difference leaves out what every run does once
 EVALUATIONS = 5  # points of a learning curve
 HELD_BACK = 0.2  # part of the training split that the search is scored on
 
@@ -43,6 +53,7 @@ class Row:
         own.pop("peer", None)  # where the model comes from: for readers, and for its line in the figure
         self.pretrained: bool = own.pop("pretrained", False)
         self.pretraining: dict[str, Any] | None = own.pop("pretraining", None)
+        self.same_cost: bool = own.pop("same_cost", False)  # a step costs what one of the base costs
         self.warmup: float = own.pop("fraction_of_warmup", 0.05)
         self.recipe = {**shared, **own, "dataset": args.data}
         self.command = SMP if self.recipe["model"] == "smp-unet" else DENSESEG
@@ -119,6 +130,7 @@ class Row:
             "peak_memory_bytes": cost["peak_memory_bytes"],
             "parameters": run["parameters"],
             "commit": run["commit"],
+            "processor": run["processor"],
             "classes": {each["class"]: 100 * each["iou"] for each in run["scores"]["per_class"]},
         }
 
@@ -163,7 +175,7 @@ def table(results: dict[str, Any]) -> str:
     ]
     for name, row in sorted(rows.items(), key=lambda each: -statistics.mean(finished(each[1]).values() or [-1.0])):
         if finished(row):
-            cells = cells_of(row)
+            cells = cells_of(row, results["environment"]["processor"])
             cells += [", ".join(f"{value:g}" for value in chosen(row).values())] if keys else []
             cells += [gain(row, rows[base])] if base else []
         else:
@@ -172,20 +184,24 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def cells_of(row: dict[str, Any]) -> list[str]:
-    """The cells below `HEADS` behind the name, means over the seeds."""
+def cells_of(row: dict[str, Any], processor: str) -> list[str]:
+    """The cells below `HEADS` behind the name: means over the seeds, speed and seconds of those on the processor."""
     runs = [run for run in row["runs"] if run["state"] == "done"]
-    keys = ("train_images_per_second", "eval_images_per_second", "peak_memory_bytes", "cpu_seconds")
-    training, evaluation, memory, seconds = (statistics.mean(run[key] for run in runs) for key in keys)
+    timed = costs(row, processor)
+
+    def mean(key: str, form: str) -> str:
+        return format(statistics.mean(run[key] for run in timed), form) if timed else "–"
+
+    memory = statistics.mean(run["peak_memory_bytes"] for run in runs)
     return [
         mean_and_spread([*finished(row).values()]),
         str(len(runs)),
         str(row["steps"]),
         f"{runs[0]['parameters'] / 1e6:.2f}",
         f"{row['multiply_adds'] / 1e9:.2f}",
-        f"{training:.1f} / {evaluation:.1f}",
+        f"{mean('train_images_per_second', '.1f')} / {mean('eval_images_per_second', '.1f')}",
         f"{memory / 2**20:.0f}",
-        f"{seconds:.0f}",
+        mean("cpu_seconds", ".0f"),
     ]
 
 
@@ -237,52 +253,48 @@ def plan_of(args: argparse.Namespace) -> dict[str, Any]:
     return plan
 
 
-def results_so_far(args: argparse.Namespace, base: str | None) -> dict[str, Any]:
-    """The results that were written before, or none; ends the script if they are of another budget."""
-    file = args.results / f"{args.plan}.json"
-    if not file.exists():
-        head = {"plan": args.plan, "dataset": args.dataset, "budget_cpu_seconds": args.budget_cpu_seconds}
-        words = f"--dataset {args.dataset} --plan {args.plan} --budget_cpu_seconds {args.budget_cpu_seconds:g}".split()
-        known = environment("leaderboard.py", [*words, "--seeds", str(args.seeds)])
-        return head | {"base": base, "environment": known, "rows": {}}
-    results = json.loads(file.read_text())
-    if results["budget_cpu_seconds"] != args.budget_cpu_seconds:
-        sys.exit(f"{file} holds a leaderboard of {results['budget_cpu_seconds']:g} CPU seconds: give that budget, or "
-                 "another folder as --results.")  # fmt: skip
-    return results
-
-
-def start_row(row: Row, recipe: dict[str, Any], size: tuple[int, int], budget: float) -> dict[str, Any]:
+def start_row(row: Row, plan: dict[str, Any], states: dict[str, Any], budget: float) -> dict[str, Any]:
     """What is known of a row before it is trained: seconds of a step, steps that fit into the budget, operations."""
+    own = {"recipe": plan["rows"][row.name], "search": [], "runs": []}
+    if row.same_cost:
+        if plan["base"] not in states:
+            sys.exit(f"--rows: {row.name} gets the steps of {plan['base']!r}: name that row too.")
+        return states[plan["base"]] | own
     seconds = row.seconds_per_step()
     print(f"{row.name}: {seconds:.3f} CPU seconds per step", flush=True)
     steps = max(1, int(budget / seconds) // EVALUATIONS) * EVALUATIONS
-    known = {"recipe": recipe, "seconds_per_step": seconds, "steps": steps, "multiply_adds": multiply_adds(row, size)}
-    return known | {"search": [], "runs": []}
+    return own | {
+        "seconds_per_step": seconds,
+        "steps": steps,
+        "multiply_adds": multiply_adds(row, tuple(plan["image_size"])),
+    }
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Time all rows, search all, then train all with the first seed, all with the second, and so on."""
     plan = plan_of(args)
-    results = results_so_far(args, plan.get("base"))
+    head = {"plan": args.plan, "dataset": args.dataset, "budget_cpu_seconds": args.budget_cpu_seconds}
+    words = f"--dataset {args.dataset} --plan {args.plan} --budget_cpu_seconds {args.budget_cpu_seconds:g}".split()
+    words += ["--seeds", str(args.seeds)]
+    file = args.results / f"{args.plan}.json"
+    results = results_so_far(file, head | {"base": plan.get("base")}, "leaderboard.py", words)
     rows = {name: Row(name, each, plan["shared"], args) for name, each in plan["rows"].items()}
     states = results["rows"]
     for name, row in rows.items():
         if name not in states:
-            states[name] = start_row(row, plan["rows"][name], tuple(plan["image_size"]), args.budget_cpu_seconds)
+            states[name] = start_row(row, plan, states, args.budget_cpu_seconds)
             write(results, args.results)
     for name, row in rows.items():
         if "search" in plan and not states[name]["search"]:
             states[name]["search"] = row.search(max(1, states[name]["steps"] // 4), plan["search"])
             write(results, args.results)
-    for seed, (name, row) in itertools.product(range(args.seeds), rows.items()):
-        state = states[name]
-        if any(each["seed"] == seed and each["state"] == "done" for each in state["runs"]):
-            continue
-        done = outcome_of(partial(row.final, seed, state["steps"], chosen(state)), seed)
-        state["runs"] = [each for each in state["runs"] if each["seed"] != seed] + [done]
-        print(f"{name}, seed {seed}: {done.get('mean_iou_percent', done['state'])}", flush=True)
-        write(results, args.results)
+    train_seeds(
+        states,
+        rows,
+        range(args.seeds),
+        lambda name, seed: rows[name].final(seed, states[name]["steps"], chosen(states[name])),
+        lambda: write(results, args.results),
+    )
     return results
 
 
