@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 import json
+import shutil
 import statistics
 import sys
 
@@ -30,7 +31,7 @@ def script(monkeypatch):
     return module
 
 
-def test_every_arm_starts_from_the_same_backbone_and_finished_runs_are_kept(script, tmp_path, monkeypatch, capsys):
+def test_every_arm_starts_from_the_same_backbone_and_results_are_kept(script, tmp_path, monkeypatch):
     words = ["--dataset", "synthetic:5@64x96", "--steps", "1", "--backbone_steps", "1", "--seeds", "0"]
     words += ["--arms", "SemanticFPN", "full HFGM"]
     folders = ["--output_dir", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
@@ -52,20 +53,29 @@ def test_every_arm_starts_from_the_same_backbone_and_finished_runs_are_kept(scri
         return real(words, **kwargs)
 
     monkeypatch.setattr(experiments.subprocess, "run", only_git)
+    shutil.rmtree(tmp_path / "runs" / "semanticfpn_seed0")  # its result stands in the file
     assert script.main() == 0
     assert json.loads(file.read_text())["rows"] == results["rows"]
+    monkeypatch.setattr(sys, "argv", ["guidance_experiment.py", *words, *folders, "--learning_rate", "0.5"])
+    with pytest.raises(SystemExit, match="holds results with learning_rate 0.001, not 0.5"):
+        script.main()
 
 
-def run_of(seed, score):
-    return {"seed": seed, "state": "done", "mean_iou_percent": score, "images": 3, "cpu_seconds": 9.0}
+def run_of(seed, score, processor="P", seconds=9.0):
+    known = {"seed": seed, "state": "done", "mean_iou_percent": score, "images": 3}
+    return known | {"cpu_seconds": seconds, "processor": processor}
+
+
+ON_P = {"environment": {"processor": "P"}}
 
 
 def test_table_gives_mean_spread_and_paired_interval_and_tells_of_a_failed_run(script, tmp_path):
     scores = {"SemanticFPN": [30.0, 32.0, 34.0], "+ guidance": [31.0, 31.5, 36.0]}
     rows = {arm: {"runs": [run_of(*each) for each in enumerate(own)]} for arm, own in scores.items()}
+    rows["FCN"] = {"runs": [run_of(0, 20.0), run_of(1, 20.0, "another", 1.0)]}
     rows["FaPN"] = {"runs": [{"seed": 0, "state": "failed: exit code 2: no"}]}
     results = {"dataset": "path/to/camvid", "steps": 5, "learning_rate": 0.001, "rows": rows}
-    results |= {"backbone": {"steps": 7, "dataset": "s", "mean_iou_percent": 40.0}}
+    results |= {"backbone": {"steps": 7, "dataset": "s", "mean_iou_percent": 40.0}} | ON_P
     script.write(results, tmp_path)
     lines = (tmp_path / "camvid.md").read_text().splitlines()
     row = next(line for line in lines if line.startswith("| + guidance"))
@@ -74,12 +84,15 @@ def test_table_gives_mean_spread_and_paired_interval_and_tells_of_a_failed_run(s
     own = scores["+ guidance"]
     assert f"{statistics.mean(own):.2f} ± {statistics.stdev(own):.2f}" in row
     assert f"{mean:+.2f} [{mean - half:+.2f}, {mean + half:+.2f}]" in row and row.endswith("47.67 |")
+    assert "| CPU seconds on P |" in lines[2]
+    assert lines[-2].startswith("| FCN | 20.00 ± 0.00 |") and "| 9 |" in lines[-2]  # the other processor's are not in
     assert "failed: exit code 2: no" in lines[-1] and len({line.count("|") for line in lines[2:]}) == 1
 
 
 def test_second_table_has_the_mean_of_each_class(script, tmp_path):
     runs = [run_of(0, 50.0) | {"classes": {"road": 90.0, "pole": 0.0}}, run_of(1, 52.0) | {"classes": {"road": 94.0}}]
     results = {"dataset": "path/to/camvid", "steps": 5, "learning_rate": 0.001, "backbone": {"dataset": "s"}}
+    results |= ON_P
     results["rows"] = {"FCN": {"runs": runs}, "FaPN": {"runs": [{"seed": 0, "state": "failed: no"}]}}
     script.write(results, tmp_path)
     lines = (tmp_path / "camvid_lite0.md").read_text().splitlines()
@@ -87,22 +100,28 @@ def test_second_table_has_the_mean_of_each_class(script, tmp_path):
     assert (tmp_path / "camvid_lite0.png").stat().st_size > 1000
 
 
-def test_only_finished_trains_nothing(script, tmp_path, monkeypatch):
-    words = ["--dataset", "synthetic:5@64x96", "--encoder_weights", "none.safetensors", "--only_finished"]
-    folders = ["--output_dir", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
-    monkeypatch.setattr(sys, "argv", ["guidance_experiment.py", *words, *folders])
-    assert script.main() == 0
-    rows = json.loads((tmp_path / "results" / "synthetic_5_64x96_lite0.json").read_text())["rows"]
-    assert not (tmp_path / "runs").exists() and all(row == {"runs": []} for row in rows.values())
-    monkeypatch.setattr(sys, "argv", ["guidance_experiment.py", *words[:2], "--only_finished", *folders])
-    with pytest.raises(SystemExit):  # the backbone would have to be trained
-        script.main()
-
-
 def test_gain_pairs_seeds_that_both_have():
     base = {"runs": [run_of(0, 30.0), run_of(2, 31.0)]}
     assert experiments.gain({"runs": [run_of(2, 33.5), run_of(1, 99.0)]}, base) == "+2.50"
     assert experiments.gain(base, base) == experiments.gain(base, None) == "–"
+
+
+def test_every_row_gets_the_first_seed_before_the_second_and_what_failed_is_tried_again():
+    tried, written = [], []
+
+    def run(name, seed):
+        tried.append((name, seed))
+        if name == "b":
+            raise RuntimeError("exit code 2")
+        return {"mean_iou_percent": 50.0}
+
+    rows = {"a": {"runs": [run_of(1, 40.0)]}, "b": {"runs": []}, "c": {"runs": []}}
+    for expected in ([("a", 0), ("b", 0), ("b", 1)], [("b", 0), ("b", 1)]):
+        experiments.train_seeds(rows, ["a", "b"], [0, 1], run, lambda: written.append(tried[-1]))
+        assert tried == written == expected
+        tried.clear(), written.clear()
+    assert [each["mean_iou_percent"] for each in rows["a"]["runs"]] == [50.0, 40.0]
+    assert [each["state"] for each in rows["b"]["runs"]] == ["failed: exit code 2"] * 2 and not rows["c"]["runs"]
 
 
 def test_a_run_keeps_the_commit_that_trained_it(tmp_path, monkeypatch):

@@ -30,7 +30,7 @@ def script(monkeypatch):
 
 def row_of(seconds, runs):
     known = {"recipe": {}, "seconds_per_step": seconds, "steps": 10, "multiply_adds": 2_000_000_000, "search": []}
-    cost = {"cpu_seconds": 9.0, "parameters": 1_500_000, "peak_memory_bytes": 2**30}
+    cost = {"processor": "P", "cpu_seconds": 9.0, "parameters": 1_500_000, "peak_memory_bytes": 2**30}
     cost |= {"train_images_per_second": 8.0, "eval_images_per_second": 20.0, "state": "done"}
     made = [
         {"seed": seed, "mean_iou_percent": scores[-1], "curve": [[5, scores[0]], [10, scores[1]]], **cost}
@@ -62,6 +62,20 @@ def test_every_plan_gives_complete_recipes(script, tmp_path):
             if recipe["model"] != "smp-unet":
                 assert load_recipe(tmp_path / "recipe.yaml").model.model == recipe["model"], (path.name, name)
         assert plan.get("base", name) in plan["rows"]
+
+
+def test_a_row_of_equal_cost_gets_the_steps_of_the_base(script, tmp_path):
+    plan = yaml.safe_load((ROWS.parent / "camvid_from_scratch.yaml").read_text())
+    args = argparse.Namespace(output_dir=tmp_path, data="synthetic", encoder_weights=None)
+    name = "cosine schedule"
+    row = script.Row(name, plan["rows"][name], plan["shared"], args)
+    assert "same_cost" not in row.recipe
+    base = row_of(0.5, [(10.0, 20.0)])
+    started = script.start_row(row, plan, {plan["base"]: base}, 300.0)
+    assert started["steps"] == base["steps"] and started["seconds_per_step"] == 0.5 and started["runs"] == []
+    assert started["recipe"] == plan["rows"][name]
+    with pytest.raises(SystemExit, match="gets the steps of 'the recipe': name that row too"):
+        script.start_row(row, plan, {}, 300.0)
 
 
 # The U-Net's package is no dependency.
@@ -101,5 +115,5 @@ def test_a_small_leaderboard_runs_and_goes_on(script, tmp_path, monkeypatch, cap
     monkeypatch.setattr(script, "train", None)  # nothing runs again
     assert script.main() == 0
     monkeypatch.setattr(sys, "argv", ["leaderboard.py", *words, "--budget_cpu_seconds", "9"])
-    with pytest.raises(SystemExit, match=r"leaderboard of 0.5 CPU seconds"):
+    with pytest.raises(SystemExit, match=r"budget_cpu_seconds 0.5, not 9.0"):
         script.main()
