@@ -6,14 +6,18 @@ import shlex
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from hf_denseseg.files import write_atomic
+from hf_denseseg.files import atomic_path, write_atomic
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 ROOT = Path(__file__).resolve().parents[1]
 DENSESEG = (sys.executable, "-m", "hf_denseseg.cli")
@@ -157,6 +161,26 @@ def gain(row: dict[str, Any], base: dict[str, Any] | None) -> str:
     if len(seeds) == 1:
         return f"{pairs[0][0] - pairs[1][0]:+.2f}"
     return "{:+.2f} [{:+.2f}, {:+.2f}]".format(*paired_interval(*pairs))
+
+
+@contextmanager
+def picture(path: Path, size: tuple[float, float]) -> Iterator["Axes"]:
+    """Axes to draw on, with a grid; the image is written at the end.
+
+    Args:
+        path: PNG file.
+        size: (width, height) in inches of 120 pixels.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    axis = figure.add_subplot()
+    axis.grid(alpha=0.3)
+    yield axis
+    with atomic_path(path) as aside:
+        figure.savefig(aside, dpi=120)
 
 
 def mean_and_spread(scores: list[float]) -> str:

@@ -18,8 +18,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from experiments import costs, finished, gain, mean_and_spread, results_so_far, score, slug, train, train_seeds
-from hf_denseseg.files import atomic_path, write_atomic
+from experiments import (
+    costs,
+    finished,
+    gain,
+    mean_and_spread,
+    picture,
+    results_so_far,
+    score,
+    slug,
+    train,
+    train_seeds,
+)
+from hf_denseseg.files import write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "scripts" / "results" / "guidance"
@@ -224,22 +235,14 @@ def class_table(results: dict[str, Any]) -> str:
 
 def draw(results: dict[str, Any], path: Path) -> None:
     """A line per arm: a dot for each seed, a bar at their mean; orange: with guidance."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     rows = {arm: [*finished(row).values()] for arm, row in results["rows"].items() if finished(row)}
-    figure = Figure(figsize=(8, 1.2 + 0.3 * len(rows)), layout="constrained")
-    FigureCanvasAgg(figure)
-    axis = figure.add_subplot()
-    for line, (arm, scores) in enumerate(rows.items()):
-        color = "C1" if "guidance" in arm or "HFGM" in arm else "C0"
-        axis.plot(scores, [line] * len(scores), "o", color=color)
-        axis.plot([statistics.mean(scores)], [line], "|", color=color, markersize=16, markeredgewidth=2)
-    axis.set(yticks=range(len(rows)), yticklabels=list(rows), xlabel="validation mIoU in %")
-    axis.invert_yaxis()
-    axis.grid(alpha=0.3)
-    with atomic_path(path) as aside:
-        figure.savefig(aside, dpi=120)
+    with picture(path, (8, 1.2 + 0.3 * len(rows))) as axis:
+        for line, (arm, scores) in enumerate(rows.items()):
+            color = "C1" if "guidance" in arm or "HFGM" in arm else "C0"
+            axis.plot(scores, [line] * len(scores), "o", color=color)
+            axis.plot([statistics.mean(scores)], [line], "|", color=color, markersize=16, markeredgewidth=2)
+        axis.set(yticks=range(len(rows)), yticklabels=list(rows), xlabel="validation mIoU in %")
+        axis.invert_yaxis()
 
 
 def main() -> int:

@@ -28,13 +28,14 @@ from experiments import (
     finished,
     gain,
     mean_and_spread,
+    picture,
     results_so_far,
     score,
     slug,
     train,
     train_seeds,
 )
-from hf_denseseg.files import atomic_path, write_atomic
+from hf_denseseg.files import write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "scripts" / "results" / "leaderboard"
@@ -207,29 +208,20 @@ def cells_of(row: dict[str, Any], processor: str) -> list[str]:
 
 def draw(results: dict[str, Any], path: Path) -> None:
     """Learning curves over CPU seconds: the mean of the seeds, and the band from lowest to highest; peers dashed."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axis = figure.add_subplot()
     rows = {name: row for name, row in results["rows"].items() if finished(row)}
-    for name, row in sorted(rows.items(), key=lambda each: -statistics.mean(finished(each[1]).values())):
-        runs = [run for run in row["runs"] if run["state"] == "done"]
-        seconds = [step * row["seconds_per_step"] for step, _ in runs[0]["curve"]]
-        scores = [[run["curve"][number][1] for run in runs] for number in range(len(seconds))]
-        label = textwrap.fill(f"{name}: {statistics.mean(finished(row).values()):.1f}", 30)
-        style = {"linestyle": "--" if row["recipe"].get("peer") else "-", "marker": "o", "markersize": 4}
-        (line,) = axis.plot(seconds, [statistics.mean(each) for each in scores], label=label, **style)
-        axis.fill_between(
-            seconds, list(map(min, scores)), list(map(max, scores)), color=line.get_color(), alpha=0.2, lw=0
-        )
-    axis.set(xlabel="CPU seconds of training", ylabel="validation mIoU in %", xlim=(0, None), ylim=(0, None))
-    axis.grid(alpha=0.3)
-    if rows:
-        axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    with atomic_path(path) as aside:
-        figure.savefig(aside, dpi=120)
+    with picture(path, (9, 5)) as axis:
+        for name, row in sorted(rows.items(), key=lambda each: -statistics.mean(finished(each[1]).values())):
+            runs = [run for run in row["runs"] if run["state"] == "done"]
+            seconds = [step * row["seconds_per_step"] for step, _ in runs[0]["curve"]]
+            scores = [[run["curve"][number][1] for run in runs] for number in range(len(seconds))]
+            label = textwrap.fill(f"{name}: {statistics.mean(finished(row).values()):.1f}", 30)
+            style = {"linestyle": "--" if row["recipe"].get("peer") else "-", "marker": "o", "markersize": 4}
+            (line,) = axis.plot(seconds, [statistics.mean(each) for each in scores], label=label, **style)
+            band = {"color": line.get_color(), "alpha": 0.2, "lw": 0}
+            axis.fill_between(seconds, list(map(min, scores)), list(map(max, scores)), **band)
+        axis.set(xlabel="CPU seconds of training", ylabel="validation mIoU in %", xlim=(0, None), ylim=(0, None))
+        if rows:
+            axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
 
 
 def write(results: dict[str, Any], folder: Path) -> None:
