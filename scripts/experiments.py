@@ -151,16 +151,21 @@ def costs(row: dict[str, Any], processor: str) -> list[dict[str, Any]]:
     return [run for run in row["runs"] if run["state"] == "done" and run["processor"] == processor]
 
 
-def gain(row: dict[str, Any], base: dict[str, Any] | None) -> str:
-    """Gain over the base seed by seed, with its 95 % interval if there are several seeds."""
+def differences(row: dict[str, Any], base: dict[str, Any] | None) -> list[float]:
+    """Gain of a row over its base, seed by seed; empty for the base itself."""
     own, other = finished(row), finished(base or {"runs": []})
-    seeds = sorted(own.keys() & other.keys())
-    pairs = [own[seed] for seed in seeds], [other[seed] for seed in seeds]
-    if row is base or not seeds:
-        return "–"
-    if len(seeds) == 1:
-        return f"{pairs[0][0] - pairs[1][0]:+.2f}"
-    return "{:+.2f} [{:+.2f}, {:+.2f}]".format(*paired_interval(*pairs))
+    return [] if row is base else [own[seed] - other[seed] for seed in sorted(own.keys() & other.keys())]
+
+
+def gain(row: dict[str, Any], base: dict[str, Any] | None) -> str:
+    """Mean gain over the base, with its 95 % interval by Student's t if there are several seeds."""
+    gains = differences(row, base)
+    if len(gains) < 2:
+        return f"{gains[0]:+.2f}" if gains else "–"
+    from scipy.stats import ttest_1samp
+
+    low, high = ttest_1samp(gains, 0.0).confidence_interval()
+    return f"{statistics.mean(gains):+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
 @contextmanager
@@ -183,15 +188,7 @@ def picture(path: Path, size: tuple[float, float]) -> Iterator["Axes"]:
         figure.savefig(aside, dpi=120)
 
 
-def mean_and_spread(scores: list[float]) -> str:
-    """Mean, and the standard deviation of more than one score: "61.20 ± 0.85"."""
-    spread = f" ± {statistics.stdev(scores):.2f}" if len(scores) > 1 else ""
-    return f"{statistics.mean(scores):.2f}{spread}"
-
-
-def paired_interval(first: list[float], second: list[float]) -> tuple[float, float, float]:
-    """Mean of `first - second` seed by seed, and its 95 % confidence interval by Student's t."""
-    from scipy.stats import ttest_rel
-
-    low, high = ttest_rel(first, second).confidence_interval()
-    return statistics.mean(first) - statistics.mean(second), float(low), float(high)
+def mean_and_spread(values: list[float], form: str = ".2f") -> str:
+    """Mean, and the standard deviation of more than one value: "61.20 ± 0.85"; `form` is that of the mean."""
+    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):{form}}{spread}"

@@ -6,8 +6,10 @@ The rows stand in `scripts/leaderboards/DATASET.yaml`, or another plan of that f
 one recipe, and what each change to it is worth). First a few steps of every row are timed, which gives the number of
 steps that fit into the budget. Then each row is searched on a part of the training split, and trained once per
 seed; the validation split decides nothing. Steps, not seconds, are what runs share, so that other load on the machine
-changes no score. Runs are kept: start the script again to go on, with `--rows` for some rows only. A run that fails
-stays in the results. Writes `scripts/results/leaderboard/PLAN.json`, `.md` and `.png` after every run.
+changes no score. What the results hold is not run again: start the script again to go on, with `--rows` for some rows
+only. A run that fails
+stays in the results. Writes `scripts/results/leaderboard/PLAN.json`, `.md` and `.png` (learning curves, or gains over
+the base) after every run.
 """
 
 import argparse
@@ -25,8 +27,8 @@ import yaml
 from experiments import (
     DENSESEG,
     costs,
+    differences,
     finished,
-    gain,
     mean_and_spread,
     picture,
     results_so_far,
@@ -166,7 +168,7 @@ def table(results: dict[str, Any]) -> str:
     keys = list(dict.fromkeys(key for row in rows.values() for key in chosen(row)))
     names = " and ".join(key.replace("_", " ") for key in keys)
     how = f"; {names} by a search on a fifth of the training split at a quarter of the budget" if keys else ""
-    heads = [*HEADS, *([names] if keys else []), *([f"gain over {base}"] if base else [])]
+    heads = [*HEADS, *([names] if keys else []), *([f"gain over {base}, seed by seed"] if base else [])]
     lines = [
         f"{results['dataset']} val, {results['budget_cpu_seconds']:g} CPU seconds of training for each run on "
         f"{results['environment']['processor']}{how}.",
@@ -178,7 +180,8 @@ def table(results: dict[str, Any]) -> str:
         if finished(row):
             cells = cells_of(row, results["environment"]["processor"])
             cells += [", ".join(f"{value:g}" for value in chosen(row).values())] if keys else []
-            cells += [gain(row, rows[base])] if base else []
+            gains = differences(row, rows[base]) if base else []
+            cells += [mean_and_spread(gains, "+.2f") if gains else "–"] if base else []
         else:
             cells = [row["runs"][0]["state"] if row["runs"] else "not measured", *["–"] * (len(heads) - 2)]
         lines.append(f"| {' | '.join([name, *cells])} |")
@@ -224,13 +227,28 @@ def draw(results: dict[str, Any], path: Path) -> None:
             axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
 
 
+def draw_gains(results: dict[str, Any], path: Path) -> None:
+    """A line per row: a dot for the gain over the base with each seed, a bar at their mean; best row on top."""
+    rows = results["rows"]
+    gains = {name: differences(row, rows[results["base"]]) for name, row in rows.items()}
+    shown = sorted((name for name in gains if gains[name]), key=lambda name: -statistics.mean(gains[name]))
+    with picture(path, (8, 1.2 + 0.3 * len(shown))) as axis:
+        for line, name in enumerate(shown):
+            axis.plot(gains[name], [line] * len(gains[name]), "o", color="C0", markersize=5)
+            axis.plot([statistics.mean(gains[name])], [line], "|", color="C0", markersize=16, markeredgewidth=2)
+        axis.axvline(0.0, color="black", lw=1)
+        axis.set(yticks=range(len(shown)), yticklabels=shown)
+        axis.set_xlabel(f"gain over {results['base']} with the same seed, points of validation mIoU")
+        axis.invert_yaxis()
+
+
 def write(results: dict[str, Any], folder: Path) -> None:
     """The results so far."""
     folder.mkdir(parents=True, exist_ok=True)
     stem = results["plan"]
     write_atomic(folder / f"{stem}.json", json.dumps(results, indent=1) + "\n")
     write_atomic(folder / f"{stem}.md", table(results))
-    draw(results, folder / f"{stem}.png")
+    (draw_gains if results.get("base") else draw)(results, folder / f"{stem}.png")
 
 
 def plan_of(args: argparse.Namespace) -> dict[str, Any]:

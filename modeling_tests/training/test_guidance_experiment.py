@@ -104,6 +104,7 @@ def test_gain_pairs_seeds_that_both_have():
     base = {"runs": [run_of(0, 30.0), run_of(2, 31.0)]}
     assert experiments.gain({"runs": [run_of(2, 33.5), run_of(1, 99.0)]}, base) == "+2.50"
     assert experiments.gain(base, base) == experiments.gain(base, None) == "–"
+    assert experiments.differences({"runs": [run_of(2, 33.5), run_of(0, 29.0)]}, base) == [-1.0, 2.5]
 
 
 def test_every_row_gets_the_first_seed_before_the_second_and_what_failed_is_tried_again():

@@ -52,6 +52,18 @@ def test_best_row_comes_first_and_a_failed_run_is_told(script, tmp_path):
     assert json.loads((tmp_path / "d.json").read_text()) == results and (tmp_path / "d.png").stat().st_size > 5000
 
 
+def test_a_plan_with_a_base_shows_what_each_row_gains_with_the_same_seed(script, tmp_path):
+    rows = {"base": row_of(1.0, [(1.0, 20.0), (1.0, 22.0)]), "change": row_of(1.0, [(1.0, 23.0), (1.0, 24.0)])}
+    results = {"plan": "d", "dataset": "d", "budget_cpu_seconds": 10, "environment": {"processor": "P"}, "rows": rows}
+    script.write(results | {"base": "base"}, tmp_path)
+    change, base = (tmp_path / "d.md").read_text().splitlines()[-2:]
+    assert change.startswith("| change | 23.50") and change.endswith("| +2.50 ± 0.71 |")  # 3 and 2
+    assert base.startswith("| base | 21.00") and base.endswith("| – |")
+    gains = (tmp_path / "d.png").read_bytes()
+    script.write(results, tmp_path)
+    assert gains != (tmp_path / "d.png").read_bytes()  # learning curves
+
+
 def test_every_plan_gives_complete_recipes(script, tmp_path):
     for path in ROWS.parent.glob("*.yaml"):
         plan = yaml.safe_load(path.read_text())
