@@ -4,12 +4,11 @@
 
 The rows stand in `scripts/leaderboards/DATASET.yaml`, or another plan of that folder (`--plan camvid_from_scratch`:
 one recipe, and what each change to it is worth). First a few steps of every row are timed, which gives the number of
-steps that fit into the budget. Then each row is searched on a part of the training split, and trained once per
-seed; the validation split decides nothing. Steps, not seconds, are what runs share, so that other load on the machine
+steps that fit into the budget. Then each row is searched on a part of the training split, and trained once per seed;
+the validation split decides nothing. Steps, not seconds, are what runs share, so that other load on the machine
 changes no score. What the results hold is not run again: start the script again to go on, with `--rows` for some rows
-only. A run that fails
-stays in the results. Writes `scripts/results/leaderboard/PLAN.json`, `.md` and `.png` (learning curves, or gains over
-the base) after every run.
+only. A run that fails stays in the results. Writes `scripts/results/leaderboard/PLAN.json`, `.md` and `.png` (learning
+curves, or gains over the base) after every run.
 """
 
 import argparse
