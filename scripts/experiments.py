@@ -169,7 +169,7 @@ def gain(row: dict[str, Any], base: dict[str, Any] | None) -> str:
 
 
 @contextmanager
-def picture(path: Path, size: tuple[float, float]) -> Iterator["Axes"]:
+def chart(path: Path, size: tuple[float, float]) -> Iterator["Axes"]:
     """Axes to draw on, with a grid; the image is written at the end.
 
     Args:

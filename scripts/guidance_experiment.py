@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from experiments import (
+    chart,
     costs,
     finished,
     gain,
     mean_and_spread,
-    picture,
     results_so_far,
     score,
     slug,
@@ -236,7 +236,7 @@ def class_table(results: dict[str, Any]) -> str:
 def draw(results: dict[str, Any], path: Path) -> None:
     """A line per arm: a dot for each seed, a bar at their mean; orange: with guidance."""
     rows = {arm: [*finished(row).values()] for arm, row in results["rows"].items() if finished(row)}
-    with picture(path, (8, 1.2 + 0.3 * len(rows))) as axis:
+    with chart(path, (8, 1.2 + 0.3 * len(rows))) as axis:
         for line, (arm, scores) in enumerate(rows.items()):
             color = "C1" if "guidance" in arm or "HFGM" in arm else "C0"
             axis.plot(scores, [line] * len(scores), "o", color=color)

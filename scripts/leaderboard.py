@@ -25,11 +25,11 @@ import yaml
 
 from experiments import (
     DENSESEG,
+    chart,
     costs,
     differences,
     finished,
     mean_and_spread,
-    picture,
     results_so_far,
     score,
     slug,
@@ -211,7 +211,7 @@ def cells_of(row: dict[str, Any], processor: str) -> list[str]:
 def draw(results: dict[str, Any], path: Path) -> None:
     """Learning curves over CPU seconds: the mean of the seeds, and the band from lowest to highest; peers dashed."""
     rows = {name: row for name, row in results["rows"].items() if finished(row)}
-    with picture(path, (9, 5)) as axis:
+    with chart(path, (9, 5)) as axis:
         for name, row in sorted(rows.items(), key=lambda each: -statistics.mean(finished(each[1]).values())):
             runs = [run for run in row["runs"] if run["state"] == "done"]
             seconds = [step * row["seconds_per_step"] for step, _ in runs[0]["curve"]]
@@ -231,7 +231,7 @@ def draw_gains(results: dict[str, Any], path: Path) -> None:
     rows = results["rows"]
     gains = {name: differences(row, rows[results["base"]]) for name, row in rows.items()}
     shown = sorted((name for name in gains if gains[name]), key=lambda name: -statistics.mean(gains[name]))
-    with picture(path, (8, 1.2 + 0.3 * len(shown))) as axis:
+    with chart(path, (8, 1.2 + 0.3 * len(shown))) as axis:
         for line, name in enumerate(shown):
             axis.plot(gains[name], [line] * len(gains[name]), "o", color="C0", markersize=5)
             axis.plot([statistics.mean(gains[name])], [line], "|", color="C0", markersize=16, markeredgewidth=2)

@@ -433,6 +433,24 @@ def test_a_short_average_holds_none_of_the_first_weights():
         assert torch.allclose(model.weight, torch.ones(1, 2), atol=1e-3)
 
 
+def test_a_decay_that_a_short_run_does_not_reach_is_told(caplog):
+    averages = {}
+    for decay in (0.9, 0.99, 0.999):
+        model = torch.nn.Linear(2, 1, bias=False)
+        averages[decay] = ExponentialMovingAverage(decay)
+        averages[decay].start(model)
+        for step in range(100):  # to (1 + 99) / (10 + 99) = 0.917
+            model.weight.data.fill_(float(step % 7))
+            averages[decay].update(model)
+    caplog.set_level("WARNING", logger="hf_denseseg")
+    averages[0.9].warn_if_not_reached(100)
+    assert not caplog.records
+    averages[0.99].warn_if_not_reached(100)
+    assert "ema_decay 0.99 is not reached in 100 steps: it grows with them, here to 0.917, so that the" in caplog.text
+    first, second, third = (average.average.module.weight for average in averages.values())
+    assert torch.equal(second, third) and not torch.allclose(first, second)
+
+
 def test_the_average_of_the_best_evaluation_is_scored_and_saved(tmp_path, monkeypatch):
     """Scores that fall from step to step: the average of the last step must not be kept."""
     compute = SegmentationTrainer.compute_scores

@@ -1,5 +1,6 @@
 """Exponential moving average of a model's weights."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,14 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hf_denseseg.errors import InputError
 
+logger = logging.getLogger(__name__)
+
 EMA_FILE = "ema.safetensors"  # in a checkpoint
+
+
+def highest_decay(updates: int) -> float:
+    """What the decay is limited to after a number of updates."""
+    return (1 + updates) / (10 + updates)
 
 
 class ExponentialMovingAverage:
@@ -28,6 +36,18 @@ class ExponentialMovingAverage:
         self.decay = decay
         self.average: AveragedModel | None = None
 
+    def warn_if_not_reached(self, steps: int) -> None:
+        """Warn if a run of `steps` is too short for the decay: a lower one would give the same average."""
+        if (highest := highest_decay(steps - 1)) < self.decay:
+            logger.warning(
+                "ema_decay %g is not reached in %d steps: it grows with them, here to %.3g, so that the average is "
+                "one of about the last %d.",
+                self.decay,
+                steps,
+                highest,
+                max(1, round(1 / (1 - highest))),
+            )
+
     def start(self, model: nn.Module) -> None:
         """Start from a copy of `model`."""
         # `use_buffers` also averages the running statistics of BatchNorm.
@@ -37,7 +57,7 @@ class ExponentialMovingAverage:
         """Move lists of averaged tensors towards those of the model."""
         assert self.average is not None
         updates = int(self.average.n_averaged)  # on the CPU, unlike `count`, its copy on the GPU: nothing waits
-        get_ema_multi_avg_fn(min(self.decay, (1 + updates) / (10 + updates)))(averages, weights, count)
+        get_ema_multi_avg_fn(min(self.decay, highest_decay(updates)))(averages, weights, count)
 
     def update(self, model: nn.Module) -> None:
         """Update the average with the weights of `model`."""

@@ -29,6 +29,7 @@ class TrainingHooks(TrainerCallback):
             )
         ema = self.trainer.ema
         if ema is not None:
+            ema.warn_if_not_reached(state.max_steps)
             ema.start(self.trainer.accelerator.unwrap_model(self.trainer.model))
             checkpoint = self.trainer.output / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}" / EMA_FILE
             if checkpoint.exists():
