@@ -182,12 +182,11 @@ def results() -> str:
     return "\n".join(lines)
 
 
-def leaderboard() -> str:
-    """Figure and table of the leaderboard on CamVid."""
-    table = LEADERBOARD.with_suffix(".md").read_text()
-    alt = "mIoU on CamVid's validation images over CPU seconds of training, one curve for each model, peers dashed"
-    image = f"![{alt}](../scripts/results/leaderboard/camvid.png)"
-    return f'\n{image}\n\n<div class="sortable" markdown="1">\n\n{table}\n</div>\n\n'
+def leaderboard(plan: str, alt: str) -> str:
+    """Figure and table of a leaderboard; `alt` says what the figure shows."""
+    file = LEADERBOARD.with_name(f"{plan}.md")
+    image = f"![{alt}](../{file.with_suffix('.png').relative_to(ROOT)})"
+    return f'\n{image}\n\n<div class="sortable" markdown="1">\n\n{file.read_text()}\n</div>\n\n'
 
 
 def guidance(pretrained: bool) -> str:
@@ -256,7 +255,18 @@ def exports() -> str:
 BLOCKS = {
     ROOT / "README.md": {"families": families, "results": results},
     ROOT / "docs" / "measured.md": {"figures": measured},
-    ROOT / "docs" / "experiments.md": {"leaderboard": leaderboard},
+    ROOT / "docs" / "experiments.md": {
+        "leaderboard": functools.partial(
+            leaderboard,
+            "camvid",
+            "mIoU on CamVid's validation images over CPU seconds of training, one curve for each model, peers dashed",
+        ),
+        "effects": functools.partial(
+            leaderboard,
+            "camvid_from_scratch",
+            "A line for each change: dots for the gain in mIoU over the recipe with each seed, a bar at their mean",
+        ),
+    },
     ROOT / "docs" / "guidance.md": {
         "guidance": functools.partial(guidance, pretrained=True),
         "earlier": functools.partial(guidance, pretrained=False),
