@@ -169,6 +169,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         cost = done["training"]["cpu_seconds"]
         return known | {"cpu_seconds": cost, "commit": done["commit"], "processor": done["processor"]}
 
+    write(results, args.results)
     train_seeds(results["rows"], args.arms, args.seeds, train_arm, lambda: write(results, args.results))
     return results
 

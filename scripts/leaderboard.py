@@ -286,10 +286,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     words = f"--dataset {args.dataset} --plan {args.plan} --budget_cpu_seconds {args.budget_cpu_seconds:g}".split()
     words += ["--seeds", str(args.seeds)]
     file = args.results / f"{args.plan}.json"
-    results = results_so_far(file, head | {"base": plan.get("base")}, "leaderboard.py", words)
+    head |= {"base": plan.get("base"), "shared": plan["shared"]}
+    results = results_so_far(file, head, "leaderboard.py", words)
     rows = {name: Row(name, each, plan["shared"], args) for name, each in plan["rows"].items()}
     states = results["rows"]
     for name, row in rows.items():
+        if name in states and states[name]["recipe"] != plan["rows"][name]:
+            sys.exit(f"{file} holds runs of {name!r} with another recipe: take the row out of the file, or give "
+                     "the new one another name.")  # fmt: skip
         if name not in states:
             states[name] = start_row(row, plan, states, args.budget_cpu_seconds)
             write(results, args.results)
@@ -297,6 +301,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         if "search" in plan and not states[name]["search"]:
             states[name]["search"] = row.search(max(1, states[name]["steps"] // 4), plan["search"])
             write(results, args.results)
+    write(results, args.results)
     train_seeds(
         states,
         rows,

@@ -129,3 +129,8 @@ def test_a_small_leaderboard_runs_and_goes_on(script, tmp_path, monkeypatch, cap
     monkeypatch.setattr(sys, "argv", ["leaderboard.py", *words, "--budget_cpu_seconds", "9"])
     with pytest.raises(SystemExit, match=r"budget_cpu_seconds 0.5, not 9.0"):
         script.main()
+    plan["rows"]["DSCT"]["learning_rate"] = 0.5
+    (tmp_path / "scripts" / "leaderboards" / "synthetic.yaml").write_text(yaml.safe_dump(plan))
+    monkeypatch.setattr(sys, "argv", ["leaderboard.py", *words])
+    with pytest.raises(SystemExit, match=r"runs of 'DSCT' with another recipe"):
+        script.main()
