@@ -179,7 +179,7 @@ def table(results: dict[str, Any]) -> str:
         if finished(row):
             cells = cells_of(row, results["environment"]["processor"])
             cells += [", ".join(f"{value:g}" for value in chosen(row).values())] if keys else []
-            gains = differences(row, rows[base]) if base else []
+            gains = differences(row, rows.get(base))
             cells += [mean_and_spread(gains, "+.2f") if gains else "–"] if base else []
         else:
             cells = [row["runs"][0]["state"] if row["runs"] else "not measured", *["–"] * (len(heads) - 2)]
@@ -229,7 +229,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
 def draw_gains(results: dict[str, Any], path: Path) -> None:
     """A line per row: a dot for the gain over the base with each seed, a bar at their mean; best row on top."""
     rows = results["rows"]
-    gains = {name: differences(row, rows[results["base"]]) for name, row in rows.items()}
+    gains = {name: differences(row, rows.get(results["base"])) for name, row in rows.items()}
     shown = sorted((name for name in gains if gains[name]), key=lambda name: -statistics.mean(gains[name]))
     with chart(path, (8, 1.2 + 0.3 * len(shown))) as axis:
         for line, name in enumerate(shown):

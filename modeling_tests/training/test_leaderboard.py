@@ -62,6 +62,10 @@ def test_a_plan_with_a_base_shows_what_each_row_gains_with_the_same_seed(script,
     gains = (tmp_path / "d.png").read_bytes()
     script.write(results, tmp_path)
     assert gains != (tmp_path / "d.png").read_bytes()  # learning curves
+    script.write(
+        results | {"base": "base", "rows": {"change": rows["change"]}}, tmp_path
+    )  # `--rows change` comes first
+    assert (tmp_path / "d.md").read_text().splitlines()[-1].endswith("| – |")
 
 
 def test_every_plan_gives_complete_recipes(script, tmp_path):
