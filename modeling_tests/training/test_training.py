@@ -27,6 +27,7 @@ from hf_denseseg.training.checkpoints import fault_of, last_complete_checkpoint,
 from hf_denseseg.training.ema import ExponentialMovingAverage
 from hf_denseseg.training.optimization import load_class_weights, parameter_groups
 from hf_denseseg.training.recipe import load_recipe
+from hf_denseseg.training.run_folder import sole_run
 from hf_denseseg.training.tasks.segmentation_trainer import SegmentationTrainer
 from reference import REPOSITORY
 from test_published_dsct import REDUCED as TINY
@@ -106,6 +107,24 @@ def test_finished_run_is_not_trained_again(finished, monkeypatch):
 def test_folder_of_another_run_is_refused(finished):
     with pytest.raises(InputError, match="holds another run, different in learning_rate"):
         run(finished[0], "--max_steps", "4", "--learning_rate", "2.0e-3")
+
+
+def test_folder_in_which_another_process_trains_is_refused(tmp_path):
+    other = f"""
+import pathlib, sys
+from hf_denseseg.training.run_folder import sole_run
+with sole_run(pathlib.Path({str(tmp_path)!r}), process_index=0):
+    print("training", flush=True)
+    sys.stdin.read()
+"""
+    command = [sys.executable, "-c", other]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "training\n"
+        with pytest.raises(InputError, match="Another process is training in .* give another --output_dir"):
+            run(tmp_path, "--max_steps", "4")
+        process.kill()
+    with sole_run(tmp_path, process_index=0):  # a killed run leaves the folder free
+        assert not (tmp_path / "recipe.yaml").exists()
 
 
 def test_evaluation_gives_the_scores_of_the_run_again(finished, tmp_path):

@@ -40,7 +40,7 @@ from hf_denseseg.training.checkpoints import explain_failed_save, step_of
 from hf_denseseg.training.held_back import part_of
 from hf_denseseg.training.pixel_keys import processor_values, with_pixel_format
 from hf_denseseg.training.recipe import Recipe
-from hf_denseseg.training.run_folder import check_folder, checkpoint_for_all, note_run
+from hf_denseseg.training.run_folder import check_folder, checkpoint_for_all, note_run, sole_run
 from hf_denseseg.training.starting_model import build_model
 from hf_denseseg.training.tasks.task import Task, spread
 from hf_denseseg.training.tracking import SampleImages
@@ -63,10 +63,15 @@ def train(recipe: Recipe) -> dict[str, Any]:
         The content of `results.json`.
 
     Raises:
-        InputError: recipe, data or folder cannot be used; nothing was trained.
+        InputError: recipe, data or folder cannot be used, or another process trains there; nothing was trained.
     """
     check_adaptation(recipe.model, recipe.training)
     output = check_output_folder(recipe.training.output_dir or ".")
+    with sole_run(output, recipe.training.process_index):
+        return _train(recipe, output)
+
+
+def _train(recipe: Recipe, output: Path) -> dict[str, Any]:
     finished = check_folder(recipe.given, recipe.training, output)
     if finished is not None:
         logger.info("%s already holds this run, finished. Give another --output_dir to train again.", output)

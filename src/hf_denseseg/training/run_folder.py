@@ -1,8 +1,12 @@
 """The folder of a run: which recipe it holds, whether that is finished, and the checkpoint to continue from."""
 
+import errno
+import fcntl
 import json
 import logging
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +27,28 @@ FREE_KEYS = {
 # The product of these and the number of processes must stay the same when a run continues, perhaps on other machines.
 BATCH_KEYS = {"per_device_train_batch_size", "gradient_accumulation_steps"}
 BATCH_NOTE = "batch.json"
+
+
+@contextmanager
+def sole_run(output: Path, process_index: int) -> Iterator[None]:
+    """Keep other runs out of the folder until the block ends or the process does, killed or not.
+
+    Raises:
+        InputError: another process trains in this folder.
+    """
+    if process_index != 0:  # the main process locks for all processes of its run
+        yield
+        return
+    with (output / ".lock").open("w") as file:
+        try:
+            # POSIX locks belong to one process; `flock` would be shared with data workers that outlive a killed run.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:  # the others say that this file system has no locks
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise InputError(
+                    f"Another process is training in {output}. Wait until it ends, or give another --output_dir."
+                ) from error
+        yield
 
 
 def _total_batch_size(args: TaskTrainingArguments) -> int:
@@ -105,4 +131,4 @@ def checkpoint_for_all(output: Path, args: TaskTrainingArguments) -> Path | None
     return checkpoint
 
 
-__all__ = ["check_folder", "checkpoint_for_all", "note_run"]
+__all__ = ["check_folder", "checkpoint_for_all", "note_run", "sole_run"]
