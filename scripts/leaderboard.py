@@ -272,11 +272,8 @@ def start_row(row: Row, plan: dict[str, Any], states: dict[str, Any], budget: fl
     seconds = row.seconds_per_step()
     print(f"{row.name}: {seconds:.3f} CPU seconds per step", flush=True)
     steps = max(1, int(budget / seconds) // EVALUATIONS) * EVALUATIONS
-    return own | {
-        "seconds_per_step": seconds,
-        "steps": steps,
-        "multiply_adds": multiply_adds(row, tuple(plan["image_size"])),
-    }
+    size = tuple(row.recipe.get("test_base_size", plan["image_size"]))
+    return own | {"seconds_per_step": seconds, "steps": steps, "multiply_adds": multiply_adds(row, size)}
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

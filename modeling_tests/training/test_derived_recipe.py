@@ -44,10 +44,13 @@ def test_camvid_on_a_laptop_gets_about_what_was_made_by_hand():
     path = REPOSITORY / "scripts" / "recipes" / "dsct" / "dsct_tiny_sac_camvid_cpu.yaml"
     by_hand = yaml.safe_load(path.read_text())
     same = ("model", "config_overrides", "crop_size", "scale_range", "per_device_train_batch_size", "learning_rate")
+    for key in ("base_size", "test_base_size"):  # boxes: images of 3:4 have the same size in both
+        assert found[key] == [240, 240] and by_hand[key] == [180, 240]
     for key in (
         *same,
         "photometric_distortion",
         "weight_decay",
+        "max_grad_norm",
         "dataloader_num_workers",
         "train_split",
         "eval_split",
@@ -94,9 +97,9 @@ CASES = {
     "large images on a CPU": (
         CAMVID._replace(sizes={(1024, 2048): 5}),
         LAPTOP,
-        {"base_size": [512, 512], "test_base_size": [512, 512], "crop_size": [96, 256]},
+        {"base_size": [240, 240], "test_base_size": [240, 240], "crop_size": [112, 240]},
     ),
-    "tiny images": (CAMVID._replace(sizes={(20, 50): 5}), LAPTOP, {"crop_size": [32, 32]}),
+    "tiny images": (CAMVID._replace(sizes={(20, 50): 5}), LAPTOP, {"crop_size": [16, 48], "base_size": None}),
     "few images": (CAMVID._replace(images=3), LAPTOP, {"max_steps": 400}),
     "little memory": (CAMVID, Machine(1, 2 * GIB), {"per_device_train_batch_size": 4, "dataloader_num_workers": 0}),
 }  # fmt: skip
@@ -121,9 +124,14 @@ def test_given_keys_win_and_the_others_follow_from_them():
     assert found["eval_strategy"].value == "steps"
     assert found["eval_steps"].value == 20 and found["warmup_steps"].value == 5
     low, _ = found["scale_range"].value
-    assert low == math.floor(20 * math.sqrt(64 * 64 / (0.5 * 360 * 480))) / 20 or low == 0.25
+    assert low == math.floor(20 * math.sqrt(64 * 64 / (1.5 * 180 * 240))) / 20 == 0.25
     own = keys_of(model="segformer-b0")
     assert own["model"] == "segformer-b0" and "config_overrides" not in own
+    assert "base_size" not in own and own["crop_size"] == [128, 192]  # larger models keep images of this size
+    large = keys_of(CAMVID._replace(sizes={(1024, 2048): 5}), model="segformer-b0")
+    assert large["base_size"] == large["test_base_size"] == [512, 512] and large["crop_size"] == [96, 256]
+    wide = keys_of(base_size=[120, 480])
+    assert wide["test_base_size"] == [120, 480] and wide["crop_size"] == [112, 160]  # images of 120x160
     weights = {choice.key: choice for choice in derive(CAMVID, H100, {"encoder_weights": "a.pth"})}
     # A new head learns nothing in a few hundred steps at the rate of a trained encoder.
     assert weights["head_learning_rate_multiplier"].value == 10 and "head_learning_rate_multiplier" not in found
@@ -181,13 +189,13 @@ def test_from_a_folder_to_a_run_and_from_its_recipe_to_the_next(folder, tmp_path
     words += ["--dataloader_num_workers", "0"]
     assert main(words) == 0
     shown = capsys.readouterr().err
-    assert "crop_size: [32, 64] (about 24,576 pixels for a CPU" in shown
+    assert "crop_size: [48, 64] (about 33,280 pixels for a CPU" in shown
     assert "max_steps: 2 (given on the command line)" in shown
     run = tmp_path / "runs" / "street"
     text = (run / "recipe.yaml").read_text()
     assert "held back\neval_fraction: 0.3\n" in text
     recipe, results = load_recipe(run / "recipe.yaml"), json.loads((run / "results.json").read_text())
-    assert results["steps"] == 2 and results["recipe"]["crop_size"] == recipe.data.crop_size == [32, 64]
+    assert results["steps"] == 2 and results["recipe"]["crop_size"] == recipe.data.crop_size == [48, 64]
     assert recipe.to_yaml() == yaml.safe_dump(yaml.safe_load(text), sort_keys=False)
     # The same command continues the run by its own recipe, here a finished one.
     assert main(words) == 0

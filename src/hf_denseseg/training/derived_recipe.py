@@ -36,10 +36,11 @@ CPU_MODEL = {
     "drop_path_rate": 0.0,
     "classifier_dropout_prob": 0.0,
 }
-CPU_CROP, GPU_CROP = 128 * 192, 512 * 512  # pixels of a training crop
+SMALL_CROP, CPU_CROP, GPU_CROP = 160 * 208, 128 * 192, 512 * 512  # pixels of a training crop
+SMALL_EDGE, CPU_EDGE = 240, 512  # longest edge of an image
 GPU_PER_CROP = 2 * GIB  # memory of a training crop of GPU_CROP pixels, estimated on the safe side
 HIGHEST_WEIGHT = 10.0
-STEP = 32  # sides of crops are multiples of it
+STEP, SMALL_STEP = 32, 16  # sides of crops are multiples of it
 
 
 class Statistics(NamedTuple):
@@ -104,7 +105,7 @@ def derive(statistics: Statistics, machine: Machine, given: Mapping[str, Any]) -
 
     _choose_model(choose, statistics, machine, given)
     _choose_data(choose, statistics)
-    _choose_crops(choose, statistics, machine)
+    _choose_crops(choose, statistics, machine, given)
     _choose_schedule(choose, statistics, machine, given)
     chosen = {choice.key for choice in choices}
     return [
@@ -113,13 +114,18 @@ def derive(statistics: Statistics, machine: Machine, given: Mapping[str, Any]) -
     ]
 
 
+def _is_small(machine: Machine, given: Mapping[str, Any]) -> bool:
+    """Whether the run trains `CPU_MODEL` from random weights."""
+    return not machine.gpu_bytes and given.get("encoder_weights") is None and "model" not in given
+
+
 def _choose_model(choose: Any, statistics: Statistics, machine: Machine, given: Mapping[str, Any]) -> None:
     weights = given.get("encoder_weights")
     start = "it starts from the given encoder weights" if weights else "it starts from random weights, as no "
     start += "" if weights else "encoder_weights are given, and nothing is downloaded"
     overrides = dict[str, Any]()
     if not machine.gpu_bytes:
-        small = weights is None and "model" not in given
+        small = _is_small(machine, given)
         overrides = dict(CPU_MODEL) if small else {}
         what = "no GPU: DSCT at 1.4 million parameters, so that there is time for many steps" if small else "no GPU"
         choose("model", "dsct-tiny-sac", f"{what}; {start}")
@@ -148,25 +154,33 @@ def _choose_data(choose: Any, statistics: Statistics) -> None:
         choose("eval_split", "val", f"{statistics.eval_images:,} images")
 
 
-def _choose_crops(choose: Any, statistics: Statistics, machine: Machine) -> None:
+def _choose_crops(choose: Any, statistics: Statistics, machine: Machine, given: Mapping[str, Any]) -> None:
     height, width = median_size(statistics.sizes)
-    area = GPU_CROP if machine.gpu_bytes else CPU_CROP
-    if not machine.gpu_bytes and max(height, width) > 640:
-        scale = 512 / max(height, width)
-        reason = f"images of {height}x{width} are too large for a CPU: longest edge 512"
+    small = _is_small(machine, given)
+    area = GPU_CROP if machine.gpu_bytes else SMALL_CROP if small else CPU_CROP
+    box = None
+    if small and max(height, width) > SMALL_EDGE:
+        reason = f"images of {height}x{width}: in a short run from random weights context counts more than detail"
+        box = choose("base_size", [SMALL_EDGE, SMALL_EDGE], reason)
+    elif not machine.gpu_bytes and max(height, width) > 640:
+        reason = f"images of {height}x{width} are too large for a CPU: longest edge {CPU_EDGE}"
+        box = choose("base_size", [CPU_EDGE, CPU_EDGE], reason)
+    if box:
+        choose("test_base_size", box, "as in training")
+        scale = min(max(box) / max(height, width), min(box) / min(height, width))
         height, width = round(scale * height), round(scale * width)
-        choose("base_size", [512, 512], reason)
-        choose("test_base_size", [512, 512], "as in training")
-    sides = [min(_multiple(math.sqrt(area * height / width)), _floor(height))]
-    sides.append(min(_multiple(area / sides[0]), _floor(width)))
+    step = SMALL_STEP if small else STEP
+    sides = [min(_multiple(math.sqrt(area * height / width), step), _floor(height, step))]
+    sides.append(min(_multiple(area / sides[0], step), _floor(width, step)))
     where = "a GPU" if machine.gpu_bytes else "a CPU"
     crop = choose(
         "crop_size", sides, f"about {area:,} pixels for {where}, in the shape of the images ({height}x{width})"
     )
-    low = math.sqrt(crop[0] * crop[1] / (0.5 * height * width))  # such a crop shows half of the image
+    share, shown = (1.5, "the whole image") if small else (0.5, "half of an image")
+    low = math.sqrt(crop[0] * crop[1] / (share * height * width))
     low = min(max(math.floor(20 * low) / 20, 0.25), 0.75)
-    high = 2.0 if machine.gpu_bytes else 1.25
-    choose("scale_range", [low, high], "at the lower end a crop shows about half of an image")
+    high = 2.0 if machine.gpu_bytes else 1.6 if small else 1.25
+    choose("scale_range", [low, high], f"at the lower end a crop shows about {shown}")
     if not machine.gpu_bytes:
         choose("photometric_distortion", False, "it takes a third of the time of the data on a CPU")
 
@@ -183,7 +197,8 @@ def _choose_schedule(choose: Any, statistics: Statistics, machine: Machine, give
         batch = choose(
             "per_device_train_batch_size", size, f"small crops, {machine.ram_bytes / GIB:.0f} GiB of memory"
         )
-    epochs, least, most = (430, 4000, 80_000) if gpu else (30, 400, 1400)
+    small = _is_small(machine, given)
+    epochs, least, most = (430, 4000, 80_000) if gpu else (23, 400, 1080) if small else (30, 400, 1400)
     steps = min(max(round(epochs * images / batch, -1), least), most)
     where = "a GPU" if gpu else "a CPU"
     steps = choose(
@@ -199,7 +214,10 @@ def _choose_schedule(choose: Any, statistics: Statistics, machine: Machine, give
         rate = 5.0e-4 if gpu else 3.0e-3
         choose("learning_rate", rate * min(batch / 8, 1), f"random weights on {where}")
     choose("warmup_steps", max(steps // 20, 1), "the first twentieth of the steps")
-    choose("weight_decay", 0.05, "as the recipes of the papers from random weights")
+    if small:
+        choose("weight_decay", 0.01, "a short run")
+    else:
+        choose("weight_decay", 0.05, "as the recipes of the papers from random weights")
     decay = round(min(max(1 - 14 / steps, 0.9), 0.999), 4)
     choose("ema_decay", decay, "the average of the last steps, a 14th of all, is evaluated and saved")
     _choose_weights(choose, statistics, given)
@@ -212,8 +230,8 @@ def _choose_schedule(choose: Any, statistics: Statistics, machine: Machine, give
     choose("save_total_limit", 1, "the newest checkpoint, besides the best one")
     workers = min(max(machine.cores - 1, 0), 8 if gpu else 1, int(machine.ram_bytes / GIB))
     choose("dataloader_num_workers", workers, f"{machine.cores} cores")
-    if gpu:
-        choose("max_grad_norm", 1.0, "a long run from a high rate")
+    if gpu or small:
+        choose("max_grad_norm", 1.0, "a high learning rate")
     if machine.has_bf16:
         choose("bf16", True, "the GPU has it")
 
@@ -237,12 +255,12 @@ def median_size(sizes: Mapping[tuple[int, int], int]) -> tuple[int, int]:
     return heights[len(heights) // 2], widths[len(widths) // 2]
 
 
-def _multiple(length: float) -> int:
-    return max(round(length / STEP), 1) * STEP
+def _multiple(length: float, step: int) -> int:
+    return max(round(length / step), 1) * step
 
 
-def _floor(length: int) -> int:
-    return max(length // STEP, 1) * STEP
+def _floor(length: int, step: int) -> int:
+    return max(length // step, 1) * step
 
 
 def this_machine(use_cpu: bool) -> Machine:
