@@ -116,10 +116,10 @@ def smaller_models() -> list[str]:
     lines = []
     for file in sorted(RESULTS.glob("*/results.json")):
         run = json.loads(file.read_text())
-        recipe = file.parent.name.removesuffix("_channels_last")
+        recipe = file.parent.name
         path = f"../scripts/recipes/{run['model_type']}/{recipe}.yaml"
         lines.append(
-            f"| `{file.parent.name}` | {run['parameters'] / 1e6:.1f} | {run['dataset']} {run['split']} | "
+            f"| `{recipe}` | {run['parameters'] / 1e6:.1f} | {run['dataset']} {run['split']} | "
             f"{percent(run['scores']['mean_iou'])} | [{recipe}]({path}) |"
         )
     return table(("run", "parameters M", "data", "measured mIoU %", "recipe"), lines)
