@@ -78,10 +78,8 @@ def camvid_row(name: str, what: str, file: str = "results.json") -> str:
 def runs_of(name: str) -> dict[int, dict[str, Any]]:
     """The runs of a recipe by seed."""
     folder = ROOT / "scripts" / "results" / name
-    files = {0: folder / "results.json"}
-    files |= {
-        int(path.stem.removeprefix("results_seed_")): path for path in sorted(folder.glob("results_seed_*.json"))
-    }
+    others = sorted(folder.glob("results_seed_*.json"))
+    files = {0: folder / "results.json", **{int(path.stem.rpartition("_")[2]): path for path in others}}
     return {seed: json.loads(path.read_text()) for seed, path in files.items()}
 
 
