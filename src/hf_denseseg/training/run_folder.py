@@ -39,7 +39,8 @@ def sole_run(output: Path, process_index: int) -> Iterator[None]:
     if process_index != 0:  # the main process locks for all processes of its run
         yield
         return
-    with (output / ".lock").open("w") as file:
+    lock = output / ".lock"
+    with lock.open("w") as file:
         try:
             # POSIX locks belong to one process; `flock` would be shared with data workers that outlive a killed run.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -48,7 +49,10 @@ def sole_run(output: Path, process_index: int) -> Iterator[None]:
                 raise InputError(
                     f"Another process is training in {output}. Wait until it ends, or give another --output_dir."
                 ) from error
-        yield
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 def _total_batch_size(args: TaskTrainingArguments) -> int:
