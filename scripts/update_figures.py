@@ -64,9 +64,19 @@ def families() -> str:
     return "\n".join(["", "| family | paper | names |", "|---|---|---|", *family_rows(), ""])
 
 
-def camvid_row(name: str, what: str, file: str = "results.json") -> str:
-    """One run on CamVid validation, from its results."""
-    run = json.loads((ROOT / "scripts" / "results" / name / file).read_text())
+def run_of(name: str, file: str = "results.json") -> dict[str, Any]:
+    """Results of a recipe."""
+    return json.loads((ROOT / "scripts" / "results" / name / file).read_text())
+
+
+def runs_of(name: str) -> dict[int, dict[str, Any]]:
+    """The runs of a recipe by seed."""
+    others = sorted((ROOT / "scripts" / "results" / name).glob("results_seed_*.json"))
+    return {0: run_of(name), **{int(path.stem.rpartition("_")[2]): run_of(name, path.name) for path in others}}
+
+
+def camvid_row(what: str, run: dict[str, Any]) -> str:
+    """One run on CamVid validation."""
     scores, cost = run["scores"], run["training"]
     seconds = cost["cpu_seconds"] + cost["evaluation_cpu_seconds"]
     return (
@@ -75,26 +85,17 @@ def camvid_row(name: str, what: str, file: str = "results.json") -> str:
     )
 
 
-def runs_of(name: str) -> dict[int, dict[str, Any]]:
-    """The runs of a recipe by seed."""
-    folder = ROOT / "scripts" / "results" / name
-    others = sorted(folder.glob("results_seed_*.json"))
-    files = {0: folder / "results.json", **{int(path.stem.rpartition("_")[2]): path for path in others}}
-    return {seed: json.loads(path.read_text()) for seed, path in files.items()}
-
-
 def camvid_rows() -> list[str]:
     """CamVid validation: our runs, next to the peers whose scores come with the data."""
-    rows = []
-    for name, start in ((CAMVID, "random"), (CAMVID_PRETRAINED, "ImageNet")):
-        rows.append(camvid_row(name, f"`{name}`, {start} weights"))
-        others = [seed for seed in runs_of(name) if seed]
-        rows += [camvid_row(name, f"the same, seed {seed}", f"results_seed_{seed}.json") for seed in others]
     return [
-        *rows,
-        camvid_row(CAMVID_PRETRAINED, "the same from random weights, seed 0", "results_random.json"),
-        camvid_row(CAMVID, f"`{CAMVID}` with images at their full size", "results_full_size.json"),
-        camvid_row(CAMVID, "the same on AMD EPYC", "results_full_size_amd.json"),
+        *(
+            camvid_row(f"the same, seed {seed}" if seed else f"`{name}`, {start} weights", run)
+            for name, start in ((CAMVID, "random"), (CAMVID_PRETRAINED, "ImageNet"))
+            for seed, run in runs_of(name).items()
+        ),
+        camvid_row("the same from random weights, seed 0", run_of(CAMVID_PRETRAINED, "results_random.json")),
+        camvid_row(f"`{CAMVID}` with images at their full size", run_of(CAMVID, "results_full_size.json")),
+        camvid_row("the same on AMD EPYC", run_of(CAMVID, "results_full_size_amd.json")),
         "| U-Net, ResNet-18 (segmentation_models_pytorch) | 27.1 | 71.5 | – | about 1,000 | – |",
         "| SegFormer-B0 (transformers) | 20.4 | 61.9 | – | about 1,000 | – |",
     ]
@@ -113,9 +114,9 @@ def measured() -> str:
         "",
         "Real images: CamVid (11 classes, 360x480, validation), on a CPU, whole images, single scale:",
         f"`denseseg train scripts/recipes/dsct/{CAMVID}.yaml --dataset path/to/camvid`.",
-        "CPU seconds include training, data loading and two evaluations (about 40). The peers' rows come with the",
-        "data: about 1,000 CPU seconds of training on the same images, from random weights. Seed 0 unless said; all",
-        "runs with other work beside them. The recipe from random weights was chosen by trial runs on the same",
+        "CPU seconds include training, data loading and evaluations (10 to 40). The peers' rows come with the data:",
+        "about 1,000 CPU seconds of training on the same images, from random weights. Seed 0 unless said; most runs",
+        "had other work beside them. The recipe from random weights was chosen by trial runs on the same",
         "validation images, so its rows are optimistic; that with ImageNet weights ran once per seed, as written",
         "before its first run. *Full size*: the recipe as it was before, with crops of 128x192, scales of 0.5 to 1.25",
         "and 1,400 steps.",
@@ -161,10 +162,8 @@ def equal_budgets() -> str:
 
 def results() -> str:
     """The measured scores in short."""
-    folder = ROOT / "scripts" / "results"
-    random = json.loads((folder / CAMVID_PRETRAINED / "results_random.json").read_text())
-    drawn = json.loads((folder / EXAMPLE / "camvid_val.json").read_text())
-    cost = json.loads((folder / EXAMPLE / "results.json").read_text())
+    random = run_of(CAMVID_PRETRAINED, "results_random.json")
+    drawn, cost = run_of(EXAMPLE, "camvid_val.json"), run_of(EXAMPLE)
 
     def seeds(name: str, start: str, note: str = "") -> str:
         runs = [*runs_of(name).values()]

@@ -119,10 +119,10 @@ def smaller_models() -> list[str]:
         recipe = file.parent.name
         path = f"../scripts/recipes/{run['model_type']}/{recipe}.yaml"
         lines.append(
-            f"| `{recipe}` | {run['parameters'] / 1e6:.1f} | {run['dataset']} {run['split']} | "
-            f"{percent(run['scores']['mean_iou'])} | [{recipe}]({path}) |"
+            f"| [`{recipe}`]({path}) | {run['parameters'] / 1e6:.1f} | {run['dataset']} {run['split']} | "
+            f"{percent(run['scores']['mean_iou'])} |"
         )
-    return table(("run", "parameters M", "data", "measured mIoU %", "recipe"), lines)
+    return table(("recipe", "parameters M", "data", "measured mIoU %"), lines)
 
 
 def zoo() -> str:

@@ -94,6 +94,16 @@ def test_a_row_of_equal_cost_gets_the_steps_of_the_base(script, tmp_path):
         script.start_row(row, plan, {}, 300.0)
 
 
+def test_operations_are_counted_at_the_size_of_the_test(script, tmp_path, monkeypatch):
+    plan = yaml.safe_load((ROWS.parent / "camvid_from_scratch.yaml").read_text())
+    args = argparse.Namespace(output_dir=tmp_path, data="synthetic", encoder_weights=None)
+    monkeypatch.setattr(script, "multiply_adds", lambda row, size: size[0] * size[1])
+    monkeypatch.setattr(script.Row, "seconds_per_step", lambda row: 0.5)
+    for name, pixels in (("crops by class", 360 * 480), ("images at half their size", 180 * 240)):
+        started = script.start_row(script.Row(name, plan["rows"][name], plan["shared"], args), plan, {}, 300.0)
+        assert started["multiply_adds"] == pixels and started["steps"] == 600
+
+
 # The U-Net's package is no dependency.
 OWN = {name: row for name, row in yaml.safe_load(ROWS.read_text())["rows"].items() if row["model"] != "smp-unet"}
 

@@ -1,7 +1,7 @@
 """A recipe for data that has none: every key follows from the statistics of the data and from the machine.
 
-The rules extend two recipes that were measured, `scripts/recipes/dsct/dsct_tiny_sac_camvid_cpu.yaml` for a CPU and
-`dsct_small_sac_camvid.yaml` for a GPU, to other sizes and class fractions.
+The rules extend two recipes, `scripts/recipes/dsct/dsct_tiny_sac_camvid_cpu.yaml` for a CPU, which was measured, and
+`dsct_small_sac_camvid.yaml` for a GPU, which was not, to other sizes and class fractions.
 """
 
 import logging
