@@ -41,6 +41,7 @@ def save_learning_curve(
         factor = 1 if key == "loss" else 100
         axis.plot([step for step, _ in points], [factor * value for _, value in points], color=color, marker=marker)
         axis.set_ylabel(label, color=color)
+        axis.axhline(0, color="none")  # the margin at the top is a part of the range from 0
         axis.set_ylim(bottom=0)
     loss_axis.set_xlabel("step")
     loss_axis.grid(alpha=0.3)
