@@ -23,6 +23,7 @@ import torch
 import transformers
 
 from hf_denseseg.files import write_atomic
+from hf_denseseg.training.environment import processor_name
 
 FOLDER = Path(__file__).resolve().parent / "benchmarks"
 sys.path.append(str(FOLDER))  # its modules share `_timing`
@@ -38,13 +39,6 @@ def load(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def processor_name() -> str:
-    """Name of the CPU as the system reports it, else its architecture."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def environment() -> dict[str, object]:

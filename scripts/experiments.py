@@ -39,17 +39,17 @@ def train(folder: Path, settings: dict[str, Any], command: tuple[str, ...] = DEN
     Raises:
         RuntimeError: the process failed; the message is its last line.
     """
-    finished, origin = folder / "results.json", folder.with_name(f"{folder.name}.origin.json")
+    finished = folder / "results.json"
     if not finished.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         recipe, log = folder.with_name(f"{folder.name}.yaml"), folder.with_name(f"{folder.name}.log")
-        write_atomic(origin, json.dumps({"commit": current_commit(), "processor": processor_name()}))
         write_atomic(recipe, yaml.safe_dump({**settings, "output_dir": str(folder)}, sort_keys=False))
         with log.open("a") as file:
             code = subprocess.run([*command, "train", str(recipe)], stdout=file, stderr=file).returncode
         if code:
             raise RuntimeError(f"exit code {code}: {log.read_text().strip().splitlines()[-1]}")
-    return json.loads(finished.read_text()) | json.loads(origin.read_text())
+    results = json.loads(finished.read_text())
+    return results | {"commit": results["versions"].get("commit"), "processor": results["machine"]["processor"]}
 
 
 def results_so_far(file: Path, head: dict[str, Any], script: str, words: list[str]) -> dict[str, Any]:
@@ -125,13 +125,6 @@ def current_commit() -> str:
     """Hash of the commit that is checked out."""
     words = ["git", "rev-parse", "HEAD"]
     return subprocess.run(words, capture_output=True, text=True, cwd=ROOT).stdout.strip()
-
-
-def processor_name() -> str:
-    """Name of this machine's processor."""
-    import benchmark
-
-    return benchmark.processor_name()
 
 
 def environment(script: str, words: list[str]) -> dict[str, Any]:

@@ -62,6 +62,7 @@ def test_card_of_a_trained_model_holds_names_of_any_kind(tmp_path, citation):
         "steps": 7,
         "recipe": {"max_steps": 7},
         "versions": {"torch": "2.14"},
+        "machine": {"processor": "P", "accelerator": None, "threads": 2, "processes": 1},
     }
     write_card(tmp_path, results, LabelSpec(name="own", classes=(name,), citation=citation))
     card = ModelCard.load(tmp_path / "README.md")
@@ -71,4 +72,5 @@ def test_card_of_a_trained_model_holds_names_of_any_kind(tmp_path, citation):
     ]
     assert card.text.count("{{ d }}") == 3  # heading, results, class
     assert 'a: "b" \\| <c> {{ d }} | 50.00 | – |\n' in card.text and "max_steps: 7\n```" in card.text
+    assert "\nWith torch 2.14; P, 2 threads.\n" in card.text
     assert card.text.endswith(f"\n```\n\nData: {citation}\n" if citation else "\n}\n```\n")

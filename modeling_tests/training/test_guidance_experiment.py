@@ -125,17 +125,18 @@ def test_every_row_gets_the_first_seed_before_the_second_and_what_failed_is_trie
     assert [each["state"] for each in rows["b"]["runs"]] == ["failed: exit code 2"] * 2 and not rows["c"]["runs"]
 
 
-def test_a_run_keeps_the_commit_that_trained_it(tmp_path, monkeypatch):
+def test_a_run_keeps_the_commit_and_the_processor_that_trained_it(tmp_path, monkeypatch):
     def pretend(words, **kwargs):
         (tmp_path / "run").mkdir()
-        (tmp_path / "run" / "results.json").write_text("{}")
+        known = {"versions": {"commit": "first"}, "machine": {"processor": "P"}}
+        (tmp_path / "run" / "results.json").write_text(json.dumps(known))
         return argparse.Namespace(returncode=0)
 
-    monkeypatch.setattr(experiments, "current_commit", lambda: "first")
-    monkeypatch.setattr(experiments.subprocess, "run", pretend)
-    assert experiments.train(tmp_path / "run", {})["commit"] == "first"
     monkeypatch.setattr(experiments, "current_commit", lambda: "second")
-    assert experiments.train(tmp_path / "run", {})["commit"] == "first"
+    monkeypatch.setattr(experiments.subprocess, "run", pretend)
+    for _ in range(2):  # trained, then read
+        run = experiments.train(tmp_path / "run", {})
+        assert (run["commit"], run["processor"]) == ("first", "P")
 
 
 def test_every_arm_is_the_model_that_it_is_called(script):

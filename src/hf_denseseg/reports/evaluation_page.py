@@ -14,7 +14,7 @@ from hf_denseseg.evaluation.size_recall import SIZES
 from hf_denseseg.files import write_atomic
 from hf_denseseg.reports.calibration import calibration_of
 from hf_denseseg.reports.class_table import class_table, percent
-from hf_denseseg.reports.rendering import csv_text, image_uri, render
+from hf_denseseg.reports.rendering import csv_text, environment_of, image_uri, render
 from hf_denseseg.visualization.evaluation import confusion_figure
 
 SHOWN_CONFUSIONS = 15
@@ -122,7 +122,7 @@ def write_page(
         confusion_matrix=image_uri(matrix.quantize(256), "png"),
         worst=_figures(worst, spec.classes),
         best=_figures(best, spec.classes),
-        versions=", ".join(f"{name} {version}" for name, version in results["versions"].items()),
+        environment=environment_of(results),
         protocol_json=json.dumps(results["protocol"], indent=1),
     )
     write_atomic(output / "index.html", page)

@@ -14,7 +14,7 @@ from hf_denseseg.files import write_atomic
 from hf_denseseg.models.auto.registration import create_config, families, model_info
 from hf_denseseg.models.auto.tasks import SEMANTIC_SEGMENTATION, TASKS, task_of_class
 from hf_denseseg.reports.class_table import class_table, percent
-from hf_denseseg.reports.rendering import render
+from hf_denseseg.reports.rendering import environment_of, render
 
 NOT_MEASURED = "not measured"
 
@@ -163,7 +163,7 @@ def write_card(folder: Path, results: dict[str, Any], spec: Any) -> None:
         means="\n".join(rows),
         class_table=class_table(task, scores).as_markdown(),
         recipe=yaml.safe_dump(recipe, sort_keys=False),
-        versions=", ".join(f"{name} {version}" for name, version in results["versions"].items()),
+        environment=environment_of(results),
         data_license=spec.license,
         data_citation=spec.citation,
     )

@@ -5,6 +5,7 @@ import csv
 import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jinja2
 from PIL import Image
@@ -29,6 +30,17 @@ def render(template: str, **values: object) -> str:
         jinja2.UndefinedError: the template uses a value that is not given.
     """
     return _ENVIRONMENT.get_template(f"{template}.jinja").render(**values)
+
+
+def environment_of(results: dict[str, Any]) -> str:
+    """Versions and machine of a `results.json`: "torch 2.14, …; 4 x NVIDIA H200", or "…; AMD EPYC, 2 threads"."""
+    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    if "machine" not in results:  # of a run before there was this entry
+        return versions
+    found = results["machine"]
+    count = f"{found['processes']} x " if found["processes"] > 1 else ""
+    threads = f"{found['threads']} thread{'s' if found['threads'] > 1 else ''}"
+    return f"{versions}; {count}{found['accelerator'] or found['processor'] + ', ' + threads}"
 
 
 def csv_text(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -8,7 +8,7 @@ from hf_denseseg.evaluation.score_names import SCORE_NAMES, chance_level, descri
 from hf_denseseg.files import write_atomic
 from hf_denseseg.reports.calibration import calibration_of
 from hf_denseseg.reports.class_table import class_table, percent
-from hf_denseseg.reports.rendering import image_uri, render
+from hf_denseseg.reports.rendering import environment_of, image_uri, render
 
 SHOWN_SCORE = 0.5  # of objects in the images of a report
 # What the images of the report show.
@@ -50,6 +50,7 @@ def write_report(output: Path, results: dict[str, Any], spec: Any) -> None:
         table=class_table(task, scores),
         colors=getattr(spec, "palette", None) or color_wheel(spec.num_labels),
         learning_curve=image_uri((output / "learning_curve.png").read_bytes(), "png"),
+        environment=environment_of(results),
         recipe=(output / "recipe.yaml").read_text(),
     )
     write_atomic(output / "index.html", page)

@@ -3,7 +3,6 @@
 import functools
 import json
 import logging
-import platform
 import resource
 import shlex
 import time
@@ -13,10 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from transformers import AutoImageProcessor, PreTrainedModel, set_seed
 
-from hf_denseseg import __version__
 from hf_denseseg.data.class_names import ClassNames
 from hf_denseseg.data.class_order import class_order
 from hf_denseseg.data.labels import LabelSpec
@@ -37,6 +34,7 @@ from hf_denseseg.reports.model_card import write_card
 from hf_denseseg.reports.run_page import format_scores, write_report
 from hf_denseseg.training.adaptation import check_adaptation
 from hf_denseseg.training.checkpoints import explain_failed_save, step_of
+from hf_denseseg.training.environment import machine, versions
 from hf_denseseg.training.held_back import part_of
 from hf_denseseg.training.pixel_keys import processor_values, with_pixel_format
 from hf_denseseg.training.recipe import Recipe
@@ -72,6 +70,7 @@ def train(recipe: Recipe) -> dict[str, Any]:
 
 
 def _train(recipe: Recipe, output: Path) -> dict[str, Any]:
+    origin = versions()  # of the code that runs; the checkout may be another one at the end
     finished = check_folder(recipe.given, recipe.training, output)
     if finished is not None:
         logger.info("%s already holds this run, finished. Give another --output_dir to train again.", output)
@@ -93,13 +92,13 @@ def _train(recipe: Recipe, output: Path) -> dict[str, Any]:
         "cpu_seconds": _cpu_seconds() - started[1] - trainer.evaluation_cpu_seconds,
         "evaluation_cpu_seconds": trainer.evaluation_cpu_seconds,
         "resumed_from_step": 0 if checkpoint is None else step_of(checkpoint),
-        "peak_memory_bytes": _peak_memory(),
+        "peak_memory_bytes": _peak_memory(recipe.training.device),
         "data_wait_fraction": trainer.data_time.fraction,
     }
     # The reported scores must be those of the weights that are saved.
     if recipe.training.load_best_model_at_end or trainer.scores.get("step") != trainer.state.global_step:
         trainer.evaluate()
-    results = _results(recipe, trainer, eval_data) | {"training": cost, "history": trainer.state.log_history}
+    results = _results(recipe, trainer, eval_data, origin) | {"training": cost, "history": trainer.state.log_history}
     with explain_failed_save(output / "model"), trainer.unsharded_model(), trainer.weights_to_keep():
         trainer.save_model(str(output / "model"))
         if trainer.is_world_process_zero():
@@ -127,6 +126,7 @@ def evaluate(recipe: Recipe, fit_temperature: bool = False) -> dict[str, Any]:
     """
     if fit_temperature:
         _check_fit(recipe)
+    origin = versions()
     output = check_output_folder(recipe.training.output_dir or ".")
     recipe = _with_pixel_format(recipe, training=False)
     eval_data = load_data(recipe, "eval")
@@ -134,7 +134,7 @@ def evaluate(recipe: Recipe, fit_temperature: bool = False) -> dict[str, Any]:
     if fit_temperature:
         trainer.fit_temperature()
     with trainer.resumable_evaluation():
-        results = _results(recipe, trainer, eval_data) | {"command": _evaluation_command(recipe)}
+        results = _results(recipe, trainer, eval_data, origin) | {"command": _evaluation_command(recipe)}
         if trainer.is_world_process_zero():
             recipe.task.write_evaluation(trainer, results, output)
             write_atomic(output / "results.json", json.dumps(results, indent=1) + "\n")
@@ -157,6 +157,7 @@ def export_scorer(recipe: Recipe, limit: int | None = None) -> Callable[[PreTrai
     Returns:
         Takes an exported model, or None for the checkpoint; returns what `results.json` of an evaluation holds.
     """
+    origin = versions()
     recipe = _with_pixel_format(recipe, training=False)
     data = load_data(recipe, "eval")
     if limit is not None:
@@ -165,7 +166,7 @@ def export_scorer(recipe: Recipe, limit: int | None = None) -> Callable[[PreTrai
     def score(model: PreTrainedModel | None) -> dict[str, Any]:
         trainer = build_evaluator(recipe, data, model)
         trainer.evaluate()
-        return _results(recipe, trainer, data)
+        return _results(recipe, trainer, data, origin)
 
     return score
 
@@ -338,7 +339,7 @@ def build_trainer(recipe: Recipe, model: PreTrainedModel, eval_data: Any, train_
     return recipe.task.build_trainer(recipe.data, recipe.training, model, processor, eval_data, train_data)
 
 
-def _results(recipe: Recipe, trainer: TaskTrainer, eval_data: Any) -> dict[str, Any]:
+def _results(recipe: Recipe, trainer: TaskTrainer, eval_data: Any, origin: dict[str, str]) -> dict[str, Any]:
     return {
         "task": recipe.model.task,
         "model": recipe.model.model,
@@ -356,12 +357,8 @@ def _results(recipe: Recipe, trainer: TaskTrainer, eval_data: Any) -> dict[str, 
             for key, value in recipe.given.items()
             if key not in ("output_dir", "dataset")
         },
-        "versions": {
-            "hf_denseseg": __version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "python": platform.python_version(),
-        },
+        "versions": origin,
+        "machine": machine(trainer.args),
     }
 
 
@@ -391,8 +388,8 @@ def _cpu_seconds() -> float:
     return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
 
 
-def _peak_memory() -> int:
-    """Peak memory in bytes, of the GPU or else of this process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
+def _peak_memory(device: torch.device) -> int:
+    """Peak memory in bytes, of the GPU if the run was on one, else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
