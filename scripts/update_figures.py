@@ -81,7 +81,8 @@ def camvid_row(what: str, run: dict[str, Any]) -> str:
     seconds = cost["cpu_seconds"] + cost["evaluation_cpu_seconds"]
     return (
         f"| {what} | {100 * scores['mean_iou']:.1f} | {100 * scores['pixel_accuracy']:.1f} | "
-        f"{run['parameters'] / 1e6:.1f} | {seconds:,.0f} | {cost['wall_seconds'] / 60:.0f} |"
+        f"{run['parameters'] / 1e6:.1f} | {seconds:,.0f} | {cost['wall_seconds'] / 60:.0f} | "
+        f"{run['machine']['processor'] if 'machine' in run else '–'} |"
     )
 
 
@@ -95,9 +96,9 @@ def camvid_rows() -> list[str]:
         ),
         camvid_row("the same from random weights, seed 0", run_of(CAMVID_PRETRAINED, "results_random.json")),
         camvid_row(f"`{CAMVID}` with images at their full size", run_of(CAMVID, "results_full_size.json")),
-        camvid_row("the same on AMD EPYC", run_of(CAMVID, "results_full_size_amd.json")),
-        "| U-Net, ResNet-18 (segmentation_models_pytorch) | 27.1 | 71.5 | – | about 1,000 | – |",
-        "| SegFormer-B0 (transformers) | 20.4 | 61.9 | – | about 1,000 | – |",
+        camvid_row("the same on another processor", run_of(CAMVID, "results_full_size_amd.json")),
+        "| U-Net, ResNet-18 (segmentation_models_pytorch) | 27.1 | 71.5 | – | about 1,000 | – | – |",
+        "| SegFormer-B0 (transformers) | 20.4 | 61.9 | – | about 1,000 | – | – |",
     ]
 
 
@@ -119,10 +120,11 @@ def measured() -> str:
         "had other work beside them. The recipe from random weights was chosen by trial runs on the same",
         "validation images, so its rows are optimistic; that with ImageNet weights ran once per seed, as written",
         "before its first run. *Full size*: the recipe as it was before, with crops of 128x192, scales of 0.5 to 1.25",
-        "and 1,400 steps.",
+        "and 1,400 steps. A dash: the run did not note its processor. The file of a run (`scripts/results/`) names its",
+        "commit, or else is of the commit that added it.",
         "",
-        "| recipe or model | mIoU % | pixel accuracy % | parameters M | CPU seconds | minutes |",
-        "|---|---|---|---|---|---|",
+        "| recipe or model | mIoU % | pixel accuracy % | parameters M | CPU seconds | minutes | processor |",
+        "|---|---|---|---|---|---|---|",
         *camvid_rows(),
         "",
         "`dsct_small_sac_camvid` (full size, for a GPU): not measured. All families and their peers at equal CPU",
