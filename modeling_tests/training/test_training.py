@@ -169,6 +169,15 @@ def test_a_trained_model_learns_other_classes_from_a_folder(finished, tmp_path):
     }  # fmt: skip
 
 
+def test_results_name_versions_and_the_machine_and_the_pages_show_them(finished):
+    output, results = finished
+    assert results["versions"]["torch"] == torch.__version__
+    found = results["machine"]
+    assert (found["accelerator"], found["processes"], found["threads"]) == (None, 1, torch.get_num_threads())
+    for page in (output / "index.html", output / "model" / "README.md"):
+        assert f"torch {torch.__version__}" in page.read_text() and found["processor"] in page.read_text(), page
+
+
 def test_killed_run_resumes_to_the_same_weights(uninterrupted, tmp_path):
     """10 steps equal 5, kill -9, and the rest, bit for bit: weights, averages, order, augmentation, dropout."""
     words = [*WORDS, *TEN, "--output_dir", str(tmp_path)]
