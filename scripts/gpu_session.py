@@ -4,10 +4,11 @@
     python scripts/gpu_session.py --dry_run --output runs/dry      every stage in miniature, on a CPU
 
 `gpu_session.md` says how to prepare a machine. Stages, each in processes of its own with a time limit: `tests` (those
-marked `gpu`), `attention` (deformable attention: Triton against its peers), `steps` (forward and training step of one
-variant per family, bfloat16), and `camvid` (training from random weights; the number of steps is chosen to fill the
-time that is left; with test images beside train and val, the model is evaluated on them too). `session.json` is
-written after every command, so a session that is cut keeps what was done.
+marked `gpu`; with two GPUs also DDP and FSDP over NCCL), `attention` (deformable attention: Triton against its peers),
+`steps` (forward and training step of one variant per family, bfloat16), and `camvid` (training from random weights;
+the number of steps is chosen to fill the time that is left; with test images beside train and val, on train and on
+train+val, each evaluated on the test images too). `session.json` is written after every command, so a session that is
+cut keeps what was done.
 """
 
 import argparse
@@ -94,8 +95,10 @@ def train(session: Session, args: argparse.Namespace) -> None:
         seconds.append(next(row["train_runtime"] for row in history if "train_runtime" in row))
     if args.only_trial:
         return
-    for number, split in enumerate(args.camvid_splits):
-        share = session.left() / (len(args.camvid_splits) - number)
+    has_test = args.dry_run or (args.camvid / "test").exists()
+    splits = args.camvid_splits or (["train", "train+val"] if has_test else ["train"])
+    for number, split in enumerate(splits):
+        share = session.left() / (len(splits) - number)
         steps = args.camvid_steps
         if steps is None:
             per_step = (seconds[1] - seconds[0]) / (TRIALS[1] - TRIALS[0])
@@ -104,7 +107,7 @@ def train(session: Session, args: argparse.Namespace) -> None:
         name = f"camvid_{split.replace('+', '_')}"
         options = ["--max_steps", str(steps), "--eval_steps", str(steps), "--warmup_steps", str(max(steps // 20, 1))]
         options += ["--train_split", split, "--output_dir", str(session.output / name)]
-        if session.run(name, [*words, *options], share) and (args.dry_run or (args.camvid / "test").exists()):
+        if session.run(name, [*words, *options], share) and has_test:
             test = [str(session.output / name / "model"), "--dataset", data, "--eval_split", "test"]
             test += ["--max_eval_samples", "2", "--use_cpu"] if args.dry_run else []
             session.run(f"{name}_test", [*EVALUATE, *test, "--output_dir", str(session.output / f"{name}_test")], 60)
@@ -118,7 +121,7 @@ def main() -> None:
     parser.add_argument("--dry_run", action="store_true", help="every stage in miniature, on a CPU")
     parser.add_argument("--camvid", type=Path, help="CamVid at 360x480; without it there is no training")
     parser.add_argument("--camvid_steps", type=int, help="steps of the training instead of what fits into the time")
-    parser.add_argument("--camvid_splits", nargs="+", default=["train"], help="train (default), train+val")
+    parser.add_argument("--camvid_splits", nargs="+", help="default: train; with a test folder: train train+val")
     parser.add_argument("--train_options", default="", help="options of the training, such as '--channels_last'")
     parser.add_argument("--only_trial", action="store_true", help="measure the time of a training step, do not train")
     parser.add_argument("--peer", type=Path, help="folder of a build of kernels-community/deformable-detr")

@@ -56,6 +56,9 @@ def test_names_give_counts_and_size():
     assert parse_name("synthetic:30@64x96") == ({"train": 30, "validation": 6, "test": 6}, (64, 96))
     data = load_segmentation("synthetic:30@64x96", "val", limit=4)
     assert len(data.dataset) == 4 and data.dataset[3]["label"].shape == (64, 96)
+    joined = load_segmentation("synthetic:10@32x48", "train+val").dataset
+    assert [joined[number]["id"] for number in (0, 9, 10)] == ["train-00000", "train-00009", "validation-00000"]
+    assert len(joined) == 12
     for name in ("synthetic:0", "synthetic@8x8", "synthetic:x"):
         with pytest.raises(InputError, match="synthetic:COUNT"):
             load_segmentation(name, "train")

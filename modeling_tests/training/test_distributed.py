@@ -238,7 +238,9 @@ def test_a_resumed_batch_may_be_split_differently_but_not_change(large_batch, tm
 
 
 @pytest.mark.gpu
-def test_batch_norm_is_synced_between_gpus(tmp_path):
+@pytest.mark.parametrize("environment", [{}, SHARDED], ids=["DDP", "FSDP"])
+def test_two_gpus_train_the_weights_of_one_with_twice_the_batch(tmp_path, environment):
+    """Over NCCL, with BatchNorm over both."""
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two GPUs")
     on_gpus = [word for word in WORDS if word != "--use_cpu"]
@@ -246,7 +248,7 @@ def test_batch_norm_is_synced_between_gpus(tmp_path):
         words = [*on_gpus, "--per_device_train_batch_size", size, "--save_strategy", "no"]
         words += ["--output_dir", str(tmp_path / name)]
         if name == "two":
-            processes.run_two(words, free_port(), tmp_path)
+            processes.run_two(words, free_port(), tmp_path, environment)
         else:
             processes.start(words, {"CUDA_VISIBLE_DEVICES": "0"}).join()
     assert furthest(trained(tmp_path / "one")[0], trained(tmp_path / "two")[0]) < 1e-3

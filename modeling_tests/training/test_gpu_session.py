@@ -16,7 +16,7 @@ def test_a_dry_run_goes_through_every_stage(tmp_path):
     commands = json.loads((tmp_path / "session.json").read_text())["commands"]
     states = {row["name"]: row["state"] for row in commands}
     assert set(states.values()) == {"done"}
-    assert {"tests", "attention", "camvid_train", "camvid_train_test"} <= set(states)
+    assert {"tests", "attention", "camvid_train", "camvid_train_test", "camvid_train_val_test"} <= set(states)
     figures = json.loads((tmp_path / "msda_cuda.json").read_text())["figures"]
     assert figures["unept-encoder-deit"]["initial_float32"]["forward"]["ours_error"] < 1e-4
     assert json.loads((tmp_path / "cuda_dsct-tiny-sac.json").read_text())["figures"]["forward"]["time_ratio"] > 0

@@ -279,8 +279,8 @@ class RenderScenes:
 
 def _synthetic_rows(name: str, split: str) -> dict[str, list[Any]]:
     counts = parse_name(name).counts
-    split = resolve_split(split, sorted(counts), "The embedded dataset")
-    return {"id": [f"{split}-{index:05d}" for index in range(counts[split])]}
+    names = [resolve_split(part, sorted(counts), "The embedded dataset") for part in split_names(split)]
+    return {"id": [f"{part}-{index:05d}" for part in names for index in range(counts[part])]}
 
 
 class Rows:
