@@ -1,7 +1,5 @@
 """Reading of recipes: every wrong key, type and value is one clear sentence."""
 
-from types import SimpleNamespace
-
 import pytest
 
 from hf_denseseg.errors import InputError
@@ -126,9 +124,5 @@ def test_results_name_files_without_the_folders_of_this_machine(recipe_file, tmp
     spec = tmp_path / "spec.yaml"
     spec.write_text("classes: [a, b]\n")
     recipe = load_recipe(recipe_file(f"label_spec: {spec}\nencoder_weights: timm:resnet50\n"))
-    config = SimpleNamespace(model_type="x", num_labels=2)
-    model = SimpleNamespace(config=config, named_parameters=list)
-    trainer = SimpleNamespace(model=model, protocol={}, scores={}, state=SimpleNamespace(global_step=1))
-    data = SimpleNamespace(spec=SimpleNamespace(name="x"), dataset=[])
-    written = training_run._results(recipe, trainer, data)["recipe"]
+    written = training_run.recipe_for_others(recipe)
     assert written == {"label_spec": "spec.yaml", "encoder_weights": "timm:resnet50"}

@@ -352,13 +352,18 @@ def _results(recipe: Recipe, trainer: TaskTrainer, eval_data: Any, origin: dict[
         "protocol": trainer.protocol,
         "scores": trainer.scores,
         "steps": trainer.state.global_step,
-        "recipe": {
-            key: Path(str(value)).name if key in LOCAL_FILES and Path(str(value)).exists() else value
-            for key, value in recipe.given.items()
-            if key not in ("output_dir", "dataset")
-        },
+        "recipe": recipe_for_others(recipe),
         "versions": origin,
         "machine": machine(trainer.args),
+    }
+
+
+def recipe_for_others(recipe: Recipe) -> dict[str, Any]:
+    """The keys of a recipe without the folders of this machine; files are named without theirs."""
+    return {
+        key: Path(str(value)).name if key in LOCAL_FILES and Path(str(value)).exists() else value
+        for key, value in recipe.given.items()
+        if key not in ("output_dir", "dataset")
     }
 
 
