@@ -19,7 +19,6 @@ from hf_denseseg.files import atomic_path, write_atomic
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-ROOT = Path(__file__).resolve().parents[1]
 DENSESEG = (sys.executable, "-m", "hf_denseseg.cli")
 
 
@@ -121,10 +120,11 @@ def outcome_of(run: Callable[[], dict[str, Any]], seed: int) -> dict[str, Any]:
         return {"seed": seed, "state": f"failed: {error}", "commit": current_commit()}
 
 
-def current_commit() -> str:
-    """Hash of the commit that is checked out."""
-    words = ["git", "rev-parse", "HEAD"]
-    return subprocess.run(words, capture_output=True, text=True, cwd=ROOT).stdout.strip()
+def current_commit() -> str | None:
+    """Hash of the commit that is checked out, as runs name it."""
+    from hf_denseseg.training.environment import PACKAGE, checked_out_commit  # loads torch, which --help need not
+
+    return checked_out_commit(PACKAGE)
 
 
 def environment(script: str, words: list[str]) -> dict[str, Any]:
