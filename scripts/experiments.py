@@ -70,9 +70,9 @@ def results_so_far(file: Path, head: dict[str, Any], script: str, words: list[st
         return head | {"environment": environment(script, words), "rows": {}}
     results = json.loads(file.read_text())
     for key, value in head.items():
-        if results[key] != value:
-            sys.exit(f"{file} holds results with {key} {results[key]}, not {value}: run with the same, or give "
-                     "another folder as --results.")  # fmt: skip
+        if (known := results.get(key)) != value:
+            sys.exit(f"{file} holds results with {key} {known}, not {value}: run with the same, or give another "
+                     "folder as --results.")  # fmt: skip
     return results
 
 

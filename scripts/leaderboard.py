@@ -4,15 +4,14 @@
 
 The rows stand in `scripts/leaderboards/DATASET.yaml`, or another plan of that folder (`--plan camvid_from_scratch`:
 one recipe, and what each change to it is worth). First a few steps of every row are timed, which gives the number of
-steps that fit into the budget. Then each row is searched on a part of the training split, and trained once per seed;
-the validation split decides nothing. Steps, not seconds, are what runs share, so that other load on the machine
-changes no score. What the results hold is not run again: start the script again to go on, with `--rows` for some rows
-only. A run that fails stays in the results. Writes `scripts/results/leaderboard/PLAN.json`, `.md` and `.png` (learning
-curves, or gains over the base) after every run.
+steps that fit into the budget. Then each row is searched on a part of the training split, one key after the other, and
+trained once per seed; the validation split decides nothing. Steps, not seconds, are what runs share, so that other
+load on the machine changes no score. What the results hold is not run again: start the script again to go on, with
+`--rows` for some rows only. A run that fails stays in the results. Writes `scripts/results/leaderboard/PLAN.json`,
+`.md` and `.png` (learning curves, or gains over the base) after every run.
 """
 
 import argparse
-import itertools
 import json
 import statistics
 import subprocess
@@ -44,27 +43,29 @@ SMP = (sys.executable, str(ROOT / "scripts" / "smp_unet.py"))
 TIMED_STEPS = (4, 44)  # of two short runs; their difference leaves out what every run does once
 EVALUATIONS = 5  # points of a learning curve
 HELD_BACK = 0.2  # part of the training split that the search is scored on
+SEARCH_SHARE = 1 / 8  # part of the budget that a run of the search has
 
 
 class Row:
     """One model of the table: its recipe, and the folder of its runs."""
 
-    def __init__(self, name: str, settings: dict[str, Any], shared: dict[str, Any], args: argparse.Namespace) -> None:
-        own = dict(settings)
+    def __init__(self, name: str, plan: dict[str, Any], args: argparse.Namespace) -> None:
+        own = dict(plan["rows"][name])
         self.name, self.folder, self.args = name, args.output_dir / slug(name), args
+        self.images: dict[str, dict[str, Any]] = plan.get("images", {})  # what each choice of `images` stands for
         own.pop("peer", None)  # where the model comes from: for readers, and for its line in the figure
         self.pretrained: bool = own.pop("pretrained", False)
         self.pretraining: dict[str, Any] | None = own.pop("pretraining", None)
         self.same_cost: bool = own.pop("same_cost", False)  # a step costs what one of the base costs
         self.warmup: float = own.pop("fraction_of_warmup", 0.05)
-        self.recipe = {**shared, **own, "dataset": args.data}
+        self.recipe = {**plan["shared"], **own, "dataset": args.data}
         self.command = SMP if self.recipe["model"] == "smp-unet" else DENSESEG
         if self.pretrained:
             self.recipe["encoder_weights"] = args.encoder_weights
 
     def train(self, name: str, **settings: Any) -> dict[str, Any]:
         """One run of the row; the U-Net starts from a folder with the random weights of its seed."""
-        recipe = self.recipe | settings
+        recipe = self.recipe | self.expanded(settings)
         if self.command is SMP:
             seed = str(settings.get("seed", 0))
             start = self.folder / f"start_{seed}"
@@ -72,6 +73,11 @@ class Row:
                 subprocess.run([*SMP, "create", str(start), seed], check=True)
             recipe["model"] = str(start)
         return train(self.folder / name, recipe, self.command)
+
+    def expanded(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """Keys of the recipe; `images` is a name of several."""
+        keys = dict(settings)
+        return self.images.get(keys.pop("images", ""), {}) | keys
 
     def seconds_per_step(self) -> float:
         """CPU seconds of a training step, data included."""
@@ -91,18 +97,25 @@ class Row:
         }
 
     def search(self, steps: int, choices: dict[str, list[Any]]) -> list[dict[str, Any]]:
-        """Train every combination of `choices` for `steps`; their mIoU on the part of train that is held back."""
-        tried = []
-        for values in itertools.product(*choices.values()):
-            settings = dict(zip(choices, values, strict=True))
-            name = "search_" + "_".join(f"{value:g}" for value in values)
-            try:
-                run = self.train(name, **self.schedule(steps), eval_strategy="no", eval_fraction=HELD_BACK, **settings)
-                outcome = {"mean_iou_percent": score(run), "images": run["images"]}
-            except RuntimeError as error:
-                outcome = {"mean_iou_percent": 0.0, "state": f"failed: {error}"}
-            tried.append({"settings": settings, **outcome})
+        """Runs of `steps` for one key after the other, with the best of those before it; scored on a part of train."""
+        tried: list[dict[str, Any]] = []
+        settings = {key: values[0] for key, values in choices.items()}
+        for key, values in choices.items():
+            for value in values:
+                trial = settings | {key: value}
+                if trial not in [each["settings"] for each in tried]:
+                    tried.append({"settings": trial, **self.attempt(steps, trial)})
+            settings = best(tried)
         return tried
+
+    def attempt(self, steps: int, settings: dict[str, Any]) -> dict[str, Any]:
+        """mIoU on the part of the training split that is held back; 0 if the run failed."""
+        name = slug("_".join(["search", *map(str, settings.values())]))
+        try:
+            run = self.train(name, **self.schedule(steps), eval_strategy="no", eval_fraction=HELD_BACK, **settings)
+        except RuntimeError as error:
+            return {"mean_iou_percent": 0.0, "state": f"failed: {error}"}
+        return {"mean_iou_percent": score(run), "images": run["images"]}
 
     def final(self, seed: int, steps: int, settings: dict[str, Any]) -> dict[str, Any]:
         """Train on the whole training split; what the table needs of the run."""
@@ -137,8 +150,9 @@ class Row:
         }
 
 
-def multiply_adds(row: Row, size: tuple[int, int]) -> int:
-    """Of one image of (height, width) pixels, counted on the model of the first timed run."""
+def multiply_adds(row: Row, plan: dict[str, Any], settings: dict[str, Any]) -> int:
+    """Of one image at the size of the test, counted on the model of the first timed run."""
+    size = (row.recipe | row.expanded(settings)).get("test_base_size", plan["image_size"])
     script = (
         "import sys, torch, hf_denseseg, smp_unet; from transformers import AutoModelForSemanticSegmentation as Auto\n"
         "from hf_denseseg.models.flops import count_forward\n"
@@ -151,10 +165,9 @@ def multiply_adds(row: Row, size: tuple[int, int]) -> int:
     return int(done.stdout.split()[-1])
 
 
-def chosen(row: dict[str, Any]) -> dict[str, Any]:
-    """The settings that did best in the search of a row; none if there was no search."""
-    best = max(row["search"], key=lambda each: each["mean_iou_percent"], default={"settings": {}})
-    return best["settings"]
+def best(tried: list[dict[str, Any]]) -> dict[str, Any]:
+    """The settings that did best in a search; none if there was none."""
+    return max(tried, key=lambda each: each["mean_iou_percent"], default={"settings": {}})["settings"]
 
 
 HEADS = ("model", "mIoU %, mean ± standard deviation", "seeds", "steps", "parameters M", "GMACs",
@@ -164,9 +177,9 @@ HEADS = ("model", "mIoU %, mean ± standard deviation", "seeds", "steps", "param
 def table(results: dict[str, Any]) -> str:
     """The rows, best first."""
     rows, base = results["rows"], results.get("base")
-    keys = list(dict.fromkeys(key for row in rows.values() for key in chosen(row)))
+    keys = list(dict.fromkeys(key for row in rows.values() for key in best(row["search"])))
     names = " and ".join(key.replace("_", " ") for key in keys)
-    how = f"; {names} by a search on a fifth of the training split at a quarter of the budget" if keys else ""
+    how = f"; {names} by a search on a fifth of the training split at an eighth of the budget" if keys else ""
     heads = [*HEADS, *([names] if keys else []), *([f"gain over {base}, seed by seed"] if base else [])]
     lines = [
         f"{results['dataset']} val, {results['budget_cpu_seconds']:g} CPU seconds of training for each run on "
@@ -178,7 +191,7 @@ def table(results: dict[str, Any]) -> str:
     for name, row in sorted(rows.items(), key=lambda each: -statistics.mean(finished(each[1]).values() or [-1.0])):
         if finished(row):
             cells = cells_of(row, results["environment"]["processor"])
-            cells += [", ".join(f"{value:g}" for value in chosen(row).values())] if keys else []
+            cells += [", ".join(map(str, best(row["search"]).values()))] if keys else []
             gains = differences(row, rows.get(base))
             cells += [mean_and_spread(gains, "+.2f") if gains else "–"] if base else []
         else:
@@ -272,8 +285,7 @@ def start_row(row: Row, plan: dict[str, Any], states: dict[str, Any], budget: fl
     seconds = row.seconds_per_step()
     print(f"{row.name}: {seconds:.3f} CPU seconds per step", flush=True)
     steps = max(1, int(budget / seconds) // EVALUATIONS) * EVALUATIONS
-    size = tuple(row.recipe.get("test_base_size", plan["image_size"]))
-    return own | {"seconds_per_step": seconds, "steps": steps, "multiply_adds": multiply_adds(row, size)}
+    return own | {"seconds_per_step": seconds, "steps": steps, "multiply_adds": multiply_adds(row, plan, {})}
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -284,8 +296,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     words += ["--seeds", str(args.seeds)]
     file = args.results / f"{args.plan}.json"
     head |= {"base": plan.get("base"), "shared": plan["shared"]}
+    head |= {key: plan[key] for key in ("search", "images") if key in plan}
     results = results_so_far(file, head, "leaderboard.py", words)
-    rows = {name: Row(name, each, plan["shared"], args) for name, each in plan["rows"].items()}
+    rows = {name: Row(name, plan, args) for name in plan["rows"]}
     states = results["rows"]
     for name, row in rows.items():
         if name in states and states[name]["recipe"] != plan["rows"][name]:
@@ -296,14 +309,16 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             write(results, args.results)
     for name, row in rows.items():
         if "search" in plan and not states[name]["search"]:
-            states[name]["search"] = row.search(max(1, states[name]["steps"] // 4), plan["search"])
+            state = states[name]
+            state["search"] = row.search(max(1, int(SEARCH_SHARE * state["steps"])), plan["search"])
+            state["multiply_adds"] = multiply_adds(row, plan, best(state["search"]))
             write(results, args.results)
     write(results, args.results)
     train_seeds(
         states,
         rows,
         range(args.seeds),
-        lambda name, seed: rows[name].final(seed, states[name]["steps"], chosen(states[name])),
+        lambda name, seed: rows[name].final(seed, states[name]["steps"], best(states[name]["search"])),
         lambda: write(results, args.results),
     )
     return results

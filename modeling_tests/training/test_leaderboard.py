@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import itertools
 import json
 import sys
 
@@ -72,19 +73,44 @@ def test_every_plan_gives_complete_recipes(script, tmp_path):
     for path in ROWS.parent.glob("*.yaml"):
         plan = yaml.safe_load(path.read_text())
         args = argparse.Namespace(output_dir=tmp_path, data="synthetic", encoder_weights="w.safetensors")
-        for name, settings in plan["rows"].items():
-            recipe = script.Row(name, settings, plan["shared"], args).recipe
+        for name, images in itertools.product(plan["rows"], plan.get("images", {"": {}})):
+            row = script.Row(name, plan, args)
+            recipe = row.recipe | row.expanded({"images": images})
             (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
             if recipe["model"] != "smp-unet":
                 assert load_recipe(tmp_path / "recipe.yaml").model.model == recipe["model"], (path.name, name)
         assert plan.get("base", name) in plan["rows"]
+        assert list(plan.get("images", ())) == plan.get("search", {}).get("images", [])
+
+
+def test_a_search_takes_one_key_after_the_other(script, tmp_path, monkeypatch):
+    plan = yaml.safe_load(ROWS.read_text())
+    args = argparse.Namespace(output_dir=tmp_path, data="synthetic", encoder_weights=None)
+    row, asked = script.Row("DSCT", plan, args), []
+
+    def train(folder, recipe, command):
+        asked.append(recipe)
+        if recipe["learning_rate"] == 2.0 and recipe.get("base_size") == [4, 4]:
+            raise RuntimeError("exit code 1: no")
+        return {"scores": {"mean_iou": recipe["learning_rate"] / 10 + 0.1 * ("base_size" in recipe)}, "images": 3}
+
+    monkeypatch.setattr(script, "train", train)
+    row.images = {"full": {}, "third": {"base_size": [4, 4]}, "half": {"base_size": [6, 6], "test_base_size": [6, 6]}}
+    tried = row.search(50, {"learning_rate": [1.0, 2.0, 1.5], "images": ["full", "third", "half"]})
+    rates = [(1.0, "full"), (2.0, "full"), (1.5, "full"), (2.0, "third"), (2.0, "half")]
+    assert [(each["settings"]["learning_rate"], each["settings"]["images"]) for each in tried] == rates
+    assert [each["mean_iou_percent"] for each in tried] == pytest.approx([10.0, 20.0, 15.0, 0.0, 30.0])
+    assert tried[3]["state"] == "failed: exit code 1: no"
+    assert script.best(tried) == {"learning_rate": 2.0, "images": "half"} and script.best([]) == {}
+    assert asked[-1]["test_base_size"] == [6, 6] and "images" not in asked[-1] and asked[-1]["max_steps"] == 50
+    assert {recipe["eval_fraction"] for recipe in asked} == {script.HELD_BACK}
 
 
 def test_a_row_of_equal_cost_gets_the_steps_of_the_base(script, tmp_path):
     plan = yaml.safe_load((ROWS.parent / "camvid_from_scratch.yaml").read_text())
     args = argparse.Namespace(output_dir=tmp_path, data="synthetic", encoder_weights=None)
     name = "cosine schedule"
-    row = script.Row(name, plan["rows"][name], plan["shared"], args)
+    row = script.Row(name, plan, args)
     assert "same_cost" not in row.recipe
     base = row_of(0.5, [(10.0, 20.0)])
     started = script.start_row(row, plan, {plan["base"]: base}, 300.0)
@@ -97,11 +123,16 @@ def test_a_row_of_equal_cost_gets_the_steps_of_the_base(script, tmp_path):
 def test_operations_are_counted_at_the_size_of_the_test(script, tmp_path, monkeypatch):
     plan = yaml.safe_load((ROWS.parent / "camvid_from_scratch.yaml").read_text())
     args = argparse.Namespace(output_dir=tmp_path, data="synthetic", encoder_weights=None)
-    monkeypatch.setattr(script, "multiply_adds", lambda row, size: size[0] * size[1])
+    counted = []
+    done = argparse.Namespace(stdout="7\n")
+    monkeypatch.setattr(script.subprocess, "run", lambda words, **_: counted.append(words[-2:]) or done)
     monkeypatch.setattr(script.Row, "seconds_per_step", lambda row: 0.5)
-    for name, pixels in (("crops by class", 360 * 480), ("images at half their size", 180 * 240)):
-        started = script.start_row(script.Row(name, plan["rows"][name], plan["shared"], args), plan, {}, 300.0)
-        assert started["multiply_adds"] == pixels and started["steps"] == 600
+    for name, size in (("crops by class", ["360", "480"]), ("images at half their size", ["180", "240"])):
+        started = script.start_row(script.Row(name, plan, args), plan, {}, 300.0)
+        assert started["multiply_adds"] == 7 and started["steps"] == 600 and counted[-1] == size
+    plan = yaml.safe_load(ROWS.read_text())
+    script.multiply_adds(script.Row("DSCT", plan, args), plan, {"learning_rate": 1.0, "images": "two thirds"})
+    assert counted[-1] == ["240", "320"]
 
 
 # The U-Net's package is no dependency.
@@ -125,7 +156,8 @@ def test_a_small_leaderboard_runs_and_goes_on(script, tmp_path, monkeypatch, cap
     plan["shared"] |= {"crop_size": [64, 96], "per_device_train_batch_size": 2, "dataloader_num_workers": 0}
     plan["shared"] |= {"class_weights": None, "eval_split": "val"}
     plan["rows"] = {name: plan["rows"][name] for name in ("DSCT", "SegFormer-B0")}
-    plan["search"] = {"learning_rate": [1.0e-3]}
+    plan["images"] = {"full": {}, "half": {"base_size": [32, 48], "test_base_size": [32, 48], "crop_size": [32, 48]}}
+    plan["search"] = {"learning_rate": [1.0e-3], "images": ["full", "half"]}
     (tmp_path / "scripts" / "leaderboards").mkdir(parents=True)
     (tmp_path / "scripts" / "leaderboards" / "synthetic.yaml").write_text(yaml.safe_dump(plan))
     monkeypatch.setattr(script, "ROOT", tmp_path)
@@ -137,6 +169,7 @@ def test_a_small_leaderboard_runs_and_goes_on(script, tmp_path, monkeypatch, cap
     results = json.loads((tmp_path / "results" / "synthetic.json").read_text())
     for row in results["rows"].values():
         assert [run["state"] for run in row["runs"]] == ["done"] and row["search"][0]["images"] < 12
+        assert all("state" not in each for each in row["search"]) and len(row["search"]) == 2
         assert len(row["runs"][0]["curve"]) >= 2 and row["multiply_adds"] > 0
     monkeypatch.setattr(script, "train", None)  # nothing runs again
     assert script.main() == 0
