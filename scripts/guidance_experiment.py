@@ -161,7 +161,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     results["rows"] = {arm: rows.get(arm, {"runs": []}) for arm in ARMS if arm in rows or arm in args.arms}
 
     def train_arm(arm: str, seed: int) -> dict[str, Any]:
-        folder = args.output_dir / f"{slug(arm)}_seed{seed}"
+        folder = args.output_dir / f"{slug(arm)}_{args.steps}_steps_seed{seed}"
         done = train(folder, settings_of(arm, seed, keys, args))
         found = [each for each in done["scores"]["per_class"] if each["iou"] is not None]
         classes = {each["class"]: 100 * each["iou"] for each in found}
@@ -175,8 +175,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def stem(results: dict[str, Any]) -> str:
-    """Name of the files of the results: dataset and backbone."""
-    return slug(Path(results["dataset"]).name) + ("" if "steps" in results["backbone"] else "_lite0")
+    """Name of the files of the results: dataset, backbone and length of the schedule."""
+    backbone = "" if "steps" in results["backbone"] else "_lite0"
+    return f"{slug(Path(results['dataset']).name)}{backbone}_{results['steps']}_steps"
 
 
 def write(results: dict[str, Any], folder: Path) -> None:

@@ -32,7 +32,7 @@ ELSEWHERE = {
 IMAGES = {
     "images/leaderboard_camvid.png": "scripts/results/leaderboard/camvid.png",
     "images/leaderboard_camvid_from_scratch.png": "scripts/results/leaderboard/camvid_from_scratch.png",
-    "images/guidance_camvid.png": "scripts/results/guidance/camvid_lite0.png",
+    "images/guidance_camvid.png": "scripts/results/guidance/camvid_lite0_200_steps.png",
 }
 FUNCTIONS = {  # public functions and classes that are no model, by what they are for
     "Models": [

@@ -203,10 +203,10 @@ def leaderboard(plan: str, alt: str) -> str:
     return f'\n{image}\n\n<div class="sortable" markdown="1">\n\n{file.read_text()}\n</div>\n\n'
 
 
-def guidance(pretrained: bool) -> str:
-    """The tables of HFGD's experiment: on ImageNet weights, or on those of an FCN on drawn scenes."""
-    files = sorted((ROOT / "scripts" / "results" / "guidance").glob("*.md"))
-    return "\n" + "\n".join(path.read_text() for path in files if path.stem.endswith("_lite0") == pretrained) + "\n"
+def guidance(pattern: str) -> str:
+    """The tables of HFGD's experiment in the files of a name, such as those of one length of the schedule."""
+    files = sorted((ROOT / "scripts" / "results" / "guidance").glob(f"{pattern}.md"))
+    return "\n" + "\n".join(path.read_text() for path in files) + "\n"
 
 
 def export_rows(name: str, cells: dict[str, Any]) -> tuple[list[str], list[str]]:
@@ -282,8 +282,8 @@ BLOCKS = {
         ),
     },
     ROOT / "docs" / "guidance.md": {
-        "guidance": functools.partial(guidance, pretrained=True),
-        "earlier": functools.partial(guidance, pretrained=False),
+        "guidance": functools.partial(guidance, "camvid_lite0_200_steps"),
+        "earlier": functools.partial(guidance, "*-11"),
     },
     ROOT / "docs" / "deploy.md": {"exports": exports},
     ROOT / "docs" / "zoo.md": {"zoo": zoo_tables.zoo},

@@ -37,12 +37,12 @@ def test_every_arm_starts_from_the_same_backbone_and_results_are_kept(script, tm
     folders = ["--output_dir", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
     monkeypatch.setattr(sys, "argv", ["guidance_experiment.py", *words, *folders])
     assert script.main() == 0
-    file = tmp_path / "results" / "synthetic_5_64x96.json"
+    file = tmp_path / "results" / "synthetic_5_64x96_1_steps.json"
     results = json.loads(file.read_text())
     assert list(results["rows"]) == ["SemanticFPN", "full HFGM"]
     for row in results["rows"].values():
         assert [run["state"] for run in row["runs"]] == ["done"] and row["runs"][0]["images"] == 1
-    recipes = [(tmp_path / "runs" / f"{arm}_seed0.yaml").read_text() for arm in ("semanticfpn", "full_hfgm")]
+    recipes = [(tmp_path / "runs" / f"{arm}_1_steps_seed0.yaml").read_text() for arm in ("semanticfpn", "full_hfgm")]
     switches = ("guidance:", "axial_attention:", "output_dir:")
     rest = {"\n".join(line for line in text.splitlines() if not line.strip().startswith(switches)) for text in recipes}
     assert len(rest) == 1 and "runs/backbone/model" in rest.pop()
@@ -53,7 +53,7 @@ def test_every_arm_starts_from_the_same_backbone_and_results_are_kept(script, tm
         return real(words, **kwargs)
 
     monkeypatch.setattr(experiments.subprocess, "run", only_git)
-    shutil.rmtree(tmp_path / "runs" / "semanticfpn_seed0")  # its result stands in the file
+    shutil.rmtree(tmp_path / "runs" / "semanticfpn_1_steps_seed0")  # its result stands in the file
     assert script.main() == 0
     assert json.loads(file.read_text())["rows"] == results["rows"]
     monkeypatch.setattr(sys, "argv", ["guidance_experiment.py", *words, *folders, "--learning_rate", "0.5"])
@@ -77,7 +77,7 @@ def test_table_gives_mean_spread_and_paired_interval_and_tells_of_a_failed_run(s
     results = {"dataset": "path/to/camvid", "steps": 5, "learning_rate": 0.001, "rows": rows}
     results |= {"backbone": {"steps": 7, "dataset": "s", "mean_iou_percent": 40.0}} | ON_P
     script.write(results, tmp_path)
-    lines = (tmp_path / "camvid.md").read_text().splitlines()
+    lines = (tmp_path / "camvid_5_steps.md").read_text().splitlines()
     row = next(line for line in lines if line.startswith("| + guidance"))
     gains = [1.0, -0.5, 2.0]
     mean, half = statistics.mean(gains), 4.302653 * statistics.stdev(gains) / 3**0.5  # t of 97.5 %, 2 degrees
@@ -95,9 +95,9 @@ def test_second_table_has_the_mean_of_each_class(script, tmp_path):
     results |= ON_P
     results["rows"] = {"FCN": {"runs": runs}, "FaPN": {"runs": [{"seed": 0, "state": "failed: no"}]}}
     script.write(results, tmp_path)
-    lines = (tmp_path / "camvid_lite0.md").read_text().splitlines()
+    lines = (tmp_path / "camvid_lite0_5_steps.md").read_text().splitlines()
     assert lines[-3:] == ["| arm | road | pole |", "|---|---|---|", "| FCN | 92.0 | 0.0 |"]
-    assert (tmp_path / "camvid_lite0.png").stat().st_size > 1000
+    assert (tmp_path / "camvid_lite0_5_steps.png").stat().st_size > 1000
 
 
 def test_gain_pairs_seeds_that_both_have():
